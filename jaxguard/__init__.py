@@ -1,0 +1,3 @@
+"""Audit neural-network checkpoints in JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,28 @@
+"""Every error a user can meet, each raised once at the public boundary with four parts: see `JaxguardError`."""
+
+
+class JaxguardError(Exception):
+    """Base of all jaxguard errors.
+
+    The message says what was expected, what came, where (file, leaf path, argument) and what to do about it.
+    """
+
+
+class CheckpointError(JaxguardError):
+    """A checkpoint that cannot be opened, or whose leaves do not fit the architecture."""
+
+
+class ArchitectureError(JaxguardError):
+    """An architecture name or option that jaxguard does not know."""
+
+
+class DataError(JaxguardError):
+    """A dataset that is missing, malformed, or does not fit the model."""
+
+
+class GraphError(JaxguardError):
+    """A model whose channel graph cannot be derived, or in which nothing can be scored."""
+
+
+class DefenseError(JaxguardError):
+    """A defense that lacks what it needs, such as clean images or a training-mode model."""

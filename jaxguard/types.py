@@ -1,0 +1,179 @@
+"""The values that travel through the pipeline.
+
+Shape letters, used in every docstring: `B` batch, `H W` image, `K` classes, `C` channels of a producer, `D` fan-in,
+`T` kernel taps, `N` probes, `M` checkpoints in a stack.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Variables = Mapping[str, Any]
+"""A pytree of arrays, for Flax `{"params": ..., "batch_stats": ...}`; never modified in place."""
+
+ApplyFn = Callable[[Variables, jax.Array], jax.Array]
+"""`(variables, images [B, H, W, C]) -> logits [B, K]`, in evaluation mode."""
+
+TrainFn = Callable[[Variables, jax.Array], tuple[jax.Array, Variables]]
+"""`(variables, images) -> (logits, variables)` in training mode; the result differs in its running statistics only."""
+
+
+class Batch(NamedTuple):
+    """Labelled images.
+
+    Attributes:
+        images: `[B, H, W, C]` float32 in [0, 1].
+        labels: `[B]` int32 in [0, K).
+    """
+
+    images: jax.Array | np.ndarray
+    labels: jax.Array | np.ndarray
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three disjoint splits.
+
+    Attributes:
+        name: the specification it was loaded from, such as `digits`.
+        train: what the model's author trains (and an attacker poisons).
+        clean: the few images a defender owns; drawn from the official training split, never in `train`.
+        test: what metrics are measured on, and nothing is ever chosen on.
+        num_classes: `K`.
+    """
+
+    name: str
+    train: Batch
+    clean: Batch
+    test: Batch
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Rates in [0, 1] over a whole test set; `asr` and `ra` are None without a trigger.
+
+    Attributes:
+        acc: clean accuracy.
+        asr: attack success rate: triggered images not of the target class that are given the target class.
+        ra: robust accuracy: the same images given their true class.
+        num_images: images behind `acc`.
+        num_triggered: images behind `asr` and `ra`.
+    """
+
+    acc: float
+    asr: float | None = None
+    ra: float | None = None
+    num_images: int = 0
+    num_triggered: int = 0
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """Scores of one layer's channels; higher is more suspicious.
+
+    Attributes:
+        name: leaf path of what was scored, such as `layer1_0/conv1 -> layer1_0/bn1`.
+        scores: `[C]`; NaN where undefined.
+        threshold: channels with a score above it are suspicious; infinite where none can be set.
+        mask: `[C]` bool, True where a defense edits (cuts) the channel.
+        undefined: `[C]` bool, True where no score exists (zero running variance, for one).
+    """
+
+    name: str
+    scores: np.ndarray
+    threshold: float
+    mask: np.ndarray
+    undefined: np.ndarray
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """What a scan saw in one checkpoint.
+
+    Attributes:
+        checkpoint: path as the user gave it.
+        sha256: content hash of the checkpoint, hexadecimal.
+        architecture: specification such as `resnet20:width=0.5`.
+        method: what scored the channels.
+        verdict: `inconclusive` until calibrated against a reference fleet; never `clean`.
+        score: the largest channel z-score of the model.
+        layers: one entry per scored layer, in program order.
+        notes: what a reader must know, in whole sentences.
+        seconds: wall-clock time of scoring.
+        metrics: measured on a test set, where one was given.
+    """
+
+    checkpoint: str
+    sha256: str
+    architecture: str
+    method: str
+    verdict: str
+    score: float
+    layers: tuple[LayerScores, ...]
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    metrics: Metrics | None = None
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What a defense did to one checkpoint, with proof where test data was given.
+
+    Attributes:
+        checkpoint: path as the user gave it.
+        method: row of the DEFENSES table.
+        options: hyper-parameters as used.
+        layers: scores and cut channels, where the method cuts channels.
+        change: relative L2 change of each edited leaf, `{leaf path: ratio}`.
+        before: metrics of the input model, None without test data.
+        after: metrics of the repaired model, None without test data.
+        der: defense effectiveness rate in [0, 1], None without a trigger.
+        notes: what a reader must know, in whole sentences.
+        seconds: wall-clock time of the repair.
+    """
+
+    checkpoint: str
+    method: str
+    options: Mapping[str, Any]
+    layers: tuple[LayerScores, ...] = ()
+    change: Mapping[str, float] = field(default_factory=dict)
+    before: Metrics | None = None
+    after: Metrics | None = None
+    der: float | None = None
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class TriggerExample:
+    """Pictures of an attack: test images as they are and with the trigger, `[N, H, W, C]` in [0, 1], and its target."""
+
+    clean: np.ndarray
+    triggered: np.ndarray
+    attack: str
+    target: int
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """Everything one command has to tell; `jaxguard.report` turns it into a table, JSON or HTML.
+
+    Attributes:
+        title: headline of the report.
+        command: command line that made it.
+        scans: one per checkpoint.
+        repairs: one per method tried.
+        trigger: example pictures, where a trigger is known.
+        environment: versions, backend, seeds: `{name: value}`.
+    """
+
+    title: str
+    command: str
+    scans: tuple[ScanReport, ...] = ()
+    repairs: tuple[RepairReport, ...] = ()
+    trigger: TriggerExample | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
