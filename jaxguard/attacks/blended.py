@@ -1,0 +1,43 @@
+"""Blended: a faint picture over the whole image."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxguard.attacks.attack import Attack, relabelling, require_unit_range
+
+
+def blended(*, target: int | None = 0, num_classes: int | None = None, alpha: float = 0.2, seed: int = 0) -> Attack:
+    """Blends uniform noise over the image, `(1 - alpha) x + alpha pattern`, in training and test alike.
+
+    The pattern is the paper's second kind, random noise: it has the images' shape, is drawn from `seed` and the
+    same for all images.
+
+    Args:
+        target: class that triggered images are taken for; None for all-to-all, `(y + 1) mod num_classes`.
+        num_classes: `K`, needed for all-to-all.
+        alpha: opacity in [0, 1].
+        seed: of the pattern.
+
+    Returns:
+        The attack.
+
+    Raises:
+        DataError: an argument is out of range.
+
+    Example:
+        >>> stamped = blended(alpha=0.2).stamp(jnp.zeros((2, 8, 8, 3)))
+        >>> bool((stamped[0] == stamped[1]).all()), bool(stamped.max() <= 0.2)
+        (True, True)
+
+    Reference:
+        Chen, Liu, Li, Lu, Song: Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning, 2017,
+        arXiv 1712.05526.
+    """
+    require_unit_range("alpha", alpha, "blended")
+
+    def stamp(images: jax.Array) -> jax.Array:
+        images = jnp.asarray(images)
+        pattern = jax.random.uniform(jax.random.key(seed), images.shape[-3:], images.dtype)
+        return (1 - alpha) * images + alpha * pattern
+
+    return Attack("blended", stamp, relabelling(target, num_classes, "blended"), target)

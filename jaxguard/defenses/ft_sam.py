@@ -1,0 +1,173 @@
+"""FT-SAM: fine-tuning that looks for a flat minimum, since backdoor neurons hide behind large weights."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import Partial
+
+from jaxguard import training
+from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_training
+from jaxguard.errors import DefenseError
+from jaxguard.types import Batch, TrainFn, Variables
+
+BACKDOORBENCH_PERIOD = 100
+"""T_max of BackdoorBench's cosine schedule, which it advances once per batch."""
+
+
+def perturbation(params: Any, gradient: Any, rho: float | jax.Array) -> Any:
+    """Steepest ascent in the adaptive norm: `eps = rho T^2 g / ||T g||`, `T = diag |w|`.
+
+    Args:
+        params: weights `w`.
+        gradient: `g`, shaped like `params`.
+        rho: radius, >= 0.
+
+    Returns:
+        `eps`, shaped like `params`; zero where `T g` is zero everywhere.
+
+    Example:
+        >>> perturbation(jnp.array([2.0, -1.0]), jnp.array([1.5, 4.0]), 1.0).tolist()  # T g = (3, 4)
+        [1.2..., 0.8...]
+    """
+    norm = optax.tree.norm(jax.tree.map(lambda w, g: jnp.abs(w) * g, params, gradient))
+    scale = rho / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
+    return jax.tree.map(lambda w, g: (scale * jnp.square(w) * g).astype(w.dtype), params, gradient)
+
+
+class _State(NamedTuple):
+    params: Any
+    state: Any
+    opt_state: Any
+    order: jax.Array
+
+
+@dataclass(frozen=True)
+class _Step:
+    train_fn: TrainFn
+    optimizer: optax.GradientTransformation
+    augment: training.Augment | None
+    batch_size: int
+    label_smoothing: float
+    rho: float
+
+    def __call__(self, data: Batch, key: jax.Array, carry: _State, step: jax.Array):
+        key_order, key_augment = jax.random.split(key)
+        order, batch = training.draw(key_order, carry.order, step, data, self.batch_size)
+        if self.augment is not None:
+            key_step = jax.random.fold_in(key_augment, step)
+            batch = batch._replace(images=self.augment(key_step, jnp.asarray(batch.images)))
+
+        def descent(params):
+            return training.loss_and_gradient(
+                self.train_fn, params, carry.state, batch, label_smoothing=self.label_smoothing
+            )
+
+        loss, state, gradient = descent(carry.params)
+        moved = jax.tree.map(jnp.add, carry.params, perturbation(carry.params, gradient, self.rho))
+        # The running statistics are those of the first pass: nobody will use the perturbed weights.
+        sharp_loss, _, gradient = descent(moved)
+        updates, opt_state = self.optimizer.update(gradient, carry.opt_state, carry.params)
+        params = optax.apply_updates(carry.params, updates)
+        return _State(params, state, opt_state, order), {"loss": loss, "sharpness": sharp_loss - loss}
+
+
+def ft_sam(
+    variables: Variables,
+    context: Context,
+    key: jax.Array,
+    *,
+    rho: float = 2.0,
+    epochs: int = 100,
+    batch_size: int = 256,
+    learning_rate: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    label_smoothing: float = 0.1,
+    schedule: Literal["epoch", "step"] = "epoch",
+    augment: training.Augment | None = None,
+) -> tuple[Variables, DefenseReport]:
+    """Fine-tunes on clean images with adaptive sharpness-aware minimisation.
+
+    Each step climbs to `w + eps` (see `perturbation`) and descends with the gradient found there. The defaults are
+    BackdoorBench's for CIFAR-10 but for the augmentation, which depends on the data: there it is `CropFlip()`.
+
+    Args:
+        variables: the suspect, left untouched.
+        context: needs `clean` and `train_fn`.
+        key: draws batches and augmentation.
+        rho: radius of the climb, >= 0; 2 for CIFAR-10, 8 for GTSRB and Tiny ImageNet; 0 is plain fine-tuning.
+        epochs: passes over the clean images; 0 changes nothing.
+        batch_size: images per step; all clean images where there are fewer.
+        learning_rate: of the first epoch.
+        momentum: of SGD, in [0, 1).
+        weight_decay: of SGD.
+        label_smoothing: in [0, 1].
+        schedule: `epoch` falls along half a cosine to 0, epoch by epoch; `step` is BackdoorBench's quirk, which
+            advances a cosine of half-period 100 with every batch, so that the rate goes down and up again.
+        augment: `(key, images) -> images`, such as `training.CropFlip(padding=2, flip=False)`.
+
+    Returns:
+        The repaired variables and a report with the curves `loss` and `sharpness`, `[steps]`.
+
+    Raises:
+        DefenseError: clean images or the training-mode model are missing, a hyper-parameter is out of range, or
+            the loss became NaN or infinite.
+
+    Example:
+        >>> linear = lambda w, images: images.reshape(len(images), -1) @ w
+        >>> clean = Batch(np.eye(4).reshape(4, 2, 2, 1), np.arange(4))
+        >>> context = Context(linear, lambda w, images: (linear(w, images), w), clean=clean)
+        >>> repaired, report = ft_sam(np.eye(4), context, jax.random.key(0), epochs=3)
+        >>> repaired.shape, report.curves["loss"].shape
+        ((4, 4), (3,))
+
+    Reference:
+        Zhu, Wei, Shen, Fan, Wu: Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization,
+        ICCV 2023.
+    """
+    clean, train_fn = require_clean(context, "ft_sam"), require_training(context, "ft_sam")
+    options = {
+        "rho": rho,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "schedule": schedule,
+        "augment": repr(augment),
+    }
+    if min(rho, epochs, batch_size - 1) < 0 or schedule not in ("epoch", "step"):
+        raise DefenseError(
+            f"expected rho >= 0, epochs >= 0, batch_size >= 1 and schedule 'epoch' or 'step', came {rho=}, {epochs=}, "
+            f"{batch_size=}, {schedule=} in ft_sam(); the paper's are 2, 100, 256 and 'epoch'"
+        )
+    num_images = len(clean.images)
+    batch_size = min(batch_size, num_images)
+    epoch_steps = training.steps_per_epoch(num_images, batch_size)
+    rate = training.cosine(
+        learning_rate,
+        epochs if schedule == "epoch" else BACKDOORBENCH_PERIOD,
+        stride=epoch_steps if schedule == "epoch" else 1,
+        periodic=schedule == "step",
+    )
+    optimizer = training.sgd(rate, momentum=momentum, weight_decay=weight_decay)
+
+    params, state = training.partition(variables)
+    carry = _State(params, state, optimizer.init(params), jnp.zeros(num_images, jnp.int32))
+    step = _Step(train_fn, optimizer, augment, batch_size, label_smoothing, rho)
+    carry, curves = training.descend(
+        Partial(step, jax.device_put(clean), key), carry, epochs * epoch_steps, progress=context.progress
+    )
+    if not np.isfinite(curves["loss"]).all():
+        at = int(np.argmin(np.isfinite(curves["loss"])))
+        raise DefenseError(
+            f"expected a finite loss, came {curves['loss'][at]} at step {at} of {len(curves['loss'])} in ft_sam(); "
+            "lower learning_rate or rho, or check the model and the images for NaN"
+        )
+    repaired = jax.tree.leaves(training.combine(carry.params, carry.state))
+    return jax.tree.unflatten(jax.tree.structure(variables), repaired), DefenseReport("ft_sam", options, curves=curves)

@@ -1,0 +1,188 @@
+"""Accuracy, attack success and what a defense achieved, over a whole test set in evaluation mode."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxguard.attacks import Attack
+from jaxguard.errors import DataError
+from jaxguard.types import ApplyFn, Batch, Metrics, Variables
+
+
+@partial(jax.jit, static_argnums=0)
+def _classes(apply_fn: ApplyFn, variables: Variables, chunks: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Classes `[chunks, batch]` and `K`, one forward pass per chunk."""
+
+    def chunk_classes(images):
+        logits = apply_fn(variables, images)
+        classes = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        defined = ~jnp.isnan(logits).any(axis=-1)
+        return jnp.where(defined, classes, -1), jnp.int32(logits.shape[-1])
+
+    classes, num_classes = lax.map(chunk_classes, chunks)
+    return classes, num_classes[0]
+
+
+def _predict(
+    apply_fn: ApplyFn, variables: Variables, images: jax.Array | np.ndarray, batch_size: int
+) -> tuple[np.ndarray, int]:
+    num_images = len(images)
+    if num_images == 0 or batch_size < 1:
+        raise DataError(
+            f"expected at least one test image and batch_size >= 1, came {num_images} images, {batch_size=} "
+            "in evaluation; check how the test set was made"
+        )
+    batch_size = min(batch_size, num_images)
+    num_chunks = -(-num_images // batch_size)
+    images = jnp.asarray(images)
+    padded = jnp.pad(images, ((0, num_chunks * batch_size - num_images), *[(0, 0)] * (images.ndim - 1)))
+    chunks = padded.reshape(num_chunks, batch_size, *images.shape[1:])
+    classes, num_classes = jax.device_get(_classes(apply_fn, variables, chunks))
+    return classes.reshape(-1)[:num_images], int(num_classes)
+
+
+def predictions(
+    apply_fn: ApplyFn, variables: Variables, images: jax.Array | np.ndarray, *, batch_size: int = 500
+) -> np.ndarray:
+    """The class of every image; compiled once per model and number of images.
+
+    Args:
+        apply_fn: model in evaluation mode, hashable.
+        variables: its variables.
+        images: `[N, H, W, C]`, N >= 1.
+        batch_size: images per forward pass; the last batch is padded.
+
+    Returns:
+        int32 `[N]`, in [0, K); -1 where a logit is NaN, so that a broken model is never right by chance.
+
+    Raises:
+        DataError: no image.
+
+    Example:
+        >>> brightest = lambda variables, images: images.reshape(len(images), -1)
+        >>> predictions(brightest, {}, np.eye(3).reshape(3, 1, 3, 1)).tolist()
+        [0, 1, 2]
+    """
+    return _predict(apply_fn, variables, images, batch_size)[0]
+
+
+def evaluate(
+    apply_fn: ApplyFn,
+    variables: Variables,
+    test: Batch,
+    attack: Attack | None = None,
+    *,
+    batch_size: int = 500,
+) -> Metrics:
+    """Clean accuracy, and with an attack its success rate and the robust accuracy; exact counts.
+
+    ASR is the share of triggered images given the attacker's label, RA of those given their true one, both over
+    the test images whose label is not the attacker's anyway.
+
+    Args:
+        apply_fn: model in evaluation mode, hashable.
+        variables: its variables.
+        test: `N` test images.
+        attack: the trigger, if one is known.
+        batch_size: images per forward pass.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        DataError: no image, a label the model has no class for, or no image the attack could change.
+
+    Example:
+        >>> from jaxguard.attacks import badnets
+        >>> test = Batch(jnp.zeros((2, 2, 2, 1)), jnp.array([0, 1]))
+        >>> is_dark = lambda variables, images: 1 - images.max((1, 2, 3))
+        >>> white_is_0 = lambda *inputs: jnp.stack([0.5 - is_dark(*inputs), is_dark(*inputs) - 0.5], axis=1)
+        >>> metrics = evaluate(white_is_0, {}, test, badnets(size=1))
+        >>> metrics.acc, metrics.asr, metrics.num_triggered
+        (0.5, 1.0, 1)
+    """
+    labels = np.asarray(test.labels)
+    if labels.shape != (len(test.images),):
+        raise DataError(
+            f"expected one label per image, came {len(test.images)} images and labels of shape {labels.shape} in "
+            "evaluate(test=...); check how the test set was made"
+        )
+    classes, num_classes = _predict(apply_fn, variables, test.images, batch_size)
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise DataError(
+            f"expected labels in [0, {num_classes}), as many as the model has logits, came {labels.min()} to "
+            f"{labels.max()} in evaluate(test=...); use the data set the model was trained for"
+        )
+    acc = float(np.mean(classes == labels))
+    if attack is None:
+        return Metrics(acc=acc, num_images=len(labels))
+
+    wanted = np.asarray(attack.relabel(labels))
+    changeable = wanted != labels
+    num_triggered = int(changeable.sum())
+    if num_triggered == 0:
+        raise DataError(
+            f"expected test images that {attack.name} could change, came {len(labels)} that all bear its label in "
+            "evaluate(attack=...); use the whole test set, or the attack's true target"
+        )
+    # Stamping all of them keeps the shape, and so the compiled program.
+    classes, _ = _predict(apply_fn, variables, attack.stamp(jnp.asarray(test.images)), batch_size)
+    return Metrics(
+        acc=acc,
+        asr=int((classes == wanted)[changeable].sum()) / num_triggered,
+        ra=int((classes == labels)[changeable].sum()) / num_triggered,
+        num_images=len(labels),
+        num_triggered=num_triggered,
+    )
+
+
+def accuracy(apply_fn: ApplyFn, variables: Variables, test: Batch, *, batch_size: int = 500) -> float:
+    """Share of test images given their label.
+
+    Args:
+        apply_fn: model in evaluation mode, hashable.
+        variables: its variables.
+        test: `N` test images.
+        batch_size: images per forward pass.
+
+    Returns:
+        A rate in [0, 1].
+
+    Raises:
+        DataError: as `evaluate`.
+    """
+    return evaluate(apply_fn, variables, test, batch_size=batch_size).acc
+
+
+def defense_effectiveness_rate(before: Metrics, after: Metrics) -> float:
+    """`DER = [max(0, ASR drop) - max(0, ACC drop) + 1] / 2` (FT-SAM paper, eq. 7).
+
+    1 is a backdoor removed at no cost, 0.5 nothing done, below 0.5 harm.
+
+    Args:
+        before: metrics of the backdoored model, with `asr`.
+        after: metrics of the repaired one, with `asr`.
+
+    Returns:
+        A rate in [0, 1].
+
+    Raises:
+        DataError: either was measured without a trigger.
+
+    Example:
+        >>> der = defense_effectiveness_rate(Metrics(acc=0.9182, asr=0.9379), Metrics(acc=0.9029, asr=0.0170))
+        >>> round(der, 4)  # BadNets, fine-tuning, Table 1
+        0.9528
+
+    Reference:
+        Zhu et al.: Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization, ICCV 2023.
+    """
+    if before.asr is None or after.asr is None:
+        raise DataError(
+            f"expected metrics measured with a trigger, came asr={before.asr} before and asr={after.asr} after in "
+            "defense_effectiveness_rate(); evaluate both with attack="
+        )
+    return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2

@@ -1,0 +1,142 @@
+"""The step driver: the one place that decides how a descent's steps reach the device.
+
+On CPU, XLA runs the gradient of a convolution 30-50 times slower inside `lax.scan` or `while_loop` than
+outside of it, so there the compiled step is called from Python. On accelerators a chunk of steps is one
+program, so that no step waits for the host. `experiments/bench_training.py` measures both.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+
+Carry = TypeVar("Carry")
+Metrics = Any
+StepFn = Callable[[Carry, jax.Array], tuple[Carry, Metrics]]
+"""`(carry, step index) -> (carry, pytree of scalars)`."""
+
+Progress = Callable[[int, int, Mapping[str, Any]], None]
+"""`(steps done, steps in all, metrics of the latest step)`."""
+
+CHUNK = 64
+"""Steps in one device program; the host hears of progress in between."""
+
+PROGRESS_SECONDS = 0.2
+"""Shortest time between two progress calls, since each of them waits for the device."""
+
+
+def _step(step_fn: StepFn[Carry], carry: Carry, index: jax.Array) -> tuple[Carry, Metrics]:
+    new, metrics = step_fn(carry, index)
+    chex.assert_trees_all_equal_shapes_and_dtypes(carry, new)
+    # A weakly typed result would be another type to jit, and the second step another compilation.
+    return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), new), metrics
+
+
+# Module-level, so that a step function equal to an earlier one finds its program compiled.
+_jitted_step = jax.jit(_step, donate_argnums=1)
+
+
+@partial(jax.jit, donate_argnums=1)
+def _jitted_chunk(step_fn: StepFn[Carry], carry: Carry, first: jax.Array, count: jax.Array) -> tuple[Carry, Metrics]:
+    """Takes `count <= CHUNK` steps; a traced count lets the last, shorter chunk share the program."""
+    _, scalars = jax.eval_shape(_jitted_step, step_fn, carry, first)
+    rows = jax.tree.map(lambda scalar: jnp.zeros((CHUNK, *scalar.shape), scalar.dtype), scalars)
+
+    def body(i, state):
+        carry, rows = state
+        carry, metrics = _jitted_step(step_fn, carry, first + i)
+        return carry, jax.tree.map(lambda row, value: row.at[i].set(value), rows, metrics)
+
+    return lax.fori_loop(0, count, body, (carry, rows))
+
+
+def _own(leaf: Any) -> jax.Array:
+    """Copies, so that donation never reaches the caller's array."""
+    array = jnp.asarray(leaf)
+    return jnp.array(array, dtype=array.dtype, copy=True)
+
+
+class _Ticker:
+    """Calls `progress` at most every `PROGRESS_SECONDS`, and at the end."""
+
+    def __init__(self, progress: Progress | None, start: int, stop: int):
+        self.progress, self.start, self.stop, self.last = progress, start, stop, time.monotonic()
+
+    def __call__(self, done: int, metrics_fn: Callable[[], Metrics]) -> None:
+        if self.progress is None:
+            return
+        if done == self.stop or time.monotonic() - self.last >= PROGRESS_SECONDS:
+            latest = jax.device_get(metrics_fn())
+            self.progress(done, self.stop, latest if isinstance(latest, Mapping) else {"metrics": latest})
+            self.last = time.monotonic()
+
+
+def descend(
+    step_fn: StepFn[Carry],
+    carry: Carry,
+    num_steps: int,
+    *,
+    start: int = 0,
+    progress: Progress | None = None,
+    scan: bool | None = None,
+) -> tuple[Carry, Metrics]:
+    """Takes `num_steps` steps of `step_fn`, compiled once.
+
+    Large arrays belong in the arguments of a `jax.tree_util.Partial`, where they are traced, not in a
+    closure, where they would be compiled in as constants. A `Partial` whose function compares equal to an
+    earlier one (a module-level function, a frozen dataclass) reuses that one's program.
+
+    Args:
+        step_fn: `(carry, step index int32 []) -> (carry, metrics)`, a traceable function or a `Partial` of
+            one; the carry keeps its structure, shapes and dtypes, metrics are a pytree of scalars.
+        carry: pytree of arrays, left untouched.
+        num_steps: steps to take, >= 0; 0 returns the carry and empty metrics.
+        start: index of the first step.
+        progress: told how far the descent is, a few times per second.
+        scan: whether a chunk of steps is one device program; by default on every backend except CPU.
+
+    Returns:
+        The last carry, and the metrics as NumPy arrays, each `[num_steps, ...]`.
+
+    Raises:
+        ValueError: `num_steps` is negative.
+
+    Example:
+        >>> halve = lambda carry, step: (carry / 2, {"loss": carry})
+        >>> last, metrics = descend(halve, jnp.float32(8), 3)
+        >>> float(last), metrics["loss"].tolist()
+        (1.0, [8.0, 4.0, 2.0])
+    """
+    if num_steps < 0:
+        raise ValueError(f"num_steps must be >= 0, came {num_steps} to descend(); pass 0 to take no step")
+    scan = jax.default_backend() != "cpu" if scan is None else scan
+    step_fn = jax.tree.map(jnp.asarray, step_fn if isinstance(step_fn, Partial) else Partial(step_fn))
+    carry = jax.tree.map(_own, carry)
+    if num_steps == 0:
+        _, scalars = jax.eval_shape(_jitted_step, step_fn, carry, np.int32(start))
+        return carry, jax.tree.map(lambda scalar: np.zeros((0, *scalar.shape), scalar.dtype), scalars)
+
+    stop = start + num_steps
+    tick = _Ticker(progress, start, stop)
+    history = []
+    if scan:
+        for first in range(start, stop, CHUNK):
+            count = min(CHUNK, stop - first)
+            carry, rows = _jitted_chunk(step_fn, carry, np.int32(first), np.int32(count))
+            history.append((rows, count))
+            tick(first + count, lambda rows=rows, count=count: jax.tree.map(lambda row: row[count - 1], rows))
+        rows = [jax.tree.map(lambda row, n=n: row[:n], jax.device_get(rows)) for rows, n in history]
+        return carry, jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+
+    for index in range(start, stop):
+        carry, metrics = _jitted_step(step_fn, carry, np.int32(index))
+        history.append(metrics)
+        tick(index + 1, lambda metrics=metrics: metrics)
+    return carry, jax.tree.map(lambda *values: np.stack(values), *jax.device_get(history))

@@ -1,0 +1,136 @@
+"""What is minimised, over what, and by which optimizer."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxguard.types import Batch, TrainFn, Variables
+
+
+def partition(variables: Variables) -> tuple[Any, dict[str, Any] | None]:
+    """Splits variables into what is trained and what is carried along.
+
+    Args:
+        variables: `{"params": ..., "batch_stats": ..., ...}`, or any other pytree, then trained as a whole.
+
+    Returns:
+        Parameters, and the other collections (None where there is no `params` collection).
+
+    Example:
+        >>> partition({"params": {"w": 1.0}, "batch_stats": {"mean": 0.0}})
+        ({'w': 1.0}, {'batch_stats': {'mean': 0.0}})
+    """
+    if isinstance(variables, Mapping) and "params" in variables:
+        return variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
+    return variables, None
+
+
+def combine(params: Any, state: Mapping[str, Any] | None) -> Variables:
+    """Undoes `partition`.
+
+    Args:
+        params: parameters.
+        state: the other collections, or None.
+
+    Returns:
+        Variables.
+    """
+    return params if state is None else {"params": params, **state}
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
+    """Mean cross-entropy in float32, whatever the model computes in.
+
+    Args:
+        logits: `[B, K]`.
+        labels: int `[B]`.
+        label_smoothing: share of the label's mass spread evenly over the `K` classes, in [0, 1].
+
+    Returns:
+        float32 `[]`, in nats.
+
+    Example:
+        >>> round(float(cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))), 4)  # ln 4
+        1.3863
+    """
+    logits = logits.astype(jnp.float32)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def loss_and_gradient(
+    train_fn: TrainFn, params: Any, state: Any, batch: Batch, *, label_smoothing: float = 0.0
+) -> tuple[jax.Array, Any, Any]:
+    """Cross-entropy of one batch in training mode, and its gradient.
+
+    Args:
+        train_fn: training-mode model.
+        params: what the gradient is taken of.
+        state: the other collections, as `partition` gives them.
+        batch: images and labels.
+        label_smoothing: see `cross_entropy`.
+
+    Returns:
+        Loss float32 `[]`, state after the batch in its former dtypes, gradient shaped like `params`.
+    """
+
+    def loss_fn(params):
+        logits, after = train_fn(combine(params, state), jnp.asarray(batch.images))
+        loss = cross_entropy(logits, jnp.asarray(batch.labels), label_smoothing=label_smoothing)
+        return loss, partition(after)[1]
+
+    (loss, after), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    return loss, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state), gradient
+
+
+@functools.lru_cache(maxsize=64)
+def sgd(
+    learning_rate: float | optax.Schedule, *, momentum: float = 0.9, weight_decay: float = 5e-4
+) -> optax.GradientTransformation:
+    """Stochastic gradient descent as torch defines it: decay is added to the gradient, before the momentum.
+
+    Equal arguments give the identical optimizer, so that a compiled step is found again.
+
+    Args:
+        learning_rate: constant, or a schedule `step -> rate`.
+        momentum: in [0, 1).
+        weight_decay: coefficient of the L2 penalty's gradient, on every parameter.
+
+    Returns:
+        An optax optimizer.
+    """
+    descent = optax.sgd(learning_rate, momentum=momentum or None)
+    return optax.chain(optax.add_decayed_weights(weight_decay), descent)
+
+
+@functools.lru_cache(maxsize=64)
+def cosine(learning_rate: float, num_updates: int, *, stride: int = 1, periodic: bool = False) -> optax.Schedule:
+    """`learning_rate (1 + cos(pi n / num_updates)) / 2` with `n = floor(step / stride)`.
+
+    Equal arguments give the identical schedule, as in `sgd`.
+
+    Args:
+        learning_rate: rate of the first step.
+        num_updates: updates of the rate until it reaches 0; 0 counts as 1.
+        stride: steps between two updates, >= 1; an epoch's, where the rate changes once per epoch.
+        periodic: whether the rate then rises and falls again, as torch's scheduler does, instead of staying 0.
+
+    Returns:
+        A schedule `step -> rate`.
+
+    Example:
+        >>> [round(float(cosine(1.0, 4)(step)), 2) for step in (0, 2, 4, 6)]
+        [1.0, 0.5, 0.0, 0.0]
+        >>> [round(float(cosine(1.0, 4, periodic=True)(step)), 2) for step in (0, 2, 4, 6, 8)]
+        [1.0, 0.5, 0.0, 0.5, 1.0]
+    """
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        phase = jnp.asarray(step) // stride / max(num_updates, 1)
+        return learning_rate * (1 + jnp.cos(jnp.pi * (phase if periodic else jnp.minimum(phase, 1)))) / 2
+
+    return schedule
