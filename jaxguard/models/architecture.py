@@ -1,0 +1,252 @@
+"""The architectures jaxguard knows, and the specifications that name them.
+
+A specification is `name[:option=value[,option=value...]]`, such as `resnet20:width=0.5` or
+`mlp:hidden=256x256,width=2`.
+"""
+
+import difflib
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxguard.errors import ArchitectureError, DataError
+from jaxguard.models.cnn import CNN
+from jaxguard.models.layers import Classifier
+from jaxguard.models.mlp import MLP
+from jaxguard.models.model import Model
+from jaxguard.models.preact_resnet import PreActResNet
+from jaxguard.models.resnet_cifar import CifarResNet
+from jaxguard.models.vgg import VGG
+from jaxguard.models.wide_resnet import WideResNet
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of an architecture.
+
+    Attributes:
+        default: value where the specification does not give one.
+        parse: text to value, raises ValueError for a bad one.
+        expects: what a value looks like, for messages.
+    """
+
+    default: Any
+    parse: Callable[[str], Any]
+    expects: str
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(text)
+    return value
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text, re.ASCII):
+        raise ValueError(text)
+    return tuple(int(size) for size in text.split("x"))
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+WIDTH = Option(1.0, _positive_float, "a positive number such as 0.5")
+HIDDEN = Option((512, 512), _sizes, "units joined by x, such as 512x512")
+CLASSIFIER = Option("small", _choice("small", "torchvision"), "small or torchvision")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of `ARCHITECTURES`.
+
+    Attributes:
+        module_fn: `(*, num_classes, dtype, **options) -> module`.
+        summary: one line for people.
+        options: what a specification may set.
+    """
+
+    module_fn: Callable[..., Classifier]
+    summary: str
+    options: Mapping[str, Option] = field(default_factory=lambda: {"width": WIDTH})
+
+
+def _cifar_resnet(depth: int) -> Architecture:
+    blocks = ((depth - 2) // 6,) * 3
+    module_fn = functools.partial(CifarResNet, blocks=blocks, channels=(16, 32, 64), shortcut="pad")
+    return Architecture(module_fn, f"He's CIFAR ResNet-{depth}, parameter-free shortcuts (option A)")
+
+
+def _wide_resnet(depth: int, factor: int) -> Architecture:
+    module_fn = functools.partial(WideResNet, depth=depth, factor=factor)
+    return Architecture(module_fn, f"WideResNet-{depth}-{factor}, the network of NAD and ABL")
+
+
+def _vgg(depth: int) -> Architecture:
+    module_fn = functools.partial(VGG, depth=depth)
+    return Architecture(module_fn, f"VGG-{depth} with BatchNorm", {"width": WIDTH, "classifier": CLASSIFIER})
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "mlp": Architecture(MLP, "dense layers with ReLU", {"width": WIDTH, "hidden": HIDDEN}),
+    "cnn": Architecture(CNN, "six 3x3 convolutions with BatchNorm, small enough for a laptop"),
+    "preactresnet18": Architecture(PreActResNet, "pre-activation ResNet-18, the network of BackdoorBench"),
+    "resnet18": Architecture(
+        functools.partial(CifarResNet, blocks=(2, 2, 2, 2), channels=(64, 128, 256, 512), shortcut="project"),
+        "ResNet-18 with a 3x3 stem, the network of CLP",
+    ),
+    **{f"resnet{depth}": _cifar_resnet(depth) for depth in (20, 32, 44, 56, 110)},
+    **{f"wideresnet-{depth}-{factor}": _wide_resnet(depth, factor) for depth, factor in ((16, 1), (16, 2), (28, 10))},
+    **{f"vgg{depth}": _vgg(depth) for depth in (11, 13, 16, 19)},
+}
+"""Every architecture by name; beyond these rows `wideresnet-<depth>-<factor>` takes any depth 6 n + 4 and factor."""
+
+
+def build(
+    spec: str,
+    *,
+    num_classes: int,
+    input_shape: Sequence[int],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    dtype: Any = None,
+) -> Model:
+    """Build the model a specification names.
+
+    Args:
+        spec: `name[:option=value[,option=value...]]`, see `ARCHITECTURES`.
+        num_classes: `K`, positive.
+        input_shape: `(H, W, C)` of one image.
+        mean: per channel, subtracted from images in [0, 1].
+        std: per channel, positive, divides them after that.
+        dtype: compute dtype such as `"bfloat16"`; parameters, batch statistics and logits stay float32.
+
+    Returns:
+        The model; it holds no weights.
+
+    Raises:
+        ArchitectureError: for an unknown name or option or a bad value.
+        DataError: for an impossible image shape, `mean` or `std`.
+
+    >>> model = build("resnet20:width=0.50", num_classes=10, input_shape=(32, 32, 3))
+    >>> model.spec, model.shapes()["params"]["conv1"]["kernel"].shape
+    ('resnet20:width=0.5', (3, 3, 3, 8))
+    """
+    name, options = parse(spec)
+    if num_classes < 1:
+        raise ArchitectureError(f"num_classes is {num_classes}, {spec} expects at least 1; pass the number of classes")
+    shape = tuple(int(length) for length in input_shape)
+    if len(shape) != 3 or min(shape) < 1:
+        raise DataError(
+            f"input_shape is {shape}, {spec} expects (height, width, channels), all positive; leave the batch axis out"
+        )
+    module = find(name).module_fn(num_classes=num_classes, dtype=None if dtype is None else jnp.dtype(dtype), **options)
+    return Model(
+        spec=canonical(name, options),
+        module=module,
+        input_shape=shape,
+        num_classes=num_classes,
+        mean=_per_channel("mean", mean, shape[-1]),
+        std=_per_channel("std", std, shape[-1]),
+    )
+
+
+def find(name: str) -> Architecture:
+    """The row of `ARCHITECTURES` called `name`, or one made for `wideresnet-<depth>-<factor>`.
+
+    Raises:
+        ArchitectureError: if there is none.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    wide = re.fullmatch(r"wideresnet-([1-9]\d{0,3})-([1-9]\d{0,2})", name, re.ASCII)
+    if wide is None:
+        raise ArchitectureError(
+            f"unknown architecture {name!r}{_nearest(name, ARCHITECTURES)}; jaxguard knows "
+            f"{', '.join(ARCHITECTURES)} and any wideresnet-<depth>-<factor>"
+        )
+    depth, factor = (int(number) for number in wide.groups())
+    if depth < 10 or depth % 6 != 4:
+        raise ArchitectureError(
+            f"architecture {name!r} has depth {depth}, a WideResNet's is 6 n + 4; use 10, 16, 22, 28 or 40"
+        )
+    return _wide_resnet(depth, factor)
+
+
+def parse(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split a specification into its name and all options, defaults included.
+
+    Raises:
+        ArchitectureError: for an unknown name or option, or a bad value.
+
+    >>> parse("mlp:hidden=256x128")
+    ('mlp', {'width': 1.0, 'hidden': (256, 128)})
+    """
+    name, colon, text = spec.partition(":")
+    known = find(name).options
+    options = {option: row.default for option, row in known.items()}
+    given = set()
+    for assignment in text.split(",") if colon else ():
+        option, _, value = assignment.partition("=")
+        if option not in known:
+            raise ArchitectureError(
+                f"unknown option {option!r} in {spec!r}{_nearest(option, known)}; {name} takes "
+                + ", ".join(f"{key}=<{row.expects}>" for key, row in known.items())
+            )
+        if option in given:
+            raise ArchitectureError(f"option {option!r} is given twice in {spec!r}, expected once; leave one out")
+        given.add(option)
+        try:
+            options[option] = known[option].parse(value)
+        except ValueError:
+            raise ArchitectureError(
+                f"option {option}={value!r} in {spec!r} is not {known[option].expects}; "
+                f"write {name}:{option}={_text(known[option].default)} for the default"
+            ) from None
+    return name, options
+
+
+def canonical(name: str, options: Mapping[str, Any]) -> str:
+    """The shortest specification of a name and its options: defaults are left out.
+
+    >>> canonical("mlp", {"hidden": (64,), "width": 1.0})
+    'mlp:hidden=64'
+    """
+    known = find(name).options
+    changed = [f"{key}={_text(value)}" for key, value in options.items() if value != known[key].default]
+    return f"{name}:{','.join(changed)}" if changed else name
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "x".join(str(size) for size in value)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word.lower(), list(known), n=3)
+    return f", did you mean {' or '.join(close)}?" if close else ""
+
+
+def _per_channel(name: str, values: Sequence[float] | None, channels: int) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    result = tuple(float(value) for value in values)
+    lowest = 0.0 if name == "std" else -math.inf
+    if len(result) != channels or not all(math.isfinite(value) and value > lowest for value in result):
+        raise DataError(
+            f"{name} is {result}, the images have {channels} channels and {name} must be finite"
+            f"{' and positive' if name == 'std' else ''}; give one value per channel, for images in [0, 1]"
+        )
+    return result

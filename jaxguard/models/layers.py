@@ -1,0 +1,114 @@
+"""The layers all families are built from, with torch's geometry and running-statistics settings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax import lax
+from jax import numpy as jnp
+
+from jaxguard.errors import DataError
+
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Classifier(nn.Module, kw_only=True):
+    """A network from images to logits, `module(images [B, H, W, C], train) -> logits [B, K]`.
+
+    Submodules carry the names torch users know, with the dots of module lists replaced by underscores:
+    `layer1_0/conv1` is torch's `layer1.0.conv1`. Inside a block they are called in torch's registration
+    order, because published defenses pair layers by that order.
+
+    Attributes:
+        num_classes: `K`.
+        width: multiplier of all channel counts, see `scaled`.
+        dtype: compute dtype, such as `bfloat16`; parameters, batch statistics and the head stay float32.
+            None computes in the dtype of images and parameters.
+    """
+
+    num_classes: int
+    width: float = 1.0
+    dtype: Any = None
+
+    @property
+    def stem(self) -> str:
+        """Name of the layer that reads the image."""
+        return "conv1"
+
+    @property
+    def head(self) -> str:
+        """Name of the dense layer that gives the logits."""
+        return "linear"
+
+    def flattened(self, input_shape: tuple[int, int, int]) -> Mapping[str, tuple[int, int]]:
+        """Dense layers that read a flattened `[h, w, channels]` map, with the map's `(h, w)`."""
+        del input_shape
+        return {}
+
+
+def scaled(channels: int, width: float) -> int:
+    """Channel count under a width multiplier, at least one.
+
+    >>> scaled(64, 0.5), scaled(16, 0.01)
+    (32, 1)
+    """
+    return max(1, round(channels * width))
+
+
+def conv(
+    features: int, kernel_size: int, *, name: str, strides: int = 1, use_bias: bool = False, dtype: Any = None
+) -> nn.Conv:
+    """Square convolution padded by `kernel_size // 2` on all sides; `SAME` is asymmetric where it strides."""
+    return nn.Conv(
+        features,
+        kernel_size=(kernel_size, kernel_size),
+        strides=(strides, strides),
+        padding=((kernel_size // 2, kernel_size // 2),) * 2,
+        use_bias=use_bias,
+        kernel_init=he_normal,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def batch_norm(train: bool, *, name: str, dtype: Any = None) -> nn.BatchNorm:
+    """Batch normalisation with torch's epsilon and momentum; its statistics are float32 in any compute dtype."""
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """2x2 maximum with stride 2; an odd last row or column is dropped.
+
+    Raises:
+        DataError: if less than 2x2 is left of the image.
+    """
+    if min(x.shape[1:3]) < 2:
+        raise DataError(
+            f"images are too small: a max-pool needs at least 2x2, {x.shape[1]}x{x.shape[2]} is left of the "
+            "input; use larger images or an architecture with fewer max-pools, such as resnet20"
+        )
+    return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+
+def global_mean(x: jax.Array) -> jax.Array:
+    """`[B, H, W, C] -> [B, C]`, the mean over positions."""
+    return jnp.mean(x, axis=(1, 2))
+
+
+def adaptive_mean(x: jax.Array, size: int) -> jax.Array:
+    """`[B, H, W, C] -> [B, size, size, C]` as torch's `AdaptiveAvgPool2d`, which repeats smaller maps.
+
+    Cell i is the mean of rows floor(i H / size) to ceil((i + 1) H / size), exclusive; columns likewise.
+    """
+    for axis in (1, 2):
+        length = x.shape[axis]
+        if length == 1:
+            x = jnp.broadcast_to(x, (*x.shape[:axis], size, *x.shape[axis + 1 :]))
+        elif length != size:
+            cells = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
+            x = jnp.stack(
+                [jnp.mean(lax.slice_in_dim(x, start, stop, axis=axis), axis=axis) for start, stop in cells],
+                axis,
+            )
+    return x

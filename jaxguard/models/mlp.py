@@ -1,0 +1,36 @@
+"""Multilayer perceptron: flattened image, dense layers with ReLU, dense head."""
+
+from collections.abc import Mapping
+
+import jax
+from flax import linen as nn
+
+from jaxguard.models import layers
+
+
+class MLP(layers.Classifier, kw_only=True):
+    """Hidden layers `fc1`, `fc2`, ..., head `linear`.
+
+    Attributes:
+        hidden: units of each hidden layer, before the width multiplier.
+    """
+
+    hidden: tuple[int, ...] = (512, 512)
+
+    @property
+    def stem(self) -> str:
+        """Name of the layer that reads the image."""
+        return "fc1"
+
+    def flattened(self, input_shape: tuple[int, int, int]) -> Mapping[str, tuple[int, int]]:
+        """The first layer reads the whole image."""
+        return {"fc1": input_shape[:2]}
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """`[B, H, W, C] -> [B, K]`."""
+        del train
+        x = images.reshape(images.shape[0], -1)
+        for i, units in enumerate(self.hidden, start=1):
+            x = nn.relu(nn.Dense(layers.scaled(units, self.width), dtype=self.dtype, name=f"fc{i}")(x))
+        return nn.Dense(self.num_classes, name="linear")(x)

@@ -1,0 +1,67 @@
+"""VGG with batch normalisation: Simonyan and Zisserman, ICLR 2015, in torchvision's form `vggN_bn`."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+from flax import linen as nn
+
+from jaxguard.models import layers
+
+# Channels of the convolutions; each group ends in a max-pool.
+CONFIGURATIONS = {
+    11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    13: ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    16: ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
+    19: ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4),
+}
+GRID = 7  # torchvision pools the last map to 7x7 before its classifier
+
+
+class VGG(layers.Classifier, kw_only=True):
+    """Convolutions with bias, BatchNorms (`features_<index>` by torchvision's index), then a classifier.
+
+    Attributes:
+        depth: convolutions and dense layers of the original, one of `CONFIGURATIONS`.
+        classifier: `small`, a global mean and one dense layer `classifier`, the usual CIFAR form; or
+            `torchvision`, 7x7 adaptive pooling and dense layers `classifier_0`, `_3`, `_6` of 4096, 4096 and K
+            units, whose dropout is never active.
+    """
+
+    depth: int
+    classifier: Literal["small", "torchvision"] = "small"
+
+    @property
+    def stem(self) -> str:
+        """Name of the layer that reads the image."""
+        return "features_0"
+
+    @property
+    def head(self) -> str:
+        """Name of the dense layer that gives the logits."""
+        return "classifier" if self.classifier == "small" else "classifier_6"
+
+    def flattened(self, input_shape: tuple[int, int, int]) -> Mapping[str, tuple[int, int]]:
+        """Torchvision's classifier reads the flattened 7x7 map."""
+        del input_shape
+        return {} if self.classifier == "small" else {"classifier_0": (GRID, GRID)}
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """`[B, H, W, C] -> [B, K]`; needs at least 32x32 images."""
+        x, index = images, 0
+        for group in CONFIGURATIONS[self.depth]:
+            for channels in group:
+                features = layers.scaled(channels, self.width)
+                x = layers.conv(features, 3, use_bias=True, dtype=self.dtype, name=f"features_{index}")(x)
+                x = nn.relu(layers.batch_norm(train, dtype=self.dtype, name=f"features_{index + 1}")(x))
+                index += 3  # convolution, BatchNorm, ReLU
+            x = layers.max_pool(x)
+            index += 1
+        if self.classifier == "small":
+            return nn.Dense(self.num_classes, name="classifier")(layers.global_mean(x))
+        x = layers.adaptive_mean(x, GRID)
+        x = x.reshape(x.shape[0], -1)
+        for name in ("classifier_0", "classifier_3"):
+            x = nn.relu(nn.Dense(layers.scaled(4096, self.width), dtype=self.dtype, name=name)(x))
+        return nn.Dense(self.num_classes, name="classifier_6")(x)
