@@ -1,0 +1,127 @@
+"""A checkpoint as a table of leaves: what is in the file, before any of it is read."""
+
+import hashlib
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import ml_dtypes
+import numpy as np
+
+from jaxguard.errors import CheckpointError
+
+DTYPES: Mapping[str, np.dtype] = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "U16": np.dtype(np.uint16),
+    "I16": np.dtype(np.int16),
+    "U32": np.dtype(np.uint32),
+    "I32": np.dtype(np.int32),
+    "U64": np.dtype(np.uint64),
+    "I64": np.dtype(np.int64),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+    "C64": np.dtype(np.complex64),
+}
+"""Element types a leaf may have, under their safetensors codes; the rest, objects above all, is refused."""
+
+ReadFn = Callable[[Sequence[str]], dict[str, np.ndarray]]
+"""`names -> {name: array}`; the names exist, the arrays have the announced shapes and dtypes."""
+
+
+@dataclass(frozen=True)
+class LeafSpec:
+    """Shape and element type of one leaf, known without reading it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the leaf in memory."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """An opened checkpoint: its header has been checked, its leaves are still on disk.
+
+    Attributes:
+        path: as the user gave it.
+        format: row of the FORMATS table, such as `safetensors`.
+        leaves: what is inside, `{leaf name: LeafSpec}` in file order; names joined with `/` where it nests.
+        metadata: free text stored beside the leaves.
+        location: the file or directory that was opened; differs from `path` where that names a training run.
+        read_fn: how the format reads leaves.
+    """
+
+    path: str
+    format: str
+    leaves: Mapping[str, LeafSpec]
+    metadata: Mapping[str, str]
+    location: pathlib.Path = field(repr=False)
+    read_fn: ReadFn = field(repr=False)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Content hash, hexadecimal: of the file, or of a directory's sorted relative names and contents.
+
+        Raises:
+            CheckpointError: a file went away or became unreadable since the checkpoint was opened.
+        """
+        try:
+            if self.location.is_dir():
+                return _directory_sha256(self.location)
+            return _file_digest(self.location).hex()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path}: expected to hash what was opened, found {error}; open the checkpoint again"
+            ) from error
+
+    def read(self, name: str) -> np.ndarray:
+        """Reads one leaf to the host.
+
+        Args:
+            name: a key of `leaves`.
+
+        Returns:
+            Array of the announced shape and dtype; read-only and memory-mapped where the format allows it.
+
+        Raises:
+            CheckpointError: no such leaf, or its stored bytes are damaged.
+        """
+        if name not in self.leaves:
+            raise CheckpointError(
+                f"{self.path}: expected the name of one of its {len(self.leaves)} leaves, found {name!r}; "
+                f"the first are {', '.join(list(self.leaves)[:3])}"
+            )
+        return self.read_fn([name])[name]
+
+    def read_all(self) -> dict[str, np.ndarray]:
+        """Reads every leaf to the host, in the order of `leaves`.
+
+        Raises:
+            CheckpointError: the stored bytes of a leaf are damaged.
+        """
+        return self.read_fn(list(self.leaves))
+
+
+def _file_digest(path: pathlib.Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _directory_sha256(directory: pathlib.Path) -> str:
+    digest = hashlib.sha256()
+    files = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+    for name in sorted(files):
+        encoded = name.encode("utf-8", "surrogateescape")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded + _file_digest(files[name]))
+    return digest.hexdigest()

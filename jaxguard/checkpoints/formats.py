@@ -1,0 +1,171 @@
+"""The table of checkpoint formats, and the two verbs that go through it.
+
+A new format is one file with `is_...`, `open_checkpoint`, `write_checkpoint`, and one row here.
+"""
+
+import os
+import pathlib
+import re
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxguard.checkpoints import atomic, orbax, safetensors, trees
+from jaxguard.checkpoints.checkpoint import Checkpoint
+from jaxguard.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to store leaves.
+
+    Attributes:
+        sniff_fn: `path -> bool`, from the content alone; the path is a regular file or a directory.
+        open_fn: `(path, path as given) -> Checkpoint`; raises CheckpointError.
+        write_fn: `(fresh path, leaves, metadata) -> None`; None where jaxguard only reads the format.
+        suffix: what `save` recognises it by; empty for a directory.
+    """
+
+    sniff_fn: Callable[[pathlib.Path], bool]
+    open_fn: Callable[[pathlib.Path, str], Checkpoint]
+    write_fn: Callable[[pathlib.Path, Mapping[str, np.ndarray], Mapping[str, str]], None] | None
+    suffix: str
+
+
+FORMATS: Mapping[str, Format] = {
+    "safetensors": Format(
+        safetensors.is_safetensors, safetensors.open_checkpoint, safetensors.write_checkpoint, ".safetensors"
+    ),
+    "orbax": Format(orbax.is_orbax, orbax.open_checkpoint, orbax.write_checkpoint, ""),
+}
+
+_PICKLED = (
+    "a pickled file, which jaxguard does not open yet: unpickling runs code; "
+    "ask its author for safetensors, or convert it in a sandbox with safetensors.torch.save_file"
+)
+_FOREIGN = (
+    (b"\x80", f"a Python or PyTorch .pth pickle ({_PICKLED})"),
+    (b"PK\x03\x04", f"a zip archive: a PyTorch .pth ({_PICKLED}), a .keras or an .npz file"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 (Keras .h5) file; save its weights as safetensors"),
+    (b"version https://git-lfs", "a Git LFS pointer in place of the file; run `git lfs pull`"),
+)
+_STEP_SUFFIX = re.compile(r"(.+)@(\d{1,18})", re.DOTALL)
+
+
+def load(path: str | os.PathLike[str]) -> Checkpoint:
+    """Opens a checkpoint of any format in FORMATS, recognised by its content; reads no leaf and runs no code.
+
+    Args:
+        path: a file, an Orbax directory, a `CheckpointManager` run (its latest step), or `run@step`.
+
+    Returns:
+        The checked checkpoint; its `read` and `read_all` bring leaves to the host.
+
+    Raises:
+        CheckpointError: missing, empty, unreadable, damaged, or of no known format.
+    """
+    given = os.fspath(path)
+    location = _located(given)
+    try:
+        kind = location.stat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            raise CheckpointError(f"{given}: expected a file or a directory, found a device or pipe; pass a checkpoint")
+        if stat.S_ISREG(kind) and location.stat().st_size == 0:
+            raise CheckpointError(f"{given}: expected a checkpoint, found an empty file; download or save it again")
+        for row in FORMATS.values():
+            if row.sniff_fn(location):
+                return row.open_fn(location, given)
+        came = "a directory without an Orbax index" if stat.S_ISDIR(kind) else _described(location)
+    except OSError as error:
+        raise CheckpointError(
+            f"{given}: expected a readable checkpoint, found {error.strerror or error}; check its permissions"
+        ) from error
+    raise CheckpointError(f"{given}: expected a checkpoint ({' or '.join(FORMATS)}), found {came}")
+
+
+def save(
+    path: str | os.PathLike[str],
+    leaves: Mapping[str, Any],
+    *,
+    format: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a checkpoint under its name only once it is whole and on the disk.
+
+    Args:
+        path: file or directory to come; its folder exists.
+        leaves: `{leaf name: array}`, names nested with `/`, such as `flatten` returns.
+        format: row of FORMATS; by default from the suffix, and `orbax` for a path without one.
+        metadata: text to store beside the leaves.
+        overwrite: whether an existing checkpoint may be replaced.
+
+    Raises:
+        CheckpointError: no leaves, a leaf the format cannot hold, an unknown format, a path that is taken, or
+            the disk refuses; an existing checkpoint is then as it was.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/tiny.safetensors", {"params/bias": np.ones(2, np.float32)})
+    ...     load(f"{folder}/tiny.safetensors").leaves["params/bias"].shape
+    (2,)
+    """
+    target = pathlib.Path(path)
+    write_fn = _writer(target, format)
+    if not leaves:
+        raise CheckpointError(f"{target}: expected at least one leaf to save, found none; pass the model's variables")
+    for name in leaves:
+        if not isinstance(name, str):
+            raise CheckpointError(f"{target}: expected leaf names that are text, found {name!r}; pass str({name!r})")
+    arrays = {name: trees.host_array(name, leaf) for name, leaf in leaves.items()}
+    texts = dict(metadata or {})
+    for name, value in texts.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise CheckpointError(f"{target}: expected text as metadata, found {name!r}: {value!r}; pass str({name})")
+    try:
+        with atomic.replacing(target, overwrite=overwrite) as fresh:
+            write_fn(fresh, arrays, texts)
+    except OSError as error:
+        raise CheckpointError(
+            f"{target}: expected to write there, found {error.strerror or error}; check space and permissions"
+        ) from error
+
+
+def _writer(target: pathlib.Path, format: str | None) -> Callable[..., None]:
+    suffixes = {row.suffix: name for name, row in FORMATS.items() if row.write_fn}
+    name = suffixes.get(target.suffix) if format is None else format
+    row = FORMATS.get(name) if name else None
+    if row is None or row.write_fn is None:
+        known = ", ".join(f"{name} ({suffix or 'no suffix'})" for suffix, name in suffixes.items())
+        came = f"the suffix {target.suffix!r}" if format is None else f"format {format!r}"
+        raise CheckpointError(f"{target}: expected a format that can be written ({known}), found {came}; pass format=")
+    return row.write_fn
+
+
+def _located(given: str) -> pathlib.Path:
+    """The path itself, or the step folder that `run@step` means."""
+    location = pathlib.Path(given)
+    try:
+        if location.exists():
+            return location
+        match = _STEP_SUFFIX.fullmatch(given)
+        if match and pathlib.Path(match[1]).is_dir():
+            step = orbax.step_directory(pathlib.Path(match[1]), int(match[2]))
+            if step is not None:
+                return step
+            raise CheckpointError(f"{given}: expected step {match[2]} in {match[1]}, found none; list the folder")
+    except OSError as error:
+        raise CheckpointError(f"{given}: expected a path, found {error.strerror}; check its spelling") from error
+    raise CheckpointError(f"{given}: expected a checkpoint, found no such file or directory; check the path")
+
+
+def _described(location: pathlib.Path) -> str:
+    with location.open("rb") as file:
+        start = file.read(32)
+    for magic, description in _FOREIGN:
+        if start.startswith(magic):
+            return description
+    return f"a file that starts with {start[:8]!r}; the download was cut short, or it is in another format"

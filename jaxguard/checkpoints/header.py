@@ -1,0 +1,84 @@
+"""JSON headers written by strangers: bounded, UTF-8, one object, no key twice."""
+
+import json
+import os
+import pathlib
+import reprlib
+from typing import Any
+
+from jaxguard.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000
+"""Largest header that is parsed; the limit of the safetensors format."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shown(value: Any) -> str:
+    """A `repr` that stays on one line whatever a stranger put into the file."""
+    return _SHORT.repr(value)
+
+
+class _DuplicateKeyError(ValueError):
+    pass
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _DuplicateKeyError(f"the key {shown(key)} twice")
+            seen.add(key)
+    return found
+
+
+def parse(content: bytes, where: str | os.PathLike[str]) -> dict[str, Any]:
+    """Parses the JSON object in `content`.
+
+    Args:
+        content: the bytes of the header alone.
+        where: file the bytes came from, for the message.
+
+    Returns:
+        The object; its values are unchecked.
+
+    Raises:
+        CheckpointError: not UTF-8, not JSON, not an object, nested too deeply, or a key occurs twice.
+
+    >>> parse(b'{"a": 1}', "demo")
+    {'a': 1}
+    """
+    if len(content) > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{where}: expected a header of at most {MAX_HEADER_BYTES} bytes, found {len(content)}; "
+            "the file is damaged or hostile, get it again from its author"
+        )
+    try:
+        found = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except _DuplicateKeyError as error:
+        problem = str(error)
+    except RecursionError:
+        problem = "brackets nested too deeply"
+    except ValueError as error:
+        problem = f"text that is not JSON ({error})"
+    else:
+        if isinstance(found, dict):
+            return found
+        problem = f"a JSON {type(found).__name__}"
+    raise CheckpointError(
+        f"{where}: expected one JSON object as header, found {problem}; "
+        "the file is damaged or hostile, get it again from its author"
+    )
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """Parses a whole file, of which no more than the limit is read.
+
+    Raises:
+        CheckpointError: as `parse`.
+    """
+    with path.open("rb") as file:
+        return parse(file.read(MAX_HEADER_BYTES + 1), path)

@@ -1,0 +1,178 @@
+"""The safetensors format: 8 bytes of header length, a JSON header, then the leaves back to back.
+
+Nothing in the header is believed before it is checked, and no leaf is read before it is asked for: reading is
+a memory map. See https://github.com/huggingface/safetensors for the format.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxguard.checkpoints import header
+from jaxguard.checkpoints.checkpoint import DTYPES, Checkpoint, LeafSpec
+from jaxguard.errors import CheckpointError
+
+_LENGTH_BYTES = 8
+_ALIGNMENT = 8
+_METADATA = "__metadata__"
+_MAX_AXES = 32
+_MAX_LEAF_BYTES = 2**62
+_REMEDY = "the file is damaged or hostile, get it again from its author"
+
+
+def is_safetensors(path: pathlib.Path) -> bool:
+    """True where the ninth byte of a file opens a JSON object, whatever the file is called."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(_LENGTH_BYTES + 1)[_LENGTH_BYTES:] == b"{"
+
+
+def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
+    """Checks the header of a safetensors file and maps its leaves.
+
+    Args:
+        path: a regular file; it must not be shortened in place while the arrays are in use.
+        given: the path as the user wrote it.
+
+    Returns:
+        A checkpoint whose `read` returns read-only views of the file's pages.
+
+    Raises:
+        CheckpointError: the header does not describe exactly the bytes behind it.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        if length > min(header.MAX_HEADER_BYTES, size - _LENGTH_BYTES):
+            raise CheckpointError(
+                f"{given}: expected a header length within the {size} bytes of the file (and "
+                f"{header.MAX_HEADER_BYTES}), found {length}; the download was cut short or {_REMEDY}"
+            )
+        fields = header.parse(file.read(length), given)
+        content = np.memmap(file, dtype=np.uint8, mode="r")
+
+    metadata = _checked_metadata(fields.pop(_METADATA, {}), given)
+    if not fields:
+        raise CheckpointError(f"{given}: expected at least one leaf, found none; save the checkpoint again")
+    start = _LENGTH_BYTES + length
+    leaves: dict[str, LeafSpec] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    for name, entry in fields.items():
+        leaves[name], spans[name] = _checked_entry(name, entry, given)
+    _check_cover(spans, size - start, given)
+
+    def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
+        return {
+            name: np.ndarray(leaves[name].shape, leaves[name].dtype, content.data, offset=start + spans[name][0])
+            for name in names
+        }
+
+    return Checkpoint(given, "safetensors", leaves, metadata, path, read_fn)
+
+
+def write_checkpoint(path: pathlib.Path, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file; equal leaves and metadata give equal bytes, hence equal content hashes.
+
+    The safetensors library is not used for it: it writes metadata in random order, and strided arrays wrongly.
+
+    Args:
+        path: file to create.
+        leaves: `{leaf name: array}`, dtypes of the DTYPES table.
+        metadata: stored under the format's `__metadata__`.
+
+    Raises:
+        CheckpointError: a leaf carries the name that the format keeps for itself.
+    """
+    if _METADATA in leaves:
+        raise CheckpointError(
+            f"{path}: expected names that safetensors does not reserve, found {_METADATA!r}; rename the leaf"
+        )
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    fields: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
+    fields |= dict.fromkeys(sorted(leaves))
+    by_width = sorted(leaves, key=lambda name: (-leaves[name].dtype.itemsize, name))  # so that every leaf is aligned
+    position = 0
+    for name in by_width:
+        leaf = leaves[name]
+        offsets = [position, position + leaf.nbytes]
+        fields[name] = {
+            "dtype": codes[leaf.dtype.newbyteorder("=")],
+            "shape": leaf.shape,
+            "data_offsets": offsets,
+        }
+        position = offsets[1]
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(_LENGTH_BYTES, "little"))
+        file.write(text)
+        for name in by_width:
+            leaf = leaves[name]
+            little_endian = leaf.astype(leaf.dtype.newbyteorder("<"), order="C", copy=False)
+            file.write(little_endian.reshape(-1).view(np.uint8).data)
+
+
+def _checked_metadata(found: Any, given: str) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise CheckpointError(f"{given}: expected text values in {_METADATA}, found {header.shown(found)}; {_REMEDY}")
+    return found
+
+
+def _checked_entry(name: str, entry: Any, given: str) -> tuple[LeafSpec, tuple[int, int]]:
+    """One leaf of the header, believed: its spec, and its first and past-the-last byte."""
+
+    def refuse(expected: str, found: Any) -> CheckpointError:
+        return CheckpointError(
+            f"{given}: leaf {header.shown(name)}: expected {expected}, found {header.shown(found)}; {_REMEDY}"
+        )
+
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise refuse("dtype, shape and data_offsets", entry)
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise refuse(f"a dtype of {', '.join(DTYPES)}", dtype)
+    if not _are_sizes(shape) or len(shape) > _MAX_AXES:
+        raise refuse(f"a shape of at most {_MAX_AXES} sizes", shape)
+    # Sizes of zero count as one here: numpy computes strides, and overflows, for empty arrays as well.
+    if any(axis >= _MAX_LEAF_BYTES for axis in shape) or math.prod(max(axis, 1) for axis in shape) >= _MAX_LEAF_BYTES:
+        raise refuse("a shape that fits an address space", shape)
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise refuse("data_offsets [first byte, past the last byte]", offsets)
+    spec = LeafSpec(tuple(shape), DTYPES[dtype])
+    first, end = offsets
+    if end - first != spec.nbytes:
+        raise refuse(f"data_offsets that span the {spec.nbytes} bytes of {dtype} {header.shown(shape)}", offsets)
+    return spec, (first, end)
+
+
+def _are_sizes(found: Any) -> bool:
+    return isinstance(found, list) and all(type(item) is int and item >= 0 for item in found)
+
+
+def _check_cover(spans: Mapping[str, tuple[int, int]], size: int, given: str) -> None:
+    """The leaves, in the order of their bytes, must touch and fill the file: no overlap, no gap, no tail."""
+    position = 0
+    for name, (first, end) in sorted(spans.items(), key=lambda item: item[1]):
+        if end > size:
+            raise CheckpointError(
+                f"{given}: leaf {header.shown(name)}: expected data_offsets inside the {size} bytes behind "
+                f"the header, found [{first}, {header.shown(end)}]; the download was cut short or {_REMEDY}"
+            )
+        if first != position:
+            kind = "overlaps the leaf before it" if first < position else "leaves a gap before it"
+            raise CheckpointError(
+                f"{given}: leaf {header.shown(name)}: expected to start at byte {position}, found {first}, "
+                f"which {kind}; {_REMEDY}"
+            )
+        position = end
+    if position != size:
+        raise CheckpointError(
+            f"{given}: expected the leaves to fill the {size} bytes behind the header, "
+            f"found {size - position} bytes that belong to no leaf; {_REMEDY}"
+        )
