@@ -1,0 +1,13 @@
+"""Published defenses, one per file; `DEFENSES` is the table of them."""
+
+from jaxguard.defenses.clp import clp
+from jaxguard.defenses.ft_sam import ft_sam
+from jaxguard.defenses.protocol import Context, Defense, DefenseReport
+
+DEFENSES: dict[str, Defense] = {
+    "clp": clp,
+    "ft-sam": ft_sam,
+}
+"""Name on the command line -> `(variables, context, key, **options) -> (variables, report)`."""
+
+__all__ = ["DEFENSES", "Context", "Defense", "DefenseReport", "clp", "ft_sam"]

@@ -1,0 +1,261 @@
+"""The channel graph of a model: who makes its channels, which may be permuted together, where they can be gated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxguard.errors import GraphError
+from jaxguard.graph import axes
+from jaxguard.graph.channels import Producer, dot_dims, find_channels
+from jaxguard.graph.groups import find_groups, tie_program
+from jaxguard.graph.program import Equation, Program, Value, leaf_paths, trace
+from jaxguard.graph.rules import Axes
+from jaxguard.types import ApplyFn, Variables
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """What a suffix needs from its prefix: the live arrays at a cut."""
+
+    live: dict[str, jax.Array]
+    images: jax.ShapeDtypeStruct = field(metadata={"static": True})
+
+
+Gates = Mapping[str, jax.Array]
+"""Producer name -> factor on its output channels, `[C]` or `[B, C]`."""
+
+
+class ChannelGraph:
+    """Structure of a model, derived from its trace; see `channel_graph`.
+
+    Attributes:
+        apply_fn: the model.
+        program: its trace at the example's shape.
+        producers: convolutions and dense layers, in program order.
+        affines: channelwise affines (BatchNorm), in program order.
+        groups: sets of channels that are permuted together; spatial axes are not channels and are left out.
+        outputs: numbers of the producers whose channels are the model's logits; these are never cut.
+    """
+
+    def __init__(self, apply_fn: ApplyFn, variables: Variables, images: jax.ShapeDtypeStruct):
+        self.apply_fn = apply_fn
+        self.program = trace(apply_fn, variables, images)
+        self._variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
+        self._programs = {(images.shape, images.dtype): self.program}
+        nodes = tie_program(self.program)
+        self.producers, self.affines = find_channels(self.program)
+        self.groups = find_groups(self.program, nodes, self.producers)
+        self.outputs = _output_producers(self.program, nodes, self.producers)
+        self._batch_axes = _batch_axes(self.program, nodes)
+
+    def __repr__(self) -> str:
+        permutable = sum(group.permutable for group in self.groups)
+        return (
+            f"ChannelGraph({len(self.producers)} producers, {len(self.affines)} affines, "
+            f"{len(self.groups)} groups, {permutable} permutable)"
+        )
+
+    def producer(self, name: str) -> Producer:
+        """The producer of a given name.
+
+        Raises:
+            GraphError: there is none.
+        """
+        for producer in self.producers:
+            if producer.name == name:
+                return producer
+        names = ", ".join(producer.name for producer in self.producers)
+        raise GraphError(f"expected the name of a producer, got {name!r}; this model has {names}")
+
+    def kernels(self, variables: Variables) -> list[jax.Array]:
+        """Kernel of each producer as it is applied, `[C, T, D]`: output channel, spatial tap, fan-in per group.
+
+        Raises:
+            GraphError: the variables are not those the graph was derived from.
+        """
+        known = self._leaves(self.program, variables)
+        return [_kernel_matrix(self.program, producer, known) for producer in self.producers]
+
+    def run(self, variables: Variables, images: jax.Array, gates: Gates | None = None) -> jax.Array:
+        """The model's logits, with gates multiplied into producers' outputs.
+
+        A producer is gated behind the bias and BatchNorm it has for itself, so a gate of 0 makes the channel exactly 0.
+
+        Args:
+            variables: as the graph was derived from.
+            images: `[B, ...]`; `B` may differ from the example's.
+            gates: producer name -> `[C]`, or `[B, C]` for one gate per image.
+
+        Returns:
+            `[B, K]` logits.
+
+        Raises:
+            GraphError: unknown producer, wrong gate shape, or other variables.
+        """
+        program = self._program(images)
+        known = {**self._leaves(program, variables), program.images: images}
+        return program.evaluate(known, after=self._gating(gates or {}))[program.logits]
+
+    def split(self, producer: str) -> tuple[Callable[[Variables, jax.Array], State], Callable[..., jax.Array]]:
+        """Cut the model at a producer's gate.
+
+        `suffix(variables, prefix(variables, images), gates)` equals `run(variables, images, gates)` for gates of this
+        producer and later ones; the prefix is computed once for any number of suffixes.
+
+        Args:
+            producer: its name.
+
+        Returns:
+            `prefix(variables, images) -> State` and `suffix(variables, state, gates=None) -> logits`.
+        """
+        gate = self.producer(producer).gate
+
+        def prefix(variables: Variables, images: jax.Array) -> State:
+            program = self._program(images)
+            before, after = _halves(program, gate)
+            known = {**self._leaves(program, variables), program.images: images}
+            env = program.evaluate(known, before)
+            given = {*program.leaves, *program.constants}
+            read = {value for eqn in after for value in eqn.inputs} | {program.logits}
+            live = sorted((read & env.keys()) - given)
+            struct = jax.ShapeDtypeStruct(images.shape, images.dtype)
+            return State({str(value): env[value] for value in live}, struct)
+
+        def suffix(variables: Variables, state: State, gates: Gates | None = None) -> jax.Array:
+            program = self._program(state.images)
+            _, after = _halves(program, gate)
+            change = self._gating(gates or {})
+            known = self._leaves(program, variables)
+            known.update({int(value): array for value, array in state.live.items()})
+            if gate in known:
+                known[gate] = change(gate, known[gate])
+            return program.evaluate(known, after, after=change)[program.logits]
+
+        return prefix, suffix
+
+    def _leaves(self, program: Program, variables: Variables) -> dict[Value, Any]:
+        if leaf_paths(variables) != program.paths:
+            different = set(leaf_paths(variables)) ^ set(program.paths)
+            raise GraphError(
+                f"expected the variables this graph was derived from, got ones that differ in {sorted(different)[:5]}; "
+                "derive a new graph with channel_graph(apply_fn, variables, images)"
+            )
+        return dict(zip(program.leaves, jax.tree.leaves(variables), strict=True))
+
+    def _program(self, images: Any) -> Program:
+        """The program at the shape of `images`; values have the same numbers at every batch size."""
+        key = (tuple(images.shape), images.dtype)
+        if key not in self._programs:
+            program = trace(self.apply_fn, self._variables, jax.ShapeDtypeStruct(*key))
+            traced, expected = ([eqn.name for eqn in p.equations] for p in (program, self.program))
+            if traced != expected:
+                raise GraphError(
+                    f"expected the same program at every image shape, got a different one at {key[0]} than at "
+                    f"{self.program.shapes[self.program.images]}; derive a graph at the shape you run"
+                )
+            self._programs[key] = program
+        return self._programs[key]
+
+    def _gating(self, gates: Gates) -> Callable[[Value, jax.Array], jax.Array]:
+        by_value = {(producer := self.producer(name)).gate: (producer, gate) for name, gate in gates.items()}
+
+        def gate_value(value: Value, array: jax.Array) -> jax.Array:
+            if value not in by_value:
+                return array
+            producer, gate = by_value[value]
+            return array * _broadcast_gate(producer, self._batch_axes.get(value), jnp.asarray(gate), array)
+
+        return gate_value
+
+
+def channel_graph(apply_fn: ApplyFn, variables: Variables, images: Any) -> ChannelGraph:
+    """Derive the channel graph of any JAX model from its trace alone.
+
+    Args:
+        apply_fn: `(variables, images) -> logits`, in evaluation mode.
+        variables: pytree of arrays or `jax.ShapeDtypeStruct`s.
+        images: an example `[B, ...]`, array or struct; the batch size does not matter.
+
+    Returns:
+        The graph.
+
+    Raises:
+        GraphError: a primitive has no rule, or the model has no convolution or dense layer that could be scored.
+
+    Example:
+        >>> def mlp(variables, images):
+        ...     hidden = jax.nn.relu(images @ variables["w1"] + variables["b1"])
+        ...     return hidden @ variables["w2"]
+        >>> struct = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")
+        >>> variables = {"w1": struct(4, 8), "b1": struct(8), "w2": struct(8, 3)}
+        >>> graph = channel_graph(mlp, variables, struct(2, 4))
+        >>> [(member.path, member.axis) for group in graph.groups if group.permutable for member in group.members]
+        [('b1', 0), ('w1', 1), ('w2', 0)]
+    """
+    # A batch of one would hide the batch axis among the unit axes.
+    example = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
+    graph = ChannelGraph(apply_fn, variables, example)
+    if not graph.producers:
+        raise GraphError(
+            "expected a model with convolutions or dense layers applied to its images, got none in "
+            f"{len(graph.program.equations)} equations; is apply_fn using the variables it is given?"
+        )
+    return graph
+
+
+def _output_producers(program: Program, nodes: dict[Value, Axes], producers: Sequence[Producer]) -> frozenset[int]:
+    batch = {atom for atom, _ in axes.atoms(nodes[program.images][0])}
+    logits = {atom for node in nodes[program.logits] for atom, _ in axes.atoms(node)} - batch
+    made = (
+        {atom for k in producer.gate_axes for atom, _ in axes.atoms(nodes[producer.result][k])}
+        for producer in producers
+    )
+    return frozenset(k for k, channels in enumerate(made) if channels & logits)
+
+
+def _batch_axes(program: Program, nodes: dict[Value, Axes]) -> dict[Value, int]:
+    batch = axes.find(nodes[program.images][0])
+    return {
+        value: axis for value, parts in nodes.items() for axis, node in enumerate(parts) if axes.find(node) is batch
+    }
+
+
+def _halves(program: Program, gate: Value) -> tuple[Sequence[Equation], Sequence[Equation]]:
+    """Equations up to the one that writes `gate`, and those after it."""
+    end = next(k for k, eqn in enumerate(program.equations, start=1) if gate in eqn.outputs)
+    return program.equations[:end], program.equations[end:]
+
+
+def _kernel_matrix(program: Program, producer: Producer, known: Mapping[Value, Any]) -> jax.Array:
+    kernel = program.evaluate(known, program.cone(producer.operand))[producer.operand]
+    eqn = producer.equation
+    if producer.is_convolution:
+        out_dim, in_dim, *taps = eqn.params["dimension_numbers"].rhs_spec
+        kernel = jnp.transpose(kernel, (out_dim, *taps, in_dim))
+        return kernel.reshape(producer.channels, -1, kernel.shape[-1])
+    out_dims, in_dims = dot_dims(eqn, eqn.inputs.index(producer.operand), kernel.ndim)
+    return jnp.transpose(kernel, (*out_dims, *in_dims)).reshape(producer.channels, 1, -1)
+
+
+def _broadcast_gate(producer: Producer, batch_axis: int | None, gate: jax.Array, array: jax.Array) -> jax.Array:
+    sizes = [array.shape[k] for k in producer.gate_axes]
+    shape = [1] * array.ndim
+    for k, size in zip(producer.gate_axes, sizes, strict=True):
+        shape[k] = size
+    if gate.shape == (producer.channels,):
+        return gate.astype(array.dtype).reshape(shape)
+    if batch_axis is not None and gate.shape == (array.shape[batch_axis], producer.channels):
+        shape[batch_axis] = array.shape[batch_axis]
+        per_image = gate.astype(array.dtype).reshape(gate.shape[0], *sizes)
+        axes_in_order = sorted((axis, k) for k, axis in enumerate((batch_axis, *producer.gate_axes)))
+        return jnp.transpose(per_image, [k for _, k in axes_in_order]).reshape(shape)
+    raise GraphError(
+        f"expected a gate of shape ({producer.channels},) or (batch, {producer.channels}) for {producer.name}, "
+        f"got {gate.shape}"
+    )

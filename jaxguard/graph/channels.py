@@ -1,0 +1,470 @@
+"""Where channels are made: producers (convolutions, dense layers) and the channelwise affines (BatchNorm) after them.
+
+Found from the dataflow alone. A *producer* is a convolution or product of something that depends on the images with a
+kernel that does not. From its result a *stream* is followed through everything that keeps its channels linear and
+apart: residual sums, concatenation, padding, pooling by sums. A run of `+ - * /` with channelwise parameters on a
+stream is an *affine*: a bias, or BatchNorm in evaluation mode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxguard.errors import GraphError
+from jaxguard.graph import axes
+from jaxguard.graph.axes import Axis
+from jaxguard.graph.program import LINEAR_MAPS, Equation, Program, Value
+from jaxguard.graph.rules import tie_equations
+
+ROOTS = ("rsqrt", "sqrt", "pow")
+ARITHMETIC = ("add", "sub", "mul", "div")
+PASSES = ("convert_element_type", "copy", "reduce_precision", "stop_gradient", "name", "sharding_constraint")
+
+
+@dataclass(frozen=True)
+class LeafView:
+    """Channels as they lie in a parameter leaf.
+
+    Attributes:
+        path: leaf path, such as `params/conv1/kernel`.
+        index: per leaf axis, the run that is used; stacked layers use one step each.
+        axes: leaf axes that the channels run over, slowest first.
+        shape: sizes of those axes; their product is `C`.
+    """
+
+    path: str
+    index: tuple[slice, ...]
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A convolution or dense layer, in program order.
+
+    Attributes:
+        name: leaf path of the kernel without collection and leaf name, such as `layer1_0/conv1`.
+        kernel: where its output channels lie in the kernel leaf.
+        in_axes: kernel leaf axes that the input channels run over.
+        channels: number of output channels `C`.
+        groups: feature groups; more than one for grouped and depthwise convolutions.
+        bias: where its bias lies, or None.
+        affine: index into `ChannelGraph.affines` of the affine that follows it alone, or None.
+        is_convolution: False for dense layers and projections.
+        position: number of its equation.
+        equation: the convolution or product itself.
+        operand: value of the kernel as the equation reads it.
+        result: value it writes.
+        gate: value to multiply a gate into: the result, after its own bias and affine.
+        gate_axes: axes of `gate` that the channels run over.
+        where: file and line it was traced from.
+    """
+
+    name: str
+    kernel: LeafView
+    in_axes: tuple[int, ...]
+    channels: int
+    groups: int
+    bias: LeafView | None
+    affine: int | None
+    is_convolution: bool
+    position: int
+    equation: Equation
+    operand: Value
+    result: Value
+    gate: Value
+    gate_axes: tuple[int, ...]
+    where: str
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A channelwise affine map `scale * (x - mean) / sqrt(var + eps) + bias`, parts of it possibly absent.
+
+    Attributes:
+        name: leaf path of the scale without collection and leaf name, such as `layer1_0/bn1`.
+        sources: `(producer index, offset)`: producer channel `c` arrives at affine channel `offset + c`.
+        channels: number of channels.
+        scale: where the multiplier lies.
+        var: where the running variance lies.
+        mean: where the running mean lies.
+        bias: where the addend lies.
+        position: number of its first equation.
+        end: value of its result.
+        where: file and line it was traced from.
+    """
+
+    name: str
+    sources: tuple[tuple[int, int], ...]
+    channels: int
+    scale: LeafView | None
+    var: LeafView | None
+    mean: LeafView | None
+    bias: LeafView | None
+    position: int
+    end: Value
+    where: str
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Channels that reach a value linearly: the axes they run over, and the producers they come from."""
+
+    axes: tuple[int, ...]
+    sources: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """A run of channelwise parameter arithmetic: `(equation number, operation, operand)` from `start` on."""
+
+    start: Value
+    stream: _Stream
+    steps: tuple[tuple[int, str, Value], ...]
+
+
+class _Analysis:
+    """One pass over a program; `producers` and `affines` are its results."""
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.leaf_paths = dict(zip(program.leaves, program.paths, strict=True))
+        self.written_by = {value: eqn for eqn in program.equations for value in eqn.outputs}
+        self.consumers: dict[Value, list[Equation]] = defaultdict(list)
+        self.on_images = {program.images}
+        for eqn in program.equations:
+            for value in set(eqn.inputs):
+                self.consumers[value].append(eqn)
+            if self.on_images.intersection(eqn.inputs):
+                self.on_images.update(eqn.outputs)
+        self.producers: list[Producer] = []
+        self.affines: list[Affine] = []
+        self.streams: dict[Value, _Stream] = {}
+        self.chains: dict[Value, _Chain] = {}
+        for position, eqn in enumerate(program.equations):
+            if eqn.name in LINEAR_MAPS:
+                self._find_producer(position, eqn)
+            else:
+                self._follow(position, eqn)
+        for value, chain in self.chains.items():
+            if not any(self._extends(value, eqn) for eqn in self.consumers[value]):
+                self._close(chain)
+        self.affines.sort(key=lambda affine: affine.position)
+        self.producers = [self._with_gate(producer) for producer in self.producers]
+
+    def _find_producer(self, position: int, eqn: Equation) -> None:
+        from_images = [value in self.on_images for value in eqn.inputs]
+        if sum(from_images) != 1:
+            return
+        side = from_images.index(False)
+        operand, result = eqn.inputs[side], eqn.outputs[0]
+        if not self._leaves_under(operand):
+            return
+        if eqn.name == "conv_general_dilated":
+            numbers = eqn.params["dimension_numbers"]
+            out_dims, in_dims, result_dims = (
+                numbers.rhs_spec[:1],
+                numbers.rhs_spec[1:2],
+                numbers.out_spec[1:2],
+            )
+        else:
+            out_dims, in_dims = dot_dims(eqn, side, len(self.program.shapes[operand]))
+            batch, free = len(eqn.params["dimension_numbers"][1][0]), len(out_dims)
+            first = batch if side == 0 else len(self.program.shapes[result]) - (free - batch)
+            result_dims = (*range(batch), *range(first, first + free - batch))
+        kernel, in_axes = self._kernel(eqn, operand, out_dims, in_dims)
+        self.streams[result] = _Stream(tuple(result_dims), ((len(self.producers), 0),))
+        self.producers.append(
+            Producer(
+                name=stem(kernel.path),
+                kernel=kernel,
+                in_axes=in_axes,
+                channels=math.prod(kernel.shape),
+                groups=eqn.params.get("feature_group_count", 1),
+                bias=None,
+                affine=None,
+                is_convolution=eqn.name == "conv_general_dilated",
+                position=position,
+                equation=eqn,
+                operand=operand,
+                result=result,
+                gate=result,
+                gate_axes=tuple(result_dims),
+                where=eqn.where,
+            )
+        )
+
+    def _kernel(
+        self, eqn: Equation, operand: Value, out_dims: Sequence[int], in_dims: Sequence[int]
+    ) -> tuple[LeafView, tuple[int, ...]]:
+        leaves = sorted(self._leaves_under(operand))
+        size = math.prod(self.program.shapes[operand])
+        for leaf, _ in leaves:
+            if math.prod(self.program.shapes[leaf]) % size == 0:
+                outputs, inputs = (self._view(leaf, operand, dims) for dims in (out_dims, in_dims))
+                if outputs is not None and inputs is not None:
+                    return outputs, inputs.axes
+        paths = ", ".join(self.leaf_paths[leaf] for leaf, _ in leaves)
+        raise GraphError(
+            f"expected the kernel of `{eqn.name}` at {eqn.where} to lie in one parameter leaf, got one computed "
+            f"from {paths}; apply the leaves one by one, so that their channels can be told apart"
+        )
+
+    def _view(self, leaf: Value, value: Value, dims: Sequence[int]) -> LeafView | None:
+        """Where the channels along `dims` of `value` lie in `leaf`; None if they are not a run of its axes."""
+        program = self.program
+        cone = program.cone(value)
+        nodes = {leaf: tuple(Axis(size) for size in program.shapes[leaf])}
+        tie_equations((part for eqn in cone for part in eqn.body or (eqn,)), nodes, program.shapes)
+        used = {atom for node in nodes[value] for atom, _ in axes.atoms(node)}
+        runs = [[atom for atom, _ in axes.atoms(node) if atom.size > 1 and atom in used] for node in nodes[leaf]]
+        wanted = [atom for dim in dims for atom, _ in axes.atoms(nodes[value][dim]) if atom.size > 1]
+        index = tuple(slice(0, size) for size in program.shapes[leaf])
+        for eqn in cone:
+            if eqn.name == "slice" and eqn.inputs[0] == leaf:
+                index = tuple(map(slice, eqn.params["start_indices"], eqn.params["limit_indices"]))
+        found: list[int] = []
+        while wanted:
+            axis = next((k for k, run in enumerate(runs) if run and run == wanted[: len(run)]), None)
+            if axis is None or axis in found:
+                return None
+            found.append(axis)
+            wanted = wanted[len(runs[axis]) :]
+        shape = tuple(index[axis].stop - index[axis].start for axis in found)
+        return LeafView(self.leaf_paths[leaf], index, tuple(found), shape)
+
+    def _leaves_under(self, value: Value, under_root: bool = False) -> set[tuple[Value, bool]]:
+        """Leaves a value is computed from, and whether through a square root, as a variance is."""
+        if value in self.leaf_paths:
+            return {(value, under_root)}
+        eqn = self.written_by.get(value)
+        if eqn is None or value in self.on_images:
+            return set()
+        under_root = under_root or eqn.name in ROOTS
+        return set().union(*(self._leaves_under(v, under_root) for v in eqn.inputs))
+
+    def _follow(self, position: int, eqn: Equation) -> None:
+        tracked = [v for v in eqn.inputs if v in self.streams or v in self.chains]
+        if not tracked or len(eqn.outputs) != 1:
+            return
+        if eqn.name in ARITHMETIC and self.on_images.issuperset(eqn.inputs):
+            self._add_streams(eqn)
+        elif eqn.name in ARITHMETIC:
+            self._step(position, eqn, tracked[0])
+        elif eqn.name in PASSES:
+            self._pass_on(eqn, tracked[0])
+        elif stream := _moved(eqn, self.streams, self.program.shapes):
+            self.streams[eqn.outputs[0]] = stream
+
+    def _pass_on(self, eqn: Equation, value: Value) -> None:
+        if value in self.streams:
+            self.streams[eqn.outputs[0]] = self.streams[value]
+        if value in self.chains:
+            self.chains[eqn.outputs[0]] = self.chains[value]
+
+    def _add_streams(self, eqn: Equation) -> None:
+        streams = [self.streams[v] for v in eqn.inputs if v in self.streams]
+        if eqn.name in ("add", "sub") and len({stream.axes for stream in streams}) == 1:
+            sources = dict.fromkeys(source for stream in streams for source in stream.sources)
+            self.streams[eqn.outputs[0]] = _Stream(streams[0].axes, tuple(sources))
+
+    def _step(self, position: int, eqn: Equation, value: Value) -> None:
+        operand = eqn.inputs[1] if eqn.inputs[0] == value else eqn.inputs[0]
+        if not self._leaves_under(operand):
+            self._pass_on(eqn, value)
+            return
+        chain = self.chains.get(value) or _Chain(value, self.streams[value], ())
+        shape = self.program.shapes[operand]
+        uniform = self._uniform_axes(operand)
+        if (value == eqn.inputs[1] and eqn.name in ("sub", "div")) or not all(
+            k in chain.stream.axes or k in uniform for k in range(len(shape))
+        ):
+            return
+        self.chains[eqn.outputs[0]] = replace(chain, steps=(*chain.steps, (position, eqn.name, operand)))
+        if value in self.streams and eqn.name in ("add", "sub"):
+            self.streams[eqn.outputs[0]] = self.streams[value]
+
+    def _uniform_axes(self, value: Value) -> set[int]:
+        """Axes along which a value computed from parameters is known to be constant."""
+        shapes, eqn = self.program.shapes, self.written_by.get(value)
+        uniform = {k for k, size in enumerate(shapes[value]) if size == 1}
+        if eqn is None:
+            return uniform
+        if eqn.name == "broadcast_in_dim":
+            inner = self._uniform_axes(eqn.inputs[0])
+            varying = {k for i, k in enumerate(eqn.params["broadcast_dimensions"]) if i not in inner}
+            return uniform | set(range(len(shapes[value]))) - varying
+        if eqn.name in (*ARITHMETIC, *PASSES, *ROOTS):
+            operands = [self._uniform_axes(v) for v in eqn.inputs if shapes[v]]
+            return uniform | (set.intersection(*operands) if operands else set())
+        return uniform
+
+    def _extends(self, value: Value, eqn: Equation) -> bool:
+        longer = self.chains.get(eqn.outputs[0])
+        return longer is not None and longer.start == self.chains[value].start
+
+    def _close(self, chain: _Chain) -> None:
+        """Read a finished chain as a bias, if it begins with additions, and an affine, if it then multiplies."""
+        steps, stream = list(chain.steps), chain.stream
+        while steps and steps[0][1] == "add":
+            _, _, operand = steps.pop(0)
+            source = stream.sources[0][0]
+            if self.producers[source].result == chain.start:
+                bias = self._parameter(operand, stream, under_root=False)
+                self.producers[source] = replace(self.producers[source], bias=bias)
+        factors = [k for k, (_, name, _) in enumerate(steps) if name in ("mul", "div")]
+        if not factors:
+            return
+        parts: dict[str, LeafView | None] = dict.fromkeys(("scale", "var", "mean", "bias"))
+        for k, (_, name, operand) in enumerate(steps):
+            if name in ("mul", "div"):
+                parts["scale"] = parts["scale"] or self._parameter(operand, stream, under_root=False)
+                parts["var"] = parts["var"] or self._parameter(operand, stream, under_root=True)
+            else:
+                parts["mean" if k < factors[0] else "bias"] = self._parameter(operand, stream, under_root=False)
+        view = parts["scale"] or parts["var"]
+        if view is None:
+            return
+        eqn = self.program.equations[steps[-1][0]]
+        self.affines.append(
+            Affine(
+                name=stem(view.path),
+                sources=stream.sources,
+                channels=math.prod(self.program.shapes[chain.start][k] for k in stream.axes),
+                position=steps[0][0],
+                end=eqn.outputs[0],
+                where=eqn.where,
+                **parts,
+            )
+        )
+
+    def _parameter(self, operand: Value, stream: _Stream, *, under_root: bool) -> LeafView | None:
+        leaves = [leaf for leaf, rooted in self._leaves_under(operand) if rooted == under_root]
+        return self._view(leaves[0], operand, stream.axes) if len(leaves) == 1 else None
+
+    def _with_gate(self, producer: Producer) -> Producer:
+        """The gate goes behind the bias and affine that the producer has for itself."""
+        gate = producer.result
+        while len(self.consumers[gate]) == 1 and gate != self.program.logits:
+            (output, *_) = self.consumers[gate][0].outputs
+            chain = self.chains.get(output)
+            if chain is None or chain.start != producer.result:
+                break
+            gate = output
+        own = [k for k, affine in enumerate(self.affines) if affine.end == gate]
+        return replace(producer, gate=gate, affine=own[0] if own else None)
+
+
+def _moved(eqn: Equation, streams: Mapping[Value, _Stream], shapes: Sequence[tuple[int, ...]]) -> _Stream | None:
+    """Stream of the result of an equation that moves or sums elements and keeps channels apart, or None."""
+    move = MOVES.get(eqn.name)
+    stream = next((streams[v] for v in eqn.inputs if v in streams), None)
+    return move(eqn, stream, streams, shapes) if move and stream else None
+
+
+def _transposed(eqn: Equation, stream: _Stream, *_: Any) -> _Stream:
+    return replace(stream, axes=tuple(eqn.params["permutation"].index(k) for k in stream.axes))
+
+
+def _broadcast(eqn: Equation, stream: _Stream, *_: Any) -> _Stream:
+    return replace(stream, axes=tuple(eqn.params["broadcast_dimensions"][k] for k in stream.axes))
+
+
+def _reshaped(eqn: Equation, stream: _Stream, _: Any, shapes: Sequence[tuple[int, ...]]) -> _Stream | None:
+    """Only unit axes may come and go."""
+    source, target = shapes[eqn.inputs[0]], shapes[eqn.outputs[0]]
+    before = [k for k, size in enumerate(source) if size != 1]
+    after = [k for k, size in enumerate(target) if size != 1]
+    if [source[k] for k in before] != [target[k] for k in after] or not {*stream.axes} <= {*before}:
+        return None
+    return replace(stream, axes=tuple(after[before.index(k)] for k in stream.axes))
+
+
+def _summed(eqn: Equation, stream: _Stream, _: Any, shapes: Sequence[tuple[int, ...]]) -> _Stream | None:
+    kept = [k for k in range(len(shapes[eqn.inputs[0]])) if k not in eqn.params["axes"]]
+    return replace(stream, axes=tuple(map(kept.index, stream.axes))) if {*stream.axes} <= {*kept} else None
+
+
+def _pooled(eqn: Equation, stream: _Stream, *_: Any) -> _Stream | None:
+    return stream if all(eqn.params["window_dimensions"][k] == 1 for k in stream.axes) else None
+
+
+def _sliced(eqn: Equation, stream: _Stream, _: Any, shapes: Sequence[tuple[int, ...]]) -> _Stream | None:
+    source, target = shapes[eqn.inputs[0]], shapes[eqn.outputs[0]]
+    return stream if all(source[k] == target[k] for k in stream.axes) else None
+
+
+def _padded(eqn: Equation, stream: _Stream, *_: Any) -> _Stream | None:
+    edges = [eqn.params["padding_config"][k] for k in stream.axes]
+    if not any(any(edge) for edge in edges):
+        return stream
+    low, _, interior = edges[0]
+    return _shifted(stream, low) if len(edges) == 1 and low >= 0 and not interior else None
+
+
+def _concatenated(
+    eqn: Equation, stream: _Stream, streams: Mapping[Value, _Stream], shapes: Sequence[tuple[int, ...]]
+) -> _Stream | None:
+    if stream.axes != (eqn.params["dimension"],):
+        return None
+    sources: list[tuple[int, int]] = []
+    offset = 0
+    for value in eqn.inputs:
+        if value in streams:
+            sources += _shifted(streams[value], offset).sources
+        offset += shapes[value][stream.axes[0]]
+    return _Stream(stream.axes, tuple(sources))
+
+
+def _shifted(stream: _Stream, offset: int) -> _Stream:
+    return replace(stream, sources=tuple((producer, start + offset) for producer, start in stream.sources))
+
+
+MOVES: dict[str, Callable[..., _Stream | None]] = {
+    "transpose": _transposed,
+    "broadcast_in_dim": _broadcast,
+    "reshape": _reshaped,
+    "squeeze": _reshaped,
+    "expand_dims": _reshaped,
+    "reduce_sum": _summed,
+    "reduce_window_sum": _pooled,
+    "slice": _sliced,
+    "pad": _padded,
+    "concatenate": _concatenated,
+}
+"""Primitive name -> how a stream passes through it."""
+
+
+def dot_dims(eqn: Equation, side: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Output and input dimensions of the kernel operand of a `dot_general`: `(batch + free, contracting)`."""
+    contract, batch = (tuple(dims[side]) for dims in eqn.params["dimension_numbers"])
+    free = tuple(k for k in range(rank) if k not in (*contract, *batch))
+    return (*batch, *free), contract
+
+
+def stem(path: str) -> str:
+    """Layer name of a leaf path: without the collection and the leaf's own name.
+
+    >>> stem("params/layer1_0/conv1/kernel"), stem("params/conv1"), stem("0")
+    ('layer1_0/conv1', 'conv1', '0')
+    """
+    parts = path.split("/")
+    if parts[0] in ("params", "batch_stats") and len(parts) > 1:
+        parts = parts[1:]
+    return "/".join(parts[:-1]) if len(parts) > 1 else parts[0]
+
+
+def find_channels(program: Program) -> tuple[tuple[Producer, ...], tuple[Affine, ...]]:
+    """Producers and affines of a program, each in program order; a kernel used twice is `name` and `name#2`."""
+    analysis = _Analysis(program)
+    uses: dict[str, int] = defaultdict(int)
+    producers = []
+    for producer in analysis.producers:
+        uses[producer.name] += 1
+        use = uses[producer.name]
+        producers.append(replace(producer, name=f"{producer.name}#{use}") if use > 1 else producer)
+    return tuple(producers), tuple(analysis.affines)

@@ -1,0 +1,94 @@
+"""Which parameter axes are the same channels: ties over a whole program, gathered into groups."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxguard.graph import axes
+from jaxguard.graph.axes import Axis, freeze
+from jaxguard.graph.channels import Producer
+from jaxguard.graph.program import Program, Value
+from jaxguard.graph.rules import Axes, tie_equations
+
+
+class Member(NamedTuple):
+    """One place where a group's channels lie.
+
+    Attributes:
+        path: leaf path.
+        axis: axis of the leaf.
+        positions: `[R, C]` int; channel `c` is found at every `positions[r, c]` along the axis.
+    """
+
+    path: str
+    axis: int
+    positions: np.ndarray
+
+    @property
+    def stride(self) -> int:
+        """Distance between neighbouring channels; above 1 after a flatten or for grouped channels."""
+        return int(self.positions[0, 1] - self.positions[0, 0])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that can only be permuted together.
+
+    Attributes:
+        name: first layer that makes them, or first leaf that holds them.
+        size: number of channels `C`.
+        members: every place in the variables where they lie.
+        frozen: why they may not be permuted, or None.
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    frozen: str | None
+
+    @property
+    def permutable(self) -> bool:
+        """Whether any permutation, applied to all members, leaves the model's function unchanged."""
+        return self.frozen is None
+
+
+def tie_program(program: Program) -> dict[Value, Axes]:
+    """Axes of every value of a program, tied by all its equations; those of its images and logits are frozen."""
+    nodes = tie_equations(program.primitive_equations(), {}, program.shapes)
+    for value, array in program.constants.items():
+        for axis, node in enumerate(nodes.get(value, ())):
+            if node.size > 1 and _varies(np.asarray(array), axis):
+                freeze(node, "constant array")
+    for value in (*program.leaves, program.images, program.logits):
+        nodes.setdefault(value, tuple(Axis(size) for size in program.shapes[value]))
+    for value, reason in ((program.images, "input"), (program.logits, "output")):
+        for node in nodes[value]:
+            freeze(node, reason)
+    return nodes
+
+
+def _varies(array: np.ndarray, axis: int) -> bool:
+    return bool(np.any(array != np.take(array, [0], axis)))
+
+
+def find_groups(program: Program, nodes: dict[Value, Axes], producers: Sequence[Producer]) -> tuple[Group, ...]:
+    """Groups with at least two channels and one parameter axis, in leaf order; spatial axes are left out."""
+    members: dict[Axis, list[Member]] = defaultdict(list)
+    for leaf, path in zip(program.leaves, program.paths, strict=True):
+        for axis, node in enumerate(nodes[leaf]):
+            for atom, positions in axes.atoms(node):
+                if atom.size > 1 and atom.frozen != "window":
+                    members[atom].append(Member(path, axis, positions))
+    names: dict[Axis, str] = {}
+    for producer in producers:
+        for axis in producer.gate_axes:
+            for atom, _ in axes.atoms(nodes[producer.result][axis]):
+                names.setdefault(atom, producer.name)
+    return tuple(
+        Group(names.get(atom, found[0].path), atom.size, tuple(found), atom.frozen) for atom, found in members.items()
+    )

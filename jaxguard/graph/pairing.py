@@ -1,0 +1,94 @@
+"""Which producers' kernels are scored together with which BatchNorm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from jaxguard.errors import GraphError
+from jaxguard.graph.channel_graph import ChannelGraph
+
+Pairing = Literal["dataflow", "module_order"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of channels to be scored.
+
+    Attributes:
+        name: what is scored: `conv1 -> bn1`, `conv2 + conv1 -> bn1` for a residual sum, `conv1` without a norm.
+        sources: `(producer number, offset)`: producer channel `c` is layer channel `offset + c`.
+        affine: number of the affine that scales the channels, or None.
+        channels: number of channels `C`.
+    """
+
+    name: str
+    sources: tuple[tuple[int, int], ...]
+    affine: int | None
+    channels: int
+
+
+def layers(graph: ChannelGraph, pairing: Pairing = "dataflow") -> tuple[Layer, ...]:
+    """Pair producers with the BatchNorm behind them.
+
+    Args:
+        graph: the model's channel graph.
+        pairing: `dataflow` follows the arrays, also through residual sums and concatenations, and scores producers
+            without a norm on their own; the model's output layer is left out. `module_order` reproduces the reference
+            code: each BatchNorm is paired with the last convolution before it, in the order the model calls them, and
+            nothing else is scored.
+
+    Returns:
+        The layers, in program order.
+
+    Raises:
+        GraphError: nothing can be scored, or module order pairs layers of different widths.
+    """
+    found = _by_dataflow(graph) if pairing == "dataflow" else _by_module_order(graph)
+    if not found:
+        hint = (
+            "take pairing='dataflow', which scores layers without one"
+            if pairing == "module_order"
+            else ("a model with nothing but an output layer hides no channels")
+        )
+        missing = "BatchNorm behind a convolution" if pairing == "module_order" else "hidden convolution or dense layer"
+        raise GraphError(f"expected a {missing} to score, got none among {len(graph.producers)} producers; {hint}")
+    return found
+
+
+def _by_dataflow(graph: ChannelGraph) -> tuple[Layer, ...]:
+    found: list[tuple[int, Layer]] = []
+    covered: set[int] = set()
+    for number, affine in enumerate(graph.affines):
+        reached = np.zeros(affine.channels, bool)
+        for producer, offset in affine.sources:
+            reached[offset : offset + graph.producers[producer].channels] = True
+        if affine.sources and reached.all():
+            covered.update(producer for producer, _ in affine.sources)
+            names = " + ".join(graph.producers[producer].name for producer, _ in affine.sources)
+            layer = Layer(f"{names} -> {affine.name}", affine.sources, number, affine.channels)
+            found.append((affine.position, layer))
+    for number, producer in enumerate(graph.producers):
+        if number not in covered | graph.outputs:
+            found.append((producer.position, Layer(producer.name, ((number, 0),), None, producer.channels)))
+    return tuple(layer for _, layer in sorted(found, key=lambda item: item[0]))
+
+
+def _by_module_order(graph: ChannelGraph) -> tuple[Layer, ...]:
+    convolutions = [(p.position, number) for number, p in enumerate(graph.producers) if p.is_convolution]
+    found = []
+    for number, affine in enumerate(graph.affines):
+        before = [producer for position, producer in convolutions if position < affine.position]
+        if affine.var is None or not before:
+            continue
+        producer = graph.producers[before[-1]]
+        if producer.channels != affine.channels:
+            raise GraphError(
+                f"expected the last convolution before {affine.name} to have its {affine.channels} channels, "
+                f"got {producer.name} with {producer.channels} at {producer.where}; take pairing='dataflow'"
+            )
+        layer = Layer(f"{producer.name} -> {affine.name}", ((before[-1], 0),), number, affine.channels)
+        found.append(layer)
+    return tuple(found)

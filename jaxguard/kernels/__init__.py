@@ -1,0 +1,1 @@
+"""Jitted, vmapped maths on arrays; knows nothing of models or files."""

@@ -1,0 +1,102 @@
+"""Edits of a model's variables by channel: permute a group, zero channels. Pure; other leaves are passed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxguard.errors import GraphError
+from jaxguard.graph import Group, LeafView
+from jaxguard.graph.program import leaf_paths
+from jaxguard.types import Variables
+
+Edit = Callable[[jax.Array], jax.Array]
+
+
+def edit(variables: Variables, edits: Mapping[str, Edit]) -> Any:
+    """Apply functions to leaves by path, keeping shapes and dtypes.
+
+    Args:
+        variables: pytree of arrays; not modified.
+        edits: leaf path -> `leaf -> leaf`.
+
+    Returns:
+        A tree of the same structure.
+
+    Raises:
+        GraphError: a path is not in the tree.
+    """
+    paths = leaf_paths(variables)
+    missing = sorted(edits.keys() - set(paths))
+    if missing:
+        raise GraphError(f"expected leaves {missing[:3]} among the variables, got {list(paths)[:3]}, ...")
+    leaves, structure = jax.tree.flatten(variables)
+    edited = [edits[path](leaf) if path in edits else leaf for path, leaf in zip(paths, leaves, strict=True)]
+    return jax.tree.unflatten(structure, edited)
+
+
+def permute(variables: Variables, group: Group, permutation: np.ndarray) -> Any:
+    """Reorder a group's channels wherever they lie; the model's function is unchanged if the group is permutable.
+
+    Args:
+        variables: pytree of arrays.
+        group: of the model's channel graph.
+        permutation: `[C]` int; new channel `c` is old channel `permutation[c]`.
+
+    Returns:
+        The permuted variables.
+
+    Raises:
+        GraphError: the group's order matters, or `permutation` is none of its channels.
+
+    Example:
+        >>> from jaxguard.graph import channel_graph
+        >>> mlp = lambda v, x: jax.nn.relu(x @ v["w1"]) @ v["w2"]
+        >>> v = {"w1": jnp.arange(6.0).reshape(2, 3), "w2": jnp.ones((3, 2))}
+        >>> graph = channel_graph(mlp, v, jnp.ones((1, 2)))
+        >>> (group,) = [group for group in graph.groups if group.permutable]
+        >>> permute(v, group, np.array([2, 0, 1]))["w1"][0].tolist()
+        [2.0, 0.0, 1.0]
+    """
+    if not group.permutable:
+        raise GraphError(f"expected a permutable group, got {group.name}, whose order matters: {group.frozen}")
+    permutation = np.asarray(permutation)
+    if permutation.shape != (group.size,) or not np.array_equal(np.sort(permutation), np.arange(group.size)):
+        raise GraphError(f"expected a permutation of the {group.size} channels of {group.name}, got {permutation}")
+    for member in group.members:
+        positions, axis = member.positions, member.axis
+
+        def reorder(leaf: jax.Array, positions: np.ndarray = positions, axis: int = axis) -> jax.Array:
+            order = np.arange(leaf.shape[axis])
+            order[positions] = positions[:, permutation]
+            return jnp.take(leaf, order, axis=axis)
+
+        variables = edit(variables, {member.path: reorder})
+    return variables
+
+
+def zero(view: LeafView, mask: jax.Array) -> Edit:
+    """Edit that sets the masked channels of a leaf to zero.
+
+    Args:
+        view: where the channels lie.
+        mask: `[C]` bool, True where the channel is zeroed.
+
+    Returns:
+        `leaf -> leaf`, for `edit`.
+    """
+
+    def apply(leaf: jax.Array) -> jax.Array:
+        run = leaf[view.index]
+        grid = jnp.asarray(mask).reshape(view.shape)
+        shape = [1] * leaf.ndim
+        for axis, size in zip(view.axes, view.shape, strict=True):
+            shape[axis] = size
+        in_leaf_order = jnp.transpose(grid, np.argsort(view.axes).tolist()).reshape(shape)
+        return leaf.at[view.index].set(jnp.where(in_leaf_order, 0, run).astype(leaf.dtype))
+
+    return apply
