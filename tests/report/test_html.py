@@ -1,0 +1,225 @@
+"""The page is complete, self-contained, escaped, and renders."""
+
+import datetime
+import os
+import re
+import shutil
+import stat
+import subprocess
+from html.parser import HTMLParser
+from importlib import resources
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxguard import report as reports
+from jaxguard.errors import JaxguardError
+from jaxguard.report import html, schema
+from jaxguard.types import AuditReport
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects elements, addresses and visible text; notices tags that do not match."""
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    def words(self) -> str:
+        return " ".join("".join(self.text).split())
+
+
+def test_template_is_package_data():
+    assert resources.files("jaxguard.report").joinpath("template.html.jinja").is_file()
+
+
+def test_page_is_well_formed(any_report):
+    page = Page(html.to_html(any_report))
+    assert page.open == []
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    labels = {attributes["aria-labelledby"] for _, attributes in page.tags if "aria-labelledby" in attributes}
+    assert labels <= set(ids)
+
+
+def test_page_loads_nothing_and_runs_nothing(any_report):
+    text = html.to_html(any_report)
+    page = Page(text)
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "link", "iframe", "object", "embed", "form", "base"}
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        for name in ("src", "href", "xlink:href", "srcset", "action"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,")), (tag, name)
+    assert not re.search(r"url\(\s*['\"]?(?!#)|@import", text)
+
+
+def test_pictures_have_alternative_texts(full):
+    page = Page(html.to_html(full))
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    drawings = [attributes for tag, attributes in page.tags if tag == "svg" and "aria-hidden" not in attributes]
+    assert len(images) == 3 and all(attributes["alt"] for attributes in images)
+    assert len(drawings) == 4 and all(a["role"] == "img" and a["aria-label"] for a in drawings)
+
+
+def test_verdicts_come_first(full):
+    words = Page(html.to_html(full)).words()
+    expected = [
+        "Inconclusive: no reference fleet to compare with",
+        "FT-SAM takes the backdoor out",
+        "ASR 99.7 % → 0.6 %, ACC 98.9 % → 98.1 %",
+        "CLP leaves the backdoor in",
+        "0 of 224 channels cut",
+        "The trigger",
+        "Before and after",
+        "Methods tried",
+        "Channel scores, layer by layer",
+        "Notes",
+        "How this was made",
+        "jaxguard repair runs/2026-03/suspect.safetensors --method ft_sam,clp",
+        "9f2c" * 16,
+        "0.10.2",
+    ]
+    positions = [words.find(part) for part in expected]
+    assert -1 not in positions
+    assert positions == sorted(positions)
+
+
+def test_a_repair_with_the_scan_s_layers_is_not_drawn_twice(full):
+    assert html.to_html(full).count('aria-label="Scores of 224 channels') == 1
+
+
+def test_empty_sections_are_left_out(bare, scan_only):
+    for report in (bare, scan_only):
+        words = Page(html.to_html(report)).words()
+        for heading in ("The trigger", "Before and after", "Methods tried", "Notes"):
+            assert heading not in words
+    assert "Nothing to draw" in Page(html.to_html(bare)).words()
+    assert "neither a scan nor a repair" in Page(html.to_html(AuditReport("", ""))).words()
+
+
+def test_date_of_writing_is_shown(bare):
+    when = datetime.datetime(2026, 3, 9, 14, 5, tzinfo=datetime.UTC)
+    assert "2026-03-09 14:05 UTC" in html.to_html(bare, written=when)
+    assert html.to_html(bare, written=when) == html.to_html(bare, written=when)
+
+
+def test_hostile_strings_are_text(hostile):
+    text = html.to_html(hostile)
+    assert "<script" not in text
+    assert not set("\x1b\u202e\udcff") & set(text)
+    assert "<script>alert('x')</script>" in Page(text).words()  # it is there to read, only not to run
+
+
+def contrast(one: str, other: str) -> float:
+    def luminance(colour: str) -> float:
+        channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_contrast_meets_wcag_aa_in_every_mode(bare):
+    palettes = re.findall(r":root \{(.*?)\}", html.to_html(bare), flags=re.DOTALL)
+    assert len(palettes) == 3  # light, dark, print
+    for palette in palettes:
+        colours = dict(re.findall(r"--(\w+): (#\w{6})", palette))
+        for background in ("paper", "panel"):
+            for name in ("ink", "muted", "good", "bad", "open"):
+                assert contrast(colours[name], colours[background]) >= 4.5, (name, background)
+            for name in ("before", "after", "alert"):
+                assert contrast(colours[name], colours[background]) >= 3, (name, background)
+
+
+def test_write_makes_both_files(full, tmp_path):
+    folder = tmp_path / "new" / "folder"
+    paths = reports.write(full, folder)
+    assert paths == [folder / "report.html", folder / "report.json"]
+    assert sorted(folder.iterdir()) == paths
+    assert schema.from_json(paths[1].read_text()).title == full.title
+    assert "FT-SAM takes the backdoor out" in paths[0].read_text(encoding="utf-8")
+
+
+def test_write_replaces_and_respects_the_umask(bare, tmp_path):
+    (tmp_path / "report.json").write_text("old")
+    mask = os.umask(0o027)
+    try:
+        reports.write(bare, tmp_path)
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "report.json").stat().st_mode) == 0o640
+    assert schema.from_json((tmp_path / "report.json").read_text()).title == bare.title
+
+
+def test_write_into_a_file_fails_clearly(bare, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(JaxguardError, match="taken; choose another folder"):
+        reports.write(bare, tmp_path / "taken")
+
+
+def test_failed_write_leaves_no_partial_file(bare, tmp_path):
+    (tmp_path / "report.json").mkdir()  # cannot be replaced by a file
+    with pytest.raises(JaxguardError, match=r"report\.json"):
+        reports.write(bare, tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def screenshot(page, folder, *options: str) -> tuple[np.ndarray, list[str]]:
+    """Renders a page in headless Chromium; returns pixels and console messages."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("needs chromium, chromium-browser or google-chrome on PATH to render the page")
+    picture = folder / "page.png"
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --enable-logging=stderr --hide-scrollbars --window-size=900,1400"
+    )
+    command = [browser, *flags.split(), *options, f"--user-data-dir={folder / 'profile'}", f"--screenshot={picture}"]
+    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    return np.asarray(Image.open(picture).convert("RGB"), np.float32), console
+
+
+@pytest.mark.parametrize(("options", "is_dark"), [((), False), (("--blink-settings=preferredColorScheme=0",), True)])
+def test_browser_renders_without_complaint(full, tmp_path, options, is_dark):
+    page, _ = reports.write(full, tmp_path)
+    pixels, console = screenshot(page, tmp_path, *options)
+    assert console == []
+    assert (pixels[2, 2].mean() < 128) == is_dark
+    background = np.abs(pixels - pixels[2, 2]).max(axis=-1) < 8
+    assert 0.1 < 1 - background.mean() < 0.9
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+
+
+def test_browser_would_report_a_violation(tmp_path):
+    """The check above can fail: the page's policy makes the browser complain about an outside picture."""
+    policy = re.search(r"<meta http-equiv.*?>", html.to_html(AuditReport("", "")))
+    assert policy is not None
+    page = tmp_path / "page.html"
+    page.write_text(f'<!doctype html>{policy[0]}<img src="http://outside.invalid/x.png">')
+    _, console = screenshot(page, tmp_path)
+    assert any("Content Security Policy" in line for line in console)

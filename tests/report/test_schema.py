@@ -1,0 +1,170 @@
+"""The JSON form is strict, stable and complete."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from jaxguard.errors import JaxguardError
+from jaxguard.report import schema
+from jaxguard.types import AuditReport, LayerScores, Metrics, RepairReport, ScanReport
+
+GOLDEN = """{
+  "schema": "jaxguard.audit/1",
+  "title": "Audit",
+  "command": "jaxguard repair m.npz",
+  "scans": [
+    {
+      "checkpoint": "m.npz",
+      "sha256": "ab",
+      "architecture": "resnet20:width=0.5",
+      "method": "clp",
+      "verdict": "inconclusive",
+      "score": null,
+      "layers": [
+        {
+          "name": "conv -> bn",
+          "scores": [1.5, null, 0.25],
+          "threshold": null,
+          "mask": [true, false, false],
+          "undefined": [false, true, false]
+        }
+      ],
+      "notes": [
+        "[1, 2] is a note.\\nSecond line."
+      ],
+      "seconds": 0.5,
+      "metrics": {
+        "acc": 0.75,
+        "asr": null,
+        "ra": null,
+        "num_images": 4,
+        "num_triggered": 0
+      }
+    }
+  ],
+  "repairs": [
+    {
+      "checkpoint": "m.npz",
+      "method": "ft_sam",
+      "options": {
+        "rho": 2.0,
+        "sizes": [1, 2],
+        "dtype": "<class 'float'>"
+      },
+      "layers": [],
+      "change": {
+        "params/kernel": 0.125
+      },
+      "before": null,
+      "after": null,
+      "der": null,
+      "notes": [],
+      "seconds": 0.0
+    }
+  ],
+  "trigger": null,
+  "environment": {
+    "jax": "0.10.2"
+  }
+}
+"""
+
+
+@pytest.fixture
+def small() -> AuditReport:
+    layer = LayerScores(
+        "conv -> bn",
+        np.array([1.5, np.nan, 0.25], np.float32),
+        math.inf,
+        np.array([True, False, False]),
+        np.array([False, True, False]),
+    )
+    notes = ("[1, 2] is a note.\nSecond line.",)
+    scan = ScanReport(
+        "m.npz", "ab", "resnet20:width=0.5", "clp", "inconclusive", math.nan, (layer,),
+        notes, 0.5, Metrics(0.75, num_images=4),
+    )  # fmt: skip
+    options = {"rho": np.float32(2), "sizes": (np.int64(1), 2), "dtype": float}
+    repair = RepairReport("m.npz", "ft_sam", options, change={"params/kernel": 0.125})
+    return AuditReport("Audit", "jaxguard repair m.npz", (scan,), (repair,), environment={"jax": "0.10.2"})
+
+
+def assert_equal(one, other, where="report"):
+    """Compares values field by field: NaN equals NaN, images to the decimals that are written."""
+    if dataclasses.is_dataclass(one):
+        assert type(one) is type(other), where
+        for item in dataclasses.fields(one):
+            assert_equal(getattr(one, item.name), getattr(other, item.name), f"{where}.{item.name}")
+    elif isinstance(one, np.ndarray):
+        np.testing.assert_allclose(other, one, rtol=0, atol=0.5e-5 if one.ndim == 4 else 0, err_msg=where)
+        assert (one.dtype == bool) == (other.dtype == bool), where
+    elif isinstance(one, tuple):
+        assert len(one) == len(other), where
+        for index, (left, right) in enumerate(zip(one, other, strict=True)):
+            assert_equal(left, right, f"{where}[{index}]")
+    elif isinstance(one, float) and math.isnan(one):
+        assert math.isnan(other), where
+    else:
+        assert one == other, where
+
+
+def test_golden_document(small):
+    assert schema.to_json(small) == GOLDEN
+
+
+def test_reading_the_golden_document(small):
+    report = schema.from_json(GOLDEN)
+    layer = report.scans[0].layers[0]
+    assert layer.threshold == math.inf
+    assert layer.mask.dtype == bool
+    np.testing.assert_array_equal(layer.scores, [1.5, np.nan, 0.25])
+    assert math.isnan(report.scans[0].score)
+    assert schema.to_json(report) == GOLDEN
+
+
+def test_round_trip(any_report):
+    text = schema.to_json(any_report)
+    assert_equal(any_report, schema.from_json(text))
+    assert schema.to_json(schema.from_json(text)) == text
+
+
+def test_strict_and_ascii(any_report):
+    def reject(constant: str):
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = schema.to_json(any_report)
+    assert text.isascii()
+    assert json.loads(text, parse_constant=reject)["schema"] == "jaxguard.audit/1"
+
+
+def test_unknown_keys_are_ignored(small):
+    document = json.loads(schema.to_json(small)) | {"added_later": 1}
+    assert_equal(small.scans[0], schema.from_json(json.dumps(document)).scans[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("not json", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "got None at key 'schema'"),
+        ('{"schema": "jaxguard.audit/2"}', "'jaxguard.audit/2'"),
+        ('{"schema": "jaxguard.audit/1", "title": "x"}', "expected key 'command'"),
+        ('{"schema": "jaxguard.audit/1", "title": 3, "command": ""}', "at report.title"),
+        ('{"schema": "jaxguard.audit/1", "title": "", "command": "", "scans": {}}', "at report.scans"),
+        ('{"schema": "jaxguard.audit/1", "title": "", "command": "", "scans": [4]}', "at report.scans[0]"),
+        ('{"schema": "jaxguard.audit/1", "title": "", "command": "", "environment": {"a": 1}}', "report.environment.a"),
+    ],
+)  # fmt: skip
+def test_bad_documents_name_the_place(text, words):
+    with pytest.raises(JaxguardError) as caught:
+        schema.from_json(text)
+    assert words in str(caught.value)
+
+
+def test_ragged_arrays_are_refused():
+    with pytest.raises(JaxguardError, match=r"report\.scans\[0\]\.layers\[0\]\.scores"):
+        schema.from_json(GOLDEN.replace("[1.5, null, 0.25]", "[[1], [2, 3]]"))

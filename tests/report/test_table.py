@@ -1,0 +1,61 @@
+"""Terminal tables fit, lose nothing, and mean the same without colour."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from jaxguard.report import table
+
+
+def render(renderable, width: int, *, colour: bool = False) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width, force_terminal=colour, color_system="truecolor" if colour else None).print(
+        renderable
+    )
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("form", [table.scan_table, table.repair_table])
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_fits_without_truncation(any_report, form, width):
+    text = render(form(any_report), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+
+
+def rows(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_repair_rows_at_80_columns(full):
+    lines = rows(render(table.repair_table(full), 80))
+    assert "FT-SAM 98.9 → 98.1 99.7 → 0.6 0.3 → 97.1 99.2 – 14" in lines
+    assert "CLP 98.9 → 98.9 99.7 → 99.7 0.3 → 0.3 50.0 0 of 224 0.02" in lines
+    assert "✗ CLP leaves the backdoor in." in lines
+    assert "[FT-SAM] 5 % of the training images were used." in lines
+
+
+def test_scan_rows(full):
+    lines = rows(render(table.scan_table(full), 160))
+    assert "1 runs/2026-03/suspect.safetensors ? inconclusive 2.64 0 of 224 98.9 99.7 0.3 0.02" in lines
+    assert "[1] No reference fleet was given, so the score has no p-value." in lines
+
+
+def test_undefined_channels_are_told(deep):
+    assert "[1] 126 channels have no score." in render(table.scan_table(deep), 80)
+
+
+def test_colour_adds_nothing_but_colour(full):
+    coloured = render(table.repair_table(full), 80, colour=True)
+    assert "\x1b[" in coloured
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == render(table.repair_table(full), 80)
+
+
+def test_hostile_strings_reach_no_terminal(hostile):
+    text = render(table.scan_table(hostile), 200) + render(table.repair_table(hostile), 200)
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "[bold]" in text  # rich markup is shown, not obeyed
+    text.encode("utf-8")  # no lone surrogates

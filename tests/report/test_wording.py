@@ -1,0 +1,83 @@
+"""Headlines say what the numbers say."""
+
+import math
+
+import numpy as np
+import pytest
+
+from jaxguard.report import wording
+from jaxguard.types import LayerScores, Metrics, RepairReport, ScanReport
+
+
+def repair(before: Metrics | None, after: Metrics | None, layers: tuple[LayerScores, ...] = ()) -> RepairReport:
+    return RepairReport("m.npz", "clp", {}, layers, before=before, after=after)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "tone", "words"),
+    [
+        (Metrics(0.989, 0.997), Metrics(0.981, 0.006), "good", "CLP takes the backdoor out"),
+        (Metrics(0.989, 0.997), Metrics(0.989, 0.997), "bad", "CLP leaves the backdoor in"),
+        (Metrics(0.98, 0.99), Metrics(0.97, 0.40), "bad", "CLP weakens the backdoor but leaves it in"),
+        (Metrics(0.98, 0.99), Metrics(0.60, 0.01), "bad", "CLP takes the backdoor out but harms the model"),
+        (Metrics(0.98, 0.99), Metrics(0.60, 0.99), "bad", "CLP leaves the backdoor in and harms the model"),
+        (Metrics(0.98, 0.02), Metrics(0.98, 0.01), "open", "CLP found no working backdoor to take out"),
+        (Metrics(0.98, 0.02), Metrics(0.20, 0.01), "bad", "CLP harms the model"),
+        (Metrics(0.98, 0.02), Metrics(0.98, 0.60), "bad", "CLP leaves the backdoor in"),
+        (Metrics(0.98), Metrics(0.97), "open", "CLP was applied, its effect on a backdoor not measured: no trigger"),
+        (None, None, "open", "CLP was applied, its effect not measured: no test data"),
+        (Metrics(0.98, 0.9), Metrics(math.nan, 0.0), "open", "CLP was applied, its effect is undefined"),
+    ],
+)
+def test_repair_outcome(before, after, tone, words):
+    headline = wording.repair_headline(repair(before, after))
+    assert (headline.tone, headline.lead) == (tone, words)
+
+
+def test_thresholds_are_inclusive_for_asr_and_exclusive_for_acc():
+    at_limit = Metrics(0.90, wording.REMOVED_ASR)
+    assert wording.repair_headline(repair(Metrics(0.90 + wording.HARMFUL_ACC_DROP / 2, 1.0), at_limit)).tone == "good"
+    above = Metrics(0.90, math.nextafter(wording.REMOVED_ASR, 1))
+    assert wording.repair_headline(repair(Metrics(0.90, 1.0), above)).tone == "bad"
+
+
+def test_repair_headline_carries_the_numbers():
+    layers = (LayerScores("bn", np.zeros(224), 1.0, np.zeros(224, bool), np.zeros(224, bool)),)
+    same = Metrics(0.989, 0.997)
+    assert str(wording.repair_headline(repair(same, same, layers))) == (
+        "CLP leaves the backdoor in – ASR 99.7 % → 99.7 %, ACC 98.9 % → 98.9 %, 0 of 224 channels cut"
+    )
+
+
+def test_scan_headline_without_a_fleet_is_inconclusive():
+    layers = (LayerScores("bn", np.array([1.0, 5.0, np.nan]), 4.0, np.zeros(3, bool), np.array([False, False, True])),)
+    scan = ScanReport("m.npz", "", "", "clp", "inconclusive", 2.6, layers)
+    assert str(wording.scan_headline(scan)) == (
+        "Inconclusive: no reference fleet to compare with – "
+        "highest channel z-score 2.6, 1 of 3 channels above their threshold"
+    )
+
+
+def test_other_verdicts_are_quoted_and_never_good():
+    scan = ScanReport("m.npz", "", "", "clp", "suspicious", 7.0, ())
+    assert wording.scan_headline(scan)[:2] == ("bad", "Suspicious")
+
+
+def test_undefined_score_is_said():
+    scan = ScanReport("m.npz", "", "", "clp", "inconclusive", math.nan, ())
+    assert "no channel z-score exists" in wording.scan_headline(scan).detail
+
+
+def test_percent_never_rounds_to_a_false_extreme():
+    assert wording.percent(1 - 1e-9) == ">99.9 %"
+    assert wording.percent(1e-9) == "<0.1 %"
+    assert wording.percent(math.nan) == "undefined"
+    for permille in range(1, 1000):
+        assert wording.percent(permille / 1000) == f"{permille // 10}.{permille % 10} %"
+
+
+def test_printable_leaves_no_control_or_direction_mark():
+    text = "".join(map(chr, range(0x20))) + "\x7f\x9b\u200f\u202e\u2066\udcff\ufeff" + "é → 网络"
+    shown = wording.printable(text)
+    assert shown.isprintable()
+    assert shown.endswith("é → 网络")
