@@ -186,7 +186,7 @@ def _legend(axes: "Axes", shown: set[str], cut_label: str) -> None:
         ),
         ("cut" in shown, Line2D([], [], ls="", marker="D", ms=5, color=svg.ALERT, label=cut_label)),
     ]
-    axes.legend(
+    legend = axes.legend(
         handles=[handle for is_used, handle in marks if is_used],
         loc="lower left",
         bbox_to_anchor=(-0.02, 1.0),
@@ -198,6 +198,8 @@ def _legend(axes: "Axes", shown: set[str], cut_label: str) -> None:
         handletextpad=0.1,
         columnspacing=1.2,
     )
+    for label in legend.get_texts():
+        label.set_parse_math(False)
 
 
 def _remark(layer: LayerScores, scaled: Standardized) -> str:

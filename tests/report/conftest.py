@@ -5,7 +5,7 @@ import pytest
 
 from jaxguard.types import AuditReport, LayerScores, Metrics, RepairReport, ScanReport, TriggerExample
 
-HOSTILE = "runs/<script>alert('x')</script>&\"'\x1b[2J\u202egnp.npz"
+HOSTILE = "runs/<script>alert('x')</script>&\"'$\\frac{$\x1b[2J\u202egnp.npz"
 
 
 def clp_layer(name: str, width: int, seed: int, *, u: float = 3.0, outlier: float = 0.0, dead: int = 0) -> LayerScores:
@@ -53,11 +53,11 @@ def full() -> AuditReport:
     before = Metrics(acc=0.989, asr=0.997, ra=0.003, num_images=360, num_triggered=324)
     scans = (
         ScanReport(
-            "runs/2026-03/suspect.safetensors", "9f2c" * 16, "resnet8:width=0.5", "clp", "inconclusive", 2.64, suspect,
+            "runs/2026-03/suspect.safetensors", "9f2c" * 16, "resnet8:width=0.5", "clp", "inconclusive", 3.06, suspect,
             notes=("No reference fleet was given, so the score has no p-value.",), seconds=0.0168, metrics=before,
         ),
         ScanReport(
-            "runs/2026-03/vendor.safetensors", "07ab" * 16, "resnet8:width=0.5", "clp", "suspicious", 5.31,
+            "runs/2026-03/vendor.safetensors", "07ab" * 16, "resnet8:width=0.5", "clp", "suspicious", 5.44,
             tuple(clp_layer(f"stage{i}/conv -> stage{i}/bn", 64, 40 + i, outlier=2.5 * (i == 2)) for i in range(3)),
             seconds=0.021, metrics=Metrics(acc=0.978, num_images=360),
         ),
@@ -84,7 +84,7 @@ def full() -> AuditReport:
 def scan_only() -> AuditReport:
     """One scan, no metrics, nothing else."""
     layers = tuple(clp_layer(f"conv{i} -> bn{i}", 16 * 2**i, i) for i in range(3))
-    scan = ScanReport("model.npz", "ab" * 32, "cnn_bn5", "clp", "inconclusive", 2.6, layers, seconds=0.003)
+    scan = ScanReport("model.npz", "ab" * 32, "cnn_bn5", "clp", "inconclusive", 3.0, layers, seconds=0.003)
     return AuditReport("Scan of model.npz", "jaxguard scan model.npz", (scan,), environment=ENVIRONMENT)
 
 
@@ -100,7 +100,9 @@ def deep() -> AuditReport:
     layers[59] = clp_layer(
         "a/very/long/path/of/modules/that/goes/on/and/on/conv_expand_1x1 -> bn_out", 96, 59, outlier=4.0
     )
-    scan = ScanReport("deep.safetensors", "cd" * 32, "resnet62", "clp", "inconclusive", 9.2, tuple(layers), seconds=0.4)
+    scan = ScanReport(
+        "deep.safetensors", "cd" * 32, "resnet62", "clp", "inconclusive", 8.73, tuple(layers), seconds=0.4
+    )
     return AuditReport("Scan of deep.safetensors", "jaxguard scan deep.safetensors", (scan,), environment=ENVIRONMENT)
 
 

@@ -39,7 +39,7 @@ def test_repair_rows_at_80_columns(full):
 
 def test_scan_rows(full):
     lines = rows(render(table.scan_table(full), 160))
-    assert "1 runs/2026-03/suspect.safetensors ? inconclusive 2.64 0 of 224 98.9 99.7 0.3 0.02" in lines
+    assert "1 runs/2026-03/suspect.safetensors ? inconclusive 3.06 0 of 224 98.9 99.7 0.3 0.02" in lines
     assert "[1] No reference fleet was given, so the score has no p-value." in lines
 
 
