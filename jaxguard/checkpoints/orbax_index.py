@@ -51,7 +51,8 @@ def open_arrays(directory: pathlib.Path, given: str) -> tuple[dict[str, Any], di
             store = {"driver": "ocdbt", "base": {"driver": "file", "path": base}, "path": folder}
         else:
             store = {"driver": "file", "path": base + folder}
-        pending[name] = tensorstore.open({**driver, "kvstore": store}, read=True, open=True, context=context)
+        with damage_reported(given, name):
+            pending[name] = tensorstore.open({**driver, "kvstore": store}, read=True, open=True, context=context)
     arrays = {}
     for name, future in pending.items():
         with damage_reported(given, name):

@@ -1,0 +1,112 @@
+"""Packs and triggers in plain `.npz` files, read without pickle."""
+
+import os
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+
+from jaxguard.data import images
+from jaxguard.data.source import Source
+from jaxguard.errors import DataError
+from jaxguard.types import Batch
+
+
+def read(name: str, *, seed: int) -> Source:
+    """Reads `train_images`, `train_labels`, `test_images`, `test_labels`; the training pair may be missing.
+
+    Args:
+        name: path of the pack.
+        seed: not used, the splits are the pack's own.
+
+    Returns:
+        The splits; `K` is the scalar `num_classes` if the pack has it, else one more than the largest label.
+
+    Raises:
+        DataError: no such file, not an npz, missing keys, or arrays that are no labelled images.
+    """
+    del seed
+    arrays = _arrays(name, expected="test_images, test_labels (and train_images, train_labels)")
+    test = _split(arrays, "test", name)
+    if len(test.images) == 0:
+        raise DataError(f"npz:{name}: expected test images, found none; store the test split in the pack")
+    train = Batch(test.images[:0], test.labels[:0])
+    if "train_images" in arrays or "train_labels" in arrays:
+        train = _split(arrays, "train", name)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise DataError(
+            f"npz:{name}: expected train_images of the test images' shape {test.images.shape[1:]}, "
+            f"found {train.images.shape[1:]}; store both at one size"
+        )
+    return Source(train, test, _num_classes(arrays, train, test, name))
+
+
+def load_trigger(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a trigger, stamped as `x (1 - mask) + pattern mask`.
+
+    Args:
+        path: npz with `mask`, `[H, W]`, `[H, W, 1]` or `[H, W, C]`, and `pattern`, `[H, W]` or `[H, W, C]`; uint8 or
+            floating-point numbers in [0, 1].
+
+    Returns:
+        `(mask [H, W, 1] or [H, W, C], pattern [H, W, C])`, float32 in [0, 1].
+
+    Raises:
+        DataError: no such file, not an npz, missing keys, bad dtype or range, shapes that do not fit, or a mask that
+            is zero everywhere.
+    """
+    name = os.fspath(path)
+    arrays = _arrays(name, expected="mask and pattern")
+    mask, pattern = (images.unit_range(_required(arrays, key, name), f"{name} ({key})") for key in ("mask", "pattern"))
+    mask, pattern = (array[..., None] if array.ndim == 2 else array for array in (mask, pattern))
+    fits = mask.ndim == pattern.ndim == 3 and mask.shape in (pattern.shape, (*pattern.shape[:2], 1))
+    if not fits:
+        raise DataError(
+            f"{name}: expected pattern [H, W, C] and mask [H, W, 1] or [H, W, C], found {pattern.shape} and "
+            f"{mask.shape}; store both at the size of the model's input"
+        )
+    if not mask.any():
+        raise DataError(f"{name}: expected a mask above 0 somewhere, found 0 everywhere; the trigger would do nothing")
+    return mask, pattern
+
+
+def _arrays(name: str, *, expected: str) -> dict[str, np.ndarray]:
+    if not pathlib.Path(name).is_file():
+        raise DataError(f"{name}: expected an npz file, found no such file; check the path")
+    try:
+        file = np.load(name, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("a single array")
+        with file:
+            return {key: file[key] for key in file.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise DataError(
+            f"{name}: expected an npz with {expected}, found {error}; write it with numpy.savez, without objects"
+        ) from error
+
+
+def _required(arrays: dict[str, np.ndarray], key: str, name: str) -> np.ndarray:
+    if key not in arrays:
+        raise DataError(
+            f"{name}: expected the key {key}, found {', '.join(sorted(arrays)) or 'none'}; rename it in the file"
+        )
+    return arrays[key]
+
+
+def _split(arrays: dict[str, np.ndarray], split: str, name: str) -> Batch:
+    pixels, labels = (_required(arrays, f"{split}_{kind}", name) for kind in ("images", "labels"))
+    return images.batch(pixels, labels, f"npz:{name} ({split}_images, {split}_labels)")
+
+
+def _num_classes(arrays: dict[str, np.ndarray], train: Batch, test: Batch, name: str) -> int:
+    largest = int(max(np.max(test.labels), np.max(train.labels, initial=0)))
+    if "num_classes" not in arrays:
+        return largest + 1
+    declared = arrays["num_classes"]
+    if declared.shape != () or not np.issubdtype(declared.dtype, np.integer) or declared <= largest:
+        raise DataError(
+            f"npz:{name}: expected num_classes to be an integer above the largest label {largest}, "
+            f"found {declared!r}; correct it or leave it out"
+        )
+    return int(declared)
