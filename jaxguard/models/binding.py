@@ -6,7 +6,7 @@ specification that would fit.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -32,7 +32,8 @@ def bind(model: Model, leaves: Mapping[str, np.ndarray], source: str = "") -> tu
         source: file name for messages.
 
     Returns:
-        Variables with float32 leaves, and the layout the leaves were in, for `unbind`.
+        Variables with float32 leaves, and the layout the leaves were in, for `unbind`. On CPU they may share memory
+        with `leaves`, which must not be written to afterwards.
 
     Raises:
         CheckpointError: if leaves are missing, unexpected, of another shape, not floating point, or not finite.
@@ -67,8 +68,10 @@ def unbind(model: Model, variables: Variables, layout: Layout) -> dict[str, np.n
         C-contiguous arrays by name.
 
     Raises:
-        CheckpointError: if the variables are not the model's.
+        CheckpointError: if the variables are not the model's, or there is no such layout.
     """
+    if layout not in get_args(Layout):
+        raise CheckpointError(f"layout is {layout!r}, unbind of {model.spec} expects flax or torch; pass one of them")
     flat = {path: np.asarray(leaf) for path, leaf in layouts.by_path(variables).items()}
     _require_fit(model, layouts.expected(model, "flax"), flat, "flax", "variables: ")
     return {
