@@ -178,7 +178,7 @@ def test_variables_of_another_model_cannot_be_unbound():
     other, _ = checkpoint("resnet20")
     with pytest.raises(CheckpointError, match="variables: leaf 'params/conv1/kernel'"):
         models.unbind(model, random_variables(other), "torch")
-    with pytest.raises(CheckpointError, match="layout is 'keras', .* expects flax or torch"):
+    with pytest.raises(CheckpointError, match=r"layout is 'keras', .* expects flax or torch"):
         models.unbind(model, random_variables(model), "keras")
 
 
