@@ -25,6 +25,10 @@ class _DuplicateKeyError(ValueError):
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key, value in pairs:
+        key.encode()  # refuses lone surrogates, which JSON can escape and nothing can print
+        if isinstance(value, str):
+            value.encode()
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()

@@ -34,7 +34,8 @@ def read(name: str, *, seed: int) -> Source:
         if "train" not in builder.info.splits or test_split is None:
             raise DataError(
                 f"tfds:{name}: expected the splits train and {' or '.join(_TEST_SPLITS)}, found "
-                f"{', '.join(sorted(builder.info.splits)) or 'none'}; choose another dataset, or write a pack for npz:PATH"
+                f"{', '.join(sorted(builder.info.splits)) or 'none'}; choose another dataset, or write a pack "
+                "for npz:PATH"
             )
         train, test = (
             _collected(_opened(builder, split, name), image_key, label_key, f"tfds:{name} ({split})")

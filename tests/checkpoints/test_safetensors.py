@@ -111,6 +111,7 @@ HOSTILE = {
     "length of all ones": (stored({"a": entry()}, bytes(8), length=2**64 - 1), "header length"),
     "length cuts the JSON": (stored({"a": entry()}, bytes(8), length=10), "not JSON"),
     "not UTF-8": (stored(b'{"\xff\xfe": 1}'), "not JSON"),
+    "half a character": (stored({"\ud800": entry()}, bytes(8)), "surrogates not allowed"),
     "deep brackets": (stored(b'{"a":' + b"[" * 100_000), "nested too deeply"),
     "huge integer": (stored(b'{"a":' + b"9" * 10_000 + b"}"), "not JSON"),
     "key twice": (stored(b'{"a":{},"a":{}}'), "twice"),
