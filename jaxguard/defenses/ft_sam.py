@@ -33,8 +33,8 @@ def perturbation(params: Any, gradient: Any, rho: float | jax.Array) -> Any:
         >>> perturbation(jnp.array([2.0, -1.0]), jnp.array([1.5, 4.0]), 1.0).tolist()  # T g = (3, 4)
         [1.2..., 0.8...]
     """
-    norm = optax.tree.norm(jax.tree.map(lambda w, g: jnp.abs(w) * g, params, gradient))
-    scale = rho / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
+    norm = optax.tree.norm(jax.tree.map(lambda w, g: (jnp.abs(w) * g).astype(jnp.float32), params, gradient))
+    scale = rho / (norm + 1e-12)
     return jax.tree.map(lambda w, g: (scale * jnp.square(w) * g).astype(w.dtype), params, gradient)
 
 
