@@ -22,6 +22,7 @@ from jaxguard.graph.rules import tie_equations
 
 ROOTS = ("rsqrt", "sqrt", "pow")
 ARITHMETIC = ("add", "sub", "mul", "div")
+LEAF_NAMES = ("kernel", "weight", "scale", "var")
 PASSES = ("convert_element_type", "copy", "reduce_precision", "stop_gradient", "name", "sharding_constraint")
 
 
@@ -447,15 +448,19 @@ def dot_dims(eqn: Equation, side: int, rank: int) -> tuple[tuple[int, ...], tupl
 
 
 def stem(path: str) -> str:
-    """Layer name of a leaf path: without the collection and the leaf's own name.
+    """Layer name of a leaf path: without the collection and the usual leaf names.
 
-    >>> stem("params/layer1_0/conv1/kernel"), stem("params/conv1"), stem("0")
-    ('layer1_0/conv1', 'conv1', '0')
+    >>> stem("params/layer1_0/conv1/kernel"), stem("params/head/w1"), stem("conv/kernel/.value")
+    ('layer1_0/conv1', 'head/w1', 'conv')
     """
     parts = path.split("/")
-    if parts[0] in ("params", "batch_stats") and len(parts) > 1:
+    if len(parts) > 1 and parts[0] in ("params", "batch_stats"):
         parts = parts[1:]
-    return "/".join(parts[:-1]) if len(parts) > 1 else parts[0]
+    if len(parts) > 1 and parts[-1] in ("value", ".value") and parts[-2] in LEAF_NAMES:
+        parts = parts[:-1]
+    if len(parts) > 1 and parts[-1] in LEAF_NAMES:
+        parts = parts[:-1]
+    return "/".join(parts)
 
 
 def find_channels(program: Program) -> tuple[tuple[Producer, ...], tuple[Affine, ...]]:

@@ -70,8 +70,10 @@ def _by_dataflow(graph: ChannelGraph) -> tuple[Layer, ...]:
             names = " + ".join(graph.producers[producer].name for producer, _ in affine.sources)
             layer = Layer(f"{names} -> {affine.name}", affine.sources, number, affine.channels)
             found.append((affine.position, layer))
+    seen = {repr(graph.producers[number].kernel) for number in covered}
     for number, producer in enumerate(graph.producers):
-        if number not in covered | graph.outputs:
+        if number not in graph.outputs and repr(producer.kernel) not in seen:
+            seen.add(repr(producer.kernel))
             found.append((producer.position, Layer(producer.name, ((number, 0),), None, producer.channels)))
     return tuple(layer for _, layer in sorted(found, key=lambda item: item[0]))
 

@@ -33,6 +33,7 @@ class Equation:
     """One primitive application, `outputs = primitive(inputs, **params)`.
 
     Attributes:
+        sources: where it was traced from, then the calls it was inlined through, innermost first.
         body: for a custom-derivative call, the equations inside; they read and write the same values.
     """
 
@@ -40,7 +41,7 @@ class Equation:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     params: Mapping[str, Any]
-    source: Any
+    sources: tuple[Any, ...]
     body: tuple[Equation, ...] = ()
 
     @property
@@ -50,8 +51,8 @@ class Equation:
 
     @property
     def where(self) -> str:
-        """File, line and function that the equation was traced from."""
-        return source_info_util.summarize(self.source)
+        """File, line and function that the equation was traced from; its caller's where jax kept none of its own."""
+        return next(filter(None, map(source_info_util.summarize, self.sources)), "an unknown line")
 
 
 @dataclass(eq=False)
@@ -77,6 +78,7 @@ class Program:
     constants: dict[Value, Any] = field(default_factory=dict)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     dtypes: list[Any] = field(default_factory=list)
+    _callers: list[Any] = field(default_factory=list)
 
     def primitive_equations(self) -> Iterator[Equation]:
         """All equations, custom-derivative calls replaced by their bodies."""
@@ -123,6 +125,10 @@ class Program:
         self.shapes.append(tuple(shape))
         self.dtypes.append(dtype)
         return len(self.shapes) - 1
+
+    def sources(self, innermost: Any) -> tuple[Any, ...]:
+        """Where an equation comes from, through the calls that are being inlined."""
+        return (innermost, *reversed(self._callers))
 
     def new_constant(self, array: Any) -> Value:
         """Number a constant array."""
@@ -183,14 +189,22 @@ def _inline(program: Program, closed: Any, arguments: Sequence[Value]) -> list[V
         return program.new_constant(atom.val) if isinstance(atom, jex.Literal) else env[atom]
 
     for eqn in jaxpr.eqns:
-        expand = CALLS.get(eqn.primitive.name, _emit)
-        env.update(zip(eqn.outvars, expand(program, eqn, [read(atom) for atom in eqn.invars]), strict=True))
+        inputs = [read(atom) for atom in eqn.invars]
+        expand = CALLS.get(eqn.primitive.name)
+        if expand is None:
+            outputs = _emit(program, eqn, inputs)
+        else:
+            program._callers.append(eqn.source_info)
+            outputs = expand(program, eqn, inputs)
+            program._callers.pop()
+        env.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
 def _emit(program: Program, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     outputs = [program.new_value(var.aval.shape, getattr(var.aval, "dtype", None)) for var in eqn.outvars]
-    program.equations.append(Equation(eqn.primitive, tuple(inputs), tuple(outputs), eqn.params, eqn.source_info))
+    sources = program.sources(eqn.source_info)
+    program.equations.append(Equation(eqn.primitive, tuple(inputs), tuple(outputs), eqn.params, sources))
     return outputs
 
 
@@ -209,7 +223,8 @@ def _custom_derivative(program: Program, eqn: Any, inputs: Sequence[Value]) -> l
         return outputs
     del program.equations[start:]
     inner = tuple(part for equation in body for part in equation.body or (equation,))
-    program.equations.append(Equation(eqn.primitive, tuple(inputs), tuple(outputs), eqn.params, eqn.source_info, inner))
+    sources = program.sources(eqn.source_info)
+    program.equations.append(Equation(eqn.primitive, tuple(inputs), tuple(outputs), eqn.params, sources, inner))
     return outputs
 
 
@@ -244,7 +259,7 @@ def _append(program: Program, primitive: Any, inputs: Sequence[Value], params: M
     structs = [jax.ShapeDtypeStruct(program.shapes[value], program.dtypes[value]) for value in inputs]
     result = jax.eval_shape(lambda *xs: primitive.bind(*xs, **params), *structs)
     output = program.new_value(result.shape, result.dtype)
-    program.equations.append(Equation(primitive, tuple(inputs), (output,), params, source))
+    program.equations.append(Equation(primitive, tuple(inputs), (output,), params, program.sources(source)))
     return output
 
 

@@ -124,6 +124,12 @@ def reshape(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) ->
         tie(axes.product(left), axes.product(right))
 
 
+def tile(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
+    """Each axis repeated end to end."""
+    for a, b in zip(operands[0], results[0], strict=True):
+        tie(axes.product([Axis(b.size // a.size), a]), b)
+
+
 def concatenate(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
     """Parts laid end to end along `dimension`."""
     along = eqn.params["dimension"]
@@ -300,6 +306,7 @@ RULES: dict[str, Rule] = {
     "squeeze": squeeze,
     "expand_dims": expand_dims,
     "reshape": reshape,
+    "tile": tile,
     "concatenate": concatenate,
     "split": split,
     "slice": slice_,
