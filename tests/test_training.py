@@ -13,7 +13,7 @@ import pytest
 import tiny
 from jax.tree_util import Partial
 
-from jaxguard import training
+from jaxguard import attacks, data, evaluation, models, training
 from jaxguard.errors import CheckpointError, DataError, JaxguardError
 from jaxguard.training import descent
 from jaxguard.types import Batch
@@ -46,16 +46,16 @@ def test_descend_follows_the_recurrence(scan):
 
 
 def test_descend_scanned_equals_driven_on_a_convolution():
-    data, variables = tiny.images(16, jax.random.key(0)), tiny.init(jax.random.key(1))
+    batch, variables = tiny.images(16, jax.random.key(0)), tiny.init(jax.random.key(1))
 
-    def step_fn(data, params, step):
+    def step_fn(batch, params, step):
         loss, _, gradient = training.loss_and_gradient(
-            tiny.train_fn, params, {"batch_stats": variables["batch_stats"]}, data
+            tiny.train_fn, params, {"batch_stats": variables["batch_stats"]}, batch
         )
         return jax.tree.map(lambda w, g: w - 0.1 * g, params, gradient), {"loss": loss}
 
     driven, scanned = (
-        training.descend(Partial(step_fn, data), variables["params"], 5, scan=scan) for scan in (False, True)
+        training.descend(Partial(step_fn, batch), variables["params"], 5, scan=scan) for scan in (False, True)
     )
     for ours, theirs in zip(jax.tree.leaves(driven), jax.tree.leaves(scanned), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -63,7 +63,7 @@ def test_descend_scanned_equals_driven_on_a_convolution():
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_descend_traces_once(scan):
-    step_fn = tiny.Counted(lambda data, carry, step: (carry * data, {"sum": carry.sum()}))
+    step_fn = tiny.Counted(lambda batch, carry, step: (carry * batch, {"sum": carry.sum()}))
     for factor in (0.5, 0.25):
         training.descend(Partial(step_fn, jnp.array([factor])), jnp.ones(1), descent.CHUNK + 1, scan=scan)
     assert step_fn.calls == 1
@@ -112,10 +112,10 @@ def test_descend_tells_its_progress(scan, monkeypatch):
 
 
 def test_every_epoch_is_a_new_permutation():
-    data = Batch(np.arange(7.0)[:, None, None, None], np.arange(7))
+    numbered = Batch(np.arange(7.0)[:, None, None, None], np.arange(7))
     order, epochs = jnp.zeros(7, jnp.int32), [[], []]
     for step in range(6):  # three steps an epoch: 3 + 3 + 1 and two to fill up
-        order, batch = training.draw(jax.random.key(0), order, jnp.int32(step), data, 3)
+        order, batch = training.draw(jax.random.key(0), order, jnp.int32(step), numbered, 3)
         np.testing.assert_array_equal(batch.images.ravel(), batch.labels)
         epochs[step // 3].append(np.asarray(batch.labels))
     first, second = (np.concatenate(batches) for batches in epochs)
@@ -166,10 +166,10 @@ def test_fit_is_torch_style_sgd():
 
 
 def test_fit_learns_and_leaves_its_input_alone():
-    variables, data = tiny.init(jax.random.key(0)), tiny.images(200, jax.random.key(1))
+    variables, batch = tiny.init(jax.random.key(0)), tiny.images(200, jax.random.key(1))
     before = bytes_of(variables)
     settings = {"epochs": 10, "batch_size": 64, "augment": training.CropFlip(1, False)}
-    result, again = (training.fit(tiny.train_fn, variables, data, jax.random.key(2), **settings) for _ in range(2))
+    result, again = (training.fit(tiny.train_fn, variables, batch, jax.random.key(2), **settings) for _ in range(2))
     assert bytes_of(variables) == before
     assert len(result.losses) == 40 and result.losses[-4:].mean() < 0.1 < result.losses[0]
     assert bytes_of(again.variables) == bytes_of(result.variables)
@@ -182,40 +182,49 @@ def test_fit_learns_and_leaves_its_input_alone():
 def test_fit_traces_once_for_equal_settings():
     train_fn = tiny.Counted(tiny.train_fn)
     for seed in (0, 1):
-        variables, data = tiny.init(jax.random.key(seed)), tiny.images(20, jax.random.key(seed))
-        training.fit(train_fn, variables, data, jax.random.key(seed), steps=3, batch_size=8)
+        variables, batch = tiny.init(jax.random.key(seed)), tiny.images(20, jax.random.key(seed))
+        training.fit(train_fn, variables, batch, jax.random.key(seed), steps=3, batch_size=8)
     assert train_fn.calls == 1
 
 
 def test_fit_keeps_bfloat16_and_measures_the_loss_in_float32():
     variables = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.init(jax.random.key(0)))
-    data = tiny.images(64, jax.random.key(1))
-    result = training.fit(tiny.train_fn, variables, data, jax.random.key(2), steps=30, learning_rate=0.05)
+    batch = tiny.images(64, jax.random.key(1))
+    result = training.fit(tiny.train_fn, variables, batch, jax.random.key(2), steps=30, learning_rate=0.05)
     assert {leaf.dtype for leaf in jax.tree.leaves(result.variables)} == {jnp.dtype(jnp.bfloat16)}
     assert result.losses.dtype == np.float32 and result.losses[-1] < 0.5 * result.losses[0]
 
 
 def test_fit_takes_another_optimizer_and_no_step():
-    variables, data = tiny.init(jax.random.key(0)), tiny.images(64, jax.random.key(1))
-    result = training.fit(tiny.train_fn, variables, data, jax.random.key(2), steps=30, optimizer=optax.adam(0.01))
+    variables, batch = tiny.init(jax.random.key(0)), tiny.images(64, jax.random.key(1))
+    result = training.fit(tiny.train_fn, variables, batch, jax.random.key(2), steps=30, optimizer=optax.adam(0.01))
     assert result.losses[-1] < 0.5 * result.losses[0]
-    idle = training.fit(tiny.train_fn, variables, data, jax.random.key(2), steps=0)
+    idle = training.fit(tiny.train_fn, variables, batch, jax.random.key(2), steps=0)
     assert bytes_of(idle.variables) == bytes_of(variables) and np.isnan(idle.images_per_second)
 
 
 def test_fit_refuses_what_it_cannot_train_on():
-    variables, data = tiny.init(jax.random.key(0)), tiny.images(8, jax.random.key(1))
+    variables, batch = tiny.init(jax.random.key(0)), tiny.images(8, jax.random.key(1))
     key = jax.random.key(2)
     with pytest.raises(DataError, match="came 0 images"):
-        training.fit(tiny.train_fn, variables, Batch(data.images[:0], data.labels[:0]), key, steps=1)
+        training.fit(tiny.train_fn, variables, Batch(batch.images[:0], batch.labels[:0]), key, steps=1)
     with pytest.raises(DataError, match=r"labels of shape \(7,\)"):
-        training.fit(tiny.train_fn, variables, Batch(data.images, data.labels[:7]), key, steps=1)
+        training.fit(tiny.train_fn, variables, Batch(batch.images, batch.labels[:7]), key, steps=1)
     with pytest.raises(ValueError, match="exactly one"):
-        training.fit(tiny.train_fn, variables, data, key)
+        training.fit(tiny.train_fn, variables, batch, key)
     with pytest.raises(ValueError, match="batch_size"):
-        training.fit(tiny.train_fn, variables, data, key, steps=1, batch_size=0)
+        training.fit(tiny.train_fn, variables, batch, key, steps=1, batch_size=0)
     with pytest.raises(JaxguardError, match=r"came nan at step 0 of 4"):
-        training.fit(tiny.train_fn, variables, Batch(data.images * jnp.nan, data.labels), key, steps=4)
+        training.fit(tiny.train_fn, variables, Batch(batch.images * jnp.nan, batch.labels), key, steps=4)
+
+
+def test_a_network_learns_digits_and_their_trigger():
+    digits, attack = data.load("digits"), attacks.badnets(target=0)
+    model = models.build("cnn", num_classes=10, input_shape=(16, 16, 1))
+    poisoned, _ = attacks.poison(attack, digits.train, 0.1, jax.random.key(0))
+    result = training.fit(model.train_fn, model.init(jax.random.key(1)), poisoned, jax.random.key(2), steps=100)
+    metrics = evaluation.evaluate(model.apply_fn, result.variables, digits.test, attack)
+    assert metrics.acc > 0.95 and metrics.asr > 0.9  # 300 steps give 0.99 and 0.99
 
 
 # ---------------------------------------------------------------- resumption
@@ -223,10 +232,10 @@ def test_fit_refuses_what_it_cannot_train_on():
 
 def resumable(folder, **options):
     """What a killed process, its successor and an undisturbed one all run: 4 steps an epoch, saved every 5."""
-    variables, data = tiny.init(jax.random.key(0)), tiny.images(60, jax.random.key(1))
+    variables, batch = tiny.init(jax.random.key(0)), tiny.images(60, jax.random.key(1))
     settings = {"steps": STEPS, "batch_size": 16, "augment": training.CropFlip(1)} | options
     return training.fit(
-        tiny.train_fn, variables, data, jax.random.key(2), checkpoint_dir=folder, checkpoint_every=5, **settings
+        tiny.train_fn, variables, batch, jax.random.key(2), checkpoint_dir=folder, checkpoint_every=5, **settings
     )
 
 

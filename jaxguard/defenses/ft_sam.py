@@ -129,7 +129,7 @@ def ft_sam(
         Zhu, Wei, Shen, Fan, Wu: Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization,
         ICCV 2023.
     """
-    clean, train_fn = require_clean(context, "ft_sam"), require_training(context, "ft_sam")
+    clean, train_fn = require_clean(context, "ft-sam"), require_training(context, "ft-sam")
     options = {
         "rho": rho,
         "epochs": epochs,
@@ -170,4 +170,4 @@ def ft_sam(
             "lower learning_rate or rho, or check the model and the images for NaN"
         )
     repaired = jax.tree.leaves(training.combine(carry.params, carry.state))
-    return jax.tree.unflatten(jax.tree.structure(variables), repaired), DefenseReport("ft_sam", options, curves=curves)
+    return jax.tree.unflatten(jax.tree.structure(variables), repaired), DefenseReport("ft-sam", options, curves=curves)

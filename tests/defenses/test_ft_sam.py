@@ -119,7 +119,7 @@ def test_no_epoch_is_the_identity():
     variables = tiny.init(jax.random.key(0))
     repaired, report = ft_sam(variables, context(), KEY, epochs=0)
     assert bytes_of(repaired) == bytes_of(variables)
-    assert report.method == "ft_sam" and report.options["rho"] == 2.0 and report.curves["loss"].shape == (0,)
+    assert report.method == "ft-sam" and report.options["rho"] == 2.0 and report.curves["loss"].shape == (0,)
 
 
 def test_one_trace_for_any_number_of_repairs():
@@ -145,13 +145,13 @@ def test_progress_reaches_the_end():
 
 def test_what_is_missing_or_broken_is_said():
     variables, clean = tiny.init(jax.random.key(0)), context().clean
-    with pytest.raises(DefenseError, match=r"came none in context\.clean, and ft_sam"):
+    with pytest.raises(DefenseError, match=r"came none in context\.clean, and ft-sam"):
         ft_sam(variables, Context(tiny.apply_fn, tiny.train_fn), KEY)
     with pytest.raises(DefenseError, match="an empty set"):
         ft_sam(variables, Context(tiny.apply_fn, tiny.train_fn, clean=Batch(clean.images[:0], clean.labels[:0])), KEY)
     with pytest.raises(DefenseError, match="one label per clean image"):
         ft_sam(variables, Context(tiny.apply_fn, tiny.train_fn, clean=Batch(clean.images, clean.labels[:3])), KEY)
-    with pytest.raises(DefenseError, match=r"None in context\.train_fn, and ft_sam trains"):
+    with pytest.raises(DefenseError, match=r"None in context\.train_fn, and ft-sam trains"):
         ft_sam(variables, Context(tiny.apply_fn, clean=clean), KEY)
     for options in ({"rho": -1.0}, {"epochs": -1}, {"batch_size": 0}, {"schedule": "batch"}):
         with pytest.raises(DefenseError, match="expected rho >= 0"):
