@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 
 from jaxguard import models, training
 from jaxguard.types import Batch
@@ -38,17 +37,9 @@ def step_and_carry(spec: str, batch_size: int):
     model = models.build(spec, num_classes=10, input_shape=(32, 32, 3))
     rng = np.random.default_rng(SEED)
     images = rng.uniform(size=(batch_size, 32, 32, 3)).astype(np.float32)
-    batch = jax.device_put(Batch(images, rng.integers(0, 10, batch_size).astype(np.int32)))
-    params, state = training.partition(model.init(jax.random.key(SEED)))
-    optimizer = training.sgd(0.01)
-
-    def step(batch, carry, index):
-        params, state, opt_state = carry
-        loss, state, gradient = training.loss_and_gradient(model.train_fn, params, state, batch)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), state, opt_state), {"loss": loss}
-
-    return Partial(step, batch), (params, state, optimizer.init(params))
+    data = Batch(images, rng.integers(0, 10, batch_size).astype(np.int32))
+    step = training.Step(training.CrossEntropyGradient(model.train_fn), training.sgd(0.01), batch_size)
+    return step.on(data, jax.random.key(SEED)), step.init(model.init(jax.random.key(SEED)), data)
 
 
 def seconds_of(step_fn, carry, num_steps: int, scan: bool) -> float:

@@ -49,10 +49,9 @@ def test_descend_scanned_equals_driven_on_a_convolution():
     batch, variables = tiny.images(16, jax.random.key(0)), tiny.init(jax.random.key(1))
 
     def step_fn(batch, params, step):
-        loss, _, gradient = training.loss_and_gradient(
-            tiny.train_fn, params, {"batch_stats": variables["batch_stats"]}, batch
-        )
-        return jax.tree.map(lambda w, g: w - 0.1 * g, params, gradient), {"loss": loss}
+        state = {"batch_stats": variables["batch_stats"]}
+        metrics, _, gradient = training.CrossEntropyGradient(tiny.train_fn)(params, state, batch)
+        return jax.tree.map(lambda w, g: w - 0.1 * g, params, gradient), metrics
 
     driven, scanned = (
         training.descend(Partial(step_fn, batch), variables["params"], 5, scan=scan) for scan in (False, True)

@@ -1,18 +1,17 @@
 """FT-SAM: fine-tuning that looks for a flat minimum, since backdoor neurons hide behind large weights."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 
 from jaxguard import training
 from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_training
 from jaxguard.errors import DefenseError
-from jaxguard.types import Batch, TrainFn, Variables
+from jaxguard.types import Batch, Variables
 
 BACKDOORBENCH_PERIOD = 100
 """T_max of BackdoorBench's cosine schedule, which it advances once per batch."""
@@ -38,41 +37,34 @@ def perturbation(params: Any, gradient: Any, rho: float | jax.Array) -> Any:
     return jax.tree.map(lambda w, g: (scale * jnp.square(w) * g).astype(w.dtype), params, gradient)
 
 
-class _State(NamedTuple):
-    params: Any
-    state: Any
-    opt_state: Any
-    order: jax.Array
-
-
 @dataclass(frozen=True)
-class _Step:
-    train_fn: TrainFn
-    optimizer: optax.GradientTransformation
-    augment: training.Augment | None
-    batch_size: int
-    label_smoothing: float
+class SharpnessAwareGradient:
+    """The gradient at `w + eps`, to be descended from `w`.
+
+    Attributes:
+        gradient_fn: the plain gradient.
+        rho: radius of the climb.
+    """
+
+    gradient_fn: training.GradientFn
     rho: float
 
-    def __call__(self, data: Batch, key: jax.Array, carry: _State, step: jax.Array):
-        key_order, key_augment = jax.random.split(key)
-        order, batch = training.draw(key_order, carry.order, step, data, self.batch_size)
-        if self.augment is not None:
-            key_step = jax.random.fold_in(key_augment, step)
-            batch = batch._replace(images=self.augment(key_step, jnp.asarray(batch.images)))
+    def __call__(self, params: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
+        """Differentiates twice.
 
-        def descent(params):
-            return training.loss_and_gradient(
-                self.train_fn, params, carry.state, batch, label_smoothing=self.label_smoothing
-            )
+        Args:
+            params: weights `w`.
+            state: the other collections.
+            batch: images and labels.
 
-        loss, state, gradient = descent(carry.params)
-        moved = jax.tree.map(jnp.add, carry.params, perturbation(carry.params, gradient, self.rho))
-        # The running statistics are those of the first pass: nobody will use the perturbed weights.
-        sharp_loss, _, gradient = descent(moved)
-        updates, opt_state = self.optimizer.update(gradient, carry.opt_state, carry.params)
-        params = optax.apply_updates(carry.params, updates)
-        return _State(params, state, opt_state, order), {"loss": loss, "sharpness": sharp_loss - loss}
+        Returns:
+            `loss` at `w` and `sharpness`, its rise at `w + eps`; the state of the first pass, since nobody will use
+            the running statistics of the perturbed weights; the gradient of the second.
+        """
+        metrics, after, gradient = self.gradient_fn(params, state, batch)
+        climbed = jax.tree.map(jnp.add, params, perturbation(params, gradient, self.rho))
+        sharp, _, gradient = self.gradient_fn(climbed, state, batch)
+        return {"loss": metrics["loss"], "sharpness": sharp["loss"] - metrics["loss"]}, after, gradient
 
 
 def ft_sam(
@@ -146,9 +138,8 @@ def ft_sam(
             f"expected rho >= 0, epochs >= 0, batch_size >= 1 and schedule 'epoch' or 'step', came {rho=}, {epochs=}, "
             f"{batch_size=}, {schedule=} in ft_sam(); the paper's are 2, 100, 256 and 'epoch'"
         )
-    num_images = len(clean.images)
-    batch_size = min(batch_size, num_images)
-    epoch_steps = training.steps_per_epoch(num_images, batch_size)
+    batch_size = min(batch_size, len(clean.images))
+    epoch_steps = training.steps_per_epoch(len(clean.images), batch_size)
     rate = training.cosine(
         learning_rate,
         epochs if schedule == "epoch" else BACKDOORBENCH_PERIOD,
@@ -156,12 +147,10 @@ def ft_sam(
         periodic=schedule == "step",
     )
     optimizer = training.sgd(rate, momentum=momentum, weight_decay=weight_decay)
-
-    params, state = training.partition(variables)
-    carry = _State(params, state, optimizer.init(params), jnp.zeros(num_images, jnp.int32))
-    step = _Step(train_fn, optimizer, augment, batch_size, label_smoothing, rho)
-    carry, curves = training.descend(
-        Partial(step, jax.device_put(clean), key), carry, epochs * epoch_steps, progress=context.progress
+    gradient_fn = SharpnessAwareGradient(training.CrossEntropyGradient(train_fn, label_smoothing), rho)
+    step = training.Step(gradient_fn, optimizer, batch_size, augment)
+    last, curves = training.descend(
+        step.on(clean, key), step.init(variables, clean), epochs * epoch_steps, progress=context.progress
     )
     if not np.isfinite(curves["loss"]).all():
         at = int(np.argmin(np.isfinite(curves["loss"])))
@@ -169,5 +158,4 @@ def ft_sam(
             f"expected a finite loss, came {curves['loss'][at]} at step {at} of {len(curves['loss'])} in ft_sam(); "
             "lower learning_rate or rho, or check the model and the images for NaN"
         )
-    repaired = jax.tree.leaves(training.combine(carry.params, carry.state))
-    return jax.tree.unflatten(jax.tree.structure(variables), repaired), DefenseReport("ft-sam", options, curves=curves)
+    return last.variables(like=variables), DefenseReport("ft-sam", options, curves=curves)

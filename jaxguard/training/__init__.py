@@ -1,28 +1,43 @@
 """The one training loop: every method that descends goes through `descend`.
 
-`descend` drives a step function on the backend at hand; `fit` is supervised training on top of it.
-`partition`, `draw`, `loss_and_gradient`, `sgd` and `cosine` are the parts from which other methods make
-their steps.
+`descend` drives a step function on the backend at hand, `Step` is one on shuffled and augmented data, and `fit` is
+supervised training on top of both. A method with another gradient writes that alone:
+
+    step = Step(gradient_fn, sgd(0.01), batch_size=256)
+    state, metrics = descend(step.on(data, key), step.init(variables, data), num_steps)
 """
 
-from jaxguard.training.augmentation import Augment, CropFlip
+from jaxguard.training.augmentation import AUGMENTATIONS, Augment, CropFlip
 from jaxguard.training.descent import Progress, descend
-from jaxguard.training.objective import combine, cosine, cross_entropy, loss_and_gradient, partition, sgd
+from jaxguard.training.objective import (
+    CrossEntropyGradient,
+    GradientFn,
+    combine,
+    cosine,
+    cross_entropy,
+    partition,
+    sgd,
+)
 from jaxguard.training.sampling import draw, steps_per_epoch
+from jaxguard.training.step import Step, TrainState
 from jaxguard.training.supervised import TrainResult, fit
 
 __all__ = [
+    "AUGMENTATIONS",
     "Augment",
     "CropFlip",
+    "CrossEntropyGradient",
+    "GradientFn",
     "Progress",
+    "Step",
     "TrainResult",
+    "TrainState",
     "combine",
     "cosine",
     "cross_entropy",
     "descend",
     "draw",
     "fit",
-    "loss_and_gradient",
     "partition",
     "sgd",
     "steps_per_epoch",

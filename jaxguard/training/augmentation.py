@@ -52,3 +52,11 @@ class CropFlip:
             mirrored = jax.random.bernoulli(key_flip, shape=(len(images), 1, 1, 1))
             images = jnp.where(mirrored, images[:, :, ::-1], images)
         return images
+
+
+AUGMENTATIONS: dict[str, Augment | None] = {
+    "none": None,
+    "crop": CropFlip(padding=2, flip=False),
+    "crop-flip": CropFlip(),
+}
+"""Name on the command line -> augmentation: `crop` for digits and signs, `crop-flip` for photographs."""

@@ -1,7 +1,8 @@
 """What is minimised, over what, and by which optimizer."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -9,6 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxguard.types import Batch, TrainFn, Variables
+
+GradientFn = Callable[[Any, Any, Batch], tuple[dict[str, jax.Array], Any, Any]]
+"""`(params, state, batch) -> (scalars to record, state, gradient)`."""
 
 
 def partition(variables: Variables) -> tuple[Any, dict[str, Any] | None]:
@@ -62,29 +66,39 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
     return optax.softmax_cross_entropy(logits, targets).mean()
 
 
-def loss_and_gradient(
-    train_fn: TrainFn, params: Any, state: Any, batch: Batch, *, label_smoothing: float = 0.0
-) -> tuple[jax.Array, Any, Any]:
-    """Cross-entropy of one batch in training mode, and its gradient.
+@dataclass(frozen=True)
+class CrossEntropyGradient:
+    """The gradient of one batch's cross-entropy in training mode.
 
-    Args:
+    A value, not a closure: two equal ones share a compiled training step.
+
+    Attributes:
         train_fn: training-mode model.
-        params: what the gradient is taken of.
-        state: the other collections, as `partition` gives them.
-        batch: images and labels.
         label_smoothing: see `cross_entropy`.
-
-    Returns:
-        Loss float32 `[]`, state after the batch in its former dtypes, gradient shaped like `params`.
     """
 
-    def loss_fn(params):
-        logits, after = train_fn(combine(params, state), jnp.asarray(batch.images))
-        loss = cross_entropy(logits, jnp.asarray(batch.labels), label_smoothing=label_smoothing)
-        return loss, partition(after)[1]
+    train_fn: TrainFn
+    label_smoothing: float = 0.0
 
-    (loss, after), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    return loss, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state), gradient
+    def __call__(self, params: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
+        """Differentiates.
+
+        Args:
+            params: what the gradient is taken of.
+            state: the other collections, as `partition` gives them.
+            batch: images and labels.
+
+        Returns:
+            `{"loss": float32 []}`, the state after the batch in its former dtypes, the gradient shaped like `params`.
+        """
+
+        def loss_fn(params):
+            logits, after = self.train_fn(combine(params, state), jnp.asarray(batch.images))
+            loss = cross_entropy(logits, jnp.asarray(batch.labels), label_smoothing=self.label_smoothing)
+            return loss, partition(after)[1]
+
+        (loss, after), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        return {"loss": loss}, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state), gradient
 
 
 @functools.lru_cache(maxsize=64)

@@ -4,19 +4,17 @@ import contextlib
 import pathlib
 import time
 import zlib
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 
 from jaxguard.errors import DataError, JaxguardError
 from jaxguard.training import descent, objective, sampling
 from jaxguard.training.augmentation import Augment
 from jaxguard.training.resumption import Resumption
+from jaxguard.training.step import Step
 from jaxguard.types import Batch, TrainFn, Variables
 
 
@@ -33,45 +31,6 @@ class TrainResult(NamedTuple):
     variables: Variables
     losses: np.ndarray
     images_per_second: float
-
-
-class TrainState(NamedTuple):
-    """What a step hands to the next.
-
-    Attributes:
-        params: parameters.
-        state: the other collections, running statistics for one.
-        opt_state: the optimizer's memory.
-        order: int32 `[N]`, this epoch's permutation.
-    """
-
-    params: Any
-    state: Any
-    opt_state: Any
-    order: jax.Array
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One step; a value, so that equal settings share a compiled program."""
-
-    train_fn: TrainFn
-    optimizer: optax.GradientTransformation
-    augment: Augment | None
-    batch_size: int
-    label_smoothing: float
-
-    def __call__(self, data: Batch, key: jax.Array, carry: TrainState, step: jax.Array):
-        key_order, key_augment = jax.random.split(key)
-        order, batch = sampling.draw(key_order, carry.order, step, data, self.batch_size)
-        if self.augment is not None:
-            key_step = jax.random.fold_in(key_augment, step)
-            batch = batch._replace(images=self.augment(key_step, jnp.asarray(batch.images)))
-        loss, state, gradient = objective.loss_and_gradient(
-            self.train_fn, carry.params, carry.state, batch, label_smoothing=self.label_smoothing
-        )
-        updates, opt_state = self.optimizer.update(gradient, carry.opt_state, carry.params)
-        return TrainState(optax.apply_updates(carry.params, updates), state, opt_state, order), {"loss": loss}
 
 
 def fit(
@@ -161,10 +120,9 @@ def fit(
         rate = objective.cosine(learning_rate, total) if schedule == "cosine" else learning_rate
         optimizer = objective.sgd(rate, momentum=momentum, weight_decay=weight_decay)
 
-    params, state = objective.partition(variables)
-    carry = TrainState(params, state, optimizer.init(params), jnp.zeros(num_images, jnp.int32))
-    step = _Step(train_fn, optimizer, augment, batch_size, label_smoothing)
-    step_fn = Partial(step, jax.device_put(data), key)
+    gradient_fn = objective.CrossEntropyGradient(train_fn, label_smoothing)
+    step = Step(gradient_fn, optimizer, batch_size, augment)
+    step_fn, carry = step.on(data, key), step.init(variables, data)
     report = progress and (lambda done, _, metrics: progress(done, total, metrics))
 
     done, losses, seconds, timed = 0, np.full(total, np.nan, np.float32), 0.0, 0
@@ -189,10 +147,7 @@ def fit(
             if folder is not None and (stop % every == 0 or stop == total):
                 folder.save(stop, (carry, losses))
 
-    trained = objective.combine(carry.params, carry.state)
-    # The input's own mapping types, where it has others than dict.
-    trained = jax.tree.unflatten(jax.tree.structure(variables), jax.tree.leaves(trained))
-    return TrainResult(trained, losses, timed * batch_size / seconds if timed else float("nan"))
+    return TrainResult(carry.variables(like=variables), losses, timed * batch_size / seconds if timed else float("nan"))
 
 
 def _checksum(array: Any) -> int:

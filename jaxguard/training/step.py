@@ -1,0 +1,109 @@
+"""One step of training on data that lies on the device: draw, augment, differentiate, update."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from jaxguard.training import objective, sampling
+from jaxguard.training.augmentation import Augment
+from jaxguard.types import Batch, Variables
+
+
+class TrainState(NamedTuple):
+    """What a step hands to the next.
+
+    Attributes:
+        params: parameters.
+        state: the other collections, running statistics for one.
+        opt_state: the optimizer's memory.
+        order: int32 `[N]`, this epoch's permutation.
+    """
+
+    params: Any
+    state: Any
+    opt_state: Any
+    order: jax.Array
+
+    def variables(self, like: Variables) -> Variables:
+        """The model, with the mapping types of `like`.
+
+        Args:
+            like: the variables that training began with.
+
+        Returns:
+            Variables of the same structure.
+        """
+        leaves = jax.tree.leaves(objective.combine(self.params, self.state))
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step function for `descend`; a value, so that equal settings share a compiled program.
+
+        step = Step(CrossEntropyGradient(train_fn), sgd(0.1), batch_size=128)
+        state, metrics = descend(step.on(data, key), step.init(variables, data), num_steps)
+
+    Attributes:
+        gradient_fn: what is descended, such as `CrossEntropyGradient`.
+        optimizer: makes updates of gradients.
+        batch_size: images per step, at most the number of images.
+        augment: `(key, images) -> images`, or None.
+    """
+
+    gradient_fn: objective.GradientFn
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    augment: Augment | None = None
+
+    def init(self, variables: Variables, data: Batch) -> TrainState:
+        """The carry of the first step.
+
+        Args:
+            variables: where to start.
+            data: `N` training images.
+
+        Returns:
+            The state before the first step.
+        """
+        params, state = objective.partition(variables)
+        return TrainState(params, state, self.optimizer.init(params), jnp.zeros(len(data.images), jnp.int32))
+
+    def on(self, data: Batch, key: jax.Array) -> Partial:
+        """Binds what is traced.
+
+        Args:
+            data: `N` training images; moved to the device here, once.
+            key: draws batches and augmentation.
+
+        Returns:
+            `(carry, step index) -> (carry, metrics)`.
+        """
+        return Partial(self, jax.device_put(data), key)
+
+    def __call__(
+        self, data: Batch, key: jax.Array, carry: TrainState, step: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Takes one step.
+
+        Args:
+            data: see `on`.
+            key: see `on`.
+            carry: the state before.
+            step: int32 `[]`, counted from 0 over all epochs.
+
+        Returns:
+            The state after, and what `gradient_fn` records.
+        """
+        key_order, key_augment = jax.random.split(key)
+        order, batch = sampling.draw(key_order, carry.order, step, data, self.batch_size)
+        if self.augment is not None:
+            key_step = jax.random.fold_in(key_augment, step)
+            batch = batch._replace(images=self.augment(key_step, jnp.asarray(batch.images)))
+        metrics, state, gradient = self.gradient_fn(carry.params, carry.state, batch)
+        updates, opt_state = self.optimizer.update(gradient, carry.opt_state, carry.params)
+        return TrainState(optax.apply_updates(carry.params, updates), state, opt_state, order), metrics
