@@ -24,5 +24,9 @@ class GraphError(JaxguardError):
     """A model whose channel graph cannot be derived, or in which nothing can be scored."""
 
 
+class UnscorableError(GraphError):
+    """A model in which no channel has a score; a scan must not pass over it in silence."""
+
+
 class DefenseError(JaxguardError):
     """A defense that lacks what it needs, such as clean images or a training-mode model."""

@@ -150,12 +150,15 @@ class RepairReport:
 
 @dataclass(frozen=True)
 class TriggerExample:
-    """Pictures of an attack: test images as they are and with the trigger, `[N, H, W, C]` in [0, 1], and its target."""
+    """Pictures of an attack: test images as they are and with the trigger, `[N, H, W, C]` in [0, 1].
+
+    `target` is None for an attack whose target depends on the true label.
+    """
 
     clean: np.ndarray
     triggered: np.ndarray
     attack: str
-    target: int
+    target: int | None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxguard.errors import GraphError
+from jaxguard.errors import GraphError, UnscorableError
 from jaxguard.graph import axes
 from jaxguard.graph.channels import Producer, dot_dims, find_channels
 from jaxguard.graph.groups import find_groups, tie_program
@@ -186,7 +186,8 @@ def channel_graph(apply_fn: ApplyFn, variables: Variables, images: Any) -> Chann
         The graph.
 
     Raises:
-        GraphError: a primitive has no rule, or the model has no convolution or dense layer that could be scored.
+        GraphError: a primitive has no rule.
+        UnscorableError: the model has no convolution or dense layer that could be scored.
 
     Example:
         >>> def mlp(variables, images):
@@ -202,7 +203,7 @@ def channel_graph(apply_fn: ApplyFn, variables: Variables, images: Any) -> Chann
     example = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
     graph = ChannelGraph(apply_fn, variables, example)
     if not graph.producers:
-        raise GraphError(
+        raise UnscorableError(
             "expected a model with convolutions or dense layers applied to its images, got none in "
             f"{len(graph.program.equations)} equations; is apply_fn using the variables it is given?"
         )

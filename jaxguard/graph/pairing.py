@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxguard.errors import GraphError
+from jaxguard.errors import GraphError, UnscorableError
 from jaxguard.graph.channel_graph import ChannelGraph
 
 Pairing = Literal["dataflow", "module_order"]
@@ -44,7 +44,8 @@ def layers(graph: ChannelGraph, pairing: Pairing = "dataflow") -> tuple[Layer, .
         The layers, in program order.
 
     Raises:
-        GraphError: nothing can be scored, or module order pairs layers of different widths.
+        UnscorableError: nothing can be scored.
+        GraphError: module order pairs layers of different widths.
     """
     found = _by_dataflow(graph) if pairing == "dataflow" else _by_module_order(graph)
     if not found:
@@ -54,7 +55,7 @@ def layers(graph: ChannelGraph, pairing: Pairing = "dataflow") -> tuple[Layer, .
             else ("a model with nothing but an output layer hides no channels")
         )
         missing = "BatchNorm behind a convolution" if pairing == "module_order" else "hidden convolution or dense layer"
-        raise GraphError(f"expected a {missing} to score, got none among {len(graph.producers)} producers; {hint}")
+        raise UnscorableError(f"expected a {missing} to score, got none among {len(graph.producers)} producers; {hint}")
     return found
 
 

@@ -83,6 +83,22 @@ def repair_table(report: AuditReport) -> Group:
     return Group(table, *outcomes, *_notes(notes))
 
 
+def metrics_table(metrics: Metrics, checkpoint: str) -> Table:
+    """Tabulates one measurement; rates in percent.
+
+    Args:
+        metrics: what was measured.
+        checkpoint: whose model it was.
+
+    Returns:
+        A renderable for `rich.console.Console.print`.
+    """
+    table = _table("checkpoint", "ACC %", "ASR %", "RA %", "images", "triggered")
+    counts = (str(metrics.num_images), str(metrics.num_triggered) if metrics.asr is not None else "–")
+    table.add_row(Text(wording.printable(checkpoint)), *_rates(metrics), *counts)
+    return table
+
+
 def _table(*headings: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for heading in headings:

@@ -1,0 +1,5 @@
+"""`python -m jaxguard`."""
+
+from jaxguard.cli import main
+
+main()

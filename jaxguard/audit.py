@@ -1,0 +1,197 @@
+"""From a file to a verdict: open a suspect, scan it, repair it. Read from top to bottom.
+
+suspect  = load_suspect("model.safetensors", arch="resnet20")  # bytes -> variables, channel graph
+report   = scan(suspect)                                       # channel bounds -> verdict
+repaired, report = repair(suspect, "clp", jax.random.key(0))   # defense, with proof where there is test data
+save_suspect(repaired, "repaired.safetensors")                 # in the layout it came in
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxguard import evaluation
+from jaxguard.attacks import Attack
+from jaxguard.defenses import DEFENSES, Context
+from jaxguard.defenses.clp import channel_bounds, layer_scores
+from jaxguard.defenses.protocol import relative_change
+from jaxguard.errors import DataError, DefenseError, UnscorableError
+from jaxguard.graph.pairing import Pairing
+from jaxguard.kernels import lipschitz
+from jaxguard.suspects import Suspect
+from jaxguard.training import Progress
+from jaxguard.types import Batch, RepairReport, ScanReport, TriggerExample
+
+
+def scan(
+    suspect: Suspect,
+    *,
+    u: float = 3.0,
+    pairing: Pairing = "dataflow",
+    test: Batch | None = None,
+    attack: Attack | None = None,
+) -> ScanReport:
+    """Score every channel of a suspect; no data is needed.
+
+    Args:
+        suspect: the model.
+        u: standard deviations above its layer's mean from which a channel is called suspicious.
+        pairing: see `jaxguard.graph.pairing.layers`.
+        test: images to measure accuracy on, if at hand.
+        attack: a trigger to measure on them, if one is known.
+
+    Returns:
+        The report; its verdict is `inconclusive`, since a score means little without a reference fleet.
+
+    Raises:
+        UnscorableError: no channel has a score.
+        DefenseError: a parameter is not finite.
+        DataError: the test images do not fit the model.
+    """
+    start = time.perf_counter()
+    bounds = channel_bounds(suspect.graph, suspect.variables, pairing=pairing)
+    layers = layer_scores(bounds, u)
+    z_scores = [np.asarray(lipschitz.z_scores(layer.scores)) for layer in layers]
+    seconds = time.perf_counter() - start
+    finite = np.concatenate(z_scores)
+    finite = finite[np.isfinite(finite)]
+    if not finite.size:
+        raise UnscorableError(
+            f"expected channels that differ in their Lipschitz bounds, got {len(layers)} layers of {suspect.name} in "
+            "which every score is undefined or the same; is this a trained model?"
+        )
+    return ScanReport(
+        checkpoint=suspect.name,
+        sha256=suspect.sha256,
+        architecture=suspect.architecture,
+        method="channel Lipschitz bounds",
+        verdict="inconclusive",
+        score=float(finite.max()),
+        layers=layers,
+        seconds=seconds,
+        metrics=None if test is None else evaluation.evaluate(suspect.apply_fn, suspect.variables, test, attack),
+    )
+
+
+def repair(
+    suspect: Suspect,
+    method: str,
+    key: jax.Array,
+    *,
+    clean: Batch | None = None,
+    test: Batch | None = None,
+    attack: Attack | None = None,
+    progress: Progress | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Suspect, RepairReport]:
+    """Apply a defense, and measure before and after where there is test data.
+
+    The defense sees the clean images alone; test images and trigger are for the proof.
+
+    Args:
+        suspect: the model; not modified.
+        method: row of `jaxguard.defenses.DEFENSES`.
+        key: for methods that draw; the same key gives the same result.
+        clean: the few images the defender owns, for methods that need them.
+        test: images to measure on.
+        attack: the trigger, if one is known.
+        progress: told how far a method that descends is.
+        options: hyper-parameters other than the method's defaults.
+
+    Returns:
+        The repaired suspect and the report.
+
+    Raises:
+        DefenseError: unknown method or option, or the method lacks what it needs.
+        UnscorableError: the method finds nothing to score.
+        DataError: images do not fit the model.
+    """
+    options = dict(options or {})
+    defense = _defense(method, options)
+    before = None if test is None else evaluation.evaluate(suspect.apply_fn, suspect.variables, test, attack)
+    context = Context(suspect.apply_fn, suspect.train_fn, suspect.graph, clean, progress)
+    start = time.perf_counter()
+    variables, report = defense(suspect.variables, context, key, **options)
+    jax.block_until_ready(variables)
+    seconds = time.perf_counter() - start
+    after = None if test is None else evaluation.evaluate(suspect.apply_fn, variables, test, attack)
+    rate = evaluation.defense_effectiveness_rate
+    return replace(suspect, variables=variables), RepairReport(
+        checkpoint=suspect.name,
+        method=report.method,
+        options=report.options,
+        layers=report.layers,
+        change=relative_change(suspect.variables, variables),
+        before=before,
+        after=after,
+        der=rate(before, after) if before and after and attack else None,
+        notes=report.notes,
+        seconds=seconds,
+    )
+
+
+def _defense(method: str, options: Mapping[str, Any]) -> Any:
+    if method not in DEFENSES:
+        raise DefenseError(f"expected one of the defenses {', '.join(DEFENSES)}, got {method!r}; see DEFENSES")
+    parameters = inspect.signature(DEFENSES[method]).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise DefenseError(f"expected options of {method} among {', '.join(known)}, got {', '.join(unknown)}")
+    return DEFENSES[method]
+
+
+def trigger_example(attack: Attack, test: Batch, *, count: int = 8) -> TriggerExample:
+    """Pictures of a trigger on the first test images it could change.
+
+    Args:
+        attack: the trigger.
+        test: images.
+        count: how many at most.
+
+    Returns:
+        Images as they are and stamped.
+
+    Raises:
+        DataError: no test image has a label that the attack changes.
+    """
+    labels = np.asarray(test.labels)
+    chosen = np.flatnonzero(np.asarray(attack.relabel(labels)) != labels)[:count]
+    if not chosen.size:
+        raise DataError(
+            f"expected test images with other labels than {attack.name}'s target, got none; give more images"
+        )
+    images = np.asarray(test.images)[chosen]
+    return TriggerExample(images, np.asarray(attack.stamp(jnp.asarray(images))), attack.name, attack.target)
+
+
+def environment(**more: Any) -> dict[str, str]:
+    """What a report must name for its figures to be repeated: versions, backend, machine, date.
+
+    Args:
+        **more: further entries, such as seeds.
+
+    Returns:
+        Name -> value.
+    """
+    packages = ("jaxguard", "jax", "flax", "numpy")
+    device = jax.devices()[0]
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        **{name: str(value) for name, value in more.items()},
+    }

@@ -1,0 +1,43 @@
+"""The command line; `main` turns errors into messages and exit codes.
+
+Exit codes: 0 nothing found, 1 findings, 2 error, 3 nothing could be scored, 4 usage.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+from jaxguard.errors import JaxguardError, UnscorableError
+
+ERROR, UNSCORABLE, USAGE, INTERRUPTED = 2, 3, 4, 130
+
+
+def main() -> None:
+    """Entry point of the `jaxguard` command."""
+    from jaxguard.cli import console
+    from jaxguard.cli.app import app
+
+    _keep_compiled_programs()
+    try:
+        app()
+    except SystemExit as exit_:
+        # The parser's own code for bad usage is 2, ours for errors.
+        sys.exit(USAGE if exit_.code == ERROR else exit_.code)
+    except UnscorableError as error:
+        console.error("nothing could be scored", error)
+        sys.exit(UNSCORABLE)
+    except JaxguardError as error:
+        console.error(type(error).__name__, error)
+        sys.exit(ERROR)
+    except KeyboardInterrupt:
+        console.error("interrupted", "nothing was written half")
+        sys.exit(INTERRUPTED)
+
+
+def _keep_compiled_programs() -> None:
+    """Reuse compiled programs from run to run, which saves seconds each; before jax is imported."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "jaxguard" / "xla"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

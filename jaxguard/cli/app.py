@@ -1,0 +1,204 @@
+"""The commands: parse, call `jaxguard.audit`, print."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from typing import Annotated
+
+import typer
+
+import jaxguard
+from jaxguard.cli import console, options
+
+app = typer.Typer(
+    help="Audit neural-network checkpoints: find backdoors, take them out.",
+    epilog="Exit codes: 0 nothing found, 1 findings, 2 error, 3 nothing could be scored, 4 usage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"jaxguard {jaxguard.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show and exit.")
+    ] = False,
+) -> None:
+    del version
+
+
+def _command() -> str:
+    return " ".join(["jaxguard", *sys.argv[1:]])
+
+
+@app.command()
+def demo(
+    out: Annotated[pathlib.Path, typer.Option(help="Folder for the report and the checkpoints.")] = pathlib.Path(
+        "demo"
+    ),
+    seed: options.Seed = 0,
+) -> None:
+    """Train a backdoored and a clean network, scan both, repair the first."""
+    from jaxguard import demo as main_job
+
+    report = main_job.run(out, seed=seed, stage=console.progress, command=_command())
+    console.show(report, as_json=False, folder=out)
+
+
+@app.command()
+def scan(
+    checkpoint: options.Checkpoint,
+    arch: options.Arch = None,
+    input_: options.Input = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    data: options.Data = None,
+    attack: options.AttackName = None,
+    trigger: options.Trigger = None,
+    target: options.Target = 0,
+    u: Annotated[float, typer.Option(help="Deviations above the layer's mean that make a channel suspicious.")] = 3.0,
+    pairing: Annotated[str, typer.Option(help="dataflow, or module_order as in the reference code.")] = "dataflow",
+    fail_on_inconclusive: Annotated[bool, typer.Option(help="Exit with 1 unless the verdict is conclusive.")] = False,
+    seed: options.Seed = 0,
+    report: options.Report = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Score every channel of a checkpoint; no data needed.
+
+    Without a reference fleet the verdict is `inconclusive`, never `clean`.
+    """
+    from jaxguard import audit
+    from jaxguard.types import AuditReport
+
+    if pairing not in ("dataflow", "module_order"):
+        raise typer.BadParameter(f"expected dataflow or module_order, got {pairing!r}", param_hint="--pairing")
+    found = options.dataset(data, seed) if data else None
+    known = options.attack(attack, trigger, target, found)
+    suspect = options.suspect(checkpoint, arch, input_, mean, std)
+    test = found and found.test
+    result = audit.scan(suspect, u=u, pairing=pairing, test=test, attack=known)
+    example = audit.trigger_example(known, test) if known and test else None
+    title = f"Scan of {pathlib.Path(checkpoint).name}"
+    whole = AuditReport(title, _command(), (result,), trigger=example, environment=audit.environment(seed=seed))
+    console.show(whole, as_json=as_json, folder=report)
+    inconclusive = result.verdict == "inconclusive"
+    if not inconclusive or fail_on_inconclusive:
+        raise typer.Exit(1)
+
+
+@app.command()
+def repair(
+    checkpoint: options.Checkpoint,
+    out: Annotated[pathlib.Path, typer.Option(help="Where the repaired checkpoint goes.", show_default=False)],
+    method: Annotated[str, typer.Option(help="clp (no data), ft-sam (clean images).")] = "clp",
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="Hyper-parameter NAME=VALUE, repeatable.", show_default=False)
+    ] = None,
+    arch: options.Arch = None,
+    input_: options.Input = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    data: options.Data = None,
+    clean: Annotated[float, typer.Option(help="Share of the training split that the defender owns.")] = 0.05,
+    images_per_class: Annotated[int | None, typer.Option(help="Instead of --clean: so many per class.")] = None,
+    attack: options.AttackName = None,
+    trigger: options.Trigger = None,
+    target: options.Target = 0,
+    format_: Annotated[str | None, typer.Option("--format", help="safetensors or orbax; the source's.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing checkpoint.")] = False,
+    seed: options.Seed = 0,
+    report: options.Report = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Take a backdoor out, and prove it where there is test data.
+
+    The defense sees at most the clean images; test images and trigger are for the proof.
+    """
+    import jax
+
+    from jaxguard import audit, suspects
+    from jaxguard.types import AuditReport
+
+    found = options.dataset(data, seed, clean, images_per_class) if data else None
+    known = options.attack(attack, trigger, target, found)
+    suspect = options.suspect(checkpoint, arch, input_, mean, std)
+    suspects.require_writable(out, overwrite=overwrite)
+    with console.progress(f"repairing with {method}") as progress:
+        repaired, result = audit.repair(
+            suspect,
+            method,
+            jax.random.key(seed),
+            clean=found and found.clean,
+            test=found and found.test,
+            attack=known,
+            progress=progress,
+            options=options.hyperparameters(assignments or []),
+        )
+    suspects.save(repaired, out, format=format_, overwrite=overwrite)
+    example = audit.trigger_example(known, found.test) if known and found else None
+    title = f"Repair of {pathlib.Path(checkpoint).name}"
+    environment = audit.environment(seed=seed)
+    console.show(
+        AuditReport(title, _command(), repairs=(result,), trigger=example, environment=environment),
+        as_json=as_json,
+        folder=report,
+    )
+    console.say(f"repaired checkpoint: {out}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: options.Checkpoint,
+    data: Annotated[str, typer.Option(help="digits, tfds:NAME or npz:PATH.", show_default=False)],
+    arch: options.Arch = None,
+    input_: options.Input = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    attack: options.AttackName = None,
+    trigger: options.Trigger = None,
+    target: options.Target = 0,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure accuracy, and with a trigger its success rate, on the whole test split."""
+    import dataclasses
+    import json
+
+    from jaxguard import evaluation
+    from jaxguard.report import table
+
+    found = options.dataset(data, seed)
+    known = options.attack(attack, trigger, target, found)
+    suspect = options.suspect(checkpoint, arch, input_, mean, std)
+    metrics = evaluation.evaluate(suspect.apply_fn, suspect.variables, found.test, known)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(metrics)))
+    else:
+        console.out.print(table.metrics_table(metrics, checkpoint))
+
+
+@app.command()
+def inspect(
+    checkpoint: options.Checkpoint,
+    arch: options.Arch = None,
+    input_: options.Input = None,
+) -> None:
+    """Show format, leaves, architecture and channel graph of a checkpoint."""
+    from jaxguard import checkpoints, suspects
+    from jaxguard.cli import inspection
+
+    opened = checkpoints.load(checkpoint)
+    console.out.print(inspection.leaves(opened))
+    if arch is None and not suspects.describes_architecture(opened):
+        console.say("no architecture named: pass --arch to see the channel graph")
+        return
+    console.out.print(inspection.channels(options.suspect(checkpoint, arch, input_, None, None)))

@@ -1,0 +1,78 @@
+"""What the command line prints: errors, tables, progress bars."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from jaxguard.training import Progress
+    from jaxguard.types import AuditReport
+
+out = Console(highlight=False)
+"""Results."""
+
+err = Console(stderr=True, highlight=False)
+"""Everything a pipe must not see: errors, progress, remarks."""
+
+
+def error(kind: str, message: object) -> None:
+    """Print one error."""
+    err.print(Text.assemble((f"{kind}: ", "bold red"), str(message)))
+
+
+def say(message: str) -> None:
+    """Print a remark."""
+    err.print(Text(message, style="dim"))
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Progress]:
+    """A progress bar on a terminal, nothing elsewhere.
+
+    Args:
+        title: what is going on.
+
+    Yields:
+        A callback `(done, total, metrics)`.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, TextColumn("{task.fields[loss]}"), console=err, transient=True) as bars:
+        task = bars.add_task(title, total=None, loss="")
+
+        def advance(done: int, total: int, metrics: Mapping[str, Any]) -> None:
+            loss = f"loss {float(metrics['loss']):.3f}" if "loss" in metrics else ""
+            bars.update(task, completed=done, total=total, loss=loss)
+
+        yield advance
+
+
+def show(report: AuditReport, *, as_json: bool, folder: pathlib.Path | None) -> None:
+    """Print a report and write its page.
+
+    Args:
+        report: what to show.
+        as_json: print JSON instead of tables.
+        folder: where `report.html` and `report.json` go; None for nowhere.
+    """
+    from jaxguard import report as reports
+    from jaxguard.report import schema, table
+
+    if as_json:
+        print(schema.to_json(report))
+    else:
+        if report.scans:
+            out.print(table.scan_table(report))
+        if report.repairs:
+            out.print(table.repair_table(report))
+    if folder is not None:
+        page, _ = reports.write(report, folder)
+        say(f"report: {page}")

@@ -1,0 +1,55 @@
+"""Tables of `jaxguard inspect`."""
+
+from __future__ import annotations
+
+import math
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from jaxguard.checkpoints import Checkpoint
+from jaxguard.graph import pairing
+from jaxguard.report.wording import printable
+from jaxguard.suspects import Suspect
+
+
+def leaves(checkpoint: Checkpoint) -> Group:
+    """Format, size, hash and every leaf of a checkpoint."""
+    table = _table("leaf", "shape", "dtype")
+    for name, leaf in checkpoint.leaves.items():
+        table.add_row(Text(printable(name)), "x".join(map(str, leaf.shape)) or "scalar", str(leaf.dtype))
+    numbers = sum(math.prod(leaf.shape) for leaf in checkpoint.leaves.values())
+    size = sum(leaf.nbytes for leaf in checkpoint.leaves.values())
+    head = f"{checkpoint.format}, {len(checkpoint.leaves)} leaves, {numbers:,} numbers, {size / 1e6:.1f} MB"
+    metadata = [Text(f"{printable(key)}: {printable(text)}") for key, text in checkpoint.metadata.items()]
+    return Group(Text(head, style="bold"), Text(f"sha256 {checkpoint.sha256}"), *metadata, Text(), table)
+
+
+def channels(suspect: Suspect) -> Group:
+    """What makes a model's channels, what is scored, and which channels belong together."""
+    graph = suspect.graph
+    made = _table("producer", "channels", "gate behind", "traced at")
+    for number, producer in enumerate(graph.producers):
+        norm = "output" if number in graph.outputs else "itself"
+        if producer.affine is not None:
+            norm = graph.affines[producer.affine].name
+        made.add_row(producer.name, str(producer.channels), norm, producer.where.rsplit("/", 1)[-1])
+    scored = _table("scored together", "channels")
+    for layer in pairing.layers(graph):
+        scored.add_row(layer.name, str(layer.channels))
+    groups = _table("permuted together", "channels", "places", "free")
+    for group in graph.groups:
+        groups.add_row(
+            group.name, str(group.size), str(len(group.members)), "yes" if group.permutable else group.frozen
+        )
+    title = Text(f"\n{suspect.architecture}: {graph}", style="bold")
+    return Group(title, Text(), made, Text(), scored, Text(), groups)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold", justify="right" if heading in ("channels", "places") else "left")
+    return table
