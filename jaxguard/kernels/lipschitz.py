@@ -39,8 +39,8 @@ def largest_eigenvalues(gram: jax.Array, *, squarings: int = SQUARINGS) -> jax.A
 
     Args:
         gram: `[N, S, S]`.
-        squarings: the power iterated to is `2 ** squarings`; the relative error is below `2 ** -(squarings + 2)`
-            times the number of nearly equal eigenvalues.
+        squarings: the power iterated to is `2 ** squarings`; the result is too small by at most
+            `2 ** -(squarings + 2)`, relative, for each eigenvalue close below the largest, and by rounding.
 
     Returns:
         `[N]`; 0 for a zero matrix, NaN where an entry is not finite.
@@ -53,36 +53,37 @@ def largest_eigenvalues(gram: jax.Array, *, squarings: int = SQUARINGS) -> jax.A
         power = jnp.matmul(power, power, precision=jax.lax.Precision.HIGHEST)
         if step % _SQUARINGS_PER_SCALING == 0:
             power = _scaled(power)
-    # Every column of the limit is the leading eigenvector; the one with the largest diagonal entry is the safest.
-    column = jnp.argmax(jnp.diagonal(power, axis1=-2, axis2=-1), axis=-1)
-    vector = jnp.take_along_axis(power, column[:, None, None], axis=-1)[..., 0]
-    image = jnp.einsum("nij,nj->ni", gram, vector, precision=jax.lax.Precision.HIGHEST)
-    norm = jnp.sum(vector * vector, axis=-1)
-    return jnp.sum(vector * image, axis=-1) / jnp.where(norm == 0, 1, norm)
+    # The Rayleigh quotient of all columns at once: eigenvalue i weighs in with its (2 * 2**squarings)-th power.
+    image = jnp.matmul(gram, power, precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(power * image, axis=(-2, -1)) / _or_one(jnp.sum(power * power, axis=(-2, -1)))
 
 
 def _scaled(matrix: jax.Array) -> jax.Array:
     """Divide by the trace, which keeps the largest eigenvalue within `[1/S, 1]`."""
     trace = jnp.trace(matrix, axis1=-2, axis2=-1)[:, None, None]
-    return matrix / jnp.where(trace == 0, 1, trace)
+    return matrix / _or_one(trace)
 
 
 def spectral_norms(kernels: Sequence[jax.Array], *, squarings: int = SQUARINGS) -> list[jax.Array]:
     """Largest singular value of every channel of many layers; layers with equal Gram sizes share one batch.
+
+    Each channel is divided by its largest magnitude first, so that its square neither overflows nor underflows.
 
     Args:
         kernels: `[C, T, D]` each; output channel, spatial tap, fan-in.
         squarings: see `largest_eigenvalues`.
 
     Returns:
-        `[C]` for each layer.
+        `[C]` for each layer; 0 for a dead channel, NaN where an entry is not finite. Right at every scale of normal
+        float32 numbers: entries below 1.2e-38 may count as zero, a norm above 3.4e38 is infinite.
 
     Example:
         >>> kernel = jnp.array([[[3.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
         >>> spectral_norms([kernel])[0].tolist()
         [3.0, 0.0]
     """
-    grams = [gram_matrices(kernel) for kernel in kernels]
+    scales = [_or_one(jnp.max(jnp.abs(kernel), axis=(1, 2), initial=0)) for kernel in kernels]
+    grams = [gram_matrices(kernel / scale[:, None, None]) for kernel, scale in zip(kernels, scales, strict=True)]
     by_size: dict[int, list[int]] = defaultdict(list)
     for layer, gram in enumerate(grams):
         by_size[gram.shape[-1]].append(layer)
@@ -93,8 +94,12 @@ def spectral_norms(kernels: Sequence[jax.Array], *, squarings: int = SQUARINGS) 
         end = 0
         for layer in layers:
             start, end = end, end + grams[layer].shape[0]
-            norms[layer] = values[start:end]
+            norms[layer] = values[start:end] * scales[layer]
     return norms
+
+
+def _or_one(divisor: jax.Array) -> jax.Array:
+    return jnp.where(divisor == 0, 1, divisor)
 
 
 def affine_scales(scale: jax.Array | None, var: jax.Array | None, *, eps: float = 0.0) -> jax.Array:
@@ -106,15 +111,17 @@ def affine_scales(scale: jax.Array | None, var: jax.Array | None, *, eps: float 
         eps: added to the variance.
 
     Returns:
-        `[C]`; NaN where the variance is zero, negative or not finite, because no score is defined there.
+        `[C]`, or a scalar 1 where both are None; NaN where the variance is zero, negative or not finite, because no
+        score is defined there.
     """
-    magnitude = 1.0 if scale is None else jnp.abs(scale)
+    magnitude = jnp.asarray(1.0 if scale is None else jnp.abs(scale))
     if var is None:
-        return jnp.asarray(magnitude)
-    return jnp.where(var + eps > 0, magnitude / jnp.sqrt(jnp.where(var + eps > 0, var + eps, 1)), jnp.nan)
+        return magnitude
+    valid = (var + eps > 0) & jnp.isfinite(var)
+    return jnp.where(valid, magnitude / jnp.sqrt(jnp.where(valid, var + eps, 1)), jnp.nan)
 
 
-def thresholds(scores: jax.typing.ArrayLike, u: jax.Array | float) -> jax.Array:
+def thresholds(scores: jax.typing.ArrayLike, u: jax.typing.ArrayLike) -> jax.Array:
     """CLP's per-layer threshold `mean + u * std`, std with `ddof=1`, over the channels that have a score.
 
     Args:
@@ -122,12 +129,37 @@ def thresholds(scores: jax.typing.ArrayLike, u: jax.Array | float) -> jax.Array:
         u: how many standard deviations; scalar or `[U]` for a sweep.
 
     Returns:
-        Shape of `u`; infinite where fewer than two channels have a score.
+        Shape of `u`; infinite where fewer than two channels have a score, exactly the score where all are equal.
     """
-    scores = jnp.asarray(scores)
+    mean, std = _moments(jnp.asarray(scores))
+    return jnp.where(std == 0, mean, mean + jnp.asarray(u) * std)
+
+
+def z_scores(scores: jax.typing.ArrayLike) -> jax.Array:
+    """How many of the layer's standard deviations (`ddof=1`) each channel lies above the layer's mean.
+
+    Args:
+        scores: `[C]`, NaN where undefined.
+
+    Returns:
+        `[C]`; NaN where there is no score or the layer has no spread.
+    """
+    mean, std = _moments(jnp.asarray(scores))
+    return jnp.where(std > 0, (jnp.asarray(scores) - mean) / _or_one(std), jnp.nan)
+
+
+def _moments(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation (`ddof=1`) of the finite scores; the mean is infinite where fewer than two are."""
     valid = jnp.isfinite(scores)
     count = valid.sum()
-    mean = jnp.where(valid, scores, 0).sum() / jnp.maximum(count, 1)
-    deviation = jnp.where(valid, scores - mean, 0)
-    std = jnp.sqrt((deviation * deviation).sum() / jnp.maximum(count - 1, 1))
-    return jnp.where(count > 1, mean + jnp.asarray(u) * std, jnp.inf)
+    unit = _or_one(jnp.max(jnp.where(valid, jnp.abs(scores), 0), initial=0))
+    ratios = jnp.where(valid, scores / unit, 0)
+
+    def average(values: jax.Array, divisor: jax.Array) -> jax.Array:
+        return jnp.where(valid, values, 0).sum() / jnp.maximum(divisor, 1)
+
+    mean = average(ratios, count)
+    # Once more over what is left: the mean of equal scores becomes exact, so that none of them exceeds it.
+    mean = mean + average(ratios - mean, count)
+    std = jnp.sqrt(average((ratios - mean) ** 2, count - 1))
+    return jnp.where(count > 1, mean * unit, jnp.inf), jnp.where(count > 1, std * unit, 0)
