@@ -128,6 +128,7 @@ def repair(
     from jaxguard import audit, suspects
     from jaxguard.types import AuditReport
 
+    chosen = options.hyperparameters(assignments or [])
     found = options.dataset(data, seed, clean, images_per_class) if data else None
     known = options.attack(attack, trigger, target, found)
     suspect = options.suspect(checkpoint, arch, input_, mean, std)
@@ -141,7 +142,7 @@ def repair(
             test=found and found.test,
             attack=known,
             progress=progress,
-            options=options.hyperparameters(assignments or []),
+            options=chosen,
         )
     suspects.save(repaired, out, format=format_, overwrite=overwrite)
     example = audit.trigger_example(known, found.test) if known and found else None

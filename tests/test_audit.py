@@ -1,0 +1,115 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import zoo
+
+from jaxguard import audit, checkpoints, data, evaluation, models, suspects
+from jaxguard.attacks import badnets
+from jaxguard.errors import CheckpointError, DefenseError, UnscorableError
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def suspect():
+    model = models.build("cnn:width=0.5", num_classes=10, input_shape=(16, 16, 1))
+    images = np.zeros((1, 16, 16, 1), np.float32)
+    return suspects.wrap(zoo.randomise(model.shapes()), model.apply_fn, images, train_fn=model.train_fn)
+
+
+@pytest.mark.parametrize("name", ["nnx", "per_example", "vit", "scanned_layers"])
+def test_models_of_any_library_are_scanned_and_repaired(name):
+    apply_fn, variables, images = zoo.ZOO[name]()
+    suspect = suspects.wrap(variables, apply_fn, images)
+    report = audit.scan(suspect, u=1)
+    assert report.verdict == "inconclusive"
+    assert np.isfinite(report.score)
+    cut = sum(int(layer.mask.sum()) for layer in report.layers)
+    assert cut
+    repaired, repair = audit.repair(suspect, "clp", jax.random.key(0), options={"u": 1})
+    assert sum(int(layer.mask.sum()) for layer in repair.layers) == cut
+    assert repair.change
+    logits = [np.asarray(apply_fn(v, images)) for v in (variables, repaired.variables)]
+    assert not np.allclose(*logits)
+
+
+def test_the_score_is_the_largest_z_score(suspect):
+    report = audit.scan(suspect)
+    z = [(layer.scores - layer.scores.mean()) / layer.scores.std(ddof=1) for layer in report.layers]
+    assert report.score == pytest.approx(max(map(np.max, z)), rel=1e-5)
+
+
+def test_scores_permute_along_with_the_channels(suspect):
+    from jaxguard import surgery
+
+    (group,) = [g for g in suspect.graph.groups if g.name == "conv3"]
+    order = np.roll(np.arange(group.size), 3)
+    permuted = suspects.wrap(
+        surgery.permute(suspect.variables, group, order), suspect.apply_fn, np.zeros((1, 16, 16, 1), np.float32)
+    )
+    for before, after in zip(audit.scan(suspect).layers, audit.scan(permuted).layers, strict=True):
+        expected = before.scores[order] if before.name.startswith("conv3 ") else before.scores
+        np.testing.assert_allclose(after.scores, expected, rtol=1e-4)
+
+
+def test_repair_measures_before_and_after_and_leaves_the_suspect_alone(suspect, digits):
+    copies = jax.tree.map(np.array, suspect.variables)
+    repaired, report = audit.repair(
+        suspect, "clp", jax.random.key(0), test=digits.test, attack=badnets(), options={"u": 1}
+    )
+    assert report.before.num_images == report.after.num_images == len(digits.test.labels)
+    measured = evaluation.evaluate(suspect.apply_fn, repaired.variables, digits.test, badnets())
+    assert report.after == measured
+    assert 0 <= report.der <= 1
+    jax.tree.map(np.testing.assert_array_equal, copies, suspect.variables)
+    assert jax.tree.structure(repaired.variables) == jax.tree.structure(suspect.variables)
+
+
+def test_without_test_data_nothing_is_measured(suspect):
+    _, report = audit.repair(suspect, "clp", jax.random.key(0))
+    assert report.before is report.after is report.der is None
+
+
+def test_equal_channels_are_unscorable(suspect):
+    same = jax.tree.map(jnp.ones_like, suspect.variables)
+    with pytest.raises(UnscorableError, match="every score is undefined or the same"):
+        audit.scan(suspects.wrap(same, suspect.apply_fn, np.zeros((1, 16, 16, 1), np.float32)))
+
+
+def test_unknown_methods_and_options_are_refused(suspect):
+    with pytest.raises(DefenseError, match="one of the defenses clp"):
+        audit.repair(suspect, "magic", jax.random.key(0))
+    with pytest.raises(DefenseError, match="options of clp among u, pairing, eps, got epochs"):
+        audit.repair(suspect, "clp", jax.random.key(0), options={"epochs": 3})
+
+
+def test_a_model_from_memory_has_no_file_to_go_back_to(suspect, tmp_path):
+    with pytest.raises(CheckpointError, match="loaded from a checkpoint"):
+        suspects.save(suspect, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_description_that_is_no_json_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    checkpoints.save(path, {"a": np.zeros(2, np.float32)}, metadata={suspects.METADATA_KEY: "{"})
+    with pytest.raises(CheckpointError, match="expected JSON in the metadata"):
+        suspects.load(path)
+
+
+def test_normalisation_travels_with_the_checkpoint(tmp_path):
+    model = models.build("cnn:width=0.25", num_classes=3, input_shape=(16, 16, 1), mean=(0.3,), std=(0.2,))
+    path = tmp_path / "model.safetensors"
+    checkpoints.save(path, checkpoints.flatten(model.init(jax.random.key(0))), metadata=suspects.description(model))
+    assert suspects.load(path).model == model
+    other = suspects.load(path, mean=(0.0,)).model
+    assert (other.mean, other.std) == ((0.0,), (0.2,))
+
+
+def test_the_environment_names_what_a_figure_depends_on():
+    environment = audit.environment(seed=3)
+    assert {"date", "python", "jax", "flax", "jaxguard", "device", "machine"} <= environment.keys()
+    assert environment["seed"] == "3"

@@ -1,0 +1,295 @@
+"""The command line: exit codes, one clear error for each bad input, nothing written half."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jaxguard import checkpoints, data, models, suspects
+from jaxguard.cli import main
+
+
+@pytest.fixture
+def jaxguard(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["jaxguard", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        try:
+            main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model():
+    return models.build("cnn:width=0.5", num_classes=10, input_shape=(16, 16, 1))
+
+
+@pytest.fixture
+def checkpoint(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    leaves = checkpoints.flatten(model.init(jax.random.key(0)))
+    checkpoints.save(path, leaves, metadata=suspects.description(model))
+    return path
+
+
+@pytest.fixture
+def colour_images(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "colour.npz"
+    splits = {}
+    for split, count in (("train", 40), ("test", 20)):
+        splits[f"{split}_images"] = rng.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+        splits[f"{split}_labels"] = np.arange(count) % 10
+    np.savez(path, **splits)
+    return f"npz:{path}"
+
+
+def rewritten(checkpoint, **changed):
+    leaves = checkpoints.load(checkpoint).read_all()
+    leaves.update({name.replace("__", "/"): array for name, array in changed.items()})
+    path = checkpoint.with_name("changed.safetensors")
+    metadata = dict(checkpoints.load(checkpoint).metadata)
+    checkpoints.save(path, {k: v for k, v in leaves.items() if v is not None}, metadata=metadata, overwrite=True)
+    return path
+
+
+def test_help_is_instant_and_loads_no_array_library():
+    code = "import sys, jaxguard.cli.app; sys.exit(any(m in sys.modules for m in ('jax', 'flax', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_scan_says_inconclusive_and_never_clean(jaxguard, checkpoint):
+    code, out, _ = jaxguard("scan", checkpoint)
+    assert code == 0
+    assert "inconclusive" in out
+    assert "clean" not in out
+    code, *_ = jaxguard("scan", checkpoint, "--fail-on-inconclusive")
+    assert code == 1
+
+
+def test_scan_prints_json_and_writes_a_page(jaxguard, checkpoint, tmp_path):
+    folder = tmp_path / "report"
+    code, out, _ = jaxguard("scan", checkpoint, "--json", "--data", "digits", "--report", folder)
+    assert code == 0
+    scan = json.loads(out)["scans"][0]
+    assert scan["architecture"] == "cnn:width=0.5"
+    assert scan["sha256"] == checkpoints.load(checkpoint).sha256
+    assert len(scan["layers"]) == 6
+    assert scan["metrics"]["num_images"] == len(data.load("digits").test.labels)
+    assert (folder / "report.html").is_file()
+    assert json.loads((folder / "report.json").read_text())["scans"][0]["score"] == scan["score"]
+
+
+def test_the_two_pairings_differ_on_a_preactivation_network(jaxguard, tmp_path):
+    model = models.build("preactresnet18:width=0.125", num_classes=10, input_shape=(32, 32, 3))
+    path = tmp_path / "preact.safetensors"
+    checkpoints.save(path, checkpoints.flatten(model.init(jax.random.key(0))), metadata=suspects.description(model))
+    layers = {}
+    for how in ("dataflow", "module_order"):
+        code, out, _ = jaxguard("scan", path, "--json", "--pairing", how)
+        assert code == 0
+        layers[how] = [layer["name"] for layer in json.loads(out)["scans"][0]["layers"]]
+    assert len(layers["dataflow"]) == 17
+    assert len(layers["module_order"]) == 16
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ""])
+def test_repair_writes_a_checkpoint_that_drops_in(jaxguard, checkpoint, tmp_path, suffix):
+    source = checkpoint
+    if not suffix:
+        source = tmp_path / "orbax"
+        original = checkpoints.load(checkpoint)
+        checkpoints.save(source, original.read_all(), format="orbax", metadata=dict(original.metadata))
+    out = tmp_path / f"repaired{suffix}"
+    code, printed, err = jaxguard("repair", source, "--out", out, "--set", "u=1", "--data", "digits")
+    assert code == 0, err
+    assert "CLP" in printed
+    before, after = checkpoints.load(source), checkpoints.load(out)
+    assert after.format == before.format
+    assert after.leaves == before.leaves
+    changed = [name for name in before.leaves if not np.array_equal(before.read(name), after.read(name))]
+    assert changed
+    assert all("/bn" in name for name in changed)
+    assert jaxguard("scan", out)[0] == 0
+
+
+def test_repair_of_a_torch_file_keeps_its_names_and_layout(jaxguard, tmp_path):
+    model = models.build("wideresnet-16-1", num_classes=10, input_shape=(32, 32, 3))
+    path, out = tmp_path / "torch.safetensors", tmp_path / "repaired.safetensors"
+    safetensors.numpy.save_file(models.unbind(model, model.init(jax.random.key(0)), "torch"), path)
+    code, _, err = jaxguard("repair", path, "--arch", "wideresnet-16-1", "--out", out, "--set", "u=2")
+    assert code == 0, err
+    assert checkpoints.load(out).leaves == checkpoints.load(path).leaves
+
+
+def test_ft_sam_from_the_command_line(jaxguard, checkpoint, tmp_path):
+    out = tmp_path / "repaired.safetensors"
+    arguments = ("--method", "ft-sam", "--set", "epochs=1", "--set", "augment=crop", "--data", "digits")
+    code, printed, err = jaxguard(
+        "repair", checkpoint, "--out", out, *arguments, "--images-per-class", 2, "--attack", "badnets", "--json"
+    )
+    assert code == 0, err
+    repair = json.loads(printed)["repairs"][0]
+    assert repair["options"]["epochs"] == 1
+    assert repair["before"]["asr"] is not None
+    assert repair["der"] is not None
+
+
+def test_evaluate_prints_the_metrics(jaxguard, checkpoint):
+    code, out, _ = jaxguard("evaluate", checkpoint, "--data", "digits", "--attack", "blended", "--json")
+    assert code == 0
+    assert json.loads(out)["num_images"] == len(data.load("digits").test.labels)
+
+
+def test_inspect_shows_leaves_and_graph(jaxguard, checkpoint):
+    code, out, _ = jaxguard("inspect", checkpoint)
+    assert code == 0
+    for expected in ("safetensors", "params/conv1/kernel", "conv1 -> bn1", "permuted together"):
+        assert expected in out
+
+
+def test_inspect_needs_no_architecture(jaxguard, tmp_path):
+    path = tmp_path / "unknown.safetensors"
+    safetensors.numpy.save_file({"a.weight": np.zeros((2, 3), np.float32)}, path)
+    code, out, err = jaxguard("inspect", path)
+    assert code == 0
+    assert "a.weight" in out
+    assert "--arch" in err
+
+
+# -- bad input: one clear error, and nothing written
+
+
+def test_missing_file(jaxguard, tmp_path):
+    code, _, err = jaxguard("scan", tmp_path / "absent.safetensors", "--arch", "cnn")
+    assert code == 2
+    assert "no such file" in err
+
+
+def test_truncated_safetensors(jaxguard, checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    code, _, err = jaxguard("scan", checkpoint)
+    assert code == 2
+    assert err.startswith("CheckpointError")
+
+
+def test_wrong_shape(jaxguard, checkpoint):
+    path = rewritten(checkpoint, params__conv2__kernel=np.zeros((3, 3, 8, 9), np.float32))
+    code, _, err = jaxguard("scan", path)
+    assert code == 2
+    assert "conv2" in err
+    assert "(3, 3, 8, 9)" in err
+    assert "(3, 3, 8, 8)" in err
+
+
+def test_wrong_architecture(jaxguard, checkpoint):
+    code, _, err = jaxguard("scan", checkpoint, "--arch", "resnet20")
+    assert code == 2
+    assert "resnet20" in err
+    code, _, err = jaxguard("scan", checkpoint, "--arch", "resnet2O")
+    assert code == 2
+    assert "resnet20" in err
+
+
+def test_no_architecture(jaxguard, tmp_path):
+    path = tmp_path / "unknown.safetensors"
+    safetensors.numpy.save_file({"a.weight": np.zeros((2, 3), np.float32)}, path)
+    code, _, err = jaxguard("scan", path)
+    assert code == 2
+    assert "pass --arch" in err
+
+
+def test_nan_weights(jaxguard, checkpoint, tmp_path):
+    kernel = checkpoints.load(checkpoint).read("params/conv3/kernel").copy()
+    kernel[0, 0, 0, 0] = np.nan
+    out = tmp_path / "repaired.safetensors"
+    code, _, err = jaxguard("repair", rewritten(checkpoint, params__conv3__kernel=kernel), "--out", out)
+    assert code == 2
+    assert "params/conv3/kernel" in err
+    assert not out.exists()
+
+
+def test_empty_clean_set(jaxguard, checkpoint, tmp_path):
+    out = tmp_path / "repaired.safetensors"
+    code, _, err = jaxguard("repair", checkpoint, "--out", out, "--method", "ft-sam", "--data", "digits", "--clean", 0)
+    assert code == 2
+    assert "clean images" in err
+    assert not out.exists()
+
+
+def test_no_clean_set_at_all(jaxguard, checkpoint, tmp_path):
+    out = tmp_path / "repaired.safetensors"
+    code, _, err = jaxguard("repair", checkpoint, "--out", out, "--method", "ft-sam")
+    assert code == 2
+    assert "DefenseError" in err
+    assert not out.exists()
+
+
+def test_colour_images_into_a_grayscale_model(jaxguard, checkpoint, colour_images):
+    code, _, err = jaxguard("evaluate", checkpoint, "--data", colour_images)
+    assert code == 2
+    assert "DataError" in err
+    assert "16, 16, 3]" in err
+    assert "16, 16, 1]" in err
+
+
+def test_nothing_to_score_is_code_3(jaxguard, model, tmp_path):
+    path = tmp_path / "constant.safetensors"
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), model.shapes())
+    checkpoints.save(path, checkpoints.flatten(ones), metadata=suspects.description(model))
+    code, _, err = jaxguard("scan", path)
+    assert code == 3
+    assert "nothing could be scored" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("scan",),
+        ("scan", "x", "--input", "32x32"),
+        ("scan", "x", "--mean", "a,b"),
+        ("scan", "x", "--pairing", "random"),
+        ("scan", "x", "--attack", "badnets"),
+        ("repair", "x"),
+        ("repair", "x", "--out", "y", "--set", "u"),
+        ("evaluate", "x"),
+        ("nonsense",),
+    ],
+)
+def test_bad_usage_is_code_4(jaxguard, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").touch()
+    code, _, err = jaxguard(*arguments)
+    assert code == 4, err
+    assert err
+
+
+def test_unknown_methods_and_options_name_what_exists(jaxguard, checkpoint, tmp_path):
+    out = tmp_path / "repaired.safetensors"
+    code, _, err = jaxguard("repair", checkpoint, "--out", out, "--method", "magic")
+    assert code == 2
+    assert "clp, ft-sam" in err
+    code, _, err = jaxguard("repair", checkpoint, "--out", out, "--set", "v=2")
+    assert code == 2
+    assert "u, pairing, eps" in err
+    assert not out.exists()
+
+
+def test_an_existing_file_is_not_overwritten_unasked(jaxguard, checkpoint):
+    content = checkpoint.read_bytes()
+    code, _, err = jaxguard("repair", checkpoint, "--out", checkpoint)
+    assert code == 2
+    assert "--overwrite" in err
+    assert checkpoint.read_bytes() == content
+    assert jaxguard("repair", checkpoint, "--out", checkpoint, "--overwrite", "--set", "u=1")[0] == 0
+    assert checkpoint.read_bytes() != content

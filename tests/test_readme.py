@@ -1,0 +1,76 @@
+"""The README does what it says: its demo, its commands and its Python, in one folder, in order."""
+
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def jaxguard(*arguments, folder):
+    return subprocess.run(
+        [sys.executable, "-m", "jaxguard", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    start = time.perf_counter()
+    done = jaxguard("demo", "--out", "demo", folder=folder)
+    assert done.returncode == 0, done.stderr
+    print(f"demo: {time.perf_counter() - start:.0f} s")
+    return folder
+
+
+def test_the_demo_finds_a_backdoor_and_takes_it_out(demo):
+    report = json.loads((demo / "demo" / "report.json").read_text())
+    backdoored, clean = report["scans"]
+    assert backdoored["metrics"]["asr"] > 0.95
+    assert clean["metrics"]["asr"] < 0.1
+    assert {scan["verdict"] for scan in report["scans"]} == {"inconclusive"}
+    repairs = {repair["method"]: repair for repair in report["repairs"]}
+    ft_sam = repairs["ft-sam"]
+    assert ft_sam["after"]["asr"] < 0.1
+    assert ft_sam["before"]["acc"] - ft_sam["after"]["acc"] < 0.03
+    assert repairs["clp"]["layers"]
+    assert len((demo / "demo" / "report.html").read_text()) > 50_000
+    for name in ("backdoored", "clean", "repaired-clp", "repaired-ft-sam"):
+        assert (demo / "demo" / f"{name}.safetensors").is_file()
+
+
+def test_the_commands_run(demo):
+    commands = [
+        line
+        for block in blocks("bash")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("jaxguard ")
+    ]
+    assert len(commands) >= 4
+    for command in commands:
+        done = jaxguard(*shlex.split(command, comments=True)[1:], folder=demo)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_the_python_runs(demo):
+    code = blocks("python")
+    assert code
+    for number, block in enumerate(code):
+        done = subprocess.run([sys.executable, "-c", block], cwd=demo, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"block {number}\n{done.stderr}"
+
+
+def test_its_files_exist():
+    for path in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
+        assert (ROOT / path).exists(), path
