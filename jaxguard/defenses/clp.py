@@ -82,7 +82,7 @@ def _bounds(
     norms = dict(zip(wanted, lipschitz.spectral_norms([kernels[k] for k in wanted]), strict=True))
 
     def read(view: LeafView | None) -> jax.Array | None:
-        return None if view is None else leaves[view.path][view.index].reshape(-1).astype(jnp.float32)
+        return None if view is None else surgery.read(view, leaves[view.path]).astype(jnp.float32)
 
     scores = []
     for layer in layers:
@@ -138,8 +138,7 @@ def layer_scores(bounds: ChannelBounds, u: float) -> tuple[LayerScores, ...]:
     results = []
     for layer, scores in zip(bounds.layers, bounds.scores, strict=True):
         threshold = float(lipschitz.thresholds(scores, u))
-        undefined = ~np.isfinite(scores)
-        results.append(LayerScores(layer.name, scores, threshold, (scores > threshold) & ~undefined, undefined))
+        results.append(LayerScores(layer.name, scores, threshold, scores > threshold, np.isnan(scores)))
     return tuple(results)
 
 
@@ -166,14 +165,16 @@ def clp(
         The repaired variables, and a report with every layer's scores and cut channels.
 
     Raises:
-        DefenseError: no graph in the context, `u` negative or NaN, or a parameter that is not finite.
+        DefenseError: no graph in the context, `u` or `eps` negative or NaN, or a parameter that is not finite.
         GraphError: nothing can be scored.
     """
     del key
     if context.graph is None:
         raise DefenseError("expected a channel graph, got None in context.graph; derive it with channel_graph(...)")
     if not u >= 0:
-        raise DefenseError(f"expected u >= 0 standard deviations, got u={u}; the paper's value is 3")
+        raise DefenseError(f"expected u >= 0 standard deviations, got {u=} in clp(); the paper's value is 3")
+    if not eps >= 0:
+        raise DefenseError(f"expected eps >= 0, got {eps=} in clp(); the reference adds 0, the model itself some 1e-5")
     bounds = channel_bounds(context.graph, variables, pairing=pairing, eps=eps)
     scored = layer_scores(bounds, u)
     repaired = variables
@@ -189,7 +190,7 @@ def _notes(layers: tuple[LayerScores, ...], u: float) -> list[str]:
     undefined = sum(int(layer.undefined.sum()) for layer in layers)
     if undefined:
         names = ", ".join(layer.name for layer in layers if layer.undefined.any())
-        notes.append(f"{undefined} channels of zero running variance have no score and were left alone: {names}.")
+        notes.append(f"{undefined} channels of no positive running variance have no score and were left alone: {names}.")
     dead = sum(int((layer.scores == 0).sum()) for layer in layers)
     if dead:
         notes.append(f"{dead} dead channels score 0; they count in their layer's mean and deviation.")

@@ -238,15 +238,20 @@ class _Analysis:
         shape = tuple(index[axis].stop - index[axis].start for axis in found)
         return LeafView(self.leaf_paths[leaf], index, tuple(found), shape)
 
-    def _leaves_under(self, value: Value, under_root: bool = False) -> set[tuple[Value, bool]]:
-        """Leaves a value is computed from, and whether through a square root, as a variance is."""
+    def _leaves_under(
+        self, value: Value, under_root: bool = False, skip: Sequence[str] = ()
+    ) -> set[tuple[Value, bool]]:
+        """Leaves a value is computed from, and whether through a square root, as a variance is.
+
+        What passes through an operation in `skip` is left out.
+        """
         if value in self.leaf_paths:
             return {(value, under_root)}
         eqn = self.written_by.get(value)
-        if eqn is None or value in self.on_images:
+        if eqn is None or value in self.on_images or eqn.name in skip:
             return set()
         under_root = under_root or eqn.name in ROOTS
-        return set().union(*(self._leaves_under(v, under_root) for v in eqn.inputs))
+        return set().union(*(self._leaves_under(v, under_root, skip) for v in eqn.inputs))
 
     def _follow(self, position: int, eqn: Equation) -> None:
         tracked = [v for v in eqn.inputs if v in self.streams or v in self.chains]
@@ -315,7 +320,7 @@ class _Analysis:
             _, _, operand = steps.pop(0)
             source = stream.sources[0][0]
             if self.producers[source].result == chain.start:
-                bias = self._parameter(operand, stream, under_root=False)
+                bias = self._parameter(operand, chain, under_root=False)
                 self.producers[source] = replace(self.producers[source], bias=bias)
         factors = [k for k, (_, name, _) in enumerate(steps) if name in ("mul", "div")]
         if not factors:
@@ -323,10 +328,13 @@ class _Analysis:
         parts: dict[str, LeafView | None] = dict.fromkeys(("scale", "var", "mean", "bias"))
         for k, (_, name, operand) in enumerate(steps):
             if name in ("mul", "div"):
-                parts["scale"] = parts["scale"] or self._parameter(operand, stream, under_root=False)
-                parts["var"] = parts["var"] or self._parameter(operand, stream, under_root=True)
+                parts["scale"] = parts["scale"] or self._parameter(operand, chain, under_root=False)
+                parts["var"] = parts["var"] or self._parameter(operand, chain, under_root=True)
             else:
-                parts["mean" if k < factors[0] else "bias"] = self._parameter(operand, stream, under_root=False)
+                # In a folded `x * m + (bias - mean * m)` the bias is the leaf that is not multiplied.
+                addend = self._parameter(operand, chain, under_root=False, skip=("mul", "div"))
+                addend = addend or self._parameter(operand, chain, under_root=False)
+                parts["mean" if k < factors[0] else "bias"] = addend
         view = parts["scale"] or parts["var"]
         if view is None:
             return
@@ -343,9 +351,16 @@ class _Analysis:
             )
         )
 
-    def _parameter(self, operand: Value, stream: _Stream, *, under_root: bool) -> LeafView | None:
-        leaves = [leaf for leaf, rooted in self._leaves_under(operand) if rooted == under_root]
-        return self._view(leaves[0], operand, stream.axes) if len(leaves) == 1 else None
+    def _parameter(
+        self, operand: Value, chain: _Chain, *, under_root: bool, skip: Sequence[str] = ()
+    ) -> LeafView | None:
+        """The leaf that holds one number per channel; None if there are several, or it is shared by channels."""
+        leaves = [leaf for leaf, rooted in self._leaves_under(operand, skip=skip) if rooted == under_root]
+        sizes = [self.program.shapes[chain.start][k] for k in chain.stream.axes]
+        if len(leaves) != 1 or len(self.program.shapes[operand]) != len(self.program.shapes[chain.start]):
+            return None
+        view = self._view(leaves[0], operand, chain.stream.axes)
+        return view if view and math.prod(view.shape) == math.prod(sizes) else None
 
     def _with_gate(self, producer: Producer) -> Producer:
         """The gate goes behind the bias and affine that the producer has for itself."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -45,8 +45,10 @@ def layers(graph: ChannelGraph, pairing: Pairing = "dataflow") -> tuple[Layer, .
 
     Raises:
         UnscorableError: nothing can be scored.
-        GraphError: module order pairs layers of different widths.
+        GraphError: module order pairs layers of different widths, or there is no such pairing.
     """
+    if pairing not in get_args(Pairing):
+        raise GraphError(f"expected pairing 'dataflow' or, as in the reference, 'module_order', got {pairing!r}")
     found = _by_dataflow(graph) if pairing == "dataflow" else _by_module_order(graph)
     if not found:
         hint = (
