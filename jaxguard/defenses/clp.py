@@ -190,7 +190,7 @@ def _notes(layers: tuple[LayerScores, ...], u: float) -> list[str]:
     undefined = sum(int(layer.undefined.sum()) for layer in layers)
     if undefined:
         names = ", ".join(layer.name for layer in layers if layer.undefined.any())
-        notes.append(f"{undefined} channels of no positive running variance have no score and were left alone: {names}.")
+        notes.append(f"{undefined} channels without a positive variance have no score and were left alone: {names}.")
     dead = sum(int((layer.scores == 0).sum()) for layer in layers)
     if dead:
         notes.append(f"{dead} dead channels score 0; they count in their layer's mean and deviation.")

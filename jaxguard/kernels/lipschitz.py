@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 SQUARINGS = 16
 _SQUARINGS_PER_SCALING = 2
+_LARGEST_DIVISOR = 1e37
 
 
 def gram_matrices(kernel: jax.Array) -> jax.Array:
@@ -82,7 +83,7 @@ def spectral_norms(kernels: Sequence[jax.Array], *, squarings: int = SQUARINGS) 
         >>> spectral_norms([kernel])[0].tolist()
         [3.0, 0.0]
     """
-    scales = [_or_one(jnp.max(jnp.abs(kernel), axis=(1, 2), initial=0)) for kernel in kernels]
+    scales = [_unit(jnp.max(jnp.abs(kernel), axis=(1, 2), initial=0)) for kernel in kernels]
     grams = [gram_matrices(kernel / scale[:, None, None]) for kernel, scale in zip(kernels, scales, strict=True)]
     by_size: dict[int, list[int]] = defaultdict(list)
     for layer, gram in enumerate(grams):
@@ -96,6 +97,11 @@ def spectral_norms(kernels: Sequence[jax.Array], *, squarings: int = SQUARINGS) 
             start, end = end, end + grams[layer].shape[0]
             norms[layer] = values[start:end] * scales[layer]
     return norms
+
+
+def _unit(largest: jax.Array) -> jax.Array:
+    """Divisor that brings numbers of that magnitude near one; capped, for the reciprocal of more is denormal."""
+    return jnp.where(jnp.isfinite(largest), _or_one(jnp.minimum(largest, _LARGEST_DIVISOR)), jnp.nan)
 
 
 def _or_one(divisor: jax.Array) -> jax.Array:
@@ -152,7 +158,7 @@ def _moments(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and standard deviation (`ddof=1`) of the finite scores; the mean is infinite where fewer than two are."""
     valid = jnp.isfinite(scores)
     count = valid.sum()
-    unit = _or_one(jnp.max(jnp.where(valid, jnp.abs(scores), 0), initial=0))
+    unit = _unit(jnp.max(jnp.where(valid, jnp.abs(scores), 0), initial=0))
     ratios = jnp.where(valid, scores / unit, 0)
 
     def average(values: jax.Array, divisor: jax.Array) -> jax.Array:
