@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -121,14 +122,13 @@ def load(
         std=std or _as_tuple(described.get("std")),
     )
     variables, layout = models.bind(model, leaves, source=str(checkpoint.path))
-    images = jax.ShapeDtypeStruct((1, *model.input_shape), np.float32)
     return Suspect(
         name=str(path),
         architecture=model.spec,
         variables=variables,
         apply_fn=model.apply_fn,
         train_fn=model.train_fn,
-        graph=channel_graph(model.apply_fn, variables, images),
+        graph=_graph(model),
         sha256=checkpoint.sha256,
         checkpoint=checkpoint,
         model=model,
@@ -174,6 +174,13 @@ def _described(checkpoint: checkpoints.Checkpoint) -> dict[str, Any]:
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else None
+
+
+@functools.lru_cache(maxsize=64)
+def _graph(model: Model) -> ChannelGraph:
+    """One graph, and so one set of compiled programs, for all checkpoints of an architecture."""
+    images = jax.ShapeDtypeStruct((1, *model.input_shape), np.float32)
+    return channel_graph(model.apply_fn, model.shapes(), images)
 
 
 def description(model: Model) -> dict[str, str]:
