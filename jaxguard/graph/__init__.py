@@ -5,8 +5,9 @@
 """
 
 from jaxguard.graph.channel_graph import ChannelGraph, Gates, State, channel_graph
-from jaxguard.graph.channels import Affine, LeafView, Producer
+from jaxguard.graph.channels import Affine, Producer
 from jaxguard.graph.groups import Group, Member
+from jaxguard.graph.views import LeafView
 
 __all__ = [
     "Affine",

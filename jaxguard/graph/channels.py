@@ -10,37 +10,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from jaxguard.errors import GraphError
-from jaxguard.graph import axes
-from jaxguard.graph.axes import Axis
 from jaxguard.graph.program import LINEAR_MAPS, Equation, Program, Value
-from jaxguard.graph.rules import tie_equations
+from jaxguard.graph.streams import Stream, moved
+from jaxguard.graph.views import LeafView, find_view, stem
 
 ROOTS = ("rsqrt", "sqrt", "pow")
 ARITHMETIC = ("add", "sub", "mul", "div")
-LEAF_NAMES = ("kernel", "weight", "scale", "var")
 PASSES = ("convert_element_type", "copy", "reduce_precision", "stop_gradient", "name", "sharding_constraint")
-
-
-@dataclass(frozen=True)
-class LeafView:
-    """Channels as they lie in a parameter leaf.
-
-    Attributes:
-        path: leaf path, such as `params/conv1/kernel`.
-        index: per leaf axis, the run that is used; stacked layers use one step each.
-        axes: leaf axes that the channels run over, slowest first.
-        shape: sizes of those axes; their product is `C`.
-    """
-
-    path: str
-    index: tuple[slice, ...]
-    axes: tuple[int, ...]
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -112,19 +92,11 @@ class Affine:
 
 
 @dataclass(frozen=True)
-class _Stream:
-    """Channels that reach a value linearly: the axes they run over, and the producers they come from."""
-
-    axes: tuple[int, ...]
-    sources: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
 class _Chain:
     """A run of channelwise parameter arithmetic: `(equation number, operation, operand)` from `start` on."""
 
     start: Value
-    stream: _Stream
+    stream: Stream
     steps: tuple[tuple[int, str, Value], ...]
 
 
@@ -144,7 +116,7 @@ class _Analysis:
                 self.on_images.update(eqn.outputs)
         self.producers: list[Producer] = []
         self.affines: list[Affine] = []
-        self.streams: dict[Value, _Stream] = {}
+        self.streams: dict[Value, Stream] = {}
         self.chains: dict[Value, _Chain] = {}
         for position, eqn in enumerate(program.equations):
             if eqn.name in LINEAR_MAPS:
@@ -178,7 +150,7 @@ class _Analysis:
             first = batch if side == 0 else len(self.program.shapes[result]) - (free - batch)
             result_dims = (*range(batch), *range(first, first + free - batch))
         kernel, in_axes = self._kernel(eqn, operand, out_dims, in_dims)
-        self.streams[result] = _Stream(tuple(result_dims), ((len(self.producers), 0),))
+        self.streams[result] = Stream(tuple(result_dims), ((len(self.producers), 0),))
         self.producers.append(
             Producer(
                 name=stem(kernel.path),
@@ -206,7 +178,7 @@ class _Analysis:
         size = math.prod(self.program.shapes[operand])
         for leaf, _ in leaves:
             if math.prod(self.program.shapes[leaf]) % size == 0:
-                outputs, inputs = (self._view(leaf, operand, dims) for dims in (out_dims, in_dims))
+                outputs, inputs = (find_view(self.program, leaf, operand, dims) for dims in (out_dims, in_dims))
                 if outputs is not None and inputs is not None:
                     return outputs, inputs.axes
         paths = ", ".join(self.leaf_paths[leaf] for leaf, _ in leaves)
@@ -214,29 +186,6 @@ class _Analysis:
             f"expected the kernel of `{eqn.name}` at {eqn.where} to lie in one parameter leaf, got one computed "
             f"from {paths}; apply the leaves one by one, so that their channels can be told apart"
         )
-
-    def _view(self, leaf: Value, value: Value, dims: Sequence[int]) -> LeafView | None:
-        """Where the channels along `dims` of `value` lie in `leaf`; None if they are not a run of its axes."""
-        program = self.program
-        cone = program.cone(value)
-        nodes = {leaf: tuple(Axis(size) for size in program.shapes[leaf])}
-        tie_equations((part for eqn in cone for part in eqn.body or (eqn,)), nodes, program.shapes)
-        used = {atom for node in nodes[value] for atom, _ in axes.atoms(node)}
-        runs = [[atom for atom, _ in axes.atoms(node) if atom.size > 1 and atom in used] for node in nodes[leaf]]
-        wanted = [atom for dim in dims for atom, _ in axes.atoms(nodes[value][dim]) if atom.size > 1]
-        index = tuple(slice(0, size) for size in program.shapes[leaf])
-        for eqn in cone:
-            if eqn.name == "slice" and eqn.inputs[0] == leaf:
-                index = tuple(map(slice, eqn.params["start_indices"], eqn.params["limit_indices"]))
-        found: list[int] = []
-        while wanted:
-            axis = next((k for k, run in enumerate(runs) if run and run == wanted[: len(run)]), None)
-            if axis is None or axis in found:
-                return None
-            found.append(axis)
-            wanted = wanted[len(runs[axis]) :]
-        shape = tuple(index[axis].stop - index[axis].start for axis in found)
-        return LeafView(self.leaf_paths[leaf], index, tuple(found), shape)
 
     def _leaves_under(
         self, value: Value, under_root: bool = False, skip: Sequence[str] = ()
@@ -263,7 +212,7 @@ class _Analysis:
             self._step(position, eqn, tracked[0])
         elif eqn.name in PASSES:
             self._pass_on(eqn, tracked[0])
-        elif stream := _moved(eqn, self.streams, self.program.shapes):
+        elif stream := moved(eqn, self.streams, self.program.shapes):
             self.streams[eqn.outputs[0]] = stream
 
     def _pass_on(self, eqn: Equation, value: Value) -> None:
@@ -276,7 +225,7 @@ class _Analysis:
         streams = [self.streams[v] for v in eqn.inputs if v in self.streams]
         if eqn.name in ("add", "sub") and len({stream.axes for stream in streams}) == 1:
             sources = dict.fromkeys(source for stream in streams for source in stream.sources)
-            self.streams[eqn.outputs[0]] = _Stream(streams[0].axes, tuple(sources))
+            self.streams[eqn.outputs[0]] = Stream(streams[0].axes, tuple(sources))
 
     def _step(self, position: int, eqn: Equation, value: Value) -> None:
         operand = eqn.inputs[1] if eqn.inputs[0] == value else eqn.inputs[0]
@@ -359,7 +308,7 @@ class _Analysis:
         sizes = [self.program.shapes[chain.start][k] for k in chain.stream.axes]
         if len(leaves) != 1 or len(self.program.shapes[operand]) != len(self.program.shapes[chain.start]):
             return None
-        view = self._view(leaves[0], operand, chain.stream.axes)
+        view = find_view(self.program, leaves[0], operand, chain.stream.axes)
         return view if view and math.prod(view.shape) == math.prod(sizes) else None
 
     def _with_gate(self, producer: Producer) -> Producer:
@@ -375,107 +324,11 @@ class _Analysis:
         return replace(producer, gate=gate, affine=own[0] if own else None)
 
 
-def _moved(eqn: Equation, streams: Mapping[Value, _Stream], shapes: Sequence[tuple[int, ...]]) -> _Stream | None:
-    """Stream of the result of an equation that moves or sums elements and keeps channels apart, or None."""
-    move = MOVES.get(eqn.name)
-    stream = next((streams[v] for v in eqn.inputs if v in streams), None)
-    return move(eqn, stream, streams, shapes) if move and stream else None
-
-
-def _transposed(eqn: Equation, stream: _Stream, *_: Any) -> _Stream:
-    return replace(stream, axes=tuple(eqn.params["permutation"].index(k) for k in stream.axes))
-
-
-def _broadcast(eqn: Equation, stream: _Stream, *_: Any) -> _Stream:
-    return replace(stream, axes=tuple(eqn.params["broadcast_dimensions"][k] for k in stream.axes))
-
-
-def _reshaped(eqn: Equation, stream: _Stream, _: Any, shapes: Sequence[tuple[int, ...]]) -> _Stream | None:
-    """Only unit axes may come and go."""
-    source, target = shapes[eqn.inputs[0]], shapes[eqn.outputs[0]]
-    before = [k for k, size in enumerate(source) if size != 1]
-    after = [k for k, size in enumerate(target) if size != 1]
-    if [source[k] for k in before] != [target[k] for k in after] or not {*stream.axes} <= {*before}:
-        return None
-    return replace(stream, axes=tuple(after[before.index(k)] for k in stream.axes))
-
-
-def _summed(eqn: Equation, stream: _Stream, _: Any, shapes: Sequence[tuple[int, ...]]) -> _Stream | None:
-    kept = [k for k in range(len(shapes[eqn.inputs[0]])) if k not in eqn.params["axes"]]
-    return replace(stream, axes=tuple(map(kept.index, stream.axes))) if {*stream.axes} <= {*kept} else None
-
-
-def _pooled(eqn: Equation, stream: _Stream, *_: Any) -> _Stream | None:
-    return stream if all(eqn.params["window_dimensions"][k] == 1 for k in stream.axes) else None
-
-
-def _sliced(eqn: Equation, stream: _Stream, _: Any, shapes: Sequence[tuple[int, ...]]) -> _Stream | None:
-    source, target = shapes[eqn.inputs[0]], shapes[eqn.outputs[0]]
-    return stream if all(source[k] == target[k] for k in stream.axes) else None
-
-
-def _padded(eqn: Equation, stream: _Stream, *_: Any) -> _Stream | None:
-    edges = [eqn.params["padding_config"][k] for k in stream.axes]
-    if not any(any(edge) for edge in edges):
-        return stream
-    low, _, interior = edges[0]
-    return _shifted(stream, low) if len(edges) == 1 and low >= 0 and not interior else None
-
-
-def _concatenated(
-    eqn: Equation, stream: _Stream, streams: Mapping[Value, _Stream], shapes: Sequence[tuple[int, ...]]
-) -> _Stream | None:
-    if stream.axes != (eqn.params["dimension"],):
-        return None
-    sources: list[tuple[int, int]] = []
-    offset = 0
-    for value in eqn.inputs:
-        if value in streams:
-            sources += _shifted(streams[value], offset).sources
-        offset += shapes[value][stream.axes[0]]
-    return _Stream(stream.axes, tuple(sources))
-
-
-def _shifted(stream: _Stream, offset: int) -> _Stream:
-    return replace(stream, sources=tuple((producer, start + offset) for producer, start in stream.sources))
-
-
-MOVES: dict[str, Callable[..., _Stream | None]] = {
-    "transpose": _transposed,
-    "broadcast_in_dim": _broadcast,
-    "reshape": _reshaped,
-    "squeeze": _reshaped,
-    "expand_dims": _reshaped,
-    "reduce_sum": _summed,
-    "reduce_window_sum": _pooled,
-    "slice": _sliced,
-    "pad": _padded,
-    "concatenate": _concatenated,
-}
-"""Primitive name -> how a stream passes through it."""
-
-
 def dot_dims(eqn: Equation, side: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Output and input dimensions of the kernel operand of a `dot_general`: `(batch + free, contracting)`."""
     contract, batch = (tuple(dims[side]) for dims in eqn.params["dimension_numbers"])
     free = tuple(k for k in range(rank) if k not in (*contract, *batch))
     return (*batch, *free), contract
-
-
-def stem(path: str) -> str:
-    """Layer name of a leaf path: without the collection and the usual leaf names.
-
-    >>> stem("params/layer1_0/conv1/kernel"), stem("params/head/w1"), stem("conv/kernel/.value")
-    ('layer1_0/conv1', 'head/w1', 'conv')
-    """
-    parts = path.split("/")
-    if len(parts) > 1 and parts[0] in ("params", "batch_stats"):
-        parts = parts[1:]
-    if len(parts) > 1 and parts[-1] in ("value", ".value") and parts[-2] in LEAF_NAMES:
-        parts = parts[:-1]
-    if len(parts) > 1 and parts[-1] in LEAF_NAMES:
-        parts = parts[:-1]
-    return "/".join(parts)
 
 
 def find_channels(program: Program) -> tuple[tuple[Producer, ...], tuple[Affine, ...]]:

@@ -1,0 +1,79 @@
+"""Where the channels of a value lie in the parameter leaf it is computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxguard.graph import axes
+from jaxguard.graph.axes import Axis
+from jaxguard.graph.program import Program, Value
+from jaxguard.graph.rules import tie_equations
+
+LEAF_NAMES = ("kernel", "weight", "scale", "var")
+
+
+@dataclass(frozen=True)
+class LeafView:
+    """Channels as they lie in a parameter leaf.
+
+    Attributes:
+        path: leaf path, such as `params/conv1/kernel`.
+        index: per leaf axis, the run that is used; stacked layers use one step each.
+        axes: leaf axes that the channels run over, slowest first.
+        shape: sizes of those axes; their product is `C`.
+    """
+
+    path: str
+    index: tuple[slice, ...]
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def find_view(program: Program, leaf: Value, value: Value, dims: Sequence[int]) -> LeafView | None:
+    """Where the channels along `dims` of `value` lie in `leaf`.
+
+    Args:
+        program: a traced model.
+        leaf: a parameter leaf.
+        value: computed from `leaf` by moves, slices and arithmetic.
+        dims: axes of `value`, slowest first.
+
+    Returns:
+        The view; None if the channels are not a run of the leaf's axes.
+    """
+    cone = program.cone(value)
+    nodes = {leaf: tuple(Axis(size) for size in program.shapes[leaf])}
+    tie_equations((part for eqn in cone for part in eqn.body or (eqn,)), nodes, program.shapes)
+    used = {atom for node in nodes[value] for atom, _ in axes.atoms(node)}
+    runs = [[atom for atom, _ in axes.atoms(node) if atom.size > 1 and atom in used] for node in nodes[leaf]]
+    wanted = [atom for dim in dims for atom, _ in axes.atoms(nodes[value][dim]) if atom.size > 1]
+    index = tuple(slice(0, size) for size in program.shapes[leaf])
+    for eqn in cone:
+        if eqn.name == "slice" and eqn.inputs[0] == leaf:
+            index = tuple(map(slice, eqn.params["start_indices"], eqn.params["limit_indices"]))
+    found: list[int] = []
+    while wanted:
+        axis = next((k for k, run in enumerate(runs) if run and run == wanted[: len(run)]), None)
+        if axis is None or axis in found:
+            return None
+        found.append(axis)
+        wanted = wanted[len(runs[axis]) :]
+    shape = tuple(index[axis].stop - index[axis].start for axis in found)
+    return LeafView(program.paths[program.leaves.index(leaf)], index, tuple(found), shape)
+
+
+def stem(path: str) -> str:
+    """Layer name of a leaf path: without the collection and the usual leaf names.
+
+    >>> stem("params/layer1_0/conv1/kernel"), stem("params/head/w1"), stem("conv/kernel/.value")
+    ('layer1_0/conv1', 'head/w1', 'conv')
+    """
+    parts = path.split("/")
+    if len(parts) > 1 and parts[0] in ("params", "batch_stats"):
+        parts = parts[1:]
+    if len(parts) > 1 and parts[-1] in ("value", ".value") and parts[-2] in LEAF_NAMES:
+        parts = parts[:-1]
+    if len(parts) > 1 and parts[-1] in LEAF_NAMES:
+        parts = parts[:-1]
+    return "/".join(parts)
