@@ -2,7 +2,7 @@
 
     suspect = suspects.load("model.safetensors", arch="resnet20")       # bytes -> variables, channel graph
     graph = channel_graph(apply_fn, variables, images)                  # structure, derived from the trace
-    scores = clp.channel_bounds(graph, variables)                       # one number per channel
+    bounds = channel_bounds(graph, variables)                           # one number per channel
     report = audit.scan(suspect)                                        # a verdict, never a bare threshold
     repaired, report = audit.repair(suspect, "clp", jax.random.key(0))  # a row of DEFENSES, with proof
     suspects.save(repaired, "repaired.safetensors")                     # in the layout it came in
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxguard import audit, suspects
     from jaxguard.attacks import ATTACKS
-    from jaxguard.defenses import DEFENSES, Context, clp, ft_sam
+    from jaxguard.defenses import DEFENSES, Context, channel_bounds, clp, ft_sam
     from jaxguard.evaluation import evaluate
     from jaxguard.graph import channel_graph
     from jaxguard.models import ARCHITECTURES
@@ -29,6 +29,7 @@ __all__ = [
     "DEFENSES",
     "Context",
     "audit",
+    "channel_bounds",
     "channel_graph",
     "clp",
     "evaluate",
@@ -41,6 +42,7 @@ _HOMES = {
     "ATTACKS": "attacks",
     "DEFENSES": "defenses",
     "Context": "defenses",
+    "channel_bounds": "defenses",
     "channel_graph": "graph",
     "clp": "defenses",
     "evaluate": "evaluation",

@@ -1,6 +1,6 @@
 """Published defenses, one per file; `DEFENSES` is the table of them."""
 
-from jaxguard.defenses.clp import clp
+from jaxguard.defenses.clp import channel_bounds, clp
 from jaxguard.defenses.ft_sam import ft_sam
 from jaxguard.defenses.protocol import Context, Defense, DefenseReport
 
@@ -10,4 +10,4 @@ DEFENSES: dict[str, Defense] = {
 }
 """Name on the command line -> `(variables, context, key, **options) -> (variables, report)`."""
 
-__all__ = ["DEFENSES", "Context", "Defense", "DefenseReport", "clp", "ft_sam"]
+__all__ = ["DEFENSES", "Context", "Defense", "DefenseReport", "channel_bounds", "clp", "ft_sam"]
