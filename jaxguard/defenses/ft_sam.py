@@ -86,6 +86,7 @@ def ft_sam(
 
     Each step climbs to `w + eps` (see `perturbation`) and descends with the gradient found there. The defaults are
     BackdoorBench's for CIFAR-10 but for the augmentation, which depends on the data: there it is `CropFlip()`.
+    They count on some thousand clean images, 1,000 steps in all; with a hundred images they hardly move the model.
 
     Args:
         variables: the suspect, left untouched.
@@ -158,4 +159,10 @@ def ft_sam(
             f"expected a finite loss, came {curves['loss'][at]} at step {at} of {len(curves['loss'])} in ft_sam(); "
             "lower learning_rate or rho, or check the model and the images for NaN"
         )
-    return last.variables(like=variables), DefenseReport("ft-sam", options, curves=curves)
+    notes = ()
+    if epochs and epoch_steps == 1:
+        notes = (
+            f"All {len(clean.images)} clean images went into one batch, so that {epochs} epochs were {epochs} steps; the "
+            "paper's setting takes 1,000. If the backdoor stays, lower batch_size or raise learning_rate.",
+        )
+    return last.variables(like=variables), DefenseReport("ft-sam", options, notes=notes, curves=curves)

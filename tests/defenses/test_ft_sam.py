@@ -143,6 +143,13 @@ def test_progress_reaches_the_end():
     assert seen[-1] == (9, 9)
 
 
+def test_a_clean_set_of_one_batch_is_noted():
+    variables = tiny.init(jax.random.key(0))
+    _, few_steps = ft_sam(variables, context(), KEY, epochs=2)
+    assert "All 24 clean images" in few_steps.notes[0] and "2 steps" in few_steps.notes[0]
+    assert ft_sam(variables, context(), KEY, epochs=2, batch_size=8)[1].notes == ()
+
+
 def test_what_is_missing_or_broken_is_said():
     variables, clean = tiny.init(jax.random.key(0)), context().clean
     with pytest.raises(DefenseError, match=r"came none in context\.clean, and ft-sam"):
