@@ -162,7 +162,7 @@ def ft_sam(
     notes = ()
     if epochs and epoch_steps == 1:
         notes = (
-            f"All {len(clean.images)} clean images went into one batch, so that {epochs} epochs were {epochs} steps; the "
+            f"All {len(clean.images)} clean images went into one batch, so {epochs} epochs were {epochs} steps; the "
             "paper's setting takes 1,000. If the backdoor stays, lower batch_size or raise learning_rate.",
         )
     return last.variables(like=variables), DefenseReport("ft-sam", options, notes=notes, curves=curves)

@@ -89,8 +89,8 @@ def fit(
 
     Example:
         >>> linear = lambda w, images: (images.reshape(len(images), -1) @ w, w)
-        >>> data = Batch(jnp.eye(4).reshape(4, 2, 2, 1), jnp.arange(4))
-        >>> result = fit(linear, jnp.zeros((4, 4)), data, jax.random.key(0), steps=20)
+        >>> data = Batch(np.eye(4).reshape(4, 2, 2, 1), np.arange(4))
+        >>> result = fit(linear, np.zeros((4, 4)), data, jax.random.key(0), steps=20)
         >>> bool(result.losses[-1] < result.losses[0])
         True
     """
