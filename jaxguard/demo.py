@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxguard import audit, checkpoints, data, models, suspects, training
-from jaxguard.attacks import badnets, poison
+from jaxguard.attacks import Attack, badnets, poison
 from jaxguard.defenses import DEFENSES
 from jaxguard.models import Model
 from jaxguard.training import CropFlip, Progress
@@ -21,21 +21,33 @@ STEPS = 300
 BATCH_SIZE = 128
 POISON_RATE = 0.1
 CLEAN = 0.1
-OPTIONS: dict[str, dict[str, Any]] = {"ft-sam": {"epochs": 100, "augment": CropFlip(padding=2, flip=False)}}
-"""Hyper-parameters other than a method's defaults, which are made for CIFAR-10."""
+AUGMENT = CropFlip(padding=1, flip=False)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ft-sam": {"epochs": 60, "batch_size": 64, "learning_rate": 0.075, "augment": AUGMENT},
+}
+"""Hyper-parameters other than a method's defaults, which are made for thousands of clean images and fail on these 144.
+
+They were chosen on seeds 10-14; `experiments/demo_seeds.py` measures them on seeds 0-4.
+"""
 
 Stage = Callable[[str], AbstractContextManager[Progress | None]]
 """`title -> context`, in which the stage of that title is under way."""
 
 
 def run(
-    folder: pathlib.Path, *, seed: int = 0, stage: Stage = lambda _: nullcontext(), command: str = ""
+    folder: pathlib.Path,
+    *,
+    seed: int = 0,
+    attack: Attack | None = None,
+    stage: Stage = lambda _: nullcontext(),
+    command: str = "",
 ) -> AuditReport:
     """Run the demo; about a minute on two cores.
 
     Args:
         folder: checkpoints are written here: `backdoored`, `clean` and one `repaired-METHOD` for each defense.
         seed: of data split, initialisation, poisoning and training.
+        attack: what the first network is poisoned with, BadNets by default.
         stage: told what is going on.
         command: how it was called, for the report.
 
@@ -47,7 +59,7 @@ def run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     digits = data.load("digits", seed=seed, clean=CLEAN)
-    attack = badnets(target=0)
+    attack = attack or badnets(target=0)
     model = models.build(ARCHITECTURE, num_classes=digits.num_classes, input_shape=tuple(digits.test.images.shape[1:]))
     key_poison, key_backdoored, key_clean, key_repair = jax.random.split(jax.random.key(seed), 4)
     poisoned, _ = poison(attack, digits.train, POISON_RATE, key_poison)
@@ -88,7 +100,14 @@ def run(
 def _train(model: Model, batch: Batch, key: jax.Array, progress: Progress | None) -> Variables:
     key_init, key_fit = jax.random.split(key)
     result = training.fit(
-        model.train_fn, model.init(key_init), batch, key_fit, steps=STEPS, batch_size=BATCH_SIZE, progress=progress
+        model.train_fn,
+        model.init(key_init),
+        batch,
+        key_fit,
+        steps=STEPS,
+        batch_size=BATCH_SIZE,
+        augment=AUGMENT,
+        progress=progress,
     )
     return result.variables
 
