@@ -1,0 +1,172 @@
+"""What every row of the DEFENSES table promises, on four kinds of network."""
+
+import functools
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+import zoo
+
+from jaxguard import models
+from jaxguard.defenses import DEFENSES, Context, DefenseReport
+from jaxguard.errors import DefenseError
+from jaxguard.graph import channel_graph
+from jaxguard.types import Batch
+
+
+class Row(NamedTuple):
+    """What the contract has to know about a defense.
+
+    Attributes:
+        needs_clean: it raises without clean images.
+        quick: options with which it edits every family of network within seconds.
+        neutral: options with which it is the identity.
+    """
+
+    needs_clean: bool
+    quick: dict[str, Any]
+    neutral: dict[str, Any]
+
+
+ROWS = {
+    "clp": Row(needs_clean=False, quick={"u": 1.0}, neutral={"u": 1e6}),
+    "ft-sam": Row(needs_clean=True, quick={"epochs": 1, "batch_size": 2}, neutral={"epochs": 0}),
+}
+BUNDLED = {
+    "cnn": ("cnn:width=0.5", 16),
+    "preactresnet18": ("preactresnet18:width=0.0625", 16),
+    "mlp": ("mlp:hidden=24", 8),
+}
+FAMILIES = (*BUNDLED, "vit")
+KEY = jax.random.key(5)
+
+every_defense = pytest.mark.parametrize("name", DEFENSES)
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+@functools.cache
+def case(family):
+    """`(variables, context)`, the same functions each time, so that the defenses' traces are shared."""
+    if family in BUNDLED:
+        spec, size = BUNDLED[family]
+        model = models.build(spec, num_classes=10, input_shape=(size, size, 3))
+        variables, images = zoo.randomise(model.shapes()), zoo.images(size, size, 3)
+        apply_fn, train_fn = model.apply_fn, model.train_fn
+    else:
+        apply_fn, variables, images = zoo.ZOO[family]()
+
+        def train_fn(variables, images):
+            return apply_fn(variables, images), variables
+
+    graph = channel_graph(apply_fn, variables, images)
+    return variables, Context(apply_fn, train_fn, graph, Batch(images, np.arange(len(images), dtype=np.int32)))
+
+
+def given(name, family):
+    """Clean images reach only the methods that need them."""
+    variables, context = case(family)
+    return variables, context if ROWS[name].needs_clean else Context(context.apply_fn, graph=context.graph)
+
+
+@functools.cache
+def repair(name, family):
+    """`(repaired, report)`, and whether the defense left its input as it was."""
+    variables, context = given(name, family)
+    before = contents((variables, context.clean))
+    result = DEFENSES[name](variables, context, KEY, **ROWS[name].quick)
+    return *result, before == contents((variables, context.clean))
+
+
+def contents(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def test_every_row_of_the_table_is_tested_here():
+    assert ROWS.keys() == DEFENSES.keys()
+
+
+@every_defense
+def test_hyper_parameters_are_keyword_only_with_defaults(name):
+    first, second, third, *options = inspect.signature(DEFENSES[name]).parameters.values()
+    assert [first.name, second.name, third.name] == ["variables", "context", "key"]
+    for option in options:
+        assert option.kind is inspect.Parameter.KEYWORD_ONLY, option
+        assert option.default is not inspect.Parameter.empty, option
+    assert {option.name for option in options} >= ROWS[name].quick.keys() | ROWS[name].neutral.keys()
+
+
+@every_family
+@every_defense
+def test_the_input_stays_and_the_result_has_its_form(name, family):
+    variables, _ = case(family)
+    repaired, _, untouched = repair(name, family)
+    assert untouched
+    assert jax.tree.structure(repaired) == jax.tree.structure(variables)
+    for ours, theirs in zip(jax.tree.leaves(repaired), jax.tree.leaves(variables), strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        assert np.isfinite(ours).all()
+    assert contents(repaired) != contents(variables)
+
+
+@every_family
+@every_defense
+def test_the_report_says_what_was_done(name, family):
+    _, report, _ = repair(name, family)
+    assert isinstance(report, DefenseReport) and report.method == name
+    options = [p.name for p in inspect.signature(DEFENSES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert sorted(report.options) == sorted(options)
+    for option, value in ROWS[name].quick.items():
+        assert report.options[option] == value
+    for layer in report.layers:
+        assert layer.scores.shape == layer.mask.shape == layer.undefined.shape
+        assert layer.mask.dtype == layer.undefined.dtype == bool
+    for curve in report.curves.values():
+        assert curve.ndim == 1 and np.isfinite(curve).all()
+
+
+@every_family
+@every_defense
+def test_the_same_key_gives_the_same_result(name, family):
+    variables, context = given(name, family)
+    again, _ = DEFENSES[name](variables, context, KEY, **ROWS[name].quick)
+    assert contents(again) == contents(repair(name, family)[0])
+
+
+@every_family
+@every_defense
+def test_neutral_hyper_parameters_are_the_identity(name, family):
+    variables, context = given(name, family)
+    repaired, report = DEFENSES[name](variables, context, KEY, **ROWS[name].neutral)
+    assert contents(repaired) == contents(variables)
+    assert not any(layer.mask.any() for layer in report.layers)
+
+
+@every_defense
+def test_repairs_can_be_chained(name):
+    _, context = given(name, "cnn")
+    repaired, _, _ = repair(name, "cnn")
+    twice, _ = DEFENSES[name](repaired, context, KEY, **ROWS[name].quick)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(twice))
+
+
+@every_defense
+def test_clean_images_are_asked_for_where_they_are_needed(name):
+    variables, context = case("mlp")
+    without = Context(context.apply_fn, context.train_fn, context.graph)
+    if ROWS[name].needs_clean:
+        with pytest.raises(DefenseError, match=rf"expected clean images, came none in context\.clean, and {name}"):
+            DEFENSES[name](variables, without, KEY, **ROWS[name].quick)
+    else:
+        repaired, _ = DEFENSES[name](variables, without, KEY, **ROWS[name].quick)
+        with_images, _ = DEFENSES[name](variables, context, KEY, **ROWS[name].quick)
+        assert contents(repaired) == contents(with_images)
+
+
+@every_defense
+def test_weights_that_are_not_finite_are_an_error(name):
+    variables, context = given(name, "mlp")
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, variables)
+    with pytest.raises(DefenseError, match=r"expected (a )?finite (loss|parameters)"):
+        DEFENSES[name](broken, context, KEY, **ROWS[name].quick)
