@@ -1,9 +1,9 @@
 """A model as data: its jaxpr, inlined into one flat list of equations that can be analysed, cut and evaluated.
 
-Calls (`jit`, `remat`, ...) are inlined with fresh values at every call site, `scan` is unrolled and `cond` becomes a
-select between its branches, so that every convolution of a model is one equation. A `custom_jvp` / `custom_vjp` call
-without a convolution or product inside is evaluated whole, which keeps its gradient rule, but shows its body to the
-analyses.
+Calls (`jit`, `remat`, ...) are inlined with fresh values at every call site, `scan` is unrolled, `cond` becomes a
+select between its branches, `stack` and `unstack` become concatenation and slices, so that every convolution of a
+model is one equation and few primitives need a rule. A `custom_jvp` / `custom_vjp` call without a convolution or
+product inside is evaluated whole, which keeps its gradient rule, but shows its body to the analyses.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def _custom_derivative(program: Program, eqn: Any, inputs: Sequence[Value]) -> l
 
 
 def _scan(program: Program, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-    length, num_consts, num_carry = (eqn.params[key] for key in ("length", "num_consts", "num_carry"))
+    length, (num_consts, num_carry) = eqn.params["length"], _scan_counts(eqn.params)
     if length > MAX_UNROLL:
         raise GraphError(
             f"expected a scan of at most {MAX_UNROLL} steps, got {length} at "
@@ -239,11 +239,19 @@ def _scan(program: Program, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     carry = list(inputs[num_consts : num_consts + num_carry])
     steps: dict[int, list[Value]] = {}
     for step in reversed(range(length)) if eqn.params["reverse"] else range(length):
-        sliced = [_index(program, value, step, eqn.source_info) for value in stacked]
+        sliced = [_pick(program, value, step, eqn.source_info) for value in stacked]
         outputs = _inline(program, eqn.params["jaxpr"], [*constants, *carry, *sliced])
         carry, steps[step] = outputs[:num_carry], outputs[num_carry:]
     results = zip(*(steps[step] for step in range(length)), strict=True)
-    return carry + [_stack(program, values, eqn.source_info) for values in results]
+    return carry + [_lay_out(program, values, eqn.source_info) for values in results]
+
+
+def _scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Constants and carries of a scan; from JAX 0.11 on the sizes of its inputs' parts."""
+    if "ft_in" in params:
+        constants, carry, _ = params["ft_in"].unpack()
+        return len(constants), len(carry)
+    return params["num_consts"], params["num_carry"]
 
 
 def _cond(program: Program, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -263,19 +271,31 @@ def _append(program: Program, primitive: Any, inputs: Sequence[Value], params: M
     return output
 
 
-def _index(program: Program, value: Value, step: int, source: Any) -> Value:
-    _, *rest = program.shapes[value]
-    start, limit = (step,) + (0,) * len(rest), (step + 1, *rest)
-    params = {"start_indices": start, "limit_indices": limit, "strides": None}
+def _stack(program: Program, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    return [_lay_out(program, inputs, eqn.source_info, eqn.params["axis"])]
+
+
+def _unstack(program: Program, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    (value,), axis = inputs, eqn.params["axis"]
+    return [_pick(program, value, k, eqn.source_info, axis) for k in range(program.shapes[value][axis])]
+
+
+def _pick(program: Program, value: Value, position: int, source: Any, axis: int = 0) -> Value:
+    """`value[position]`, along `axis`."""
+    start, limit = [0] * len(program.shapes[value]), list(program.shapes[value])
+    start[axis], limit[axis] = position, position + 1
+    params = {"start_indices": tuple(start), "limit_indices": tuple(limit), "strides": None}
     row = _append(program, primitives.slice_p, (value,), params, source)
-    return _append(program, primitives.squeeze_p, (row,), {"dimensions": (0,)}, source)
+    return _append(program, primitives.squeeze_p, (row,), {"dimensions": (axis,)}, source)
 
 
-def _stack(program: Program, values: Sequence[Value], source: Any) -> Value:
+def _lay_out(program: Program, values: Sequence[Value], source: Any, axis: int = 0) -> Value:
+    """The values along a new axis, the inverse of `_pick`."""
     shape = program.shapes[values[0]]
-    params = {"shape": (1, *shape), "broadcast_dimensions": tuple(range(1, len(shape) + 1)), "sharding": None}
+    old_axes = (*range(axis), *range(axis + 1, len(shape) + 1))
+    params = {"shape": (*shape[:axis], 1, *shape[axis:]), "broadcast_dimensions": old_axes, "sharding": None}
     rows = [_append(program, primitives.broadcast_in_dim_p, (value,), params, source) for value in values]
-    return _append(program, primitives.concatenate_p, rows, {"dimension": 0}, source)
+    return _append(program, primitives.concatenate_p, rows, {"dimension": axis}, source)
 
 
 CALLS: dict[str, Callable[[Program, Any, Sequence[Value]], list[Value]]] = {
@@ -290,5 +310,7 @@ CALLS: dict[str, Callable[[Program, Any, Sequence[Value]], list[Value]]] = {
     "custom_vjp_call": _custom_derivative,
     "scan": _scan,
     "cond": _cond,
+    "stack": _stack,
+    "unstack": _unstack,
 }
-"""Primitives that carry jaxprs -> how they are laid flat."""
+"""Primitives that carry jaxprs or are short for others -> how they are laid flat."""
