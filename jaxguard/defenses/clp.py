@@ -39,7 +39,7 @@ class ChannelBounds(NamedTuple):
 def channel_bounds(
     graph: ChannelGraph, variables: Variables, *, pairing: Pairing = "dataflow", eps: float = 0.0
 ) -> ChannelBounds:
-    """Upper bounds of the channels' Lipschitz constants, `|gamma| / sqrt(var + eps) * sigma_max(M)`, eq. 6.
+    """Upper bounds of the channels' Lipschitz constants, `|gamma| / sqrt(var + eps) * sigma_max(M)`.
 
     Where several convolutions meet in a sum before a BatchNorm, a channel's bound is the largest of theirs.
 
@@ -126,7 +126,7 @@ def cut(graph: ChannelGraph, variables: Variables, layer: Layer, mask: np.ndarra
 
 
 def layer_scores(bounds: ChannelBounds, u: float) -> tuple[LayerScores, ...]:
-    """Thresholds and masks of a sweep value, `UCLC > mean + u * std` within each layer, eq. 7.
+    """Thresholds and masks of a sweep value, `UCLC > mean + u * std` within each layer.
 
     Args:
         bounds: of `channel_bounds`.
@@ -157,7 +157,7 @@ def clp(
         variables: of the suspect; not modified.
         context: only its graph is used; CLP needs no data.
         key: not used, CLP is deterministic.
-        u: 3 for CIFAR-10, CIFAR-100 and GTSRB, 5 for Tiny-ImageNet (section 5.1 and BackdoorBench).
+        u: 3 for CIFAR-10, CIFAR-100 and GTSRB, 5 for Tiny-ImageNet, as BackdoorBench sets it; the authors suggest 3.
         pairing: `dataflow`, or `module_order` as in the reference code, which mispairs pre-activation networks.
         eps: added to the running variance; 0 as in the reference code.
 
