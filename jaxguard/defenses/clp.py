@@ -57,14 +57,21 @@ def channel_bounds(
         DefenseError: a parameter is not finite.
     """
     found = _layers(graph, pairing)
-    scores, finite = _bounds(graph, found, eps, variables)
-    if not np.all(finite):
-        first = leaf_paths(variables)[int(np.argmin(finite))]
+    scores, sums = _bounds(graph, found, eps, variables)
+    # NaN and infinity survive in a leaf's sum; a sum of finite numbers may also overflow.
+    if not np.isfinite(sums).all():
+        _require_finite(variables)
+    return ChannelBounds(found, [np.asarray(score) for score in scores])
+
+
+def _require_finite(variables: Variables) -> None:
+    finite = [bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(variables)]
+    if not all(finite):
+        first = leaf_paths(variables)[finite.index(False)]
         raise DefenseError(
-            f"expected finite parameters, got NaN or infinity in leaf '{first}' and {int((~finite).sum()) - 1} others; "
+            f"expected finite parameters, got NaN or infinity in leaf '{first}' and {finite.count(False) - 1} others; "
             "a score would mean nothing: load the checkpoint again or train it anew"
         )
-    return ChannelBounds(found, [np.asarray(score) for score in scores])
 
 
 @functools.lru_cache(maxsize=32)
@@ -93,7 +100,7 @@ def _bounds(
             affine = graph.affines[layer.affine]
             largest = largest * lipschitz.affine_scales(read(affine.scale), read(affine.var), eps=eps)
         scores.append(largest)
-    return scores, jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves.values()])
+    return scores, jnp.stack([jnp.sum(leaf, dtype=jnp.float32) for leaf in leaves.values()])
 
 
 def cut(graph: ChannelGraph, variables: Variables, layer: Layer, mask: np.ndarray) -> Any:

@@ -238,8 +238,8 @@ def _kernel_matrix(program: Program, producer: Producer, known: Mapping[Value, A
     eqn = producer.equation
     if producer.is_convolution:
         out_dim, in_dim, *taps = eqn.params["dimension_numbers"].rhs_spec
-        kernel = jnp.transpose(kernel, (out_dim, *taps, in_dim))
-        return kernel.reshape(producer.channels, -1, kernel.shape[-1])
+        kernel = jnp.transpose(kernel, (*taps, in_dim, out_dim))
+        return jnp.moveaxis(kernel.reshape(-1, *kernel.shape[-2:]), -1, 0)
     out_dims, in_dims = dot_dims(eqn, eqn.inputs.index(producer.operand), kernel.ndim)
     return jnp.transpose(kernel, (*out_dims, *in_dims)).reshape(producer.channels, 1, -1)
 

@@ -15,24 +15,43 @@ from collections.abc import Sequence
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 SQUARINGS = 16
 _SQUARINGS_PER_SCALING = 2
 _LARGEST_DIVISOR = 1e37
+_HARMLESS = (1e-12, 1e12)
 
 
 def gram_matrices(kernel: jax.Array) -> jax.Array:
     """Gram matrices of the smaller side.
 
     Args:
-        kernel: `[C, T, D]`; output channel, spatial tap, fan-in.
+        kernel: `[T, D, C]`; spatial tap, fan-in, output channel: as a convolution's kernel lies in memory.
 
     Returns:
         `[C, S, S]` with `S = min(T, D)`.
     """
     chex.assert_rank(kernel, 3)
-    equation = "ctd,csd->cts" if kernel.shape[1] <= kernel.shape[2] else "ctd,cte->cde"
-    return jnp.einsum(equation, kernel, kernel, precision=jax.lax.Precision.HIGHEST)
+    rows = kernel if kernel.shape[0] <= kernel.shape[1] else kernel.swapaxes(0, 1)
+    return jax.lax.platform_dependent(rows, cpu=_grams_by_entry, default=_grams_by_product)
+
+
+def _grams_by_product(rows: jax.Array) -> jax.Array:
+    return jnp.einsum("sdc,tdc->cst", rows, rows, precision=jax.lax.Precision.HIGHEST)
+
+
+def _grams_by_entry(rows: jax.Array) -> jax.Array:
+    """Half the entries, one after the other, with the channels along the vector lanes and nothing transposed.
+
+    On CPU this takes half the time of a batched product of thin matrices; see `experiments/bench_lipschitz.py`.
+    """
+    size = rows.shape[0]
+    first, second = np.triu_indices(size)
+    entries = jax.lax.map(lambda pair: jnp.sum(rows[pair[0]] * rows[pair[1]], axis=0), (first, second))
+    number = np.zeros((size, size), int)
+    number[first, second] = number[second, first] = np.arange(len(first))
+    return jnp.moveaxis(entries[number], -1, 0)
 
 
 def largest_eigenvalues(gram: jax.Array, *, squarings: int = SQUARINGS) -> jax.Array:
@@ -68,7 +87,7 @@ def _scaled(matrix: jax.Array) -> jax.Array:
 def spectral_norms(kernels: Sequence[jax.Array], *, squarings: int = SQUARINGS) -> list[jax.Array]:
     """Largest singular value of every channel of many layers; layers with equal Gram sizes share one batch.
 
-    Each channel is divided by its largest magnitude first, so that its square neither overflows nor underflows.
+    Channels of extreme magnitude are divided by it first, so that no square overflows or underflows.
 
     Args:
         kernels: `[C, T, D]` each; output channel, spatial tap, fan-in.
@@ -83,8 +102,8 @@ def spectral_norms(kernels: Sequence[jax.Array], *, squarings: int = SQUARINGS) 
         >>> spectral_norms([kernel])[0].tolist()
         [3.0, 0.0]
     """
-    scales = [_unit(jnp.max(jnp.abs(kernel), axis=(1, 2), initial=0)) for kernel in kernels]
-    grams = [gram_matrices(kernel / scale[:, None, None]) for kernel, scale in zip(kernels, scales, strict=True)]
+    pairs = [_grams_in_range(jnp.moveaxis(kernel, 0, -1)) for kernel in kernels]
+    grams, scales = [gram for gram, _ in pairs], [scale for _, scale in pairs]
     by_size: dict[int, list[int]] = defaultdict(list)
     for layer, gram in enumerate(grams):
         by_size[gram.shape[-1]].append(layer)
@@ -99,9 +118,22 @@ def spectral_norms(kernels: Sequence[jax.Array], *, squarings: int = SQUARINGS) 
     return norms
 
 
+def _grams_in_range(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gram matrices of `[T, D, C]` divided by a scale `[C]`.
+
+    The scale is 1 where no square can overflow or underflow: a divided copy of all kernels would cost as much as
+    everything else together. Otherwise it is a power of two, so that no score depends on what its neighbours need.
+    """
+    largest = jnp.max(jnp.abs(kernel), axis=(0, 1), initial=0)
+    harmless = jnp.all((largest == 0) | ((largest > _HARMLESS[0]) & (largest < _HARMLESS[1])))
+    scale = jnp.where(harmless, 1, _unit(largest))
+    return jax.lax.cond(harmless, gram_matrices, lambda kernel: gram_matrices(kernel / scale), kernel), scale
+
+
 def _unit(largest: jax.Array) -> jax.Array:
-    """Divisor that brings numbers of that magnitude near one; capped, for the reciprocal of more is denormal."""
-    return jnp.where(jnp.isfinite(largest), _or_one(jnp.minimum(largest, _LARGEST_DIVISOR)), jnp.nan)
+    """Power of two that brings numbers of that magnitude near one; exact to divide by, and so is its reciprocal."""
+    _, exponent = jnp.frexp(jnp.minimum(largest, _LARGEST_DIVISOR))
+    return jnp.where(jnp.isfinite(largest), jnp.ldexp(jnp.ones_like(largest), exponent), jnp.nan)
 
 
 def _or_one(divisor: jax.Array) -> jax.Array:
@@ -127,6 +159,7 @@ def affine_scales(scale: jax.Array | None, var: jax.Array | None, *, eps: float 
     return jnp.where(valid, magnitude / jnp.sqrt(jnp.where(valid, var + eps, 1)), jnp.nan)
 
 
+@jax.jit
 def thresholds(scores: jax.typing.ArrayLike, u: jax.typing.ArrayLike) -> jax.Array:
     """CLP's per-layer threshold `mean + u * std`, std with `ddof=1`, over the channels that have a score.
 
@@ -141,6 +174,7 @@ def thresholds(scores: jax.typing.ArrayLike, u: jax.typing.ArrayLike) -> jax.Arr
     return jnp.where(std == 0, mean, mean + jnp.asarray(u) * std)
 
 
+@jax.jit
 def z_scores(scores: jax.typing.ArrayLike) -> jax.Array:
     """How many of the layer's standard deviations (`ddof=1`) each channel lies above the layer's mean.
 
