@@ -1,8 +1,8 @@
 """A model as data: its jaxpr, inlined into one flat list of equations that can be analysed, cut and evaluated.
 
 Calls (`jit`, `remat`, ...) are inlined with fresh values at every call site, `scan` is unrolled, `cond` becomes a
-select between its branches, `stack` and `unstack` become concatenation and slices, so that every convolution of a
-model is one equation and few primitives need a rule. A `custom_jvp` / `custom_vjp` call without a convolution or
+select between its branches, `stack`, `split` and `unstack` become concatenation and slices, so that every convolution
+of a model is one equation and few primitives need a rule. A `custom_jvp` / `custom_vjp` call without a convolution or
 product inside is evaluated whole, which keeps its gradient rule, but shows its body to the analyses.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
 import jax
@@ -275,17 +276,27 @@ def _stack(program: Program, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return [_lay_out(program, inputs, eqn.source_info, eqn.params["axis"])]
 
 
+def _split(program: Program, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    (value,), axis = inputs, eqn.params["axis"]
+    edges = accumulate(map(int, eqn.params["sizes"]), initial=0)
+    return [_slice(program, value, run, axis, eqn.source_info) for run in pairwise(edges)]
+
+
 def _unstack(program: Program, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     (value,), axis = inputs, eqn.params["axis"]
     return [_pick(program, value, k, eqn.source_info, axis) for k in range(program.shapes[value][axis])]
 
 
+def _slice(program: Program, value: Value, run: tuple[int, int], axis: int, source: Any) -> Value:
+    starts, limits = [0] * len(program.shapes[value]), list(program.shapes[value])
+    starts[axis], limits[axis] = run
+    params = {"start_indices": tuple(starts), "limit_indices": tuple(limits), "strides": None}
+    return _append(program, primitives.slice_p, (value,), params, source)
+
+
 def _pick(program: Program, value: Value, position: int, source: Any, axis: int = 0) -> Value:
     """`value[position]`, along `axis`."""
-    start, limit = [0] * len(program.shapes[value]), list(program.shapes[value])
-    start[axis], limit[axis] = position, position + 1
-    params = {"start_indices": tuple(start), "limit_indices": tuple(limit), "strides": None}
-    row = _append(program, primitives.slice_p, (value,), params, source)
+    row = _slice(program, value, (position, position + 1), axis, source)
     return _append(program, primitives.squeeze_p, (row,), {"dimensions": (axis,)}, source)
 
 
@@ -311,6 +322,7 @@ CALLS: dict[str, Callable[[Program, Any, Sequence[Value]], list[Value]]] = {
     "scan": _scan,
     "cond": _cond,
     "stack": _stack,
+    "split": _split,
     "unstack": _unstack,
 }
 """Primitives that carry jaxprs or are short for others -> how they are laid flat."""

@@ -147,15 +147,6 @@ def _take(axis: Axis, sizes: Sequence[int], reason: str) -> Sequence[Axis]:
     return parts
 
 
-def split(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
-    """The inverse of concatenate."""
-    along = eqn.params["axis"]
-    parts = _take(operands[0][along], [int(size) for size in eqn.params["sizes"]], "split")
-    for result, part in zip(results, parts, strict=True):
-        for k, axis in enumerate(operands[0]):
-            tie(part if k == along else axis, result[k])
-
-
 def slice_(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
     """A run of each axis; a stride reads by position."""
     starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
@@ -308,7 +299,6 @@ RULES: dict[str, Rule] = {
     "reshape": reshape,
     "tile": tile,
     "concatenate": concatenate,
-    "split": split,
     "slice": slice_,
     "dynamic_slice": dynamic_slice,
     "dynamic_update_slice": dynamic_update_slice,

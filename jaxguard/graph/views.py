@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ def find_view(program: Program, leaf: Value, value: Value, dims: Sequence[int]) 
         dims: axes of `value`, slowest first.
 
     Returns:
-        The view; None if the channels are not a run of the leaf's axes.
+        The view; None if the channels are not a run of the leaf's axes, or of one slice of it.
     """
     cone = program.cone(value)
     nodes = {leaf: tuple(Axis(size) for size in program.shapes[leaf])}
@@ -49,9 +50,9 @@ def find_view(program: Program, leaf: Value, value: Value, dims: Sequence[int]) 
     runs = [[atom for atom, _ in axes.atoms(node) if atom.size > 1 and atom in used] for node in nodes[leaf]]
     wanted = [atom for dim in dims for atom, _ in axes.atoms(nodes[value][dim]) if atom.size > 1]
     index = tuple(slice(0, size) for size in program.shapes[leaf])
-    for eqn in cone:
-        if eqn.name == "slice" and eqn.inputs[0] == leaf:
-            index = tuple(map(slice, eqn.params["start_indices"], eqn.params["limit_indices"]))
+    slices = [eqn for eqn in cone if eqn.name == "slice" and eqn.inputs[0] == leaf]
+    for eqn in slices:
+        index = tuple(map(slice, eqn.params["start_indices"], eqn.params["limit_indices"]))
     found: list[int] = []
     while wanted:
         axis = next((k for k, run in enumerate(runs) if run and run == wanted[: len(run)]), None)
@@ -60,6 +61,8 @@ def find_view(program: Program, leaf: Value, value: Value, dims: Sequence[int]) 
         found.append(axis)
         wanted = wanted[len(runs[axis]) :]
     shape = tuple(index[axis].stop - index[axis].start for axis in found)
+    if len(slices) > 1 or math.prod(shape) != math.prod(program.shapes[value][dim] for dim in dims):
+        return None
     return LeafView(program.paths[program.leaves.index(leaf)], index, tuple(found), shape)
 
 

@@ -5,6 +5,7 @@ import pytest
 import zoo
 
 from jaxguard import models, surgery
+from jaxguard.errors import GraphError
 from jaxguard.graph import channel_graph
 from jaxguard.graph.program import trace
 
@@ -48,7 +49,19 @@ def test_stack_and_unstack_become_concatenation_and_slices(axis):
     v, images = variables(w=()), zoo.images(3, 3)
     program, got = evaluate(apply_fn, v, images)
     np.testing.assert_allclose(got, apply_fn(v, images), rtol=1e-6)
-    assert not {"stack", "unstack"} & {eqn.name for eqn in program.equations}
+    assert not {"stack", "unstack", "split"} & {eqn.name for eqn in program.equations}
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_split_becomes_slices(axis):
+    def apply_fn(v, x):
+        first, second, third = jnp.split(x, [1, 3], axis=axis)
+        return jnp.concatenate([third * v["w"], first, second], axis=axis)
+
+    v, images = variables(w=()), np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+    program, got = evaluate(apply_fn, v, images)
+    np.testing.assert_allclose(got, apply_fn(v, images), rtol=1e-6)
+    assert [eqn.name for eqn in program.equations].count("slice") == 3
 
 
 def test_channels_are_followed_through_stack_and_unstack():
@@ -82,6 +95,28 @@ def test_a_leaf_that_is_unstacked_keeps_one_view_per_layer():
         cut = surgery.edit(v, {"layers": surgery.zero(producer.kernel, np.arange(5) == 2)})["layers"]
         np.testing.assert_array_equal(cut[layer][:, 2], 0)
         np.testing.assert_array_equal(cut[1 - layer], v["layers"][1 - layer])
+
+
+def test_kernels_that_are_parts_of_one_leaf_keep_their_place_in_it():
+    def apply_fn(v, x):
+        query, key, value = jnp.split(v["qkv"], 3, axis=1)
+        return jax.nn.relu(x @ query) * (x @ key) * (x @ value) @ v["head"]
+
+    v, images = variables(qkv=(5, 12), head=(4, 2)), zoo.images(5)
+    graph = channel_graph(apply_fn, v, images)
+    views = [producer.kernel for producer in graph.producers if producer.kernel.path == "qkv"]
+    assert [(view.index[1].start, view.index[1].stop) for view in views] == [(0, 4), (4, 8), (8, 12)]
+    cut = surgery.edit(v, {"qkv": surgery.zero(views[1], np.array([True, False, False, True]))})["qkv"]
+    np.testing.assert_array_equal(np.flatnonzero(np.all(cut == 0, axis=0)), [4, 7])
+
+
+@pytest.mark.parametrize(
+    "kernel_of", [lambda w: w.reshape(5, 3, 4)[:, 1], lambda w: w[:, :4] + w[:, 4:8], lambda w: w[:, ::3]]
+)
+def test_a_kernel_that_is_no_run_of_its_leaf_is_refused(kernel_of):
+    v, images = variables(w=(5, 12), head=(4, 2)), zoo.images(5)
+    with pytest.raises(GraphError, match="to lie in one parameter leaf, got one computed from w"):
+        channel_graph(lambda v, x: jax.nn.relu(x @ kernel_of(v["w"])) @ v["head"], v, images)
 
 
 def test_torchvision_pooling_of_large_images_is_traced():
