@@ -124,7 +124,7 @@ def scored_layers(graph: ChannelGraph, variables: Variables) -> list[Scored]:
 def ways(graph: ChannelGraph, variables: Variables, layers: list[Scored]) -> dict[str, Callable[[], Any]]:
     """What is timed, by name; each call returns when its result is there."""
     jitted = jax.jit(lambda v: _bounds(graph, pairing.layers(graph, "module_order"), 0.0, v))
-    grams = jax.jit(lambda v: [lipschitz.gram_matrices(kernel) for kernel in graph.kernels(v)])
+    grams = jax.jit(lambda v: [lipschitz.gram_matrices(jnp.moveaxis(k, 0, -1)) for k in graph.kernels(v)])
     total = jax.jit(lambda v: sum(leaf.sum() for leaf in jax.tree.leaves(v)))
     on_host = [np.asarray(leaf) for leaf in jax.tree.leaves(variables)]
     found: dict[str, Callable[[], Any]] = {"NumPy, SVD per channel": lambda: numpy_loop(layers)}
