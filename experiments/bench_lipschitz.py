@@ -37,6 +37,7 @@ except ImportError:
 
 SEED = 0
 ROUNDS = 15
+PAUSE = 0.1  # seconds; BLAS threads keep a core busy for a while after their work, and the next way would pay for it
 U = 3.0
 NETWORKS = ("preactresnet18", "resnet18", "vgg19", "wideresnet-16-1")
 RESULT = pathlib.Path(__file__).parent / "results" / "lipschitz.json"
@@ -152,6 +153,7 @@ def milliseconds(timed: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(ROUNDS):
         for name, call in timed.items():
+            time.sleep(PAUSE)
             begun = time.perf_counter()
             call()
             times[name].append(1e3 * (time.perf_counter() - begun))
