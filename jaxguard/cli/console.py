@@ -45,7 +45,7 @@ def progress(title: str) -> Iterator[Progress]:
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, TextColumn("{task.fields[loss]}"), console=err, transient=True) as bars:
+    with Bars(*columns, TextColumn("{task.fields[loss]}"), console=err, transient=True, disable=not err.is_terminal) as bars:
         task = bars.add_task(title, total=None, loss="")
 
         def advance(done: int, total: int, metrics: Mapping[str, Any]) -> None:
