@@ -44,8 +44,9 @@ def progress(title: str) -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, TextColumn("{task.fields[loss]}"), console=err, transient=True, disable=not err.is_terminal) as bars:
+    title_column, loss_column = TextColumn("{task.description}"), TextColumn("{task.fields[loss]}")
+    columns = (title_column, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), loss_column)
+    with Bars(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         task = bars.add_task(title, total=None, loss="")
 
         def advance(done: int, total: int, metrics: Mapping[str, Any]) -> None:
