@@ -5,17 +5,16 @@ goes to TensorStore directly: no target tree, no device, no process barrier, one
 and every size is known before a byte of data is decoded. Writing goes through Orbax, which owns the format.
 """
 
-import contextlib
-import logging
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jaxguard.checkpoints import header, orbax_index, trees
 from jaxguard.checkpoints.checkpoint import Checkpoint, LeafSpec
 from jaxguard.errors import CheckpointError
+from jaxguard.logs import quiet_absl
 
 _STEP_METADATA = "_CHECKPOINT_METADATA"
 _UNFINISHED = "orbax-checkpoint-tmp"
@@ -93,7 +92,7 @@ def write_checkpoint(path: pathlib.Path, leaves: Mapping[str, np.ndarray], metad
                 "which Orbax cannot store; leave it out, or save as safetensors"
             )
     tree = trees.unflatten(leaves)
-    with _quiet_absl():
+    with quiet_absl():
         from orbax import checkpoint as ocp
 
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
@@ -139,15 +138,3 @@ def _custom_metadata(directory: pathlib.Path, step: pathlib.Path) -> dict[str, s
             if isinstance(found, dict):
                 return {name: value if isinstance(value, str) else str(value) for name, value in found.items()}
     return {}
-
-
-@contextlib.contextmanager
-def _quiet_absl() -> Iterator[None]:
-    """Orbax narrates every step through absl; errors still come through, as exceptions."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -1,9 +1,7 @@
 """Image classification datasets of TensorFlow Datasets, read at random access without TensorFlow."""
 
-import contextlib
-import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ import numpy as np
 from jaxguard.data import images
 from jaxguard.data.source import Source
 from jaxguard.errors import DataError
+from jaxguard.logs import quiet_absl
 from jaxguard.types import Batch
 
 _TEST_SPLITS = ("test", "validation")
@@ -27,7 +26,7 @@ def read(name: str, *, seed: int) -> Source:
         DataError: not prepared, no image and class label, missing splits, or images of different sizes.
     """
     del seed
-    with _quiet_absl():
+    with quiet_absl():
         builder = _builder(name)
         image_key, label_key = _keys(builder.info, name)
         test_split = next((split for split in _TEST_SPLITS if split in builder.info.splits), None)
@@ -106,15 +105,3 @@ def _collected(examples: Sequence[dict[str, Any]], image_key: str, label_key: st
             )
         pixels[index], labels[index] = image, example[label_key]
     return images.batch(pixels, labels, where)
-
-
-@contextlib.contextmanager
-def _quiet_absl() -> Iterator[None]:
-    """TFDS advises about folders and image decoders through absl; failures are exceptions."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
