@@ -57,9 +57,8 @@ def channel_bounds(
         DefenseError: a parameter is not finite.
     """
     found = _layers(graph, pairing)
-    scores, sums = _bounds(graph, found, eps, variables)
-    # NaN and infinity survive in a leaf's sum; a sum of finite numbers may also overflow.
-    if not np.isfinite(sums).all():
+    scores, suspicious = _bounds(graph, found, eps, variables)
+    if suspicious:
         _require_finite(variables)
     return ChannelBounds(found, [np.asarray(score) for score in scores])
 
@@ -83,6 +82,7 @@ def _layers(graph: ChannelGraph, how: Pairing) -> tuple[Layer, ...]:
 def _bounds(
     graph: ChannelGraph, layers: tuple[Layer, ...], eps: float, variables: Variables
 ) -> tuple[list[jax.Array], jax.Array]:
+    """Scores, and whether a leaf may hold NaN or infinity."""
     leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
     kernels = [kernel.astype(jnp.float32) for kernel in graph.kernels(variables)]
     wanted = sorted({producer for layer in layers for producer, _ in layer.sources})
@@ -100,7 +100,12 @@ def _bounds(
             affine = graph.affines[layer.affine]
             largest = largest * lipschitz.affine_scales(read(affine.scale), read(affine.var), eps=eps)
         scores.append(largest)
-    return scores, jnp.stack([jnp.sum(leaf, dtype=jnp.float32) for leaf in leaves.values()])
+    paths = {k: graph.producers[k].kernel.path for k in wanted}
+    read_whole = {path for k, path in paths.items() if kernels[k].size == leaves[path].size}
+    # NaN and infinity survive in norms and in sums; a sum of finite numbers may also overflow.
+    witnesses = [*norms.values(), *(leaf for path, leaf in leaves.items() if path not in read_whole)]
+    sums = jnp.stack([jnp.sum(array, dtype=jnp.float32) for array in witnesses])
+    return scores, ~jnp.isfinite(sums).all()
 
 
 def cut(graph: ChannelGraph, variables: Variables, layer: Layer, mask: np.ndarray) -> Any:

@@ -9,19 +9,21 @@ quotient reads it off: no LAPACK, so it runs on every backend and in any number 
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections import defaultdict
 from collections.abc import Sequence
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 SQUARINGS = 16
-_SQUARINGS_PER_SCALING = 2
+_SQUARINGS_PER_SCALING = 3
 _LARGEST_DIVISOR = 1e37
-_HARMLESS = (1e-12, 1e12)
-_LARGE, _MOST_ROWS = 2**19, 9
+_HARMLESS = (1e-24, 1e30)
+_LARGE, _MOST_ROWS, _TILE = 2**17, 9, (16, 32)
+_MOST_UNROLLED = 16
 
 
 def gram_matrices(kernel: jax.Array) -> jax.Array:
@@ -31,12 +33,13 @@ def gram_matrices(kernel: jax.Array) -> jax.Array:
         kernel: `[T, D, C]`; spatial tap, fan-in, output channel: as a convolution's kernel lies in memory.
 
     Returns:
-        `[C, S, S]` with `S = min(T, D)`.
+        `[S, S, C]` with `S = min(T, D)`.
     """
     rows = _smaller_side_first(kernel)
-    if rows.size < _LARGE or rows.shape[0] > _MOST_ROWS:
+    size, depth, channels = rows.shape
+    if rows.size < _LARGE or size > _MOST_ROWS or depth % _TILE[0] or channels % _TILE[1]:
         return _grams_by_product(rows)
-    return jax.lax.platform_dependent(rows, cpu=_grams_by_entry, default=_grams_by_product)
+    return jax.lax.platform_dependent(rows, cpu=_grams_by_tile, default=_grams_by_product)
 
 
 def _smaller_side_first(kernel: jax.Array) -> jax.Array:
@@ -46,27 +49,33 @@ def _smaller_side_first(kernel: jax.Array) -> jax.Array:
 
 def _grams_by_product(rows: jax.Array) -> jax.Array:
     matrices = jnp.moveaxis(rows, -1, 0)
-    return jnp.einsum("csd,ctd->cst", matrices, matrices, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("csd,ctd->stc", matrices, matrices, precision=jax.lax.Precision.HIGHEST)
 
 
-def _grams_by_entry(rows: jax.Array) -> jax.Array:
-    """Half the entries, each a sum over long vectors of channels, from the kernel as it lies.
+def _grams_by_tile(rows: jax.Array) -> jax.Array:
+    """Sums of products over long vectors of channels, from the kernel as it lies.
 
-    On CPU a batched product of thin matrices takes twice as long, and transposing a large kernel for it as long again.
+    On CPU a batched product of thin matrices takes twice as long. Every number is read `S` times, so a tile is small
+    enough to stay in the first-level cache meanwhile.
     """
-    size = rows.shape[0]
-    first, second = np.triu_indices(size)
-    entries = [jnp.sum(rows[s] * rows[t], axis=0) for s, t in zip(first, second, strict=True)]
-    number = np.zeros((size, size), int)
-    number[first, second] = number[second, first] = np.arange(len(entries))
-    return jnp.stack([entries[n] for n in number.ravel()], axis=-1).reshape(-1, size, size)
+    size, depth, channels = rows.shape
+    height, width = _TILE
+
+    def step(number: jax.Array, gram: jax.Array) -> jax.Array:
+        block = jax.lax.dynamic_slice_in_dim(rows, number * height, height, axis=1)
+        tiles = jnp.transpose(block.reshape(size, height, -1, width), (1, 2, 0, 3))
+        return functools.reduce(operator.add, [tile[:, :, None] * tile[:, None] for tile in tiles], gram)
+
+    gram = jnp.zeros((channels // width, size, size, width), rows.dtype)
+    gram = jax.lax.fori_loop(0, depth // height, step, gram)
+    return jnp.transpose(gram, (1, 2, 0, 3)).reshape(size, size, channels)
 
 
 def largest_eigenvalues(gram: jax.Array, *, squarings: int = SQUARINGS) -> jax.Array:
     """Largest eigenvalue of each symmetric positive semidefinite matrix.
 
     Args:
-        gram: `[N, S, S]`.
+        gram: `[S, S, N]`.
         squarings: the power iterated to is `2 ** squarings`; the result is too small by at most
             `2 ** -(squarings + 2)`, relative, for each eigenvalue close below the largest, and by rounding.
 
@@ -74,22 +83,32 @@ def largest_eigenvalues(gram: jax.Array, *, squarings: int = SQUARINGS) -> jax.A
         `[N]`; 0 for a zero matrix, NaN where an entry is not finite.
     """
     chex.assert_rank(gram, 3)
-    if gram.shape[-1] == 1:
-        return gram[:, 0, 0]
+    if gram.shape[0] == 1:
+        return gram[0, 0]
     power = _scaled(gram)
     for step in range(1, squarings + 1):
-        power = jnp.matmul(power, power, precision=jax.lax.Precision.HIGHEST)
+        # Without the barrier the compiler computes a factor's entries once for every product they take part in.
+        power = jax.lax.optimization_barrier(_product(power, power))
         if step % _SQUARINGS_PER_SCALING == 0:
-            power = _scaled(power)
+            power = jax.lax.optimization_barrier(_scaled(power))
     # The Rayleigh quotient of all columns at once: eigenvalue i weighs in with its (2 * 2**squarings)-th power.
-    image = jnp.matmul(gram, power, precision=jax.lax.Precision.HIGHEST)
-    return jnp.sum(power * image, axis=(-2, -1)) / _or_one(jnp.sum(power * power, axis=(-2, -1)))
+    return jnp.sum(power * _product(gram, power), axis=(0, 1)) / _or_one(jnp.sum(power * power, axis=(0, 1)))
+
+
+def _product(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Matrix products of `[S, S, N]`.
+
+    Small ones are `S` multiply-adds over vectors of length `N`: on CPU that takes half as long as a batched product.
+    """
+    size = left.shape[0]
+    if size > _MOST_UNROLLED:
+        return jnp.einsum("ikn,kjn->ijn", left, right, precision=jax.lax.Precision.HIGHEST)
+    return functools.reduce(operator.add, [left[:, k, None] * right[None, k] for k in range(size)])
 
 
 def _scaled(matrix: jax.Array) -> jax.Array:
     """Divide by the trace, which keeps the largest eigenvalue within `[1/S, 1]`."""
-    trace = jnp.trace(matrix, axis1=-2, axis2=-1)[:, None, None]
-    return matrix / _or_one(trace)
+    return matrix / _or_one(jnp.trace(matrix))
 
 
 def spectral_norms(kernels: Sequence[jax.Array], *, squarings: int = SQUARINGS) -> list[jax.Array]:
@@ -114,32 +133,37 @@ def spectral_norms(kernels: Sequence[jax.Array], *, squarings: int = SQUARINGS) 
     grams, scales = [gram for gram, _ in pairs], [scale for _, scale in pairs]
     by_size: dict[int, list[int]] = defaultdict(list)
     for layer, gram in enumerate(grams):
-        by_size[gram.shape[-1]].append(layer)
+        by_size[gram.shape[0]].append(layer)
     norms: list[jax.Array] = [jnp.zeros(0)] * len(grams)
     for layers in by_size.values():
-        stacked = jnp.concatenate([grams[layer] for layer in layers])
+        stacked = jnp.concatenate([grams[layer] for layer in layers], axis=-1)
         values = jnp.sqrt(largest_eigenvalues(stacked, squarings=squarings))
         end = 0
         for layer in layers:
-            start, end = end, end + grams[layer].shape[0]
+            start, end = end, end + grams[layer].shape[-1]
             norms[layer] = values[start:end] * scales[layer]
     return norms
 
 
 def _grams_in_range(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Gram matrices of `[T, D, C]` divided by a scale `[C]`.
+    """Gram matrices of `[T, D, C]` divided by the square of a scale `[C]`.
 
-    The scale is 1 where no square can overflow or underflow: a divided copy of all kernels would cost as much as
-    everything else together. Otherwise it is a power of two, by which dividing is exact.
+    The scale is 1 where the squares show that none of them lost anything: finding and dividing by the largest entries
+    would cost as much again. Otherwise it is a power of two, by which dividing is exact.
     """
-    largest = jnp.max(jnp.abs(kernel), axis=(0, 1), initial=0)
-    harmless = jnp.all((largest == 0) | ((largest > _HARMLESS[0]) & (largest < _HARMLESS[1])))
-    scale = jnp.where(harmless, 1, _unit(largest))
+    gram = gram_matrices(kernel)
+    squares = jnp.trace(gram)
+    harmless = jnp.all((squares > _HARMLESS[0]) & (squares < _HARMLESS[1]))
 
-    def divided(kernel: jax.Array) -> jax.Array:
-        return _grams_by_product(_smaller_side_first(kernel / scale))
+    def divided(kernel: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+        del gram
+        scale = _unit(jnp.max(jnp.abs(kernel), axis=(0, 1), initial=0))
+        return _grams_by_product(_smaller_side_first(kernel / scale)), scale
 
-    return jax.lax.cond(harmless, gram_matrices, divided, kernel), scale
+    def as_is(kernel: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return gram, jnp.ones(kernel.shape[-1], kernel.dtype)
+
+    return jax.lax.cond(harmless, as_is, divided, kernel, gram)
 
 
 def _unit(largest: jax.Array) -> jax.Array:
