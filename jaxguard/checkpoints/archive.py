@@ -1,0 +1,229 @@
+"""Zip archives written by strangers: every announced size is checked, and stored members are mapped, not read.
+
+Members are looked up, never extracted to disk, so that a name such as `../../x` is only a name.
+"""
+
+import io
+import pathlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from jaxguard.checkpoints import header
+from jaxguard.errors import CheckpointError
+
+MAX_MEMBERS = 100_000
+MAX_DIRECTORY_BYTES = 2**24
+FREE_INFLATED_BYTES, MAX_INFLATION = 2**26, 100
+"""All deflated members together may hold 64 MiB plus a hundred times the size of the file; weights deflate badly."""
+
+_MAGIC = b"PK\x03\x04"
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_ENCRYPTED, _SIZES_FOLLOW = 0x1, 0x8
+_IN_ZIP64 = 0xFFFFFFFF
+_REMEDY = "the download was cut short, or the file is damaged or hostile; get it again from its author"
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where one member lies in the file.
+
+    Attributes:
+        start: its first byte.
+        stored: bytes in the file.
+        size: bytes of content; equals `stored` where it is not deflated.
+        deflated: whether it has to be inflated.
+        checksum: CRC-32 of the content.
+    """
+
+    start: int
+    stored: int
+    size: int
+    deflated: bool
+    checksum: int
+
+
+@dataclass(frozen=True, eq=False)
+class Archive:
+    """An opened archive: its directory has been checked against the file, its members are still on disk.
+
+    Attributes:
+        given: the path as the user wrote it.
+        members: `{name: Member}` in directory order, without folders.
+    """
+
+    given: str
+    members: Mapping[str, Member]
+    _content: np.ndarray = field(repr=False)
+
+    def view(self, name: str) -> np.ndarray:
+        """The content of a member, `[size]` uint8, read-only: mapped where it is stored, inflated where deflated.
+
+        Raises:
+            CheckpointError: no such member, or it does not inflate to what the directory announces.
+        """
+        member = self._member(name)
+        if not member.deflated:
+            return self._stored(member)
+        content = self._inflated(name, member, member.size + 1)
+        if len(content) != member.size or zlib.crc32(content) != member.checksum:
+            raise self._refusal(name, f"{member.size} bytes with the announced checksum", "other content")
+        return np.frombuffer(content, np.uint8)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """The content of a member that has to be small.
+
+        Args:
+            name: a key of `members`.
+            limit: the most bytes it may have.
+
+        Raises:
+            CheckpointError: as `view`, or the member is larger than `limit`.
+        """
+        if (size := self._member(name).size) > limit:
+            raise self._refusal(name, f"at most {limit} bytes", f"{size}")
+        return self.view(name).tobytes()
+
+    def head(self, name: str, count: int) -> bytes:
+        """The first `count` bytes of a member, fewer where it is shorter; no more than that is inflated.
+
+        Raises:
+            CheckpointError: no such member, or it does not inflate.
+        """
+        member = self._member(name)
+        return self._inflated(name, member, count) if member.deflated else self._stored(member)[:count].tobytes()
+
+    def _member(self, name: str) -> Member:
+        if name not in self.members:
+            raise self._refusal(name, "a member of this name", "none")
+        return self.members[name]
+
+    def _stored(self, member: Member) -> np.ndarray:
+        return self._content[member.start : member.start + member.stored]
+
+    def _inflated(self, name: str, member: Member, count: int) -> bytes:
+        try:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(self._stored(member).data, max(count, 1))[:count]
+        except zlib.error as error:
+            raise self._refusal(name, "deflated content", str(error)) from error
+
+    def _refusal(self, name: str, expected: str, found: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.given}: member {header.shown(name)}: expected {expected}, found {found}; {_REMEDY}"
+        )
+
+
+def member_names(path: pathlib.Path) -> list[str]:
+    """Names in the directory of a zip archive, unchecked; none where the file is no readable archive."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            return []
+    try:
+        return [entry.filename for entry in _directory(path, str(path))]
+    except CheckpointError:
+        return []
+
+
+def open_archive(path: pathlib.Path, given: str) -> Archive:
+    """Checks the directory of a zip archive and maps the file.
+
+    Args:
+        path: a regular file; it must not be shortened in place while views are in use.
+        given: the path as the user wrote it.
+
+    Returns:
+        The archive; nothing has been inflated.
+
+    Raises:
+        CheckpointError: no zip archive; too many members; two of one name; members that lie outside of the file, on
+            top of each other, or that the directory and their own headers describe differently; encryption,
+            compression other than deflate, or more content than a checkpoint of this size can hold.
+    """
+    entries = _directory(path, given)
+    with path.open("rb") as file:
+        content: np.ndarray = np.memmap(file, dtype=np.uint8, mode="r")
+    members: dict[str, Member] = {}
+    spans = []
+    for entry in entries:
+        if entry.filename in members:
+            raise _refusal(given, entry, "one member of this name", "two")
+        member = _checked_member(entry, content, given)
+        spans.append((entry.header_offset, member.start + member.stored, entry))
+        members[entry.filename] = member
+    end_before = 0
+    for first, end, entry in sorted(spans, key=lambda span: span[:2]):
+        if first < end_before:
+            raise _refusal(given, entry, f"a member behind byte {end_before}", f"{first}, on top of another member")
+        end_before = end
+    inflated = sum(member.size for member in members.values() if member.deflated)
+    if inflated > (most := FREE_INFLATED_BYTES + MAX_INFLATION * content.size):
+        raise CheckpointError(
+            f"{given}: expected deflated content of at most {most} bytes in a file of {content.size}, found {inflated} "
+            "announced; it is a decompression bomb, unless you know its author: then pack it without compression"
+        )
+    return Archive(given, {name: member for name, member in members.items() if not name.endswith("/")}, content)
+
+
+class _BoundedReader(io.BufferedReader):
+    """zipfile reads a directory of any announced size in one call; this file refuses."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"a directory of {size} bytes")
+        return super().read(size)
+
+
+def _directory(path: pathlib.Path, given: str) -> list[zipfile.ZipInfo]:
+    try:
+        with _BoundedReader(io.FileIO(path)) as file, zipfile.ZipFile(file) as opened:
+            entries = opened.infolist()
+    # zipfile lets the errors of struct, of codecs and of negative seeks through.
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, IndexError, OverflowError) as error:
+        raise CheckpointError(
+            f"{given}: expected a zip archive, found {header.shown(str(error))}; {_REMEDY}"
+        ) from error
+    if len(entries) > MAX_MEMBERS:
+        raise CheckpointError(
+            f"{given}: expected at most {MAX_MEMBERS} members, found {len(entries)}; the file is hostile, do not use it"
+        )
+    return entries
+
+
+def _checked_member(entry: zipfile.ZipInfo, content: np.ndarray, given: str) -> Member:
+    """One member, believed: what the directory and the member's own header agree on."""
+    if entry.flag_bits & _ENCRYPTED:
+        raise _refusal(given, entry, "a member that is not encrypted", "an encrypted one")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise _refusal(given, entry, "a stored or deflated member", f"compression method {entry.compress_type}")
+    deflated = entry.compress_type == zipfile.ZIP_DEFLATED
+    if not deflated and entry.compress_size != entry.file_size:
+        raise _refusal(given, entry, f"{entry.file_size} stored bytes", f"{entry.compress_size}")
+    behind = entry.header_offset + _LOCAL_HEADER.size
+    if entry.header_offset < 0 or behind > content.size:
+        raise _refusal(given, entry, f"a header inside the {content.size} bytes", f"one at {entry.header_offset}")
+    magic, _, flags, method, _, _, _, stored, size, name_length, extra_length = _LOCAL_HEADER.unpack(
+        content[entry.header_offset : behind].tobytes()
+    )
+    if magic != _MAGIC or method != entry.compress_type:
+        raise _refusal(given, entry, "a header like its entry in the directory", "another")
+    announced = (entry.compress_size, entry.file_size)
+    if not flags & _SIZES_FOLLOW and any(
+        here not in (there, _IN_ZIP64) for here, there in zip((stored, size), announced, strict=True)
+    ):
+        raise _refusal(given, entry, f"{announced} stored and inflated bytes as in the directory", f"{(stored, size)}")
+    start = behind + name_length + extra_length
+    if start + entry.compress_size > content.size:
+        raise _refusal(given, entry, f"an end within the {content.size} bytes", f"{start + entry.compress_size}")
+    return Member(start, entry.compress_size, entry.file_size, deflated, entry.CRC)
+
+
+def _refusal(given: str, entry: zipfile.ZipInfo, expected: str, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"{given}: member {header.shown(entry.filename)}: expected {expected}, found {found}; {_REMEDY}"
+    )
