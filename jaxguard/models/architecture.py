@@ -6,9 +6,10 @@ A specification is `name[:option=value[,option=value...]]`, such as `resnet20:wi
 
 import difflib
 import functools
+import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,11 +34,13 @@ class Option:
         default: value where the specification does not give one.
         parse: text to value, raises ValueError for a bad one.
         expects: what a value looks like, for messages.
+        choices: all values where there are few.
     """
 
     default: Any
     parse: Callable[[str], Any]
     expects: str
+    choices: tuple[str, ...] = ()
 
 
 def _positive_float(text: str) -> float:
@@ -53,18 +56,18 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split("x"))
 
 
-def _choice(*choices: str) -> Callable[[str], str]:
+def _choice(*choices: str) -> Option:
     def parse(text: str) -> str:
         if text not in choices:
             raise ValueError(text)
         return text
 
-    return parse
+    return Option(choices[0], parse, " or ".join(choices), choices)
 
 
 WIDTH = Option(1.0, _positive_float, "a positive number such as 0.5")
 HIDDEN = Option((512, 512), _sizes, "units joined by x, such as 512x512")
-CLASSIFIER = Option("small", _choice("small", "torchvision"), "small or torchvision")
+CLASSIFIER = _choice("small", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,18 @@ def find(name: str) -> Architecture:
             f"architecture {name!r} has depth {depth}, a WideResNet's is 6 n + 4; use 10, 16, 22, 28 or 40"
         )
     return _wide_resnet(depth, factor)
+
+
+def variants() -> Iterator[str]:
+    """Every row of `ARCHITECTURES` with every combination of its options that are choices, canonical.
+
+    >>> [spec for spec in variants() if spec.startswith("vgg11")]
+    ['vgg11', 'vgg11:classifier=torchvision']
+    """
+    for name, row in ARCHITECTURES.items():
+        options = {key: option.choices or (option.default,) for key, option in row.options.items()}
+        for values in itertools.product(*options.values()):
+            yield canonical(name, dict(zip(options, values, strict=True)))
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:

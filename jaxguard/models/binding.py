@@ -6,7 +6,7 @@ specification that would fit.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +15,8 @@ from jax import tree_util
 
 from jaxguard.errors import CheckpointError, DataError
 from jaxguard.models import architecture, layouts
-from jaxguard.models.layouts import Layout, Leaf, Shape
+from jaxguard.models.dialects import Shape
+from jaxguard.models.layouts import Layout, Leaf
 from jaxguard.models.model import Model
 from jaxguard.types import Variables
 
@@ -46,12 +47,11 @@ def bind(model: Model, leaves: Mapping[str, np.ndarray], source: str = "") -> tu
     ('torch', Array([1., 1.], dtype=float32))
     """
     place = f"{source}: " if source else ""
-    layout, found = layouts.recognize(leaves)
+    layout, found = layouts.recognize(leaves, model.module)
     expected = layouts.expected(model, layout)
-    _require_fit(model, expected, found, layout, place)
+    _require_fit(model, expected, found, place)
     bound = {
-        leaf.path: layouts.decode(_float32(name, found[name], place), layout, leaf.grid)
-        for name, leaf in expected.items()
+        leaf.path: layouts.decode(_float32(name, found[name], place), layout, leaf) for name, leaf in expected.items()
     }
     return _tree(model, bound), layout
 
@@ -62,7 +62,7 @@ def unbind(model: Model, variables: Variables, layout: Layout) -> dict[str, np.n
     Args:
         model: what the variables belong to.
         variables: as `bind` or `model.init` gave them.
-        layout: `flax` or `torch`.
+        layout: `flax`, or one of the model's dialects such as `torch`.
 
     Returns:
         C-contiguous arrays by name.
@@ -70,12 +70,15 @@ def unbind(model: Model, variables: Variables, layout: Layout) -> dict[str, np.n
     Raises:
         CheckpointError: if the variables are not the model's, or there is no such layout.
     """
-    if layout not in get_args(Layout):
-        raise CheckpointError(f"layout is {layout!r}, unbind of {model.spec} expects flax or torch; pass one of them")
+    known = layouts.layouts_of(model.module)
+    if layout not in known:
+        raise CheckpointError(
+            f"layout is {layout!r}, unbind of {model.spec} expects {' or '.join(known)}; pass one of them"
+        )
     flat = {path: np.asarray(leaf) for path, leaf in layouts.by_path(variables).items()}
-    _require_fit(model, layouts.expected(model, "flax"), flat, "flax", "variables: ")
+    _require_fit(model, layouts.expected(model, "flax"), flat, "variables: ")
     return {
-        name: np.ascontiguousarray(layouts.encode(flat[leaf.path], layout, leaf.grid))
+        name: np.ascontiguousarray(layouts.encode(flat[leaf.path], layout, leaf))
         for name, leaf in layouts.expected(model, layout).items()
     }
 
@@ -105,8 +108,8 @@ def infer(
         CheckpointError: if head or stem are missing or cannot be read.
         DataError: for an impossible `input_shape`, `mean` or `std`.
     """
-    layout, found = layouts.recognize(leaves)
     probe = architecture.build(spec, num_classes=1, input_shape=input_shape or (*DEFAULT_SIZE, 1))
+    layout, found = layouts.recognize(leaves, probe.module)
     num_classes, channels = _classes_and_channels(probe, found, layout)
     shape = input_shape or (*DEFAULT_SIZE, channels)
     return architecture.build(spec, num_classes=num_classes, input_shape=shape, mean=mean, std=std)
@@ -136,9 +139,7 @@ def _float32(name: str, array: np.ndarray, place: str) -> np.ndarray:
     return array
 
 
-def _require_fit(
-    model: Model, expected: Mapping[str, Leaf], found: Mapping[str, np.ndarray], layout: Layout, place: str
-) -> None:
+def _require_fit(model: Model, expected: Mapping[str, Leaf], found: Mapping[str, np.ndarray], place: str) -> None:
     telling = sorted(expected.items(), key=lambda item: -len(item[1].shape))  # kernels before vectors
     misfits = [
         f"leaf {name!r} is {found[name].shape}, {model.spec} expects {leaf.shape}"
@@ -156,15 +157,13 @@ def _require_fit(
     listed = "; ".join(misfits[:LISTED])
     if len(misfits) > LISTED:
         listed += f"; and {len(misfits) - LISTED} more"
-    raise CheckpointError(f"{place}{listed}; {_remedy(model, found, layout)}")
+    raise CheckpointError(f"{place}{listed}; {_remedy(model, found)}")
 
 
-def _remedy(model: Model, found: Mapping[str, np.ndarray], layout: Layout) -> str:
+def _remedy(model: Model, found: Mapping[str, np.ndarray]) -> str:
     """What would make the leaves fit, found by trying every architecture."""
-    rows = architecture.ARCHITECTURES
-    variants = [f"{name}:classifier=torchvision" for name, row in rows.items() if "classifier" in row.options]
-    for spec in dict.fromkeys([model.spec, *rows, *variants]):
-        fit = _fit(spec, model.input_shape, found, layout)
+    for spec in dict.fromkeys([model.spec, *architecture.variants()]):
+        fit = _fit(spec, model.input_shape, found)
         if fit is None:
             continue
         advice = []
@@ -177,15 +176,17 @@ def _remedy(model: Model, found: Mapping[str, np.ndarray], layout: Layout) -> st
         if fit.input_shape != model.input_shape:
             advice.append(f"it reads other images, pass input_shape={fit.input_shape}")
         return "; ".join(advice)
-    return f"no architecture fits, jaxguard knows {', '.join(rows)}; was the network changed or renamed?"
+    known = ", ".join(architecture.ARCHITECTURES)
+    return f"no architecture fits, jaxguard knows {known}; was the network changed or renamed?"
 
 
-def _fit(spec: str, input_shape: Shape, found: Mapping[str, np.ndarray], layout: Layout) -> Model | None:
+def _fit(spec: str, input_shape: Shape, leaves: Mapping[str, np.ndarray]) -> Model | None:
     """The model of that architecture all leaves fit, at any width; None if there is none."""
-    shapes = {name: leaf.shape for name, leaf in found.items()}
     name, options = architecture.parse(spec)
     try:
         probe = architecture.build(spec, num_classes=1, input_shape=input_shape)
+        layout, found = layouts.recognize(leaves, probe.module)
+        shapes = {name: leaf.shape for name, leaf in found.items()}
         num_classes, channels = _classes_and_channels(probe, found, layout)
         for width in _candidate_widths(probe, found, layout):
             candidate = architecture.build(
@@ -202,7 +203,7 @@ def _fit(spec: str, input_shape: Shape, found: Mapping[str, np.ndarray], layout:
 
 def _candidate_widths(model: Model, found: Mapping[str, np.ndarray], layout: Layout) -> list[float]:
     """Width multipliers that explain the head's fan-in, simple numbers first."""
-    head = _kernel_shape(model.module.head, found, layout)
+    head = _kernel_shape(model, model.module.head, found, layout)
     if head is None:
         return []
     fan_in = model.shapes()["params"][model.module.head]["kernel"].shape[0]
@@ -210,9 +211,9 @@ def _candidate_widths(model: Model, found: Mapping[str, np.ndarray], layout: Lay
     return [value for value in dict.fromkeys([round(width, 2), round(width, 3), width]) if value > 0]
 
 
-def _kernel_shape(layer: str, found: Mapping[str, np.ndarray], layout: Layout) -> Shape | None:
+def _kernel_shape(model: Model, layer: str, found: Mapping[str, np.ndarray], layout: Layout) -> Shape | None:
     """Shape of a layer's kernel as the variables would hold it; None where it is missing or not a kernel."""
-    leaf = found.get(layouts.name_of(f"params/{layer}/kernel", layout))
+    leaf = found.get(layouts.name_of(f"params/{layer}/kernel", layout, model.module))
     if leaf is None or leaf.ndim not in (2, 4) or leaf.size == 0:
         return None
     return layouts.from_layout(leaf.shape, layout)
@@ -222,11 +223,12 @@ def _classes_and_channels(model: Model, found: Mapping[str, np.ndarray], layout:
     """`K` of the head and image channels of the stem, as the checkpoint has them."""
     shapes = []
     for layer in (model.module.head, model.module.stem):
-        shape = _kernel_shape(layer, found, layout)
+        shape = _kernel_shape(model, layer, found, layout)
         if shape is None:
+            name = layouts.name_of(f"params/{layer}/kernel", layout, model.module)
             raise CheckpointError(
-                f"leaf {layouts.name_of(f'params/{layer}/kernel', layout)!r} is missing or not a kernel, {model.spec} "
-                f"needs it; the checkpoint has {', '.join(repr(name[:80]) for name in list(found)[:LISTED])}, ...; "
+                f"leaf {name!r} is missing or not a kernel, {model.spec} needs it; "
+                f"the checkpoint has {', '.join(repr(name[:80]) for name in list(found)[:LISTED])}, ...; "
                 f"choose the architecture it was trained with: {', '.join(architecture.ARCHITECTURES)}"
             )
         shapes.append(shape)

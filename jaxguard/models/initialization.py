@@ -1,7 +1,8 @@
 """Random weights filled in on the host: Flax's own `init` compiles for seconds, this takes a fraction of one.
 
 Convolutions draw He normal with fan-out, dense layers LeCun normal with fan-in; scales and variances are one,
-biases and means zero. A leaf's values depend on the key and its own path only.
+biases and means zero, tokens and position embeddings normal with deviation 0.02, layer scales 1e-6. A leaf's values
+depend on the key and its own path only.
 """
 
 from collections.abc import Callable
@@ -43,10 +44,21 @@ def _ones(_: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return np.ones(shape, np.float32)
 
 
+def _embedding(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.standard_normal(shape, np.float32) * np.float32(0.02)
+
+
+def _layer_scale(_: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return np.full(shape, 1e-6, np.float32)
+
+
 FILLS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {
     "kernel": _kernel,
     "bias": _zeros,
     "scale": _ones,
     "mean": _zeros,
     "var": _ones,
+    "cls_token": _embedding,
+    "pos_embed": _embedding,
+    "gamma": _layer_scale,
 }

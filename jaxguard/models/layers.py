@@ -1,7 +1,7 @@
 """The layers all families are built from, with torch's geometry and running-statistics settings."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax import linen as nn
@@ -9,6 +9,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from jaxguard.errors import DataError
+from jaxguard.models.dialects import Dialect
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -30,6 +31,11 @@ class Classifier(nn.Module, kw_only=True):
     num_classes: int
     width: float = 1.0
     dtype: Any = None
+
+    @property
+    def dialects(self) -> Mapping[Literal["torch", "timm"], Dialect]:
+        """The leaf names of published implementations by layout, the best-known first."""
+        return {"torch": Dialect()}
 
     @property
     def stem(self) -> str:
@@ -57,7 +63,14 @@ def scaled(channels: int, width: float) -> int:
 
 
 def conv(
-    features: int, kernel_size: int, *, name: str, strides: int = 1, use_bias: bool = False, dtype: Any = None
+    features: int,
+    kernel_size: int,
+    *,
+    name: str,
+    strides: int = 1,
+    groups: int = 1,
+    use_bias: bool = False,
+    dtype: Any = None,
 ) -> nn.Conv:
     """Square convolution padded by `kernel_size // 2` on all sides; `SAME` is asymmetric where it strides."""
     return nn.Conv(
@@ -65,6 +78,7 @@ def conv(
         kernel_size=(kernel_size, kernel_size),
         strides=(strides, strides),
         padding=((kernel_size // 2, kernel_size // 2),) * 2,
+        feature_group_count=groups,
         use_bias=use_bias,
         kernel_init=he_normal,
         dtype=dtype,
@@ -72,9 +86,19 @@ def conv(
     )
 
 
+def patch_conv(features: int, size: int, *, name: str, dtype: Any = None) -> nn.Conv:
+    """Convolution of patches that do not overlap; rows and columns beyond the last whole patch are dropped."""
+    return nn.Conv(features, (size, size), (size, size), padding="VALID", kernel_init=he_normal, dtype=dtype, name=name)
+
+
 def batch_norm(train: bool, *, name: str, dtype: Any = None) -> nn.BatchNorm:
     """Batch normalisation with torch's epsilon and momentum; its statistics are float32 in any compute dtype."""
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)
+
+
+def layer_norm(*, name: str, dtype: Any = None) -> nn.LayerNorm:
+    """Layer normalisation over channels with the epsilon of vision transformers; computed in float32."""
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

@@ -1,9 +1,9 @@
-"""The two layouts in which checkpoints hold a model's leaves.
+"""The layouts in which checkpoints hold a model's leaves.
 
 `flax`: slash-separated paths, HWIO convolutions, (in, out) dense layers: `params/layer1_0/conv1/kernel`.
-`torch`: dotted names, OIHW convolutions, (out, in) dense layers, maps flattened channels first:
-`layer1.0.conv1.weight`. Modules are named after torch's with the dots of module lists replaced by underscores, so one
-rule renames the leaves of every architecture.
+All others are PyTorch's: dotted names, OIHW convolutions, (out, in) dense layers, maps flattened channels first:
+`layer1.0.conv1.weight`. `torch` has the names of the implementation an architecture is best known by, torchvision's
+where it has one; `timm` those of timm where they differ. An architecture declares its own: `jaxguard.models.dialects`.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,15 @@ import jax
 import numpy as np
 from jax import tree_util
 
+from jaxguard.models import dialects
+from jaxguard.models.dialects import Shape
+from jaxguard.models.layers import Classifier
 from jaxguard.models.model import Model
 
-Layout = Literal["flax", "torch"]
-Shape = tuple[int, ...]
+Layout = Literal["flax", "torch", "timm"]
 
-TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
+"""Prefixes of DataParallel, torch.compile and modules that hold the network; dropped where all leaves share one."""
 
 
 class Leaf(NamedTuple):
@@ -28,11 +31,18 @@ class Leaf(NamedTuple):
         path: where it belongs in the variables, such as `params/conv1/kernel`.
         shape: its shape in the checkpoint's layout.
         grid: `(h, w)` of the map a dense layer reads flattened, None for all other leaves.
+        bound: its shape in the variables.
     """
 
     path: str
     shape: Shape
     grid: tuple[int, int] | None
+    bound: Shape
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is the kernel of a convolution or a dense layer, which torch holds transposed."""
+        return self.path.endswith("/kernel")
 
 
 def by_path(tree: Any) -> dict[str, Any]:
@@ -44,76 +54,77 @@ def by_path(tree: Any) -> dict[str, Any]:
     return {tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
+def layouts_of(module: Classifier) -> tuple[Layout, ...]:
+    """The layouts an architecture is known in, `flax` first."""
+    return ("flax", *module.dialects)
+
+
 def expected(model: Model, layout: Layout) -> dict[str, Leaf]:
     """The leaves of `model` by their name in a checkpoint."""
     grids = {f"params/{name}/kernel": grid for name, grid in model.module.flattened(model.input_shape).items()}
-    return {
-        name_of(path, layout): Leaf(path, to_layout(leaf.shape, layout), grids.get(path))
-        for path, leaf in by_path(model.shapes()).items()
-    }
+    dialect = None if layout == "flax" else model.module.dialects[layout]
+    leaves = {}
+    for path, leaf in by_path(model.shapes()).items():
+        name, shape = (dialect.name_of(path), dialect.shape_of(path, leaf.shape)) if dialect else (path, leaf.shape)
+        leaves[name] = Leaf(path, shape, grids.get(path), leaf.shape)
+    return leaves
 
 
-def name_of(path: str, layout: Layout) -> str:
-    """The name a leaf of the variables has in a checkpoint.
-
-    >>> name_of("batch_stats/layer2_0/shortcut_1/mean", "torch")
-    'layer2.0.shortcut.1.running_mean'
-    """
-    if layout == "flax":
-        return path
-    _, *modules, leaf = path.split("/")
-    return ".".join([*(name.replace("_", ".") for name in modules), TORCH_LEAVES[leaf]])
+def name_of(path: str, layout: Layout, module: Classifier) -> str:
+    """The name a leaf of the variables of `module` has in a checkpoint."""
+    return path if layout == "flax" else module.dialects[layout].name_of(path)
 
 
-def recognize(leaves: Mapping[str, np.ndarray]) -> tuple[Layout, dict[str, np.ndarray]]:
-    """The layout of a checkpoint, and its leaves without what torch adds for its own use.
+def recognize(
+    leaves: Mapping[str, np.ndarray], module: Classifier | None = None
+) -> tuple[Layout, dict[str, np.ndarray]]:
+    """The layout of a checkpoint by its names, and its leaves without what torch adds for its own use.
 
-    `num_batches_tracked` is dropped, and a prefix `module.` (DataParallel) that all leaves share.
+    `num_batches_tracked` is dropped, and every prefix of `WRAPPERS` that all leaves share.
+
+    Args:
+        leaves: anything by name.
+        module: tells its own dialects apart, by the names of its stem and its head. Without it, or where neither is
+            there, all names that are not Flax's are taken for `torch`.
+
+    >>> recognize({"module.fc.weight": np.ones((1, 2)), "module.bn.num_batches_tracked": np.ones(())})
+    ('torch', {'fc.weight': array([[1., 1.]])})
     """
     if any(name.startswith(("params/", "batch_stats/")) for name in leaves):
         return "flax", dict(leaves)
-    prefix = "module." if all(name.startswith("module.") for name in leaves) else ""
     kept = {name: leaf for name, leaf in leaves.items() if name.rpartition(".")[-1] != "num_batches_tracked"}
-    return "torch", {name.removeprefix(prefix): leaf for name, leaf in kept.items()}
-
-
-def to_layout(shape: Shape, layout: Layout) -> Shape:
-    """A leaf's shape in a checkpoint, from its shape in the variables.
-
-    >>> to_layout((3, 3, 16, 32), "torch"), to_layout((64, 10), "torch")
-    ((32, 16, 3, 3), (10, 64))
-    """
-    if layout == "flax":
-        return shape
-    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
+    while shared := next((word for word in WRAPPERS if kept and all(name.startswith(word) for name in kept)), ""):
+        kept = {name.removeprefix(shared): leaf for name, leaf in kept.items()}
+    if module is None:
+        return "torch", kept
+    ends = (f"params/{module.stem}/kernel", f"params/{module.head}/kernel")
+    return max(module.dialects, key=lambda layout: sum(name_of(end, layout, module) in kept for end in ends)), kept
 
 
 def from_layout(shape: Shape, layout: Layout) -> Shape:
-    """A leaf's shape in the variables, from its shape in a checkpoint; inverse of `to_layout`."""
-    if layout == "flax":
-        return shape
-    return (*shape[2:], shape[1], shape[0]) if len(shape) == 4 else shape[::-1]
+    """A kernel's shape in the variables, from its shape in a checkpoint."""
+    return shape if layout == "flax" else dialects.kernel_from_torch(shape)
 
 
-def encode(array: np.ndarray, layout: Layout, grid: tuple[int, int] | None) -> np.ndarray:
-    """A leaf of the variables as a checkpoint of `layout` holds it; `grid` as in `Leaf`."""
+def encode(array: np.ndarray, layout: Layout, leaf: Leaf) -> np.ndarray:
+    """A leaf of the variables as a checkpoint of `layout` holds it."""
     if layout == "flax":
         return array
-    if array.ndim == 4:
-        return array.transpose(3, 2, 0, 1)
-    if grid is not None:
+    if not leaf.is_kernel:
+        return array.reshape(leaf.shape)
+    if leaf.grid is not None:
         units = array.shape[-1]
-        array = array.reshape(*grid, -1, units).transpose(2, 0, 1, 3).reshape(-1, units)
-    return array.T
+        array = array.reshape(*leaf.grid, -1, units).transpose(2, 0, 1, 3).reshape(-1, units)
+    return np.moveaxis(array, (-1, -2), (0, 1))
 
 
-def decode(array: np.ndarray, layout: Layout, grid: tuple[int, int] | None) -> np.ndarray:
+def decode(array: np.ndarray, layout: Layout, leaf: Leaf) -> np.ndarray:
     """A leaf of a checkpoint of `layout` as the variables hold it; inverse of `encode`."""
     if layout == "flax":
         return array
-    if array.ndim == 4:
-        return array.transpose(2, 3, 1, 0)
-    if grid is not None:
+    if not leaf.is_kernel:
+        return array.reshape(leaf.bound)
+    if leaf.grid is not None:
         units = array.shape[0]
-        array = array.reshape(units, -1, *grid).transpose(0, 2, 3, 1).reshape(units, -1)
-    return array.T
+        array = array.reshape(units, -1, *leaf.grid).transpose(0, 2, 3, 1).reshape(units, -1)
+    return np.moveaxis(array, (0, 1), (-1, -2))

@@ -1,0 +1,72 @@
+r"""How published PyTorch implementations name the leaves of an architecture.
+
+A `layers.Classifier` lists its dialects by layout. One without a table follows the rule that all modules here are named
+for: underscores of module names are the dots of torch's module lists, `layer1_0/conv1/kernel` is
+`layer1.0.conv1.weight`. Whatever the rule cannot spell is a row of the table:
+
+    Dialect({r"blocks_(\d+)/attn/qkv/(weight|bias)": r"encoder.layers.encoder_layer_\1.self_attention.in_proj_\2"})
+"""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+Shape = tuple[int, ...]
+
+TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+NOTHING: Mapping[str, int] = MappingProxyType({})
+
+
+class Dialect(NamedTuple):
+    """The leaf names of one implementation.
+
+    Attributes:
+        names: regular expression -> replacement, as `re.sub` takes it. An expression is matched against all of a
+            leaf's path below the collection, its last part already in torch's words: `blocks_0/attn/qkv/weight`. The
+            first one that matches names the leaf; the rule of the module docstring names what none does.
+        appended: leaf -> how many axes of length one the implementation appends to it, such as `{"gamma": 2}`.
+    """
+
+    names: Mapping[str, str] = MappingProxyType({})
+    appended: Mapping[str, int] = NOTHING
+
+    def name_of(self, path: str) -> str:
+        r"""The name of the leaf at `path`, such as `params/conv1/kernel`.
+
+        >>> Dialect().name_of("batch_stats/layer2_0/shortcut_1/mean")
+        'layer2.0.shortcut.1.running_mean'
+        >>> Dialect({r"stage(\d)/(\w+)": r"stages.\1.norm.\2"}).name_of("params/stage2/scale")
+        'stages.2.norm.weight'
+        """
+        _, *modules, leaf = path.split("/")
+        leaf = TORCH_LEAVES.get(leaf, leaf)
+        spelled = "/".join([*modules, leaf])
+        for pattern, name in self.names.items():
+            match = re.fullmatch(pattern, spelled)
+            if match is not None:
+                return match.expand(name)
+        return ".".join([*(module.replace("_", ".") for module in modules), leaf])
+
+    def shape_of(self, path: str, shape: Shape) -> Shape:
+        """The shape the implementation gives the leaf at `path`, which has `shape` in the variables.
+
+        >>> Dialect(appended={"gamma": 2}).shape_of("params/block/gamma", (96,))
+        (96, 1, 1)
+        >>> Dialect().shape_of("params/conv1/kernel", (3, 3, 16, 32))
+        (32, 16, 3, 3)
+        """
+        leaf = path.rpartition("/")[-1]
+        return kernel_to_torch(shape) if leaf == "kernel" else shape + (1,) * self.appended.get(leaf, 0)
+
+
+def kernel_to_torch(shape: Shape) -> Shape:
+    """Torch's shape of a kernel: HWIO becomes OIHW, (in, out) becomes (out, in)."""
+    *window, fan_in, fan_out = shape
+    return (fan_out, fan_in, *window)
+
+
+def kernel_from_torch(shape: Shape) -> Shape:
+    """Inverse of `kernel_to_torch`."""
+    fan_out, fan_in, *window = shape
+    return (*window, fan_in, fan_out)
