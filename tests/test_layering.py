@@ -17,7 +17,7 @@ LEVELS = (
     {"kernels", "checkpoints", "data", "models", "report"},
     {"graph"},
     {"surgery", "attacks", "training"},
-    {"defenses", "evaluation", "suspects"},
+    {"defenses", "evaluation", "structural", "suspects"},
     {"audit"},
     {"demo"},
     {"cli"},

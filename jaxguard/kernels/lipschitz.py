@@ -185,13 +185,13 @@ def affine_scales(scale: jax.Array | None, var: jax.Array | None, *, eps: float 
         eps: added to the variance.
 
     Returns:
-        `[C]`, or a scalar 1 where both are None; NaN where the variance is zero, negative or not finite, because no
-        score is defined there.
+        `[C]`, or a scalar 1 where both are None; NaN where the variance is zero, denormal, negative or not finite,
+        because no score is defined there.
     """
     magnitude = jnp.asarray(1.0 if scale is None else jnp.abs(scale))
     if var is None:
         return magnitude
-    valid = (var + eps > 0) & jnp.isfinite(var)
+    valid = (var + eps >= jnp.finfo(var.dtype).tiny) & jnp.isfinite(var)
     return jnp.where(valid, magnitude / jnp.sqrt(jnp.where(valid, var + eps, 1)), jnp.nan)
 
 

@@ -207,13 +207,13 @@ def test_affine_scales_without_scale_or_variance():
 
 
 def test_no_scale_is_defined_where_the_variance_is_not_positive_and_finite():
-    var = jnp.array([0.0, -1.0, jnp.nan, jnp.inf, -jnp.inf, 4.0])
-    got = np.asarray(lipschitz.affine_scales(jnp.ones(6), var))
-    np.testing.assert_array_equal(np.isnan(got), [True, True, True, True, True, False])
+    var = jnp.array([0.0, -1.0, jnp.nan, jnp.inf, -jnp.inf, 4.0, 1e-40])
+    got = np.asarray(lipschitz.affine_scales(jnp.ones(7), var))
+    np.testing.assert_array_equal(np.isnan(got), [True, True, True, True, True, False, True])
     assert got[5] == 0.5
     got = np.asarray(lipschitz.affine_scales(jnp.zeros(2), jnp.zeros(2)))
     assert np.isnan(got).all()  # 0 / 0 is no score, and 0 would be one
-    np.testing.assert_array_equal(np.isnan(lipschitz.affine_scales(None, var, eps=1e-5)), [0, 1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(np.isnan(lipschitz.affine_scales(None, var, eps=1e-5)), [0, 1, 1, 1, 1, 0, 0])
 
 
 # ---------------------------------------------------------------- thresholds
