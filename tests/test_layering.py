@@ -34,6 +34,7 @@ THIRD_PARTY = {
     "tensorstore": {"checkpoints"},
     "tensorflow_datasets": {"data"},
     "matplotlib": {"report"},
+    "msgpack": {"checkpoints"},
     "jinja2": {"report"},
     "PIL": {"data", "report"},
     "typer": {"cli"},

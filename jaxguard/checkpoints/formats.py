@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import atomic, orbax, safetensors, trees
+from jaxguard.checkpoints import atomic, msgpack, orbax, safetensors, trees
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.errors import CheckpointError
 
@@ -40,6 +40,7 @@ FORMATS: Mapping[str, Format] = {
         safetensors.is_safetensors, safetensors.open_checkpoint, safetensors.write_checkpoint, ".safetensors"
     ),
     "orbax": Format(orbax.is_orbax, orbax.open_checkpoint, orbax.write_checkpoint, ""),
+    "msgpack": Format(msgpack.is_msgpack, msgpack.open_checkpoint, msgpack.write_checkpoint, ".msgpack"),
 }
 
 _PICKLED = (
@@ -153,7 +154,8 @@ def _located(given: str) -> pathlib.Path:
             return location
         match = _STEP_SUFFIX.fullmatch(given)
         if match and pathlib.Path(match[1]).is_dir():
-            step = orbax.step_directory(pathlib.Path(match[1]), int(match[2]))
+            run, number = pathlib.Path(match[1]), int(match[2])
+            step = orbax.step_directory(run, number) or msgpack.step_file(run, number)
             if step is not None:
                 return step
             raise CheckpointError(f"{given}: expected step {match[2]} in {match[1]}, found none; list the folder")

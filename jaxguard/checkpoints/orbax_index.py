@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxguard.checkpoints import header, trees
+from jaxguard.checkpoints import header, limits, trees
 from jaxguard.checkpoints.checkpoint import DTYPES, LeafSpec
 from jaxguard.errors import CheckpointError
 
@@ -14,10 +14,6 @@ _STRINGS = "_strings.json"
 _OCDBT_MANIFEST = "manifest.ocdbt"
 _ARRAY_TYPES = ("jax.Array", "np.ndarray", "scalar")
 _REMEDY = "the checkpoint is damaged or hostile, save it again or get it again from its author"
-
-MIN_ALLOWANCE_BYTES = 2**30
-MAX_INFLATION = 64
-"""A directory may announce 1 GiB or 64 times its size on disk, whichever is more: weights hardly compress."""
 
 
 def open_arrays(directory: pathlib.Path, given: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -66,7 +62,6 @@ def check_sizes(arrays: Mapping[str, Any], size: int, given: str) -> None:
     Raises:
         CheckpointError: names the leaf, or the sum.
     """
-    allowance = max(MIN_ALLOWANCE_BYTES, MAX_INFLATION * size)
     announced = 0
     for name, array in arrays.items():
         dtype = array.dtype.numpy_dtype
@@ -78,11 +73,7 @@ def check_sizes(arrays: Mapping[str, Any], size: int, given: str) -> None:
         # A chunk is decoded whole, however small the array that lies in it.
         shapes = (array.shape, array.chunk_layout.read_chunk.shape or ())
         announced += max(LeafSpec(tuple(shape), dtype).nbytes for shape in shapes)
-    if announced > allowance:
-        raise CheckpointError(
-            f"{given}: expected at most {allowance} bytes of arrays in a directory of {size} bytes, "
-            f"found {announced} announced; {_REMEDY}"
-        )
+    limits.check_announced(announced, size, given)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ a memory map. See https://github.com/huggingface/safetensors for the format.
 """
 
 import json
-import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,15 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import header
+from jaxguard.checkpoints import header, limits
 from jaxguard.checkpoints.checkpoint import DTYPES, Checkpoint, LeafSpec
 from jaxguard.errors import CheckpointError
 
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
 _METADATA = "__metadata__"
-_MAX_AXES = 32
-_MAX_LEAF_BYTES = 2**62
 _REMEDY = "the file is damaged or hostile, get it again from its author"
 
 
@@ -137,22 +134,17 @@ def _checked_entry(name: str, entry: Any, given: str) -> tuple[LeafSpec, tuple[i
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise refuse(f"a dtype of {', '.join(DTYPES)}", dtype)
-    if not _are_sizes(shape) or len(shape) > _MAX_AXES:
-        raise refuse(f"a shape of at most {_MAX_AXES} sizes", shape)
-    # Sizes of zero count as one here: numpy computes strides, and overflows, for empty arrays as well.
-    if any(axis >= _MAX_LEAF_BYTES for axis in shape) or math.prod(max(axis, 1) for axis in shape) >= _MAX_LEAF_BYTES:
+    if not limits.are_sizes(shape) or len(shape) > limits.MAX_AXES:
+        raise refuse(f"a shape of at most {limits.MAX_AXES} sizes", shape)
+    if not limits.fits_memory(shape):
         raise refuse("a shape that fits an address space", shape)
-    if not _are_sizes(offsets) or len(offsets) != 2:
+    if not limits.are_sizes(offsets) or len(offsets) != 2:
         raise refuse("data_offsets [first byte, past the last byte]", offsets)
     spec = LeafSpec(tuple(shape), DTYPES[dtype])
     first, end = offsets
     if end - first != spec.nbytes:
         raise refuse(f"data_offsets that span the {spec.nbytes} bytes of {dtype} {header.shown(shape)}", offsets)
     return spec, (first, end)
-
-
-def _are_sizes(found: Any) -> bool:
-    return isinstance(found, list) and all(type(item) is int and item >= 0 for item in found)
 
 
 def _check_cover(spans: Mapping[str, tuple[int, int]], size: int, given: str) -> None:

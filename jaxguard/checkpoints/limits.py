@@ -1,0 +1,49 @@
+"""What no honest checkpoint needs more of: shared by the formats, so that hostile files end in one error."""
+
+import math
+from typing import Any
+
+from jaxguard.errors import CheckpointError
+
+MAX_LEAVES = 100_000
+MAX_NAME_LENGTH = 1024
+MAX_DEPTH = 64
+MAX_AXES = 32
+MAX_LEAF_BYTES = 2**62
+MIN_ALLOWANCE_BYTES = 2**30
+MAX_INFLATION = 64
+
+
+def are_sizes(found: Any) -> bool:
+    """Whether `found` is a list or tuple of integers from zero on; `True` is no size."""
+    return isinstance(found, (list, tuple)) and all(type(item) is int and item >= 0 for item in found)
+
+
+def fits_memory(shape: list[int] | tuple[int, ...]) -> bool:
+    """Whether numpy can describe an array of this shape; sizes of zero count as one, for its strides overflow as well.
+
+    >>> fits_memory((3, 0)), fits_memory((2**61, 2)), fits_memory((2**62, 0)), fits_memory([1] * 33)
+    (True, False, False, False)
+    """
+    if len(shape) > MAX_AXES or any(axis >= MAX_LEAF_BYTES for axis in shape):
+        return False
+    return math.prod(max(axis, 1) for axis in shape) < MAX_LEAF_BYTES
+
+
+def check_announced(announced: int, size: int, given: str) -> None:
+    """Refuses leaves of more than 1 GiB that are also more than 64 times their file: weights hardly compress.
+
+    Args:
+        announced: bytes of all leaves in memory.
+        size: bytes on disk.
+        given: the path as the user wrote it.
+
+    Raises:
+        CheckpointError: too much is announced.
+    """
+    allowance = max(MIN_ALLOWANCE_BYTES, MAX_INFLATION * size)
+    if announced > allowance:
+        raise CheckpointError(
+            f"{given}: expected at most {allowance} bytes of arrays in {size} bytes on disk, "
+            f"found {announced} announced; the checkpoint is damaged or hostile, get it again from its author"
+        )
