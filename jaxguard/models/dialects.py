@@ -10,12 +10,12 @@ for: underscores of module names are the dots of torch's module lists, `layer1_0
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 Shape = tuple[int, ...]
+Name = Literal["torch", "timm", "original"]
 
 TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 class Dialect(NamedTuple):
@@ -25,11 +25,12 @@ class Dialect(NamedTuple):
         names: regular expression -> replacement, as `re.sub` takes it. An expression is matched against all of a
             leaf's path below the collection, its last part already in torch's words: `blocks_0/attn/qkv/weight`. The
             first one that matches names the leaf; the rule of the module docstring names what none does.
-        appended: leaf -> how many axes of length one the implementation appends to it, such as `{"gamma": 2}`.
+        appended: how many axes of length one the implementation appends to a leaf, by the end of its path, such as
+            `{"gamma": 2}` or, for a dense layer held as a 1x1 convolution, `{"classifier_0/weight": 2}`.
     """
 
     names: Mapping[str, str] = MappingProxyType({})
-    appended: Mapping[str, int] = NOTHING
+    appended: Mapping[str, int] = MappingProxyType({})
 
     def name_of(self, path: str) -> str:
         r"""The name of the leaf at `path`, such as `params/conv1/kernel`.
@@ -39,13 +40,12 @@ class Dialect(NamedTuple):
         >>> Dialect({r"stage(\d)/(\w+)": r"stages.\1.norm.\2"}).name_of("params/stage2/scale")
         'stages.2.norm.weight'
         """
-        _, *modules, leaf = path.split("/")
-        leaf = TORCH_LEAVES.get(leaf, leaf)
-        spelled = "/".join([*modules, leaf])
+        spelled = _in_torch_words(path)
         for pattern, name in self.names.items():
             match = re.fullmatch(pattern, spelled)
             if match is not None:
                 return match.expand(name)
+        *modules, leaf = spelled.split("/")
         return ".".join([*(module.replace("_", ".") for module in modules), leaf])
 
     def shape_of(self, path: str, shape: Shape) -> Shape:
@@ -56,8 +56,15 @@ class Dialect(NamedTuple):
         >>> Dialect().shape_of("params/conv1/kernel", (3, 3, 16, 32))
         (32, 16, 3, 3)
         """
-        leaf = path.rpartition("/")[-1]
-        return kernel_to_torch(shape) if leaf == "kernel" else shape + (1,) * self.appended.get(leaf, 0)
+        shape = kernel_to_torch(shape) if path.endswith("/kernel") else shape
+        spelled = f"/{_in_torch_words(path)}"
+        return shape + (1,) * sum(ones for end, ones in self.appended.items() if spelled.endswith(f"/{end}"))
+
+
+def _in_torch_words(path: str) -> str:
+    """A path below its collection, the leaf called as torch does."""
+    _, *modules, leaf = path.split("/")
+    return "/".join([*modules, TORCH_LEAVES.get(leaf, leaf)])
 
 
 def kernel_to_torch(shape: Shape) -> Shape:

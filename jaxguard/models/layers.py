@@ -1,7 +1,7 @@
 """The layers all families are built from, with torch's geometry and running-statistics settings."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 from flax import linen as nn
@@ -9,7 +9,8 @@ from jax import lax
 from jax import numpy as jnp
 
 from jaxguard.errors import DataError
-from jaxguard.models.dialects import Dialect
+from jaxguard.models import dialects
+from jaxguard.models.dialects import Dialect, Shape
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -26,14 +27,17 @@ class Classifier(nn.Module, kw_only=True):
         width: multiplier of all channel counts, see `scaled`.
         dtype: compute dtype, such as `bfloat16`; parameters, batch statistics and the head stay float32.
             None computes in the dtype of images and parameters.
+        default_size: `(H, W)` of the images such networks are published for.
     """
+
+    default_size: ClassVar[tuple[int, int]] = (32, 32)
 
     num_classes: int
     width: float = 1.0
     dtype: Any = None
 
     @property
-    def dialects(self) -> Mapping[Literal["torch", "timm"], Dialect]:
+    def dialects(self) -> Mapping[dialects.Name, Dialect]:
         """The leaf names of published implementations by layout, the best-known first."""
         return {"torch": Dialect()}
 
@@ -46,6 +50,16 @@ class Classifier(nn.Module, kw_only=True):
     def head(self) -> str:
         """Name of the dense layer that gives the logits."""
         return "linear"
+
+    @property
+    def landmarks(self) -> Sequence[str]:
+        """Layers whose names tell the dialects apart."""
+        return (self.stem, self.head)
+
+    def input_size(self, shape_of: Callable[[str], Shape | None]) -> tuple[int, int] | None:
+        """`(H, W)` of the images, where the leaves tell; `shape_of` gives a leaf's shape by its path in `params`."""
+        del shape_of
+        return None
 
     def flattened(self, input_shape: tuple[int, int, int]) -> Mapping[str, tuple[int, int]]:
         """Dense layers that read a flattened `[h, w, channels]` map, with the map's `(h, w)`."""
@@ -86,19 +100,35 @@ def conv(
     )
 
 
-def patch_conv(features: int, size: int, *, name: str, dtype: Any = None) -> nn.Conv:
-    """Convolution of patches that do not overlap; rows and columns beyond the last whole patch are dropped."""
-    return nn.Conv(features, (size, size), (size, size), padding="VALID", kernel_init=he_normal, dtype=dtype, name=name)
+def patch_conv(x: jax.Array, features: int, size: int, *, name: str, dtype: Any = None) -> jax.Array:
+    """Convolution of patches that do not overlap; rows and columns beyond the last whole patch are dropped.
+
+    Raises:
+        DataError: if there is no whole patch.
+    """
+    if min(x.shape[1:3]) < size:
+        raise DataError(
+            f"images are too small: {name} reads patches of {size}x{size}, {x.shape[1]}x{x.shape[2]} is left of the "
+            "input; use larger images or an architecture with smaller patches, such as resnet20"
+        )
+    conv = nn.Conv(features, (size, size), (size, size), padding="VALID", kernel_init=he_normal, dtype=dtype, name=name)
+    return conv(x)
 
 
-def batch_norm(train: bool, *, name: str, dtype: Any = None) -> nn.BatchNorm:
+def batch_norm(train: bool, *, name: str, epsilon: float = 1e-5, dtype: Any = None) -> nn.BatchNorm:
     """Batch normalisation with torch's epsilon and momentum; its statistics are float32 in any compute dtype."""
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=epsilon, dtype=dtype, name=name)
 
 
 def layer_norm(*, name: str, dtype: Any = None) -> nn.LayerNorm:
     """Layer normalisation over channels with the epsilon of vision transformers; computed in float32."""
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def stem_pool(x: jax.Array) -> jax.Array:
+    """3x3 maximum with stride 2, padded by one on all sides, behind the stems of ImageNet networks."""
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

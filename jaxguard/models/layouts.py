@@ -3,11 +3,12 @@
 `flax`: slash-separated paths, HWIO convolutions, (in, out) dense layers: `params/layer1_0/conv1/kernel`.
 All others are PyTorch's: dotted names, OIHW convolutions, (out, in) dense layers, maps flattened channels first:
 `layer1.0.conv1.weight`. `torch` has the names of the implementation an architecture is best known by, torchvision's
-where it has one; `timm` those of timm where they differ. An architecture declares its own: `jaxguard.models.dialects`.
+where it has one; `timm` those of timm where they differ; `original` those of the first release where they were changed
+since. An architecture declares its own: `jaxguard.models.dialects`.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -18,7 +19,9 @@ from jaxguard.models.dialects import Shape
 from jaxguard.models.layers import Classifier
 from jaxguard.models.model import Model
 
-Layout = Literal["flax", "torch", "timm"]
+Layout = Literal["flax"] | dialects.Name
+
+Thing = TypeVar("Thing")
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
 """Prefixes of DataParallel, torch.compile and modules that hold the network; dropped where all leaves share one."""
@@ -75,17 +78,15 @@ def name_of(path: str, layout: Layout, module: Classifier) -> str:
     return path if layout == "flax" else module.dialects[layout].name_of(path)
 
 
-def recognize(
-    leaves: Mapping[str, np.ndarray], module: Classifier | None = None
-) -> tuple[Layout, dict[str, np.ndarray]]:
+def recognize(leaves: Mapping[str, Thing], module: Classifier | None = None) -> tuple[Layout, dict[str, Thing]]:
     """The layout of a checkpoint by its names, and its leaves without what torch adds for its own use.
 
     `num_batches_tracked` is dropped, and every prefix of `WRAPPERS` that all leaves share.
 
     Args:
         leaves: anything by name.
-        module: tells its own dialects apart, by the names of its stem and its head. Without it, or where neither is
-            there, all names that are not Flax's are taken for `torch`.
+        module: tells its own dialects apart, by the names of its landmarks. Without it, or where none is there,
+            all names that are not Flax's are taken for `torch`.
 
     >>> recognize({"module.fc.weight": np.ones((1, 2)), "module.bn.num_batches_tracked": np.ones(())})
     ('torch', {'fc.weight': array([[1., 1.]])})
@@ -97,8 +98,8 @@ def recognize(
         kept = {name.removeprefix(shared): leaf for name, leaf in kept.items()}
     if module is None:
         return "torch", kept
-    ends = (f"params/{module.stem}/kernel", f"params/{module.head}/kernel")
-    return max(module.dialects, key=lambda layout: sum(name_of(end, layout, module) in kept for end in ends)), kept
+    paths = [f"params/{layer}/kernel" for layer in module.landmarks]
+    return max(module.dialects, key=lambda layout: sum(name_of(path, layout, module) in kept for path in paths)), kept
 
 
 def from_layout(shape: Shape, layout: Layout) -> Shape:
@@ -115,7 +116,7 @@ def encode(array: np.ndarray, layout: Layout, leaf: Leaf) -> np.ndarray:
     if leaf.grid is not None:
         units = array.shape[-1]
         array = array.reshape(*leaf.grid, -1, units).transpose(2, 0, 1, 3).reshape(-1, units)
-    return np.moveaxis(array, (-1, -2), (0, 1))
+    return np.moveaxis(array, (-1, -2), (0, 1)).reshape(leaf.shape)
 
 
 def decode(array: np.ndarray, layout: Layout, leaf: Leaf) -> np.ndarray:
@@ -124,6 +125,7 @@ def decode(array: np.ndarray, layout: Layout, leaf: Leaf) -> np.ndarray:
         return array
     if not leaf.is_kernel:
         return array.reshape(leaf.bound)
+    array = array.reshape(dialects.kernel_to_torch(leaf.bound))
     if leaf.grid is not None:
         units = array.shape[0]
         array = array.reshape(units, -1, *leaf.grid).transpose(0, 2, 3, 1).reshape(units, -1)

@@ -18,11 +18,20 @@ Shortcut = Literal["pad", "project"]
 
 
 class BasicBlock(nn.Module, kw_only=True):
-    """`relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))`."""
+    """`relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))`.
+
+    Attributes:
+        features: output channels.
+        strides: of `conv1` and the shortcut.
+        shortcut: `pad` (option A) or `project` (option B) where the block changes the shape.
+        projection: name of the projection, whose convolution and BatchNorm are its parts `_0` and `_1`.
+        dtype: compute dtype.
+    """
 
     features: int
     strides: int = 1
     shortcut: Shortcut = "pad"
+    projection: str = "shortcut"
     dtype: Any = None
 
     @nn.compact
@@ -36,9 +45,13 @@ class BasicBlock(nn.Module, kw_only=True):
             return nn.relu(y + x)
         if self.shortcut == "pad":
             return nn.relu(y + subsample_and_pad(x, self.strides, self.features))
-        x = layers.conv(self.features, 1, strides=self.strides, dtype=self.dtype, name="shortcut_0")(x)
-        x = layers.batch_norm(train, dtype=self.dtype, name="shortcut_1")(x)
-        return nn.relu(y + x)
+        return nn.relu(y + project(x, self.features, self.strides, train, name=self.projection, dtype=self.dtype))
+
+
+def project(x: jax.Array, features: int, strides: int, train: bool, *, name: str, dtype: Any) -> jax.Array:
+    """Option B: a 1x1 convolution `<name>_0` and its BatchNorm `<name>_1`; called inside a compact module."""
+    x = layers.conv(features, 1, strides=strides, dtype=dtype, name=f"{name}_0")(x)
+    return layers.batch_norm(train, dtype=dtype, name=f"{name}_1")(x)
 
 
 def subsample_and_pad(x: jax.Array, strides: int, features: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""VGG with batch normalisation: Simonyan and Zisserman, ICLR 2015, in torchvision's form `vggN_bn`."""
+"""VGG: Simonyan and Zisserman, ICLR 2015, in torchvision's forms `vggN_bn` and `vggN`."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -19,17 +19,19 @@ GRID = 7  # torchvision pools the last map to 7x7 before its classifier
 
 
 class VGG(layers.Classifier, kw_only=True):
-    """Convolutions with bias, BatchNorms (`features_<index>` by torchvision's index), then a classifier.
+    """Convolutions with bias, their BatchNorms (`features_<index>` by torchvision's index), then a classifier.
 
     Attributes:
         depth: convolutions and dense layers of the original, one of `CONFIGURATIONS`.
         classifier: `small`, a global mean and one dense layer `classifier`, the usual CIFAR form; or
             `torchvision`, 7x7 adaptive pooling and dense layers `classifier_0`, `_3`, `_6` of 4096, 4096 and K
             units, whose dropout is never active.
+        norm: `batch`, or `none` as in the paper.
     """
 
     depth: int
     classifier: Literal["small", "torchvision"] = "small"
+    norm: Literal["batch", "none"] = "batch"
 
     @property
     def stem(self) -> str:
@@ -54,8 +56,11 @@ class VGG(layers.Classifier, kw_only=True):
             for channels in group:
                 features = layers.scaled(channels, self.width)
                 x = layers.conv(features, 3, use_bias=True, dtype=self.dtype, name=f"features_{index}")(x)
-                x = nn.relu(layers.batch_norm(train, dtype=self.dtype, name=f"features_{index + 1}")(x))
-                index += 3  # convolution, BatchNorm, ReLU
+                if self.norm == "batch":
+                    index += 1
+                    x = layers.batch_norm(train, dtype=self.dtype, name=f"features_{index}")(x)
+                x = nn.relu(x)
+                index += 2  # past this layer and its ReLU
             x = layers.max_pool(x)
             index += 1
         if self.classifier == "small":
