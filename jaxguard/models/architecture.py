@@ -17,12 +17,18 @@ import jax.numpy as jnp
 
 from jaxguard.errors import ArchitectureError, DataError
 from jaxguard.models.cnn import CNN
+from jaxguard.models.convnext import ConvNeXt
+from jaxguard.models.densenet import DenseNet
 from jaxguard.models.layers import Classifier
 from jaxguard.models.mlp import MLP
+from jaxguard.models.mobilenet_v2 import MobileNetV2
+from jaxguard.models.mobilenet_v3 import LARGE, SMALL, MobileNetV3, Stages
 from jaxguard.models.model import Model
 from jaxguard.models.preact_resnet import PreActResNet
+from jaxguard.models.resnet import ResNet
 from jaxguard.models.resnet_cifar import CifarResNet
 from jaxguard.models.vgg import VGG
+from jaxguard.models.vit import VisionTransformer
 from jaxguard.models.wide_resnet import WideResNet
 
 
@@ -56,6 +62,26 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split("x"))
 
 
+def _count(text: str) -> int:
+    if not re.fullmatch(r"\d{1,3}", text, re.ASCII):
+        raise ValueError(text)
+    return int(text)
+
+
+def _depth(text: str) -> int:
+    depth = _count(text)
+    if depth == 0:
+        raise ValueError(text)
+    return depth
+
+
+def _four_depths(text: str) -> tuple[int, ...]:
+    depths = tuple(_depth(depth) for depth in text.split("x"))
+    if len(depths) != 4:
+        raise ValueError(text)
+    return depths
+
+
 def _choice(*choices: str) -> Option:
     def parse(text: str) -> str:
         if text not in choices:
@@ -68,6 +94,10 @@ def _choice(*choices: str) -> Option:
 WIDTH = Option(1.0, _positive_float, "a positive number such as 0.5")
 HIDDEN = Option((512, 512), _sizes, "units joined by x, such as 512x512")
 CLASSIFIER = _choice("small", "torchvision")
+NORM = _choice("batch", "none")
+STEM = _choice("imagenet", "cifar")
+EPSILON = Option(1e-3, _positive_float, "the BatchNorms' epsilon: 0.001 in torchvision, 1e-05 in timm")
+HEADS = Option(0, _count, "a number of attention heads, 0 for one per 64 channels")
 
 
 @dataclass(frozen=True)
@@ -98,7 +128,57 @@ def _wide_resnet(depth: int, factor: int) -> Architecture:
 
 def _vgg(depth: int) -> Architecture:
     module_fn = functools.partial(VGG, depth=depth)
-    return Architecture(module_fn, f"VGG-{depth} with BatchNorm", {"width": WIDTH, "classifier": CLASSIFIER})
+    return Architecture(module_fn, f"VGG-{depth}", {"width": WIDTH, "classifier": CLASSIFIER, "norm": NORM})
+
+
+RESNETS = {
+    "resnet18-torchvision": ("ResNet-18", {"blocks": (2, 2, 2, 2), "bottleneck": False}),
+    "resnet34": ("ResNet-34", {"blocks": (3, 4, 6, 3), "bottleneck": False}),
+    "resnet50": ("ResNet-50", {"blocks": (3, 4, 6, 3)}),
+    "resnet101": ("ResNet-101", {"blocks": (3, 4, 23, 3)}),
+    "resnet152": ("ResNet-152", {"blocks": (3, 8, 36, 3)}),
+    "wide_resnet50_2": ("ResNet-50, bottlenecks twice as wide", {"blocks": (3, 4, 6, 3), "base": 128}),
+    "wide_resnet101_2": ("ResNet-101, bottlenecks twice as wide", {"blocks": (3, 4, 23, 3), "base": 128}),
+    "resnext50_32x4d": ("ResNeXt-50, 32 groups of 4", {"blocks": (3, 4, 6, 3), "groups": 32, "base": 4}),
+    "resnext101_32x8d": ("ResNeXt-101, 32 groups of 8", {"blocks": (3, 4, 23, 3), "groups": 32, "base": 8}),
+}
+DENSENETS = {
+    121: {"blocks": (6, 12, 24, 16)},
+    161: {"blocks": (6, 12, 36, 24), "growth": 48, "channels": 96},
+    169: {"blocks": (6, 12, 32, 32)},
+    201: {"blocks": (6, 12, 48, 32)},
+}
+
+
+def _resnet(title: str, geometry: Mapping[str, Any]) -> Architecture:
+    def module_fn(*, stem: Any, **options: Any) -> ResNet:  # Classifier.stem is the name of a layer
+        return ResNet(**geometry, entry=stem, **options)
+
+    return Architecture(module_fn, f"{title}, torchvision's form", {"width": WIDTH, "stem": STEM})
+
+
+def _mobilenet_v3(size: str, stages: Stages, units: int) -> Architecture:
+    module_fn = functools.partial(MobileNetV3, stages=stages, units=units)
+    return Architecture(module_fn, f"MobileNetV3-{size}", {"width": WIDTH, "epsilon": EPSILON})
+
+
+VIT_SIZES = {"tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24)}  # channels, blocks
+CONVNEXT_SIZES = {"tiny": (96, 9), "small": (96, 27), "base": (128, 27), "large": (192, 27)}  # channels, third stage
+
+
+def _vit(size: str, patch: int) -> Architecture:
+    channels, blocks = VIT_SIZES[size]
+    module_fn = functools.partial(VisionTransformer, patch=patch, channels=channels)
+    depth = Option(blocks, _depth, "a number of blocks such as 12")
+    options = {"width": WIDTH, "depth": depth, "heads": HEADS}
+    return Architecture(module_fn, f"ViT-{size.capitalize()}, patches of {patch}x{patch}", options)
+
+
+def _convnext(size: str) -> Architecture:
+    channels, third = CONVNEXT_SIZES[size]
+    module_fn = functools.partial(ConvNeXt, channels=tuple(channels * 2**stage for stage in range(4)))
+    depths = Option((3, 3, third, 3), _four_depths, f"the blocks of four stages, such as 3x3x{third}x3")
+    return Architecture(module_fn, f"ConvNeXt-{size.capitalize()}", {"width": WIDTH, "depths": depths})
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -107,13 +187,27 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "preactresnet18": Architecture(PreActResNet, "pre-activation ResNet-18, the network of BackdoorBench"),
     "resnet18": Architecture(
         functools.partial(CifarResNet, blocks=(2, 2, 2, 2), channels=(64, 128, 256, 512), shortcut="project"),
-        "ResNet-18 with a 3x3 stem, the network of CLP",
+        "ResNet-18 with a 3x3 stem, the network of CLP (for torchvision's names: resnet18-torchvision)",
     ),
     **{f"resnet{depth}": _cifar_resnet(depth) for depth in (20, 32, 44, 56, 110)},
     **{f"wideresnet-{depth}-{factor}": _wide_resnet(depth, factor) for depth, factor in ((16, 1), (16, 2), (28, 10))},
     **{f"vgg{depth}": _vgg(depth) for depth in (11, 13, 16, 19)},
+    **{name: _resnet(*row) for name, row in RESNETS.items()},
+    **{
+        f"densenet{depth}": Architecture(functools.partial(DenseNet, **geometry), f"DenseNet-{depth}")
+        for depth, geometry in DENSENETS.items()
+    },
+    "mobilenet_v2": Architecture(MobileNetV2, "MobileNetV2"),
+    "mobilenet_v3_small": _mobilenet_v3("Small", SMALL, 1024),
+    "mobilenet_v3_large": _mobilenet_v3("Large", LARGE, 1280),
+    **{f"vit-{size}-16": _vit(size, 16) for size in VIT_SIZES},
+    "vit-base-32": _vit("base", 32),
+    **{f"convnext-{size}": _convnext(size) for size in CONVNEXT_SIZES},
 }
-"""Every architecture by name; beyond these rows `wideresnet-<depth>-<factor>` takes any depth 6 n + 4 and factor."""
+"""Every architecture by name.
+
+Beyond these rows `wideresnet-<depth>-<factor>` takes any depth 6 n + 4 and factor, `vit-<size>-<patch>` any patch.
+"""
 
 
 def build(
@@ -166,18 +260,21 @@ def build(
 
 
 def find(name: str) -> Architecture:
-    """The row of `ARCHITECTURES` called `name`, or one made for `wideresnet-<depth>-<factor>`.
+    """The row of `ARCHITECTURES` called `name`, or one made for `wideresnet-<depth>-<factor>` or `vit-<size>-<patch>`.
 
     Raises:
         ArchitectureError: if there is none.
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
+    vit = re.fullmatch(rf"vit-({'|'.join(VIT_SIZES)})-([1-9]\d{{0,2}})", name, re.ASCII)
+    if vit is not None:
+        return _vit(vit[1], int(vit[2]))
     wide = re.fullmatch(r"wideresnet-([1-9]\d{0,3})-([1-9]\d{0,2})", name, re.ASCII)
     if wide is None:
         raise ArchitectureError(
             f"unknown architecture {name!r}{_nearest(name, ARCHITECTURES)}; jaxguard knows "
-            f"{', '.join(ARCHITECTURES)} and any wideresnet-<depth>-<factor>"
+            f"{', '.join(ARCHITECTURES)}, any wideresnet-<depth>-<factor> and any vit-<size>-<patch>"
         )
     depth, factor = (int(number) for number in wide.groups())
     if depth < 10 or depth % 6 != 4:
@@ -190,8 +287,8 @@ def find(name: str) -> Architecture:
 def variants() -> Iterator[str]:
     """Every row of `ARCHITECTURES` with every combination of its options that are choices, canonical.
 
-    >>> [spec for spec in variants() if spec.startswith("vgg11")]
-    ['vgg11', 'vgg11:classifier=torchvision']
+    >>> [spec for spec in variants() if spec.startswith("resnet18")]
+    ['resnet18', 'resnet18-torchvision', 'resnet18-torchvision:stem=cifar']
     """
     for name, row in ARCHITECTURES.items():
         options = {key: option.choices or (option.default,) for key, option in row.options.items()}

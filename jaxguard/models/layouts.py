@@ -19,6 +19,8 @@ from jaxguard.models.dialects import Shape
 from jaxguard.models.layers import Classifier
 from jaxguard.models.model import Model
 
+T = TypeVar("T")
+
 Layout = Literal["flax"] | dialects.Name
 
 Thing = TypeVar("Thing")
