@@ -1,5 +1,7 @@
 """ConvNeXt: weights, logits and counts of torchvision, timm and the authors, and its channels."""
 
+import gzip
+import json
 import pathlib
 
 import jax
@@ -16,6 +18,7 @@ from jaxguard.graph import channel_graph
 from jaxguard.models import layouts
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "vit_convnext_torch.npz"
+PUBLISHED = GOLDEN.with_name("published_names.json.gz")
 SPEC = reference.SPECS["convnext"]
 TORCH_LAYOUTS = ("torch", "timm", "original")
 INPUT = (64, 64, 3)
@@ -47,6 +50,16 @@ def test_unbind_gives_back_every_leaf(layout):
 
 def test_images_are_taken_to_be_of_imagenets_size():
     assert models.infer(SPEC, torch_leaves("timm")).input_shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_names_and_shapes_are_the_published_ones(library, size):
+    network, spec = f"{library}/convnext_{size}", f"convnext-{size}"
+    model = models.build(spec, num_classes=1000, input_shape=(224, 224, 3))
+    leaves = layouts.expected(model, "timm" if network.startswith("timm/") else "torch")
+    published = json.loads(gzip.decompress(PUBLISHED.read_bytes()))[network]
+    assert {name: list(leaf.shape) for name, leaf in leaves.items()} == published
 
 
 @pytest.mark.parametrize(

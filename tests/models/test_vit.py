@@ -1,5 +1,7 @@
 """Vision transformers: torchvision's and timm's weights, logits and counts, and the channels of their attention."""
 
+import gzip
+import json
 import pathlib
 
 import jax
@@ -16,6 +18,7 @@ from jaxguard.graph import channel_graph
 from jaxguard.models import layouts, vit
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "vit_convnext_torch.npz"
+PUBLISHED = GOLDEN.with_name("published_names.json.gz")
 SPEC = reference.SPECS["vit"]
 TORCH_LAYOUTS = ("torch", "timm", "original")
 
@@ -43,6 +46,25 @@ def test_unbind_gives_back_every_leaf(layout):
     assert again.keys() == leaves.keys()
     for name, leaf in leaves.items():
         np.testing.assert_array_equal(again[name], leaf, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("network", "spec"),
+    [
+        ("torchvision/vit_b_16", "vit-base-16"),
+        ("torchvision/vit_b_32", "vit-base-32"),
+        ("torchvision/vit_l_16", "vit-large-16"),
+        ("timm/vit_tiny_patch16_224", "vit-tiny-16"),
+        ("timm/vit_small_patch16_224", "vit-small-16"),
+        ("timm/vit_base_patch16_224", "vit-base-16"),
+        ("timm/deit_small_patch16_224", "vit-small-16"),
+    ],
+)
+def test_names_and_shapes_are_the_published_ones(network, spec):
+    model = models.build(spec, num_classes=1000, input_shape=(224, 224, 3))
+    leaves = layouts.expected(model, "timm" if network.startswith("timm/") else "torch")
+    published = json.loads(gzip.decompress(PUBLISHED.read_bytes()))[network]
+    assert {name: list(leaf.shape) for name, leaf in leaves.items()} == published
 
 
 @pytest.mark.parametrize(
