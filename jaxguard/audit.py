@@ -21,17 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import evaluation
+from jaxguard import evaluation, structural
 from jaxguard.attacks import Attack
 from jaxguard.defenses import DEFENSES, Context
-from jaxguard.defenses.clp import channel_bounds, layer_scores
+from jaxguard.defenses.clp import ChannelBounds, channel_bounds, layer_scores
 from jaxguard.defenses.protocol import relative_change
-from jaxguard.errors import DataError, DefenseError, UnscorableError
+from jaxguard.errors import ArchitectureError, DataError, DefenseError, UnscorableError
 from jaxguard.graph.pairing import Pairing
 from jaxguard.kernels import lipschitz
 from jaxguard.suspects import Suspect
 from jaxguard.training import Progress
-from jaxguard.types import Batch, RepairReport, ScanReport, TriggerExample
+from jaxguard.types import ApplyFn, Batch, Metrics, RepairReport, ScanReport, TriggerExample
 
 
 def scan(
@@ -57,10 +57,14 @@ def scan(
     Raises:
         UnscorableError: no channel has a score.
         DefenseError: a parameter is not finite.
+        ArchitectureError: test images for a suspect of unknown architecture.
         DataError: the test images do not fit the model.
     """
     start = time.perf_counter()
-    bounds = channel_bounds(suspect.graph, suspect.variables, pairing=pairing)
+    if suspect.graph is None:
+        bounds = ChannelBounds(*structural.channel_bounds(suspect.variables))
+    else:
+        bounds = channel_bounds(suspect.graph, suspect.variables, pairing=pairing)
     layers = layer_scores(bounds, u)
     z_scores = [np.asarray(lipschitz.z_scores(layer.scores)) for layer in layers]
     seconds = time.perf_counter() - start
@@ -75,13 +79,41 @@ def scan(
         checkpoint=suspect.name,
         sha256=suspect.sha256,
         architecture=suspect.architecture,
-        method="channel Lipschitz bounds",
+        method="channel Lipschitz bounds" if suspect.graph else "channel Lipschitz bounds, structural",
         verdict="inconclusive",
         score=float(finite.max()),
         layers=layers,
         seconds=seconds,
-        metrics=None if test is None else evaluation.evaluate(suspect.apply_fn, suspect.variables, test, attack),
+        notes=suspect.notes,
+        metrics=None if test is None else measure(suspect, test, attack),
     )
+
+
+def measure(suspect: Suspect, test: Batch, attack: Attack | None = None) -> Metrics:
+    """Accuracy of a suspect, and with a trigger its success rate.
+
+    Args:
+        suspect: the model.
+        test: images to measure on.
+        attack: a trigger to measure on them, if one is known.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        ArchitectureError: the suspect's architecture is unknown, so that it cannot be run.
+        DataError: the images do not fit the model.
+    """
+    return evaluation.evaluate(_runnable(suspect), suspect.variables, test, attack)
+
+
+def _runnable(suspect: Suspect) -> ApplyFn:
+    if suspect.apply_fn is None:
+        raise ArchitectureError(
+            f"expected a model that can be run, got {suspect.name} of unknown architecture; "
+            f"pass --arch, or your own model with --apply. {' '.join(suspect.notes)}"
+        )
+    return suspect.apply_fn
 
 
 def repair(
@@ -114,20 +146,23 @@ def repair(
 
     Raises:
         DefenseError: unknown method or option, or the method lacks what it needs.
+        ArchitectureError: the suspect's architecture is unknown.
         UnscorableError: the method finds nothing to score.
         DataError: images do not fit the model.
     """
     options = dict(options or {})
     defense = _defense(method, options)
-    before = None if test is None else evaluation.evaluate(suspect.apply_fn, suspect.variables, test, attack)
-    context = Context(suspect.apply_fn, suspect.train_fn, suspect.graph, clean, progress)
+    apply_fn = _runnable(suspect)
+    before = None if test is None else measure(suspect, test, attack)
+    context = Context(apply_fn, suspect.train_fn, suspect.graph, clean, progress)
     start = time.perf_counter()
     variables, report = defense(suspect.variables, context, key, **options)
     jax.block_until_ready(variables)
     seconds = time.perf_counter() - start
-    after = None if test is None else evaluation.evaluate(suspect.apply_fn, variables, test, attack)
+    repaired = replace(suspect, variables=variables)
+    after = None if test is None else measure(repaired, test, attack)
     rate = evaluation.defense_effectiveness_rate
-    return replace(suspect, variables=variables), RepairReport(
+    return repaired, RepairReport(
         checkpoint=suspect.name,
         method=report.method,
         options=report.options,

@@ -158,13 +158,102 @@ def test_inspect_shows_leaves_and_graph(jaxguard, checkpoint):
         assert expected in out
 
 
-def test_inspect_needs_no_architecture(jaxguard, tmp_path):
-    path = tmp_path / "unknown.safetensors"
-    safetensors.numpy.save_file({"a.weight": np.zeros((2, 3), np.float32)}, path)
-    code, out, err = jaxguard("inspect", path)
+@pytest.fixture
+def stranger(tmp_path):
+    """A network of no architecture that jaxguard knows."""
+    rng = np.random.default_rng(0)
+    shapes = {"a.weight": (6, 3, 3, 3), "a.bias": (6,), "b.weight": (5, 24), "b.bias": (5,), "out.weight": (2, 5)}
+    path = tmp_path / "stranger.safetensors"
+    safetensors.numpy.save_file(
+        {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}, path
+    )
+    return path
+
+
+def test_a_scan_needs_no_architecture(jaxguard, stranger):
+    code, out, _ = jaxguard("scan", stranger, "--json")
+    (scan,) = json.loads(out)["scans"]
+    assert code == 0
+    assert scan["architecture"] == "unknown"
+    assert scan["method"].endswith("structural")
+    assert "names and shapes" in scan["notes"][0]
+    assert [len(layer["scores"]) for layer in scan["layers"]] == [6, 5]
+
+
+def test_inspect_needs_no_architecture(jaxguard, stranger, tmp_path):
+    code, out, _ = jaxguard("inspect", stranger)
     assert code == 0
     assert "a.weight" in out
-    assert "--arch" in err
+    assert "architecture unknown" in out
+    table = tmp_path / "table.safetensors"
+    safetensors.numpy.save_file({"a.weight": np.zeros((2, 3), np.float32)}, table)
+    code, out, _ = jaxguard("inspect", table)
+    assert code == 0
+    assert "expected hidden kernels" in out
+
+
+def test_inspect_tells_the_architecture_from_the_leaves(jaxguard, model, tmp_path):
+    path = tmp_path / "plain.safetensors"
+    checkpoints.save(path, models.unbind(model, model.init(jax.random.key(0)), "torch"))
+    code, out, _ = jaxguard("inspect", path)
+    assert code == 0
+    assert "cnn:width=0.5: ChannelGraph(" in out
+
+
+OWN_MODEL = """
+import jax, jax.numpy as jnp
+
+def apply(variables, images):
+    kernel = jnp.transpose(variables["a.weight"], (2, 3, 1, 0))
+    x = jax.lax.conv_general_dilated(images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    x = jax.nn.relu(x + variables["a.bias"]).reshape(len(images), -1)
+    x = jax.nn.relu(x @ variables["b.weight"].T + variables["b.bias"])
+    return x @ variables["out.weight"].T
+"""
+
+
+def test_a_model_of_the_users_own(jaxguard, stranger, tmp_path, monkeypatch):
+    (tmp_path / "own_model_of_a_test.py").write_text(OWN_MODEL)
+    monkeypatch.chdir(tmp_path)
+    own = ("--apply", "own_model_of_a_test:apply", "--input", "4x4x3")
+    code, out, _ = jaxguard("inspect", stranger, *own)
+    assert code == 0
+    assert "apply: ChannelGraph(3 producers" in out
+    code, _, err = jaxguard("repair", stranger, *own, "--set", "u=0.5", "--out", tmp_path / "repaired.safetensors")
+    assert code == 0, err
+    repaired, before = checkpoints.load(tmp_path / "repaired.safetensors"), checkpoints.load(stranger)
+    assert repaired.leaves == before.leaves
+    cut = [name for name in before.leaves if not np.array_equal(before.read(name), repaired.read(name))]
+    assert "a.weight" in cut
+    assert "out.weight" not in cut
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--apply", "no_such_module_of_a_test:apply"), "can be imported"),
+        (("--apply", "json"), "MODULE:FUNCTION"),
+        (("--apply", "json:nothing"), "can be imported"),
+        (("--apply", "json:__name__"), "expected a function"),
+        (("--init", "json:loads"), "--apply"),
+        (("--apply", "json:loads", "--arch", "cnn"), "--arch"),
+    ],
+)
+def test_bad_functions_are_bad_usage(jaxguard, stranger, arguments, told):
+    code, _, err = jaxguard("scan", stranger, *arguments)
+    assert code == 4
+    assert told in " ".join(err.split())
+
+
+def test_an_unknown_architecture_cannot_be_run_or_repaired(jaxguard, stranger, tmp_path):
+    for arguments in (
+        ("evaluate", stranger, "--data", "digits"),
+        ("repair", stranger, "--out", tmp_path / "out.safetensors"),
+    ):
+        code, _, err = jaxguard(*arguments)
+        assert code == 2
+        assert "pass --arch, or your own model with --apply" in err
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 # -- bad input: one clear error, and nothing written
@@ -201,12 +290,12 @@ def test_wrong_architecture(jaxguard, checkpoint):
     assert "resnet20" in err
 
 
-def test_no_architecture(jaxguard, tmp_path):
-    path = tmp_path / "unknown.safetensors"
+def test_nothing_to_score(jaxguard, tmp_path):
+    path = tmp_path / "table.safetensors"
     safetensors.numpy.save_file({"a.weight": np.zeros((2, 3), np.float32)}, path)
     code, _, err = jaxguard("scan", path)
-    assert code == 2
-    assert "pass --arch" in err
+    assert code == 3
+    assert "expected hidden kernels" in err
 
 
 def test_nan_weights(jaxguard, checkpoint, tmp_path):

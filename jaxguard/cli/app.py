@@ -58,6 +58,8 @@ def demo(
 def scan(
     checkpoint: options.Checkpoint,
     arch: options.Arch = None,
+    apply: options.Apply = None,
+    init: options.Init = None,
     input_: options.Input = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -83,7 +85,7 @@ def scan(
         raise typer.BadParameter(f"expected dataflow or module_order, got {pairing!r}", param_hint="--pairing")
     found = options.dataset(data, seed) if data else None
     known = options.attack(attack, trigger, target, found)
-    suspect = options.suspect(checkpoint, arch, input_, mean, std)
+    suspect = options.suspect(checkpoint, arch, input_, mean=mean, std=std, apply=apply, init=init)
     test = found and found.test
     result = audit.scan(suspect, u=u, pairing=pairing, test=test, attack=known)
     example = audit.trigger_example(known, test) if known and test else None
@@ -104,6 +106,8 @@ def repair(
         list[str] | None, typer.Option("--set", help="Hyper-parameter NAME=VALUE, repeatable.", show_default=False)
     ] = None,
     arch: options.Arch = None,
+    apply: options.Apply = None,
+    init: options.Init = None,
     input_: options.Input = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -131,7 +135,7 @@ def repair(
     chosen = options.hyperparameters(assignments or [])
     found = options.dataset(data, seed, clean, images_per_class) if data else None
     known = options.attack(attack, trigger, target, found)
-    suspect = options.suspect(checkpoint, arch, input_, mean, std)
+    suspect = options.suspect(checkpoint, arch, input_, mean=mean, std=std, apply=apply, init=init)
     suspects.require_writable(out, overwrite=overwrite)
     with console.progress(f"repairing with {method}") as progress:
         repaired, result = audit.repair(
@@ -161,6 +165,8 @@ def evaluate(
     checkpoint: options.Checkpoint,
     data: Annotated[str, typer.Option(help="digits, tfds:NAME or npz:PATH.", show_default=False)],
     arch: options.Arch = None,
+    apply: options.Apply = None,
+    init: options.Init = None,
     input_: options.Input = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -174,13 +180,13 @@ def evaluate(
     import dataclasses
     import json
 
-    from jaxguard import evaluation
+    from jaxguard import audit
     from jaxguard.report import table
 
     found = options.dataset(data, seed)
     known = options.attack(attack, trigger, target, found)
-    suspect = options.suspect(checkpoint, arch, input_, mean, std)
-    metrics = evaluation.evaluate(suspect.apply_fn, suspect.variables, found.test, known)
+    suspect = options.suspect(checkpoint, arch, input_, mean=mean, std=std, apply=apply, init=init)
+    metrics = audit.measure(suspect, found.test, known)
     if as_json:
         print(json.dumps(dataclasses.asdict(metrics)))
     else:
@@ -191,15 +197,16 @@ def evaluate(
 def inspect(
     checkpoint: options.Checkpoint,
     arch: options.Arch = None,
+    apply: options.Apply = None,
+    init: options.Init = None,
     input_: options.Input = None,
 ) -> None:
-    """Show format, leaves, architecture and channel graph of a checkpoint."""
-    from jaxguard import checkpoints, suspects
+    """Show format, leaves, architecture and channels of a checkpoint."""
+    from jaxguard import checkpoints
     from jaxguard.cli import inspection
 
-    opened = checkpoints.load(checkpoint)
-    console.out.print(inspection.leaves(opened))
-    if arch is None and not suspects.describes_architecture(opened):
-        console.say("no architecture named: pass --arch to see the channel graph")
-        return
-    console.out.print(inspection.channels(options.suspect(checkpoint, arch, input_, None, None)))
+    console.out.print(inspection.leaves(checkpoints.load(checkpoint)))
+    suspect = options.suspect(checkpoint, arch, input_, apply=apply, init=init)
+    console.out.print(
+        inspection.structure(suspect) if suspect.graph is None else inspection.channels(suspect.graph, suspect)
+    )

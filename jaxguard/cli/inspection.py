@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from jaxguard import structural
 from jaxguard.checkpoints import Checkpoint
-from jaxguard.graph import pairing
+from jaxguard.errors import UnscorableError
+from jaxguard.graph import ChannelGraph, pairing
 from jaxguard.report.wording import printable
 from jaxguard.suspects import Suspect
 
@@ -27,9 +30,24 @@ def leaves(checkpoint: Checkpoint) -> Group:
     return Group(Text(head, style="bold"), Text(f"sha256 {checkpoint.sha256}"), *metadata, Text(), table)
 
 
-def channels(suspect: Suspect) -> Group:
+def structure(suspect: Suspect) -> Group:
+    """What makes the channels of a model that is known by names and shapes alone."""
+    title = Text("\narchitecture unknown", style="bold")
+    notes = [Text(printable(note)) for note in suspect.notes]
+    shapes = {name: np.shape(leaf) for name, leaf in suspect.variables.items()}
+    try:
+        producers = structural.find_producers(shapes)
+    except UnscorableError as error:
+        return Group(title, *notes, Text(printable(str(error))))
+    made = _table("producer", "channels", "scaled by")
+    for producer in producers:
+        width = math.prod(shapes[producer.kernel][axis] for axis in producer.axes[0])
+        made.add_row(Text(printable(producer.stem)), str(width), Text(printable(producer.norm or "nothing")))
+    return Group(title, *notes, Text(), made)
+
+
+def channels(graph: ChannelGraph, suspect: Suspect) -> Group:
     """What makes a model's channels, what is scored, and which channels belong together."""
-    graph = suspect.graph
     made = _table("producer", "channels", "gate behind", "traced at")
     for number, producer in enumerate(graph.producers):
         norm = "output" if number in graph.outputs else "itself"

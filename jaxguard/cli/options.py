@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import operator
 import pathlib
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,12 +17,24 @@ if TYPE_CHECKING:
     from jaxguard.suspects import Suspect
     from jaxguard.types import Dataset
 
-Checkpoint = Annotated[str, typer.Argument(help="A safetensors file or an Orbax directory.", show_default=False)]
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        help="File, folder or URL of a checkpoint; its format is told from its content.", show_default=False
+    ),
+]
 Arch = Annotated[
     str | None,
-    typer.Option(help="Architecture, such as wideresnet-16-1 or resnet20:width=0.5; jaxguard's own files name it."),
+    typer.Option(help="Architecture, such as wideresnet-16-1 or resnet20:width=0.5; told from the leaves otherwise."),
 ]
-Input = Annotated[str | None, typer.Option("--input", help="Image shape HxWxC; 32x32 with the file's channels.")]
+Apply = Annotated[
+    str | None, typer.Option(help="Your own model, MODULE:FUNCTION, called with (variables, images) for logits.")
+]
+Init = Annotated[
+    str | None,
+    typer.Option(help="MODULE:FUNCTION giving that model's variables, for their shapes; else as in the file."),
+]
+Input = Annotated[str | None, typer.Option("--input", help="Image shape HxWxC; by default what the leaves tell.")]
 Mean = Annotated[str | None, typer.Option(help="Per channel, subtracted from images in [0, 1]: 0.49,0.48,0.45.")]
 Std = Annotated[str | None, typer.Option(help="Per channel, what they are divided by: 0.25,0.24,0.26.")]
 Data = Annotated[
@@ -48,19 +64,42 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         raise typer.BadParameter(f"expected numbers separated by commas, got {text!r}", param_hint=option) from None
 
 
-def shape(text: str | None) -> tuple[int, int, int] | None:
-    """Parse `32x32x3`.
+def shape(text: str | None) -> tuple[int, ...] | None:
+    """Parse `32x32x3`, or `135` for vectors.
 
     Raises:
-        typer.BadParameter: not three positive integers.
+        typer.BadParameter: not positive integers.
     """
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"expected HEIGHTxWIDTHxCHANNELS, got {text!r}", param_hint="--input")
-    height, width, channels = map(int, parts)
-    return height, width, channels
+    return tuple(map(int, parts))
+
+
+def function(spec: str | None, option: str) -> Callable[..., Any] | None:
+    """Import `module:function`, also from the current folder: the user's own code, which the user names.
+
+    Raises:
+        typer.BadParameter: no such module or function.
+    """
+    if spec is None:
+        return None
+    module, _, name = spec.partition(":")
+    if not module or not name:
+        raise typer.BadParameter(f"expected MODULE:FUNCTION, got {spec!r}", param_hint=option)
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = operator.attrgetter(name)(importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise typer.BadParameter(
+            f"expected MODULE:FUNCTION that can be imported, got {spec!r}: {error}", param_hint=option
+        ) from error
+    if not callable(found):
+        raise typer.BadParameter(f"expected a function, got {spec} = {found!r}", param_hint=option)
+    return found
 
 
 def hyperparameters(assignments: list[str]) -> dict[str, Any]:
@@ -97,12 +136,40 @@ def _augmentation(name: Any) -> Any:
     return AUGMENTATIONS[name]
 
 
-def suspect(path: str, arch: str | None, input_: str | None, mean: str | None, std: str | None) -> Suspect:
-    """Open the checkpoint a command is about."""
+def suspect(
+    path: str,
+    arch: str | None,
+    input_: str | None,
+    *,
+    mean: str | None = None,
+    std: str | None = None,
+    apply: str | None,
+    init: str | None,
+) -> Suspect:
+    """Open the checkpoint a command is about.
+
+    Raises:
+        typer.BadParameter: options that contradict each other.
+    """
     from jaxguard import suspects
 
+    input_shape = shape(input_)
+    if apply is None and input_shape is not None and len(input_shape) != 3:
+        raise typer.BadParameter(f"expected HEIGHTxWIDTHxCHANNELS, got {input_!r}", param_hint="--input")
+    if apply is None and init is not None:
+        raise typer.BadParameter("expected --apply with it, got none", param_hint="--init")
+    if apply is not None and (arch or mean or std):
+        raise typer.BadParameter(
+            "expected it without --arch, --mean and --std: the function does all", param_hint="--apply"
+        )
     return suspects.load(
-        path, arch=arch, input_shape=shape(input_), mean=numbers(mean, "--mean"), std=numbers(std, "--std")
+        path,
+        arch=arch,
+        input_shape=input_shape,
+        mean=numbers(mean, "--mean"),
+        std=numbers(std, "--std"),
+        apply_fn=function(apply, "--apply"),
+        init_fn=function(init, "--init"),
     )
 
 

@@ -98,10 +98,12 @@ def test_infer_takes_the_image_shape_and_normalization():
     model, leaves = checkpoint("mlp:hidden=6", num_classes=3, input_shape=(28, 28, 1), mean=(0.5,), std=(0.25,))
     inferred = models.infer("mlp:hidden=6", leaves, input_shape=(28, 28, 1), mean=(0.5,), std=(0.25,))
     assert inferred == model
-    with pytest.raises(
-        CheckpointError, match=r"reads 784 numbers, .* multiple of the 32x32 pixels .* pass input_shape"
-    ):
-        models.infer("mlp:hidden=6", leaves)
+    assert models.infer("mlp:hidden=6", leaves).input_shape == (28, 28, 1)  # the only square image of 784 numbers
+    with pytest.raises(CheckpointError, match=r"reads 784 numbers, .* multiple of the 32x32 pixels .* input_shape"):
+        models.infer("mlp:hidden=6", leaves, input_shape=(32, 32, 1))
+    _, oblong = checkpoint("mlp:hidden=6", input_shape=(5, 7, 1))
+    with pytest.raises(CheckpointError, match=r"reads 35 numbers, .* expects a square image.* pass input_shape"):
+        models.infer("mlp:hidden=6", oblong)
     with pytest.raises(DataError, match="mean is"):
         models.infer("mlp:hidden=6", leaves, input_shape=(28, 28, 1), mean=(0.5, 0.5))
 

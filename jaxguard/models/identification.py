@@ -1,0 +1,293 @@
+"""Which architecture a checkpoint is of: told from the names and shapes of its leaves, none of which is read.
+
+The head gives the number of classes, the stem the image's channels, the head's fan-in the width. An architecture fits
+where it then expects exactly the leaves that are there.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from jaxguard.errors import ArchitectureError, CheckpointError, DataError
+from jaxguard.models import architecture, layouts
+from jaxguard.models.dialects import Shape
+from jaxguard.models.layers import Classifier
+from jaxguard.models.layouts import Layout, Leaf
+from jaxguard.models.model import Model
+
+LISTED = 4  # leaves a message lists
+CLOSE = 0.5  # share of an architecture's leaves without which it is not called close
+
+
+class HasShape(Protocol):
+    """An array, or what is known of one that was not read."""
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of its axes."""
+        ...
+
+
+class Identification(NamedTuple):
+    """What a checkpoint was found to be.
+
+    Attributes:
+        model: architecture with width, classes and input shape.
+        layout: how its leaves are named and laid out.
+        names: leaf of the checkpoint -> path in the model's variables.
+    """
+
+    model: Model
+    layout: Layout
+    names: Mapping[str, str]
+
+
+class _Attempt(NamedTuple):
+    model: Model
+    layout: Layout
+    misfits: list[str]
+    share: float
+
+
+def identify(
+    leaves: Mapping[str, HasShape],
+    *,
+    input_shape: Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Identification:
+    """Find the architecture all leaves of a checkpoint fit.
+
+    Args:
+        leaves: arrays, or the `leaves` of a checkpoint that was opened, by name.
+        input_shape: `(H, W, C)` of one image; where not given, what the leaves or the architecture tell.
+        mean: see `jaxguard.models.build`.
+        std: see `jaxguard.models.build`.
+
+    Returns:
+        The model, its layout, and where each leaf belongs.
+
+    Raises:
+        ArchitectureError: none fits; the message says which is closest and which leaves differ.
+        DataError: for an impossible `input_shape`, `mean` or `std`.
+
+    >>> from jaxguard.checkpoints import flatten
+    >>> model = architecture.build("resnet20:width=0.5", num_classes=7, input_shape=(32, 32, 3))
+    >>> found = identify(layouts.expected(model, "torch"))
+    >>> found.model.spec, found.model.num_classes, found.layout, found.names["bn1.running_var"]
+    ('resnet20:width=0.5', 7, 'torch', 'batch_stats/bn1/var')
+    """
+    attempts = []
+    for spec in _candidates(leaves):
+        attempt = _attempt(spec, leaves, input_shape)
+        if attempt is not None and not attempt.misfits:
+            model = attempt.model
+            shape = model.input_shape if input_shape is None else input_shape
+            model = architecture.build(model.spec, num_classes=model.num_classes, input_shape=shape, mean=mean, std=std)
+            expected = layouts.expected(model, attempt.layout)
+            names = {given: expected[name].path for name, given in original_names(model, leaves).items()}
+            return Identification(model, attempt.layout, names)
+        attempts += [attempt] if attempt is not None else []
+    closest = max(attempts, key=lambda attempt: attempt.share, default=None)
+    if closest is None or closest.share < CLOSE:
+        known = ", ".join(architecture.ARCHITECTURES)
+        raise ArchitectureError(
+            f"expected the leaves of an architecture that jaxguard knows ({known}), got {len(leaves)} others: "
+            f"{_listed([repr(name[:80]) for name in leaves])}; pass --arch, or your own model with --apply"
+        )
+    raise ArchitectureError(
+        f"expected the leaves of an architecture that jaxguard knows; {closest.model.spec} is closest, but "
+        f"{_listed(closest.misfits)}; pass your own model with --apply"
+    )
+
+
+def infer(
+    spec: str,
+    leaves: Mapping[str, HasShape],
+    *,
+    input_shape: Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Model:
+    """Build the model of a checkpoint: classes are read from its head, image channels from its stem.
+
+    Args:
+        spec: architecture, see `jaxguard.models.build`.
+        leaves: arrays, or the `leaves` of a checkpoint that was opened, by name.
+        input_shape: `(H, W, C)` of one image; where not given, what the leaves or the architecture tell.
+        mean: see `jaxguard.models.build`.
+        std: see `jaxguard.models.build`.
+
+    Returns:
+        A model to `bind` the leaves to; whether all of them fit is checked there.
+
+    Raises:
+        ArchitectureError: for a bad specification.
+        CheckpointError: if head or stem are missing or cannot be read.
+        DataError: for an impossible `input_shape`, `mean` or `std`.
+    """
+    probe = _probe(spec, input_shape)
+    layout, found = layouts.recognize(leaves, probe.module)
+    num_classes = _kernel(probe, probe.module.head, found, layout)[-1]
+    told = _image_shape(probe, found, layout, input_shape and input_shape[:2])
+    return architecture.build(spec, num_classes=num_classes, input_shape=input_shape or told, mean=mean, std=std)
+
+
+def original_names(model: Model, leaves: Mapping[str, object]) -> dict[str, str]:
+    """The names a checkpoint gives its leaves, by those the model's layout has for them: without wrappers' prefixes."""
+    return layouts.recognize({name: name for name in leaves}, model.module)[1]
+
+
+def misfits(model: Model, expected: Mapping[str, Leaf], found: Mapping[str, HasShape]) -> list[str]:
+    """What keeps leaves from fitting a model, one clause each, telling ones first."""
+    telling = sorted(expected.items(), key=lambda item: -len(item[1].shape))  # kernels before vectors
+    clauses = [
+        f"leaf {name!r} is {found[name].shape}, {model.spec} expects {leaf.shape}"
+        for name, leaf in telling
+        if name in found and found[name].shape != leaf.shape
+    ]
+    clauses += [f"leaf {name!r} {leaf.shape} is missing" for name, leaf in telling if name not in found]
+    clauses += [
+        f"leaf {name[:80]!r} {leaf.shape} is not part of {model.spec}"
+        for name, leaf in found.items()
+        if name not in expected
+    ]
+    return clauses
+
+
+def require_fit(model: Model, expected: Mapping[str, Leaf], found: Mapping[str, HasShape], place: str) -> None:
+    """Refuse leaves that do not fit, and say what would.
+
+    Raises:
+        CheckpointError: the first misfits and, where it can be found, the specification that fits.
+    """
+    clauses = misfits(model, expected, found)
+    if clauses:
+        raise CheckpointError(f"{place}{_listed(clauses)}; {_remedy(model, found)}")
+
+
+def _listed(clauses: Sequence[str]) -> str:
+    more = f"; and {len(clauses) - LISTED} more" if len(clauses) > LISTED else ""
+    return "; ".join(clauses[:LISTED]) + more
+
+
+def _remedy(model: Model, found: Mapping[str, HasShape]) -> str:
+    """What would make the leaves fit, found by trying every architecture."""
+    for spec in dict.fromkeys([model.spec, *_candidates(found)]):
+        attempt = _attempt(spec, found, model.input_shape)
+        if attempt is None or attempt.misfits:
+            continue
+        fit, advice = attempt.model, []
+        if fit.spec.split(":")[0] != model.spec.split(":")[0]:
+            advice.append(f"is it a {fit.spec}? pass --arch {fit.spec}")
+        elif fit.spec != model.spec:
+            advice.append(f"was it trained with {fit.spec.partition(':')[2] or 'width=1'}? pass --arch {fit.spec}")
+        if fit.num_classes != model.num_classes:
+            advice.append(f"it has {fit.num_classes} classes, pass num_classes={fit.num_classes}")
+        if fit.input_shape != model.input_shape:
+            advice.append(f"it reads other images, pass input_shape={fit.input_shape}")
+        return "; ".join(advice)
+    known = ", ".join(architecture.ARCHITECTURES)
+    return f"no architecture fits, jaxguard knows {known}; was the network changed or renamed?"
+
+
+def _candidates(leaves: Mapping[str, HasShape]) -> Iterator[str]:
+    """Every architecture, and those whose depth and width only the leaves can tell."""
+    _, found = layouts.recognize(leaves)
+    yield from architecture.variants()
+    names = [name.removeprefix("params/").replace("/", ".").replace("_", ".") for name in found]
+    blocks = len({match[0] for name in names if (match := re.match(r"block1\.layer\.\d+\.", name))})
+    if blocks:
+        first = dict(zip(names, found.values(), strict=True)).get("block1.layer.0.bn2.bias")
+        if first is not None and len(first.shape) == 1 and first.shape[0] >= 16:
+            yield f"wideresnet-{6 * blocks + 4}-{first.shape[0] // 16}"
+    units = [leaf.shape for name, leaf in sorted(found.items()) if re.fullmatch(r"(params/)?fc\d+[./](bias)", name)]
+    if units and all(len(shape) == 1 and shape[0] > 0 for shape in units):
+        yield "mlp:hidden=" + "x".join(str(shape[0]) for shape in units)
+
+
+def _attempt(spec: str, leaves: Mapping[str, HasShape], input_shape: Sequence[int] | None) -> _Attempt | None:
+    """The architecture at the width that explains the leaves best; None where it has no such stem."""
+    name, options = architecture.parse(spec)
+    try:
+        probe = _probe(spec, input_shape)
+        layout, found = layouts.recognize(leaves, probe.module)
+        shape = _image_shape(probe, found, layout, input_shape and input_shape[:2])
+        head = found.get(_name(probe, probe.module.head, layout))
+        num_classes = _kernel(probe, probe.module.head, found, layout)[-1] if head is not None else 1
+        attempts = []
+        for width in _candidate_widths(probe, found, layout) if "width" in options else (None,):
+            chosen = options if width is None else {**options, "width": width}
+            model = architecture.build(architecture.canonical(name, chosen), num_classes=num_classes, input_shape=shape)
+            expected = layouts.expected(model, layout)
+            clauses = misfits(model, expected, found)
+            attempts.append(_Attempt(model, layout, clauses, len(expected.keys() & found.keys()) / len(expected)))
+    except (ArchitectureError, CheckpointError, DataError):  # no such stem, too small images, odd heads
+        return None
+    return min(attempts, key=lambda attempt: len(attempt.misfits), default=None)
+
+
+def _probe(spec: str, input_shape: Sequence[int] | None) -> Model:
+    return architecture.build(spec, num_classes=1, input_shape=input_shape or (*Classifier.default_size, 1))
+
+
+def _candidate_widths(model: Model, found: Mapping[str, HasShape], layout: Layout) -> list[float]:
+    """Width multipliers that explain the head's fan-in, simple numbers first."""
+    if _name(model, model.module.head, layout) not in found:
+        return [1.0]
+    fan_in = model.shapes()["params"][model.module.head]["kernel"].shape[0]
+    width = model.module.width * _kernel(model, model.module.head, found, layout)[-2] / fan_in
+    return [value for value in dict.fromkeys([round(width, 2), round(width, 3), width]) if value > 0]
+
+
+def _image_shape(
+    model: Model, found: Mapping[str, HasShape], layout: Layout, size: Sequence[int] | None
+) -> tuple[int, int, int]:
+    """`(H, W, C)`: `size` as given, or as the leaves or else the architecture tell; `C` as the stem reads it."""
+    fan_in = _kernel(model, model.module.stem, found, layout)[-2]
+    if model.module.stem in model.module.flattened(model.input_shape):  # reads all pixels at once
+        return _flattened_shape(model, fan_in, size)
+
+    def shape_of(path: str) -> Shape | None:
+        leaf = found.get(layouts.name_of(f"params/{path}", layout, model.module))
+        return None if leaf is None else leaf.shape
+
+    height, width = size or model.module.input_size(shape_of) or model.module.default_size
+    return height, width, fan_in
+
+
+def _flattened_shape(model: Model, fan_in: int, size: Sequence[int] | None) -> tuple[int, int, int]:
+    """An image of `fan_in` numbers: of the size given, or a square one, grey or in colour."""
+    if size:
+        height, width = size
+        if fan_in % (height * width) == 0:
+            return height, width, fan_in // (height * width)
+        raise CheckpointError(
+            f"the first layer reads {fan_in} numbers, {model.spec} expects a multiple of the {height}x{width} pixels "
+            "of an image; pass input_shape=(H, W, C)"
+        )
+    for channels in (1, 3):
+        side = math.isqrt(fan_in // channels)
+        if side and side * side * channels == fan_in:
+            return side, side, channels
+    raise CheckpointError(
+        f"the first layer reads {fan_in} numbers, {model.spec} expects a square image, grey or in colour; "
+        "pass input_shape=(H, W, C)"
+    )
+
+
+def _name(model: Model, layer: str, layout: Layout) -> str:
+    return layouts.name_of(f"params/{layer}/kernel", layout, model.module)
+
+
+def _kernel(model: Model, layer: str, found: Mapping[str, HasShape], layout: Layout) -> Shape:
+    """Shape of a layer's kernel as the variables hold it."""
+    leaf = found.get(_name(model, layer, layout))
+    if leaf is None or len(leaf.shape) not in (2, 4) or min(leaf.shape) == 0:
+        raise CheckpointError(
+            f"leaf {_name(model, layer, layout)!r} is missing or not a kernel, {model.spec} needs it; "
+            f"the checkpoint has {', '.join(repr(name[:80]) for name in list(found)[:LISTED])}, ...; "
+            f"choose the architecture it was trained with: {', '.join(architecture.ARCHITECTURES)}"
+        )
+    return layouts.from_layout(leaf.shape, layout)
