@@ -13,13 +13,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxguard.checkpoints import header
+from jaxguard.checkpoints import header, limits
 from jaxguard.errors import CheckpointError
 
 MAX_MEMBERS = 100_000
 MAX_DIRECTORY_BYTES = 2**24
-FREE_INFLATED_BYTES, MAX_INFLATION = 2**26, 100
-"""All deflated members together may hold 64 MiB plus a hundred times the size of the file; weights deflate badly."""
 
 _MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -161,12 +159,7 @@ def open_archive(path: pathlib.Path, given: str) -> Archive:
         if first < end_before:
             raise _refusal(given, entry, f"a member behind byte {end_before}", f"{first}, on top of another member")
         end_before = end
-    inflated = sum(member.size for member in members.values() if member.deflated)
-    if inflated > (most := FREE_INFLATED_BYTES + MAX_INFLATION * content.size):
-        raise CheckpointError(
-            f"{given}: expected deflated content of at most {most} bytes in a file of {content.size}, found {inflated} "
-            "announced; it is a decompression bomb, unless you know its author: then pack it without compression"
-        )
+    limits.check_announced(sum(member.size for member in members.values() if member.deflated), content.size, given)
     return Archive(given, {name: member for name, member in members.items() if not name.endswith("/")}, content)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import atomic, msgpack, orbax, safetensors, trees
+from jaxguard.checkpoints import atomic, msgpack, orbax, pickled, pytorch, pytorch_legacy, safetensors, trees
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.errors import CheckpointError
 
@@ -41,15 +41,13 @@ FORMATS: Mapping[str, Format] = {
     ),
     "orbax": Format(orbax.is_orbax, orbax.open_checkpoint, orbax.write_checkpoint, ""),
     "msgpack": Format(msgpack.is_msgpack, msgpack.open_checkpoint, msgpack.write_checkpoint, ".msgpack"),
+    "pytorch": Format(pytorch.is_pytorch, pytorch.open_checkpoint, None, ".pt"),
+    "pytorch-legacy": Format(pytorch_legacy.is_pytorch_legacy, pytorch_legacy.open_checkpoint, None, ".pth"),
+    "pickle": Format(pickled.is_pickle, pickled.open_checkpoint, None, ".pkl"),
 }
 
-_PICKLED = (
-    "a pickled file, which jaxguard does not open yet: unpickling runs code; "
-    "ask its author for safetensors, or convert it in a sandbox with safetensors.torch.save_file"
-)
 _FOREIGN = (
-    (b"\x80", f"a Python or PyTorch .pth pickle ({_PICKLED})"),
-    (b"PK\x03\x04", f"a zip archive: a PyTorch .pth ({_PICKLED}), a .keras or an .npz file"),
+    (b"PK\x03\x04", "a zip archive that holds no PyTorch, NumPy or Keras checkpoint, or whose download was cut short"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 (Keras .h5) file; save its weights as safetensors"),
     (b"version https://git-lfs", "a Git LFS pointer in place of the file; run `git lfs pull`"),
 )

@@ -47,3 +47,17 @@ def check_announced(announced: int, size: int, given: str) -> None:
             f"{given}: expected at most {allowance} bytes of arrays in {size} bytes on disk, "
             f"found {announced} announced; the checkpoint is damaged or hostile, get it again from its author"
         )
+
+
+def checked_shape(found: Any) -> tuple[int, ...]:
+    """The shape that a file announces, believed.
+
+    Raises:
+        ValueError: it is no tuple or list of sizes, or numpy cannot describe an array of it.
+
+    >>> checked_shape([3, 0])
+    (3, 0)
+    """
+    if not isinstance(found, (list, tuple)) or len(found) > MAX_AXES or not are_sizes(found) or not fits_memory(found):
+        raise ValueError("a shape that is not at most 32 sizes that fit an address space")
+    return tuple(found)

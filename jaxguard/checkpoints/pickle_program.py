@@ -19,6 +19,7 @@ MAX_PICKLE_BYTES = 2**28
 MAX_OPCODES = 2**21
 _MAX_INT_BITS = 1024
 _MAX_MEMO_INDEX = 2**32
+_MAX_GLOBALS, _MAX_NAME = 10_000, 1_000
 _MAX_KEY = 2**61 - 1  # the modulus of Python's integer hash: larger integers can be chosen to collide
 _REMEDY = "the file is damaged or hostile, get it again from its author, as safetensors where possible"
 
@@ -47,6 +48,17 @@ class Record:
     state: Any = None
     entries: dict[Any, Any] | None = None
     elements: list[Any] | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Unreadable:
+    """An array that is there but that nothing here can read.
+
+    Attributes:
+        kind: what it is, such as `a quantized tensor`.
+    """
+
+    kind: str
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -129,7 +141,9 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.globals: dict[tuple[str, str], Global] = {}
         self.foreign: dict[str, None] = {}
+        self.handed_over = 0
         push = self.stack.append
         handlers: dict[str, Callable[[Any], Any]] = dict.fromkeys(_PUSHED, push)
         handlers |= dict.fromkeys(_INTEGERS, self.integer)
@@ -237,8 +251,12 @@ class _Machine:
         target.update(_entries(flat))
 
     def found_global(self, module: Any, name: Any) -> Global:
-        if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("a global whose name is no text")
+        if not isinstance(module, str) or not isinstance(name, str) or max(len(module), len(name)) > _MAX_NAME:
+            raise ValueError(f"a global whose name is no text of at most {_MAX_NAME} characters")
+        if (known := self.globals.get((module, name))) is not None:
+            return known
+        if len(self.globals) >= _MAX_GLOBALS:
+            raise ValueError(f"more than {_MAX_GLOBALS} names of classes and functions")
         full = f"{module}.{name}"
         if full not in self.builders:
             if runs_code(module, name):
@@ -247,7 +265,8 @@ class _Machine:
                     f"{header.shown(full)}, which no model needs; nothing was run, do not load it elsewhere"
                 )
             self.foreign[full] = None
-        return Global(full)
+        found = self.globals[module, name] = Global(full)
+        return found
 
     def called(self, function: Any, args: Any) -> Any:
         if not isinstance(function, Global):
@@ -255,7 +274,13 @@ class _Machine:
         if not isinstance(args, tuple):
             raise ValueError(f"arguments that are a {type(args).__name__}")
         builder = self.builders.get(function.name)
-        return Record(function.name, args) if builder is None else builder(*args)
+        if builder is None:
+            return Record(function.name, args)
+        # A builder may copy a container; one container must not be copied again and again.
+        self.handed_over += sum(len(item) for item in args if isinstance(item, list | dict))
+        if self.handed_over > MAX_OPCODES:
+            raise ValueError(f"functions called on more than {MAX_OPCODES} items")
+        return builder(*args)
 
     def called_with_names(self, function: Any, args: Any, named: Any) -> Any:
         if not isinstance(function, Global) or not isinstance(args, tuple) or not isinstance(named, dict):

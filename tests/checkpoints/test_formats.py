@@ -23,8 +23,8 @@ def children(folder: pathlib.Path) -> list[str]:
     ("content", "message"),
     [
         (b"", "empty file"),
-        (b"\x80\x02}q\x00.", "pickled file, which jaxguard does not open yet"),
-        (b"PK\x03\x04" + bytes(40), r"\.pth .*unpickling runs code"),
+        (b"\x80\x02}q\x00.", "pickle that holds arrays or tensors, found none"),
+        (b"PK\x03\x04" + bytes(40), "zip archive .* download was cut short"),
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"plain text, and more of it", r"safetensors or orbax.*b'plain te'"),
@@ -38,21 +38,13 @@ def test_other_files_are_named_for_what_they_are(content, message, tmp_path):
     assert str(path) in str(caught.value)
 
 
-def test_the_third_party_originals_are_refused_without_running_them(shared_data):
-    originals = list((shared_data / "checkpoints" / "originals").iterdir())
-    assert originals
-    for path in originals:
-        with pytest.raises(CheckpointError, match=r"pickled|HDF5"):
-            checkpoints.load(path)
-
-
 def test_a_pickle_runs_no_code(tmp_path):
     class Bomb:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
     (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(CheckpointError, match="pickled"):
+    with pytest.raises(CheckpointError, match="code-execution pickle"):
         checkpoints.load(tmp_path / "model.safetensors")
     assert not (tmp_path / "executed").exists()
 
