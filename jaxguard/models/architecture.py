@@ -24,6 +24,7 @@ from jaxguard.models.mlp import MLP
 from jaxguard.models.mobilenet_v2 import MobileNetV2
 from jaxguard.models.mobilenet_v3 import LARGE, SMALL, MobileNetV3, Stages
 from jaxguard.models.model import Model
+from jaxguard.models.options import Option, choice, count, number, sizes, to_text
 from jaxguard.models.preact_resnet import PreActResNet
 from jaxguard.models.resnet import ResNet
 from jaxguard.models.resnet_cifar import CifarResNet
@@ -31,73 +32,13 @@ from jaxguard.models.vgg import VGG
 from jaxguard.models.vit import VisionTransformer
 from jaxguard.models.wide_resnet import WideResNet
 
-
-@dataclass(frozen=True)
-class Option:
-    """One option of an architecture.
-
-    Attributes:
-        default: value where the specification does not give one.
-        parse: text to value, raises ValueError for a bad one.
-        expects: what a value looks like, for messages.
-        choices: all values where there are few.
-    """
-
-    default: Any
-    parse: Callable[[str], Any]
-    expects: str
-    choices: tuple[str, ...] = ()
-
-
-def _positive_float(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(text)
-    return value
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text, re.ASCII):
-        raise ValueError(text)
-    return tuple(int(size) for size in text.split("x"))
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch(r"\d{1,3}", text, re.ASCII):
-        raise ValueError(text)
-    return int(text)
-
-
-def _depth(text: str) -> int:
-    depth = _count(text)
-    if depth == 0:
-        raise ValueError(text)
-    return depth
-
-
-def _four_depths(text: str) -> tuple[int, ...]:
-    depths = tuple(_depth(depth) for depth in text.split("x"))
-    if len(depths) != 4:
-        raise ValueError(text)
-    return depths
-
-
-def _choice(*choices: str) -> Option:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(text)
-        return text
-
-    return Option(choices[0], parse, " or ".join(choices), choices)
-
-
-WIDTH = Option(1.0, _positive_float, "a positive number such as 0.5")
-HIDDEN = Option((512, 512), _sizes, "units joined by x, such as 512x512")
-CLASSIFIER = _choice("small", "torchvision")
-NORM = _choice("batch", "none")
-STEM = _choice("imagenet", "cifar")
-EPSILON = Option(1e-3, _positive_float, "the BatchNorms' epsilon: 0.001 in torchvision, 1e-05 in timm")
-HEADS = Option(0, _count, "a number of attention heads, 0 for one per 64 channels")
+WIDTH = number(1.0, "a positive number such as 0.5")
+HIDDEN = sizes((512, 512), "units joined by x, such as 512x512")
+CLASSIFIER = choice("small", "torchvision")
+NORM = choice("batch", "none")
+STEM = choice("imagenet", "cifar")
+EPSILON = number(1e-3, "the BatchNorms' epsilon: 0.001 in torchvision, 1e-05 in timm")
+HEADS = count(0, "a number of attention heads, 0 for one per 64 channels", least=0)
 
 
 @dataclass(frozen=True)
@@ -169,7 +110,7 @@ CONVNEXT_SIZES = {"tiny": (96, 9), "small": (96, 27), "base": (128, 27), "large"
 def _vit(size: str, patch: int) -> Architecture:
     channels, blocks = VIT_SIZES[size]
     module_fn = functools.partial(VisionTransformer, patch=patch, channels=channels)
-    depth = Option(blocks, _depth, "a number of blocks such as 12")
+    depth = count(blocks, "a number of blocks such as 12", least=1)
     options = {"width": WIDTH, "depth": depth, "heads": HEADS}
     return Architecture(module_fn, f"ViT-{size.capitalize()}, patches of {patch}x{patch}", options)
 
@@ -177,7 +118,7 @@ def _vit(size: str, patch: int) -> Architecture:
 def _convnext(size: str) -> Architecture:
     channels, third = CONVNEXT_SIZES[size]
     module_fn = functools.partial(ConvNeXt, channels=tuple(channels * 2**stage for stage in range(4)))
-    depths = Option((3, 3, third, 3), _four_depths, f"the blocks of four stages, such as 3x3x{third}x3")
+    depths = sizes((3, 3, third, 3), f"the blocks of four stages, such as 3x3x{third}x3", length=4)
     return Architecture(module_fn, f"ConvNeXt-{size.capitalize()}", {"width": WIDTH, "depths": depths})
 
 
@@ -324,7 +265,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
         except ValueError:
             raise ArchitectureError(
                 f"option {option}={value!r} in {spec!r} is not {known[option].expects}; "
-                f"write {name}:{option}={_text(known[option].default)} for the default"
+                f"write {name}:{option}={to_text(known[option].default)} for the default"
             ) from None
     return name, options
 
@@ -336,14 +277,8 @@ def canonical(name: str, options: Mapping[str, Any]) -> str:
     'mlp:hidden=64'
     """
     known = find(name).options
-    changed = [f"{key}={_text(value)}" for key, value in options.items() if value != known[key].default]
+    changed = [f"{key}={to_text(value)}" for key, value in options.items() if value != known[key].default]
     return f"{name}:{','.join(changed)}" if changed else name
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "x".join(str(size) for size in value)
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
