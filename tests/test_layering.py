@@ -35,6 +35,7 @@ THIRD_PARTY = {
     "tensorflow_datasets": {"data"},
     "matplotlib": {"report"},
     "msgpack": {"checkpoints"},
+    "pyfive": {"checkpoints"},
     "jinja2": {"report"},
     "PIL": {"data", "report"},
     "typer": {"cli"},

@@ -13,7 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import atomic, msgpack, orbax, pickled, pytorch, pytorch_legacy, safetensors, trees
+from jaxguard.checkpoints import (
+    atomic,
+    equinox,
+    keras,
+    msgpack,
+    npz,
+    orbax,
+    pickled,
+    pytorch,
+    pytorch_legacy,
+    safetensors,
+    trees,
+)
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.errors import CheckpointError
 
@@ -36,19 +48,22 @@ class Format:
 
 
 FORMATS: Mapping[str, Format] = {
+    # before safetensors, whose ninth byte can open a bracket in the line of JSON
+    "equinox": Format(equinox.is_equinox, equinox.open_checkpoint, None, ".eqx"),
     "safetensors": Format(
         safetensors.is_safetensors, safetensors.open_checkpoint, safetensors.write_checkpoint, ".safetensors"
     ),
     "orbax": Format(orbax.is_orbax, orbax.open_checkpoint, orbax.write_checkpoint, ""),
     "msgpack": Format(msgpack.is_msgpack, msgpack.open_checkpoint, msgpack.write_checkpoint, ".msgpack"),
+    "keras": Format(keras.is_keras, keras.open_checkpoint, None, ".h5"),
     "pytorch": Format(pytorch.is_pytorch, pytorch.open_checkpoint, None, ".pt"),
     "pytorch-legacy": Format(pytorch_legacy.is_pytorch_legacy, pytorch_legacy.open_checkpoint, None, ".pth"),
+    "npz": Format(npz.is_npz, npz.open_checkpoint, None, ".npz"),
     "pickle": Format(pickled.is_pickle, pickled.open_checkpoint, None, ".pkl"),
 }
 
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive that holds no PyTorch, NumPy or Keras checkpoint, or whose download was cut short"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 (Keras .h5) file; save its weights as safetensors"),
     (b"version https://git-lfs", "a Git LFS pointer in place of the file; run `git lfs pull`"),
 )
 _STEP_SUFFIX = re.compile(r"(.+)@(\d{1,18})", re.DOTALL)
