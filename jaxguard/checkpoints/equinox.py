@@ -1,0 +1,79 @@
+"""Equinox's `tree_serialise_leaves`: npy records one after the other, behind a line of JSON where the user wrote one.
+
+The tree is in the program that wrote the file, so leaves have positions for names: `0`, `1`, ...
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxguard.checkpoints import header, limits, npy
+from jaxguard.checkpoints.checkpoint import Checkpoint, LeafSpec
+from jaxguard.errors import CheckpointError
+
+_MAX_LINE_BYTES = 2**16
+_REMEDY = "the download was cut short, or the file is damaged; get it again from its author"
+
+
+def is_equinox(path: pathlib.Path) -> bool:
+    """True for a file that starts with an npy record, or with one line of JSON and then an npy record."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(len(npy.MAGIC))
+        if start == npy.MAGIC:
+            return True
+        return start.startswith(b"{") and npy.MAGIC in (start + file.read(_MAX_LINE_BYTES)).partition(b"\n")[2][:6]
+
+
+def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
+    """Finds the records of a file and checks their headers; a single npy file is one record.
+
+    Args:
+        path: a regular file; it must not be shortened in place while the arrays are in use.
+        given: the path as the user wrote it.
+
+    Returns:
+        A checkpoint with the leaves `0`, `1`, ... in the order of the tree, read-only views of the file where they are
+        aligned; its metadata are the entries of the JSON line.
+
+    Raises:
+        CheckpointError: bytes that are no record, or a record cut short.
+    """
+    content: np.ndarray = np.memmap(path, dtype=np.uint8, mode="r")
+    line = b""
+    if content[:1].tobytes() == b"{":
+        line = content[: _MAX_LINE_BYTES + len(npy.MAGIC)].tobytes().partition(b"\n")[0] + b"\n"
+    fields = header.parse(line, given) if line else {}
+    position = len(line)
+    records: dict[str, npy.Record] = {}
+    places: dict[str, int] = {}
+    leaves: dict[str, LeafSpec] = {}
+    while position < content.size:
+        name = str(len(leaves))
+        try:
+            record = npy.parse(content[position : position + npy.HEAD_BYTES].tobytes())
+            if position + record.nbytes > content.size:
+                raise ValueError(f"{record.nbytes} bytes announced and {content.size - position} left in the file")
+            if len(leaves) >= limits.MAX_LEAVES:
+                raise ValueError("more leaves than any network has")
+            leaves[name] = record.spec
+        except ValueError as error:
+            raise CheckpointError(
+                f"{given}: leaf {name} at byte {position}: expected an npy record of numbers, found {error}; {_REMEDY}"
+            ) from error
+        records[name], places[name] = record, position
+        position += record.nbytes
+    if not leaves:
+        raise CheckpointError(f"{given}: expected npy records, found none; {_REMEDY}")
+
+    def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: records[name].array(content[places[name] :][: records[name].nbytes]) for name in names}
+
+    return Checkpoint(given, "equinox", leaves, _texts(fields), path, read_fn)
+
+
+def _texts(fields: dict[str, object]) -> dict[str, str]:
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in fields.items()}

@@ -1,0 +1,75 @@
+"""NumPy's npz: a zip archive of npy records, one per leaf, mapped where they are stored and inflated where not."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxguard.checkpoints import archive, header, limits, npy
+from jaxguard.checkpoints.checkpoint import Checkpoint, LeafSpec
+from jaxguard.errors import CheckpointError
+
+_SUFFIX = ".npy"
+_MAX_NOTE_LENGTH = 1000
+_REMEDY = "the file is damaged or hostile, get it again from its author"
+
+
+def is_npz(path: pathlib.Path) -> bool:
+    """True for a zip archive all of whose members are called `.npy`."""
+    names = archive.member_names(path)
+    return bool(names) and all(name.endswith(_SUFFIX) for name in names)
+
+
+def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
+    """Checks the headers of all members.
+
+    Args:
+        path: a regular file; it must not be shortened in place while the arrays are in use.
+        given: the path as the user wrote it.
+
+    Returns:
+        A checkpoint of the arrays of numbers, under the names they were saved with; single texts are its metadata.
+
+    Raises:
+        CheckpointError: an archive that is not sound, an array of objects or of other things than numbers, or a member
+            that is not as large as its header says.
+    """
+    opened = archive.open_archive(path, given)
+    records: dict[str, npy.Record] = {}
+    leaves: dict[str, LeafSpec] = {}
+    metadata: dict[str, str] = {}
+    for member, place in opened.members.items():
+        name = member.removesuffix(_SUFFIX)
+        try:
+            record = npy.parse(opened.head(member, npy.HEAD_BYTES))
+            if record.nbytes != place.size:
+                raise ValueError(f"{place.size} bytes where its header announces {record.nbytes}")
+            if record.stored.kind == "U" and record.shape == () and record.nbytes < 4 * _MAX_NOTE_LENGTH:
+                metadata[_text(name)] = _text(str(record.array(opened.view(member))))
+                continue
+            leaves[_name(name)], records[name] = record.spec, record
+        except ValueError as error:
+            raise CheckpointError(
+                f"{given}: leaf {header.shown(name)}: expected an npy record of numbers, found {error}; {_REMEDY}"
+            ) from error
+    if not leaves or len(leaves) > limits.MAX_LEAVES:
+        raise CheckpointError(
+            f"{given}: expected 1 to {limits.MAX_LEAVES} arrays, found {len(leaves)}; save the model's arrays again"
+        )
+    limits.check_announced(sum(spec.nbytes for spec in leaves.values()), path.stat().st_size, given)
+
+    def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: records[name].array(opened.view(name + _SUFFIX)) for name in names}
+
+    return Checkpoint(given, "npz", leaves, metadata, path, read_fn)
+
+
+def _name(name: str) -> str:
+    if len(name) > limits.MAX_NAME_LENGTH:
+        raise ValueError(f"a name of {len(name)} characters")
+    name.encode()  # zip names are cp437 or UTF-8; a lone surrogate raises the ValueError it should
+    return name
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
