@@ -19,8 +19,6 @@ from jaxguard.models.dialects import Shape
 from jaxguard.models.layers import Classifier
 from jaxguard.models.model import Model
 
-T = TypeVar("T")
-
 Layout = Literal["flax"] | dialects.Name
 
 Thing = TypeVar("Thing")
