@@ -20,8 +20,9 @@ def native(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
+    if array.dtype != dtype:
+        array = array.view(dtype)
     if not array.flags.aligned:
-        array = array.copy()
-    array = array if array.dtype == dtype else array.view(dtype)
+        array = array.copy(order="K")
     array.flags.writeable = False
     return array
