@@ -3,7 +3,7 @@
 The weights are those of the authors', of torchvision's and of timm's networks; stochastic depth is never active.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -99,6 +99,12 @@ class ConvNeXt(layers.Classifier, kw_only=True):
     def head(self) -> str:
         """Name of the dense layer that gives the logits."""
         return "head_fc"
+
+    @property
+    def landmarks(self) -> Sequence[str]:
+        """The last blocks tell depths apart."""
+        last = (f"stages_{stage}_blocks_{n - 1}/conv_dw" for stage, n in enumerate(self.depths))
+        return (*super().landmarks, *last)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

@@ -95,8 +95,9 @@ class DenseNet(layers.Classifier, kw_only=True):
 
     @property
     def landmarks(self) -> Sequence[str]:
-        """Layers whose names tell the dialects apart."""
-        return ("features_denseblock1_denselayer1/conv1",)
+        """The first layer tells the dialects apart, the last ones depths."""
+        last = (f"features_denseblock{block}_denselayer{n}/conv1" for block, n in enumerate(self.blocks, start=1))
+        return ("features_denseblock1_denselayer1/conv1", *last)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

@@ -17,7 +17,7 @@ from jaxguard.models.layouts import Layout, Leaf
 from jaxguard.models.model import Model
 
 LISTED = 4  # leaves a message lists
-CLOSE = 0.5  # share of an architecture's leaves without which it is not called close
+CLOSE = 0.5  # share of common leaves below which no architecture is called close
 
 
 class HasShape(Protocol):
@@ -81,24 +81,32 @@ def identify(
     attempts = []
     for spec in _candidates(leaves):
         attempt = _attempt(spec, leaves, input_shape)
-        if attempt is not None and not attempt.misfits:
-            model = attempt.model
-            shape = model.input_shape if input_shape is None else input_shape
-            model = architecture.build(model.spec, num_classes=model.num_classes, input_shape=shape, mean=mean, std=std)
-            expected = layouts.expected(model, attempt.layout)
-            names = {given: expected[name].path for name, given in original_names(model, leaves).items()}
-            return Identification(model, attempt.layout, names)
         attempts += [attempt] if attempt is not None else []
-    closest = max(attempts, key=lambda attempt: attempt.share, default=None)
+        if attempt is not None and not attempt.misfits and attempt.model.spec == spec:
+            break  # a published width; the same leaves may be another family's at an odd one
+    else:
+        attempt = max(attempts, key=lambda attempt: (not attempt.misfits, attempt.share), default=None)
+    if attempt is None or attempt.misfits:
+        raise _unknown(leaves, attempt)
+    model, layout = attempt.model, attempt.layout
+    shape = model.input_shape if input_shape is None else input_shape
+    model = architecture.build(model.spec, num_classes=model.num_classes, input_shape=shape, mean=mean, std=std)
+    expected = layouts.expected(model, layout)
+    names = {given: expected[name].path for name, given in original_names(model, leaves).items()}
+    return Identification(model, layout, names)
+
+
+def _unknown(leaves: Mapping[str, HasShape], closest: _Attempt | None) -> ArchitectureError:
+    expected = (
+        f"expected the leaves of one of {len(architecture.ARCHITECTURES)} architectures (jaxguard.models.ARCHITECTURES)"
+    )
     if closest is None or closest.share < CLOSE:
-        known = ", ".join(architecture.ARCHITECTURES)
-        raise ArchitectureError(
-            f"expected the leaves of an architecture that jaxguard knows ({known}), got {len(leaves)} others: "
-            f"{_listed([repr(name[:80]) for name in leaves])}; pass --arch, or your own model with --apply"
+        first = ", ".join(repr(name[:80]) for name in list(leaves)[:LISTED])
+        return ArchitectureError(
+            f"{expected}, got {len(leaves)} others: {first}, ...; pass --arch, or your own model with --apply"
         )
-    raise ArchitectureError(
-        f"expected the leaves of an architecture that jaxguard knows; {closest.model.spec} is closest, but "
-        f"{_listed(closest.misfits)}; pass your own model with --apply"
+    return ArchitectureError(
+        f"{expected}; {closest.model.spec} is closest, but {_listed(closest.misfits)}; pass your own model with --apply"
     )
 
 
@@ -209,10 +217,12 @@ def _candidates(leaves: Mapping[str, HasShape]) -> Iterator[str]:
 
 def _attempt(spec: str, leaves: Mapping[str, HasShape], input_shape: Sequence[int] | None) -> _Attempt | None:
     """The architecture at the width that explains the leaves best; None where it has no such stem."""
-    name, options = architecture.parse(spec)
     try:
+        name, options = architecture.parse(spec)
         probe = _probe(spec, input_shape)
         layout, found = layouts.recognize(leaves, probe.module)
+        if any(_name(probe, layer, layout) not in found for layer in {*probe.module.landmarks} - {probe.module.head}):
+            return None
         shape = _image_shape(probe, found, layout, input_shape and input_shape[:2])
         head = found.get(_name(probe, probe.module.head, layout))
         num_classes = _kernel(probe, probe.module.head, found, layout)[-1] if head is not None else 1
@@ -222,7 +232,8 @@ def _attempt(spec: str, leaves: Mapping[str, HasShape], input_shape: Sequence[in
             model = architecture.build(architecture.canonical(name, chosen), num_classes=num_classes, input_shape=shape)
             expected = layouts.expected(model, layout)
             clauses = misfits(model, expected, found)
-            attempts.append(_Attempt(model, layout, clauses, len(expected.keys() & found.keys()) / len(expected)))
+            same = sum(name in found and found[name].shape == leaf.shape for name, leaf in expected.items())
+            attempts.append(_Attempt(model, layout, clauses, same / len(expected.keys() | found.keys())))
     except (ArchitectureError, CheckpointError, DataError):  # no such stem, too small images, odd heads
         return None
     return min(attempts, key=lambda attempt: len(attempt.misfits), default=None)
@@ -233,12 +244,14 @@ def _probe(spec: str, input_shape: Sequence[int] | None) -> Model:
 
 
 def _candidate_widths(model: Model, found: Mapping[str, HasShape], layout: Layout) -> list[float]:
-    """Width multipliers that explain the head's fan-in, simple numbers first."""
-    if _name(model, model.module.head, layout) not in found:
-        return [1.0]
-    fan_in = model.shapes()["params"][model.module.head]["kernel"].shape[0]
-    width = model.module.width * _kernel(model, model.module.head, found, layout)[-2] / fan_in
-    return [value for value in dict.fromkeys([round(width, 2), round(width, 3), width]) if value > 0]
+    """Width multipliers that explain the head's fan-in or the stem's channels, simple numbers first."""
+    kernels = model.shapes()["params"]
+    widths = []
+    for layer, axis in ((model.module.head, -2), (model.module.stem, -1)):
+        if _name(model, layer, layout) in found:
+            ratio = _kernel(model, layer, found, layout)[axis] / kernels[layer]["kernel"].shape[axis]
+            widths += [round(model.module.width * ratio, digits) for digits in (2, 3, 12)]
+    return [width for width in dict.fromkeys(widths) if width > 0]
 
 
 def _image_shape(

@@ -53,7 +53,7 @@ class Classifier(nn.Module, kw_only=True):
 
     @property
     def landmarks(self) -> Sequence[str]:
-        """Layers whose names tell the dialects apart."""
+        """Layers whose names tell the dialects apart, and networks of other depths from this one."""
         return (self.stem, self.head)
 
     def input_size(self, shape_of: Callable[[str], Shape | None]) -> tuple[int, int] | None:

@@ -5,12 +5,14 @@ He et al., Deep Residual Learning for Image Recognition (CVPR 2016), with the st
 Komodakis, Wide Residual Networks (BMVC 2016), section on ImageNet, which widens it. timm names the leaves alike.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
 from flax import linen as nn
 
 from jaxguard.models import layers, resnet_cifar
+from jaxguard.models.dialects import Shape
 
 CHANNELS = (64, 128, 256, 512)
 EXPANSION = 4  # of a bottleneck's output over its stage's channels
@@ -71,6 +73,17 @@ class ResNet(layers.Classifier, kw_only=True):
     def head(self) -> str:
         """Name of the dense layer that gives the logits."""
         return "fc"
+
+    def input_size(self, shape_of: Callable[[str], Shape | None]) -> tuple[int, int] | None:
+        """A 3x3 entry is for images of 32x32."""
+        del shape_of
+        return (32, 32) if self.entry == "cifar" else None
+
+    @property
+    def landmarks(self) -> Sequence[str]:
+        """The last blocks tell depths apart."""
+        last = "conv3" if self.bottleneck else "conv2"
+        return (*super().landmarks, *(f"layer{stage}_{n - 1}/{last}" for stage, n in enumerate(self.blocks, start=1)))
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

@@ -5,6 +5,7 @@
 blocks with a 3x3 stem and projection shortcuts (option B), the form in which CLP and most CIFAR studies use it.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -78,6 +79,11 @@ class CifarResNet(layers.Classifier, kw_only=True):
     blocks: tuple[int, ...]
     channels: tuple[int, ...]
     shortcut: Shortcut
+
+    @property
+    def landmarks(self) -> Sequence[str]:
+        """The last blocks tell depths apart."""
+        return (*super().landmarks, *(f"layer{stage}_{n - 1}/conv2" for stage, n in enumerate(self.blocks, start=1)))
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

@@ -1,12 +1,13 @@
 """VGG: Simonyan and Zisserman, ICLR 2015, in torchvision's forms `vggN_bn` and `vggN`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
 from flax import linen as nn
 
 from jaxguard.models import layers
+from jaxguard.models.dialects import Shape
 
 # Channels of the convolutions; each group ends in a max-pool.
 CONFIGURATIONS = {
@@ -47,6 +48,11 @@ class VGG(layers.Classifier, kw_only=True):
         """Torchvision's classifier reads the flattened 7x7 map."""
         del input_shape
         return {} if self.classifier == "small" else {"classifier_0": (GRID, GRID)}
+
+    def input_size(self, shape_of: Callable[[str], Shape | None]) -> tuple[int, int] | None:
+        """The classifier tells what a network was published for."""
+        del shape_of
+        return None if self.classifier == "small" else (224, 224)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

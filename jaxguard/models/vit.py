@@ -125,8 +125,8 @@ class VisionTransformer(layers.Classifier, kw_only=True):
 
     @property
     def landmarks(self) -> Sequence[str]:
-        """Layers whose names tell the dialects apart."""
-        return (self.stem, self.head, "blocks_0/mlp_fc1")
+        """The first block tells the dialects apart, the last one depths."""
+        return (self.stem, self.head, "blocks_0/mlp_fc1", f"blocks_{self.depth - 1}/mlp_fc1")
 
     def input_size(self, shape_of: Callable[[str], Shape | None]) -> tuple[int, int] | None:
         """A square number of positions, beside the class token's, is a square image."""
