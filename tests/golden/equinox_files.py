@@ -12,7 +12,7 @@ import numpy as np
 
 
 def main(folder: pathlib.Path) -> None:
-    """Writes `equinox.eqx`, a line of JSON and the leaves, and `equinox.npz`, the leaves by position as JAX lists them."""
+    """Writes `equinox.eqx`, a line of JSON and the leaves, and `equinox.npz`, the leaves by position in JAX's order."""
     import equinox as eqx
     import jax
     import jax.numpy as jnp
