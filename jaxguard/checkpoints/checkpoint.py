@@ -3,7 +3,7 @@
 import hashlib
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -60,6 +60,7 @@ class Checkpoint:
         metadata: free text stored beside the leaves.
         location: the file or directory that was opened; differs from `path` where that names a training run.
         read_fn: how the format reads leaves.
+        shards: files in the folder of `location` that hold the leaves, where that is an index.
     """
 
     path: str
@@ -68,17 +69,22 @@ class Checkpoint:
     metadata: Mapping[str, str]
     location: pathlib.Path = field(repr=False)
     read_fn: ReadFn = field(repr=False)
+    shards: Sequence[pathlib.Path] = field(default=(), repr=False)
 
     @cached_property
     def sha256(self) -> str:
-        """Content hash, hexadecimal: of the file, or of a directory's sorted relative names and contents.
+        """Content hash, hexadecimal: of the file, or of the sorted relative names and contents of several.
+
+        Several files are those of a directory, or an index and its shards.
 
         Raises:
             CheckpointError: a file went away or became unreadable since the checkpoint was opened.
         """
         try:
             if self.location.is_dir():
-                return _directory_sha256(self.location)
+                return _sha256(self.location, self.location.rglob("*"))
+            if self.shards:
+                return _sha256(self.location.parent, [self.location, *self.shards])
             return _file_digest(self.location).hex()
         except OSError as error:
             raise CheckpointError(
@@ -118,9 +124,9 @@ def _file_digest(path: pathlib.Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _directory_sha256(directory: pathlib.Path) -> str:
+def _sha256(directory: pathlib.Path, paths: Iterable[pathlib.Path]) -> str:
     digest = hashlib.sha256()
-    files = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+    files = {path.relative_to(directory).as_posix(): path for path in paths if path.is_file()}
     for name in sorted(files):
         encoded = name.encode("utf-8", "surrogateescape")
         digest.update(len(encoded).to_bytes(8, "little") + encoded + _file_digest(files[name]))

@@ -3,6 +3,7 @@
 A new format is one file with `is_...`, `open_checkpoint`, `write_checkpoint`, and one row here.
 """
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -23,7 +24,10 @@ from jaxguard.checkpoints import (
     pickled,
     pytorch,
     pytorch_legacy,
+    remote,
+    repository,
     safetensors,
+    sharded,
     trees,
 )
 from jaxguard.checkpoints.checkpoint import Checkpoint
@@ -53,6 +57,7 @@ FORMATS: Mapping[str, Format] = {
     "safetensors": Format(
         safetensors.is_safetensors, safetensors.open_checkpoint, safetensors.write_checkpoint, ".safetensors"
     ),
+    "sharded": Format(sharded.is_sharded, sharded.open_checkpoint, None, ".json"),
     "orbax": Format(orbax.is_orbax, orbax.open_checkpoint, orbax.write_checkpoint, ""),
     "msgpack": Format(msgpack.is_msgpack, msgpack.open_checkpoint, msgpack.write_checkpoint, ".msgpack"),
     "keras": Format(keras.is_keras, keras.open_checkpoint, None, ".h5"),
@@ -73,7 +78,8 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     """Opens a checkpoint of any format in FORMATS, recognised by its content; reads no leaf and runs no code.
 
     Args:
-        path: a file, an Orbax directory, a `CheckpointManager` run (its latest step), or `run@step`.
+        path: a file, an Orbax directory, a `CheckpointManager` run (its latest step), `run@step`, a folder with one
+            checkpoint in it such as those of Hugging Face, or a URL (`hf://owner/name`, `gs://bucket/model`).
 
     Returns:
         The checked checkpoint; its `read` and `read_all` bring leaves to the host.
@@ -82,17 +88,18 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: missing, empty, unreadable, damaged, or of no known format.
     """
     given = os.fspath(path)
-    location = _located(given)
+    location = remote.fetched(given) if remote.is_url(given) else _located(given)
     try:
         kind = location.stat().st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
             raise CheckpointError(f"{given}: expected a file or a directory, found a device or pipe; pass a checkpoint")
         if stat.S_ISREG(kind) and location.stat().st_size == 0:
             raise CheckpointError(f"{given}: expected a checkpoint, found an empty file; download or save it again")
-        for row in FORMATS.values():
-            if row.sniff_fn(location):
-                return row.open_fn(location, given)
-        came = "a directory without an Orbax index" if stat.S_ISDIR(kind) else _described(location)
+        if row := _recognised(location):
+            return row.open_fn(location, given)
+        if stat.S_ISDIR(kind):
+            return _open_repository(location, given)
+        came = _described(location)
     except OSError as error:
         raise CheckpointError(
             f"{given}: expected a readable checkpoint, found {error.strerror or error}; check its permissions"
@@ -146,6 +153,20 @@ def save(
         raise CheckpointError(
             f"{target}: expected to write there, found {error.strerror or error}; check space and permissions"
         ) from error
+
+
+def _recognised(location: pathlib.Path) -> Format | None:
+    return next((row for row in FORMATS.values() if row.sniff_fn(location)), None)
+
+
+def _open_repository(folder: pathlib.Path, given: str) -> Checkpoint:
+    """The one checkpoint in a folder, with what the folder's configuration says."""
+    file = repository.weights_file(folder, given, lambda path: _recognised(path) is not None)
+    row = _recognised(file)
+    if row is None:
+        raise CheckpointError(f"{given}: {file.name}: expected a checkpoint, found {_described(file)}")
+    checkpoint = row.open_fn(file, given)
+    return dataclasses.replace(checkpoint, metadata={**repository.configuration(folder, given), **checkpoint.metadata})
 
 
 def _writer(target: pathlib.Path, format: str | None) -> Callable[..., None]:

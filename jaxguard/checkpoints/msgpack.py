@@ -32,6 +32,8 @@ def is_msgpack(path: pathlib.Path) -> bool:
         return bool(_steps(path))
     with path.open("rb") as file:
         start = file.read(6)
+    if not start:
+        return False
     header_bytes = {0xDE: 3, 0xDF: 5}.get(start[0], 1 if 0x81 <= start[0] <= 0x8F else 0)
     key = start[header_bytes : header_bytes + 1]
     return bool(header_bytes and key) and (0xA0 <= key[0] <= 0xBF or 0xD9 <= key[0] <= 0xDB)
@@ -224,6 +226,4 @@ def _chunked(array: np.ndarray) -> dict[str, Any]:
 
 def _steps(run: pathlib.Path) -> dict[int, pathlib.Path]:
     named = {child: _STEP_NAME.fullmatch(child.name) for child in run.iterdir() if child.is_file()}
-    return {
-        int(match[1]): child for child, match in named.items() if match and child.stat().st_size and is_msgpack(child)
-    }
+    return {int(match[1]): child for child, match in named.items() if match and is_msgpack(child)}

@@ -1,0 +1,119 @@
+"""A checkpoint in several files: `model.safetensors.index.json`, and the like, says which leaf is in which.
+
+The index is the claim, the shards are the facts: both have to name the same leaves. Shards lie beside the index, under
+names of their own, so that an index leads nowhere else. Each is safetensors, Flax msgpack or a PyTorch archive.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxguard.checkpoints import header, limits, msgpack, pytorch, safetensors
+from jaxguard.checkpoints.checkpoint import Checkpoint
+from jaxguard.errors import CheckpointError
+
+INDEX_SUFFIX = ".index.json"
+MAX_SHARDS = 10_000
+_WEIGHT_MAP = "weight_map"
+_REMEDY = "download the whole folder again, or merge the shards into one file"
+
+
+def is_sharded(path: pathlib.Path) -> bool:
+    """True for a JSON file that maps weights to files."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        if file.read(64).lstrip()[:1] != b"{" or path.stat().st_size > header.MAX_HEADER_BYTES:
+            return False
+        file.seek(0)
+        content = file.read(header.MAX_HEADER_BYTES)
+    return f'"{_WEIGHT_MAP}"'.encode() in content
+
+
+def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
+    """Checks the index and the header of every shard, and maps the leaves.
+
+    Args:
+        path: the index; its shards lie in the same folder.
+        given: the path as the user wrote it.
+
+    Returns:
+        A checkpoint like that of one file, its leaves in the order of the index; its `sha256` covers index and shards.
+
+    Raises:
+        CheckpointError: a shard is missing, damaged or elsewhere; only the index or only a shard names a leaf.
+    """
+    with path.open("rb") as file:
+        fields = header.parse(file.read(header.MAX_HEADER_BYTES + 1), given)
+    weight_map = fields.get(_WEIGHT_MAP)
+    if not isinstance(weight_map, dict) or not weight_map or len(weight_map) > limits.MAX_LEAVES:
+        raise CheckpointError(
+            f"{given}: expected a {_WEIGHT_MAP} of leaf names and files, found {header.shown(weight_map)}; {_REMEDY}"
+        )
+    files = _checked_files(path.parent, list(weight_map.values()), given)
+    shards = {file: _opened(location, f"{given}: {file}") for file, location in files.items()}
+    owners: dict[str, str] = {}
+    for file, shard in shards.items():
+        for name in shard.leaves:
+            if name in owners:
+                raise CheckpointError(
+                    f"{given}: leaf {header.shown(name)}: expected it in one shard, found it in {owners[name]} and "
+                    f"{file}; {_REMEDY}"
+                )
+            owners[name] = file
+    misplaced = [name for name, file in weight_map.items() if owners.get(name) != file]
+    extra = [name for name in owners if name not in weight_map]
+    if misplaced or extra:
+        raise CheckpointError(
+            f"{given}: expected the leaves of the shards to be those of the index, found {len(misplaced)} that are not "
+            f"in the shard it names ({header.shown(misplaced[:3])}) and {len(extra)} that it does not name "
+            f"({header.shown(extra[:3])}); {_REMEDY}"
+        )
+    leaves = {name: shards[file].leaves[name] for name, file in weight_map.items()}
+
+    def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: shards[owners[name]].read(name) for name in names}
+
+    metadata = {name: text for shard in shards.values() for name, text in shard.metadata.items()}
+    described = fields.get("metadata")
+    if isinstance(described, dict):
+        metadata |= {name: str(value) for name, value in described.items() if isinstance(value, (str, int, float))}
+    return Checkpoint(given, "sharded", leaves, metadata, path, read_fn, tuple(files.values()))
+
+
+def _opened(path: pathlib.Path, given: str) -> Checkpoint:
+    if safetensors.is_safetensors(path):
+        return safetensors.open_checkpoint(path, given)
+    if msgpack.is_msgpack(path):
+        return msgpack.open_checkpoint(path, given)
+    if pytorch.is_pytorch(path):
+        return pytorch.open_checkpoint(path, given)
+    raise CheckpointError(f"{given}: expected a shard in safetensors, msgpack or PyTorch's zip, found none; {_REMEDY}")
+
+
+def _checked_files(folder: pathlib.Path, files: Sequence[object], given: str) -> dict[str, pathlib.Path]:
+    """`{name: path}` of the shards, sorted: files in `folder`, or links into the blobs of a Hugging Face cache."""
+    names: set[str] = set()
+    for file in files:
+        if not isinstance(file, str) or file in ("", ".", "..") or {"/", "\\", "\0"} & set(file):
+            raise CheckpointError(
+                f"{given}: expected shards that are files beside the index, found {header.shown(file)}; {_REMEDY}"
+            )
+        names.add(file)
+    if len(names) > MAX_SHARDS:
+        raise CheckpointError(f"{given}: expected at most {MAX_SHARDS} shards, found {len(names)}; {_REMEDY}")
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing:
+        raise CheckpointError(
+            f"{given}: expected {len(names)} shards beside the index, found {len(missing)} missing: "
+            f"{', '.join(map(header.shown, missing[:5]))}; {_REMEDY}"
+        )
+    allowed = (folder.resolve(), (folder / "../../blobs").resolve())
+    for name in sorted(names):
+        if (folder / name).resolve().parent not in allowed:
+            raise CheckpointError(
+                f"{given}: expected shards that are files beside the index, found {header.shown(name)}, a link to "
+                f"elsewhere; {_REMEDY}"
+            )
+    return {name: folder / name for name in sorted(names)}
