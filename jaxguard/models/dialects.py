@@ -10,7 +10,7 @@ for: underscores of module names are the dots of torch's module lists, `layer1_0
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Shape = tuple[int, ...]
 Name = Literal["torch", "timm", "original"]
@@ -27,10 +27,13 @@ class Dialect(NamedTuple):
             first one that matches names the leaf; the rule of the module docstring names what none does.
         appended: how many axes of length one the implementation appends to a leaf, by the end of its path, such as
             `{"gamma": 2}` or, for a dense layer held as a 1x1 convolution, `{"classifier_0/weight": 2}`.
+        options: options of the specification that the implementation sets otherwise and no leaf tells, such as the
+            epsilon of its BatchNorms.
     """
 
     names: Mapping[str, str] = MappingProxyType({})
     appended: Mapping[str, int] = MappingProxyType({})
+    options: Mapping[str, Any] = MappingProxyType({})
 
     def name_of(self, path: str) -> str:
         r"""The name of the leaf at `path`, such as `params/conv1/kernel`.

@@ -139,6 +139,8 @@ def infer(
     layout, found = layouts.recognize(leaves, probe.module)
     num_classes = _kernel(probe, probe.module.head, found, layout)[-1]
     told = _image_shape(probe, found, layout, input_shape and input_shape[:2])
+    name, options = architecture.parse(spec)
+    spec = architecture.canonical(name, {**options, **layouts.options_of(probe.module, layout)})
     return architecture.build(spec, num_classes=num_classes, input_shape=input_shape or told, mean=mean, std=std)
 
 
@@ -228,7 +230,8 @@ def _attempt(spec: str, leaves: Mapping[str, HasShape], input_shape: Sequence[in
         num_classes = _kernel(probe, probe.module.head, found, layout)[-1] if head is not None else 1
         attempts = []
         for width in _candidate_widths(probe, found, layout) if "width" in options else (None,):
-            chosen = options if width is None else {**options, "width": width}
+            given = {} if width is None else {"width": width}
+            chosen = {**options, **layouts.options_of(probe.module, layout), **given}
             model = architecture.build(architecture.canonical(name, chosen), num_classes=num_classes, input_shape=shape)
             expected = layouts.expected(model, layout)
             clauses = misfits(model, expected, found)

@@ -62,6 +62,11 @@ def layouts_of(module: Classifier) -> tuple[Layout, ...]:
     return ("flax", *module.dialects)
 
 
+def options_of(module: Classifier, layout: Layout) -> Mapping[str, Any]:
+    """Options of the specification that a layout's implementation sets otherwise, see `Dialect`."""
+    return {} if layout == "flax" else module.dialects[layout].options
+
+
 def expected(model: Model, layout: Layout) -> dict[str, Leaf]:
     """The leaves of `model` by their name in a checkpoint."""
     grids = {f"params/{name}/kernel": grid for name, grid in model.module.flattened(model.input_shape).items()}

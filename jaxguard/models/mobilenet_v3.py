@@ -50,6 +50,7 @@ SMALL: Stages = (
 )
 STEM = 16
 SQUEEZE = 4  # expanded channels over squeezed ones
+TIMM_EPSILON = 1e-5
 TAIL = 6  # channels of the last convolution over those of the last block
 
 
@@ -102,7 +103,7 @@ class MobileNetV3(layers.Classifier, kw_only=True):
     Attributes:
         stages: `LARGE` or `SMALL`.
         units: of `classifier_0`, before the width multiplier.
-        epsilon: of the BatchNorms: torchvision's 1e-3 is the paper's, timm's own networks have 1e-5.
+        epsilon: of the BatchNorms: torchvision's 1e-3 is that of TensorFlow's original, timm's networks have 1e-5.
     """
 
     default_size: ClassVar[tuple[int, int]] = (224, 224)
@@ -114,7 +115,8 @@ class MobileNetV3(layers.Classifier, kw_only=True):
     @property
     def dialects(self) -> Mapping[dialects.Name, Dialect]:
         """Torchvision's sequential modules; timm's named ones, whose `classifier_0` is a 1x1 convolution."""
-        return {"torch": Dialect(), "timm": Dialect(self._timm_names(), appended={"classifier_0/weight": 2})}
+        timm = Dialect(self._timm_names(), appended={"classifier_0/weight": 2}, options={"epsilon": TIMM_EPSILON})
+        return {"torch": Dialect(), "timm": timm}
 
     @property
     def stem(self) -> str:

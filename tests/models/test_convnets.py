@@ -40,7 +40,7 @@ NETWORKS = {
     "mobilenet_v2/torch": "mobilenet_v2:width=0.5",
     "mobilenet_v2/timm": "mobilenet_v2:width=0.5",
     "mobilenet_v3_small/torch": "mobilenet_v3_small",
-    "mobilenet_v3_small/timm": "mobilenet_v3_small:epsilon=1e-5",
+    "mobilenet_v3_small/timm": "mobilenet_v3_small",
     "mobilenet_v3_large/torch": "mobilenet_v3_large",
 }
 """Case of the golden file -> the same network here."""
@@ -53,6 +53,12 @@ def case_of(case: str) -> tuple[models.Model, np.ndarray, dict[str, np.ndarray],
     if isinstance(network, str):
         return models.infer(network, leaves, input_shape=shape), images, leaves, golden[f"{case}/logits"]
     return models.Model(case, network, shape, CLASSES), images, leaves, golden[f"{case}/logits"]
+
+
+def test_an_epsilon_that_no_leaf_tells_comes_with_the_names():
+    leaves = reference.leaves(np.load(GOLDEN / "convnets_torch.npz"), "mobilenet_v3_small/timm")
+    assert models.infer("mobilenet_v3_small", leaves).spec == "mobilenet_v3_small:epsilon=1e-05"
+    assert models.identify(leaves).model.spec == "mobilenet_v3_small:epsilon=1e-05"
 
 
 @pytest.mark.parametrize("case", NETWORKS)
