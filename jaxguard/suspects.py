@@ -140,7 +140,7 @@ def load(
         try:
             model = models.identify(checkpoint.leaves, **chosen).model
         except ArchitectureError as error:
-            return _structural(checkpoint, str(error))
+            return structural(checkpoint, str(error))
     variables, layout = models.bind(model, checkpoint.read_all(), source=str(checkpoint.path))
     return Suspect(
         name=str(path),
@@ -207,7 +207,19 @@ def _in_tree(leaves: Mapping[str, np.ndarray], tree: Any, source: str) -> tuple[
     return jax.tree.unflatten(jax.tree.structure(tree), filled), names
 
 
-def _structural(checkpoint: checkpoints.Checkpoint, reason: str) -> Suspect:
+def structural(checkpoint: checkpoints.Checkpoint, reason: str = "nobody asked") -> Suspect:
+    """A suspect of whose network nothing is known but its leaves' names and shapes; it can be scanned, but not run.
+
+    Args:
+        checkpoint: opened.
+        reason: why that is so, for the report.
+
+    Returns:
+        The suspect.
+
+    Raises:
+        CheckpointError: a leaf cannot be read, or is not finite.
+    """
     leaves = checkpoint.read_all()
     checkpoints.check_finite(leaves, checkpoint.path)
     note = (
