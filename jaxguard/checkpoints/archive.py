@@ -65,12 +65,7 @@ class Archive:
             CheckpointError: no such member, or it does not inflate to what the directory announces.
         """
         member = self._member(name)
-        if not member.deflated:
-            return self._stored(member)
-        content = self._inflated(name, member, member.size + 1)
-        if len(content) != member.size or zlib.crc32(content) != member.checksum:
-            raise self._refusal(name, f"{member.size} bytes with the announced checksum", "other content")
-        return np.frombuffer(content, np.uint8)
+        return np.frombuffer(self._whole(name, member), np.uint8) if member.deflated else self._stored(member)
 
     def read(self, name: str, limit: int) -> bytes:
         """The content of a member that has to be small.
@@ -82,9 +77,10 @@ class Archive:
         Raises:
             CheckpointError: as `view`, or the member is larger than `limit`.
         """
-        if (size := self._member(name).size) > limit:
-            raise self._refusal(name, f"at most {limit} bytes", f"{size}")
-        return self.view(name).tobytes()
+        member = self._member(name)
+        if member.size > limit:
+            raise self._refusal(name, f"at most {limit} bytes", f"{member.size}")
+        return self._whole(name, member) if member.deflated else self._stored(member).tobytes()
 
     def head(self, name: str, count: int) -> bytes:
         """The first `count` bytes of a member, fewer where it is shorter; no more than that is inflated.
@@ -102,6 +98,12 @@ class Archive:
 
     def _stored(self, member: Member) -> np.ndarray:
         return self._content[member.start : member.start + member.stored]
+
+    def _whole(self, name: str, member: Member) -> bytes:
+        content = self._inflated(name, member, member.size + 1)
+        if len(content) != member.size or zlib.crc32(content) != member.checksum:
+            raise self._refusal(name, f"{member.size} bytes with the announced checksum", "other content")
+        return content
 
     def _inflated(self, name: str, member: Member, count: int) -> bytes:
         try:

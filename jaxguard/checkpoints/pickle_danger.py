@@ -18,6 +18,7 @@ _PREFIXES = (
     *("torch.hub", "torch.load", "torch.serialization.load", "torch.utils.cpp_extension", "torch._inductor"),
     *("torch.jit.unsupported_tensor_ops", "torch.package", "torch.multiprocessing", "torch.distributed.rpc"),
     *("types.FunctionType", "types.CodeType", "types.MethodType", "code.InteractiveInterpreter", "code.interact"),
+    *("io.open", "_io.open", "io.FileIO", "_io.FileIO", "codecs.open", "commands.Popen", "commands.getoutput"),
     *("logging.config", "pandas.eval", "pandas.read_pickle", "joblib.load", "yaml.load", "yaml.unsafe_load"),
 )
 _BUILTINS = frozenset(("builtins", "__builtin__", "__builtins__"))

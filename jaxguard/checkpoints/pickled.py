@@ -5,6 +5,7 @@ A plain pickle holds NumPy or JAX arrays. Names are joined with `/` there, and w
 
 import mmap
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,19 +21,9 @@ BUILDERS = {**numpy_pickle.BUILDERS, **pickle_containers.BUILDERS}
 """What a plain pickle may refer to and be understood."""
 
 _MAX_NOTES, _MAX_NOTE_LENGTH, _MAX_NAMES = 256, 1000, 50
-_PROTOCOLS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
-_TEXT_PROTOCOLS = (
-    b"(dp",
-    b"(lp",
-    b"(d",
-    b"}q",
-    b"]q",
-    b"}.",
-    b"cnumpy",
-    b"ccollections",
-    b"ccopy_reg",
-    b"c__builtin__",
-)
+_START = re.compile(rb"\x80[\x02-\x05]|c[\w.]+\n[\w.]+\n|\((?:[dl]p\d|d\.|l\.|c[\w.]+\n)|[\]}](?:q.|[(.])", re.DOTALL)
+"""How pickles of containers, arrays and calls begin, by any protocol."""
+
 _REMEDY = "the file is damaged or hostile, get it again from its author"
 
 
@@ -41,7 +32,7 @@ def is_pickle(path: pathlib.Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(16).startswith(_PROTOCOLS + _TEXT_PROTOCOLS)
+        return _START.match(file.read(256)) is not None
 
 
 def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
