@@ -36,7 +36,8 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     """Reads the index of an Orbax directory and opens its arrays, without reading them.
 
     Args:
-        path: a checkpoint, one step of a `CheckpointManager` run, or the run itself (then its latest step).
+        path: a checkpoint, one step of a `CheckpointManager` run, or the run itself (then its latest step); its files
+            are mapped while they are read, and must not be shortened in place meanwhile.
         given: the path as the user wrote it.
 
     Returns:
@@ -64,11 +65,14 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     orbax_index.check_sizes(arrays, size, given)
 
     def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
-        pending = {name: arrays[name].read() for name in names}
+        largest_first = sorted(
+            names, key=lambda name: -leaves[name].nbytes
+        )  # so that no core waits for a last large one
+        pending = {name: arrays[name].read() for name in largest_first}
         found = {}
-        for name, future in pending.items():
+        for name in names:
             with orbax_index.damage_reported(given, name):
-                found[name] = np.asarray(future.result())
+                found[name] = np.asarray(pending[name].result())
         return found
 
     return Checkpoint(given, "orbax", leaves, {**_custom_metadata(directory, path), **texts}, directory, read_fn)

@@ -13,6 +13,10 @@ INDEX = "_METADATA"
 _STRINGS = "_strings.json"
 _OCDBT_MANIFEST = "manifest.ocdbt"
 _ARRAY_TYPES = ("jax.Array", "np.ndarray", "scalar")
+_CONTEXT = {
+    "file_io_mode": {"mode": "memmap"},  # no copy between the page cache and the decompressor
+    "data_copy_concurrency": {"limit": 16},  # decompresses on all cores, also while some threads wait for pages
+}
 _REMEDY = "the checkpoint is damaged or hostile, save it again or get it again from its author"
 
 
@@ -39,7 +43,8 @@ def open_arrays(directory: pathlib.Path, given: str) -> tuple[dict[str, Any], di
         driver["fill_missing_data_reads"] = False
     base = f"{directory.absolute()}/"
     is_ocdbt = (directory / _OCDBT_MANIFEST).is_file()
-    context = tensorstore.Context()
+    context = tensorstore.Context(_CONTEXT)
+    batch = tensorstore.Batch()  # their metadata lies together in few files, and is read together
     pending = {}
     for name, path in keys.items():
         folder = f"{'.'.join(path)}/"
@@ -48,7 +53,9 @@ def open_arrays(directory: pathlib.Path, given: str) -> tuple[dict[str, Any], di
         else:
             store = {"driver": "file", "path": base + folder}
         with damage_reported(given, name):
-            pending[name] = tensorstore.open({**driver, "kvstore": store}, read=True, open=True, context=context)
+            spec = {**driver, "kvstore": store}
+            pending[name] = tensorstore.open(spec, read=True, open=True, context=context, batch=batch)
+    batch.submit()
     arrays = {}
     for name, future in pending.items():
         with damage_reported(given, name):

@@ -5,8 +5,11 @@ import logging
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import zlib
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -66,6 +69,40 @@ def copy(plain, tmp_path) -> pathlib.Path:
 )
 def test_what_orbax_writes_opens_without_a_target(options, tmp_path):
     assert_holds(checkpoints.load(write(tmp_path / "model", **options)))
+
+
+SAVED_ON_EIGHT_DEVICES = """
+import sys
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax import checkpoint as ocp
+
+assert jax.device_count() == 8
+mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("rows", "columns"))
+placed = {
+    "both": ("rows", "columns"),
+    "rows": (("rows", "columns"), None),
+    "replicated": (None, None),
+}
+values = np.arange(512, dtype=np.float32).reshape(16, 32)
+tree = {name: jax.device_put(values, NamedSharding(mesh, PartitionSpec(*axes))) for name, axes in placed.items()}
+with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=sys.argv[2] == "ocdbt")) as checkpointer:
+    checkpointer.save(sys.argv[1], args=ocp.args.PyTreeSave(tree))
+"""
+
+
+@pytest.mark.parametrize("kind", ["ocdbt", "plain"])
+def test_what_eight_devices_saved_opens_on_one(kind, tmp_path):
+    subprocess.run(
+        [sys.executable, "-c", SAVED_ON_EIGHT_DEVICES, str(tmp_path / "model"), kind],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        check=True,
+        capture_output=True,
+    )
+    assert jax.device_count() == 1
+    values = np.arange(512, dtype=np.float32).reshape(16, 32)
+    assert_holds(checkpoints.load(tmp_path / "model"), dict.fromkeys(["both", "rows", "replicated"], values))
 
 
 def test_what_a_standard_checkpointer_writes_opens(tmp_path):
