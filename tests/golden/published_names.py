@@ -11,7 +11,7 @@ import sys
 
 TORCHVISION = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
-    *("wide_resnet50_2", "resnext50_32x4d"),
+    *("wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d"),
     *(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
     *(f"densenet{depth}" for depth in (121, 161, 169, 201)),
     *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"),
@@ -29,8 +29,13 @@ TIMM = (
 
 def main(path: str) -> None:
     """Write `{"library/model": {name: shape}}`, in the order of the state dicts."""
-    import timm
     import torch
+
+    # The C++ operators of torchvision are not needed, but their names are.
+    operators = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import timm
     from torchvision import models
 
     networks = {f"torchvision/{name}": models.get_model for name in TORCHVISION}

@@ -38,7 +38,7 @@ SPECS = {
     "timm/densenet121": "densenet121",
     "timm/mobilenetv2_100": "mobilenet_v2",
     "timm/mobilenetv2_050": "mobilenet_v2:width=0.5",
-    "timm/mobilenetv3_small_100": "mobilenet_v3_small",
+    "timm/mobilenetv3_small_100": "mobilenet_v3_small:epsilon=1e-05",
     "timm/vit_tiny_patch16_224": "vit-tiny-16",
     "timm/vit_small_patch16_224": "vit-small-16",
     "timm/vit_base_patch16_224": "vit-base-16",
