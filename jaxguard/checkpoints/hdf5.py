@@ -112,16 +112,16 @@ class _CountedFile(io.RawIOBase):
 
     def __init__(self, content: np.ndarray, given: str) -> None:
         super().__init__()
-        self._content = content
+        self._content = memoryview(content)
         self._given = given
         self._position = 0
         self._reads_left = MAX_READS
-        self._bytes_left = FREE_READ_BYTES + 2 * content.size
+        self._bytes_left = FREE_READ_BYTES + 2 * content.nbytes
         self._deadline = time.monotonic() + MAX_SECONDS
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._content.size}[whence]
-        if not 0 <= start + offset <= self._content.size:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._content.nbytes}[whence]
+        if not 0 <= start + offset <= self._content.nbytes:
             raise ValueError(f"an address outside of the file: {start + offset}")
         self._position = start + offset
         return self._position
@@ -130,14 +130,14 @@ class _CountedFile(io.RawIOBase):
         return self._position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        left = self._content.size - self._position
+        left = self._content.nbytes - self._position
         size = left if size is None or size < 0 else min(size, left)
         self._reads_left -= 1
         self._bytes_left -= size
         if self._reads_left < 0 or self._bytes_left < 0 or time.monotonic() > self._deadline:
             raise CheckpointError(
-                f"{self._given}: expected the structure of an HDF5 file of {self._content.size} bytes, found one that "
-                f"takes more than {MAX_READS} reads, twice its bytes, or {MAX_SECONDS:.0f} s to walk; {_REMEDY}"
+                f"{self._given}: expected the structure of HDF5 in {self._content.nbytes} bytes, found one that takes "
+                f"more than {MAX_READS} reads, twice its bytes, or {MAX_SECONDS:.0f} s to walk; {_REMEDY}"
             )
         self._position += size
         return self._content[self._position - size : self._position].tobytes()
