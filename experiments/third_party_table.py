@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of a name, to try a few")
     arguments = parser.parse_args()
     rows: dict[str, Any] = {}
-    for path in sorted(FOLDER.glob(f"*{arguments.only}*.json")):
+    for path in sorted(path for path in FOLDER.glob("*.json") if arguments.only in path.name):
         card = json.loads(path.read_text())
         rows[card["name"]] = row(FOLDER / card["file"], card, arguments.packs)
         print(card["name"], rows[card["name"]], flush=True)

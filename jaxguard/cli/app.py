@@ -117,7 +117,9 @@ def repair(
     attack: options.AttackName = None,
     trigger: options.Trigger = None,
     target: options.Target = 0,
-    format_: Annotated[str | None, typer.Option("--format", help="safetensors or orbax; the source's.")] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="safetensors, orbax or msgpack; the source's.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing checkpoint.")] = False,
     seed: options.Seed = 0,
     report: options.Report = None,
@@ -136,7 +138,7 @@ def repair(
     found = options.dataset(data, seed, clean, images_per_class) if data else None
     known = options.attack(attack, trigger, target, found)
     suspect = options.suspect(checkpoint, arch, input_, mean=mean, std=std, apply=apply, init=init)
-    suspects.require_writable(out, overwrite=overwrite)
+    suspects.require_writable(out, suspect, format=format_, overwrite=overwrite)
     with console.progress(f"repairing with {method}") as progress:
         repaired, result = audit.repair(
             suspect,

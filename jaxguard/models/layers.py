@@ -56,6 +56,11 @@ class Classifier(nn.Module, kw_only=True):
         """Layers whose names tell the dialects apart, and networks of other depths from this one."""
         return (self.stem, self.head)
 
+    @property
+    def guesses(self) -> Sequence[str]:
+        """What no leaf tells and was taken for granted, in whole sentences."""
+        return ()
+
     def input_size(self, shape_of: Callable[[str], Shape | None]) -> tuple[int, int] | None:
         """`(H, W)` of the images, where the leaves tell; `shape_of` gives a leaf's shape by its path in `params`."""
         del shape_of

@@ -128,6 +128,14 @@ class VisionTransformer(layers.Classifier, kw_only=True):
         """The first block tells the dialects apart, the last one depths."""
         return (self.stem, self.head, "blocks_0/mlp_fc1", f"blocks_{self.depth - 1}/mlp_fc1")
 
+    @property
+    def guesses(self) -> Sequence[str]:
+        """The leaves of an attention layer are the same for any number of heads."""
+        if self.heads or self.width == 1:
+            return ()
+        heads = heads_of(layers.scaled(self.channels, self.width))
+        return (f"The number of heads, {heads}, is a guess: no published transformer has these widths.",)
+
     def input_size(self, shape_of: Callable[[str], Shape | None]) -> tuple[int, int] | None:
         """A square number of positions, beside the class token's, is a square image."""
         shape = shape_of("pos_embed")

@@ -1,0 +1,75 @@
+"""A checkpoint bound to a function of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxguard import checkpoints
+from jaxguard.errors import CheckpointError
+from jaxguard.graph import channel_graph
+from jaxguard.suspects.suspect import Suspect
+from jaxguard.types import ApplyFn
+
+DEFAULT_SHAPE = (32, 32, 3)
+"""Of the images, where nothing is said."""
+
+
+def bind_function(
+    checkpoint: checkpoints.Checkpoint,
+    apply_fn: ApplyFn,
+    init_fn: Callable[[], Any] | None,
+    input_shape: tuple[int, ...] | None,
+) -> Suspect:
+    """The suspect that a function makes of a checkpoint's leaves; for the arguments see `load`.
+
+    Raises:
+        CheckpointError: a leaf cannot be read, is not finite, or has no place in what `init_fn` gives.
+        GraphError: its channel graph cannot be derived.
+    """
+    leaves = checkpoint.read_all()
+    checkpoints.check_finite(leaves, checkpoint.path)
+    if init_fn is None:
+        variables, names = checkpoints.unflatten(leaves), {name: name for name in leaves}
+    else:
+        variables, names = _in_tree(leaves, jax.eval_shape(init_fn), checkpoint.path)
+    variables = jax.device_put(variables)
+    images = jax.ShapeDtypeStruct((1, *(input_shape or DEFAULT_SHAPE)), np.float32)
+    return Suspect(
+        name=checkpoint.path,
+        architecture=getattr(apply_fn, "__name__", "apply_fn"),
+        variables=variables,
+        apply_fn=apply_fn,
+        train_fn=None,
+        graph=channel_graph(apply_fn, variables, images),
+        sha256=checkpoint.sha256,
+        checkpoint=checkpoint,
+        names=names,
+    )
+
+
+def _in_tree(leaves: Mapping[str, np.ndarray], tree: Any, source: str) -> tuple[Any, dict[str, str]]:
+    """The tree filled with the leaves of its paths, torch's dots being as good as slashes."""
+    wanted = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+    names = {name: path for name in leaves if (path := name if name in wanted else name.replace(".", "/")) in wanted}
+    by_path = {path: leaves[name] for name, path in names.items()}
+    misfits = [f"leaf {path!r} {leaf.shape} is missing" for path, leaf in wanted.items() if path not in by_path]
+    misfits += [
+        f"leaf {path!r} is {by_path[path].shape}, init gives {leaf.shape}"
+        for path, leaf in wanted.items()
+        if path in by_path and by_path[path].shape != leaf.shape
+    ]
+    misfits += [f"leaf {name!r} is not part of what init gives" for name in leaves if name not in names]
+    if misfits:
+        listed = "; ".join(misfits[:4]) + (f"; and {len(misfits) - 4} more" if len(misfits) > 4 else "")
+        raise CheckpointError(
+            f"{source}: expected the {len(wanted)} leaves that init gives, found {len(leaves)}: {listed}; "
+            "let init give the tree that was saved, or leave it out to get the leaves as they are"
+        )
+    filled = [by_path[path].astype(leaf.dtype) for path, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), filled), names
