@@ -21,7 +21,7 @@ from jaxguard.checkpoints import (
     msgpack,
     npz,
     orbax,
-    pickled,
+    plain_pickle,
     pytorch,
     pytorch_legacy,
     remote,
@@ -64,7 +64,7 @@ FORMATS: Mapping[str, Format] = {
     "pytorch": Format(pytorch.is_pytorch, pytorch.open_checkpoint, None, ".pt"),
     "pytorch-legacy": Format(pytorch_legacy.is_pytorch_legacy, pytorch_legacy.open_checkpoint, None, ".pth"),
     "npz": Format(npz.is_npz, npz.open_checkpoint, None, ".npz"),
-    "pickle": Format(pickled.is_pickle, pickled.open_checkpoint, None, ".pkl"),
+    "pickle": Format(plain_pickle.is_pickle, plain_pickle.open_checkpoint, None, ".pkl"),
 }
 
 _FOREIGN = (

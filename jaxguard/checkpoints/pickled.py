@@ -1,60 +1,27 @@
-"""Checkpoints that a pickle describes: assembled for every container, and opened where the pickle is all there is.
-
-A plain pickle holds NumPy or JAX arrays. Names are joined with `/` there, and with `.` where PyTorch wrote them.
-"""
+"""From what a pickle describes to a checkpoint: the model's leaves, checked, and metadata on what was left out."""
 
 import mmap
 import pathlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits, numpy_pickle, pickle_containers, pickle_program, state_dict
+from jaxguard.checkpoints import header, limits, numpy_pickle, pickle_containers, state_dict
 from jaxguard.checkpoints.checkpoint import Checkpoint
-from jaxguard.checkpoints.pickle_program import MAX_PICKLE_BYTES, Program, Record, Unreadable
+from jaxguard.checkpoints.pickle_program import Program, Record, Unreadable
 from jaxguard.checkpoints.torch_pickle import StorageFn, Tensor
 from jaxguard.errors import CheckpointError
 
 BUILDERS = {**numpy_pickle.BUILDERS, **pickle_containers.BUILDERS}
-"""What a plain pickle may refer to and be understood."""
+"""What a pickle of arrays may refer to and be understood."""
 
 _MAX_NOTES, _MAX_NOTE_LENGTH, _MAX_NAMES = 256, 1000, 50
-_START = re.compile(rb"\x80[\x02-\x05]|c[\w.]+\n[\w.]+\n|\((?:[dl]p\d|d\.|l\.|c[\w.]+\n)|[\]}](?:q.|[(.])", re.DOTALL)
-"""How pickles of containers, arrays and calls begin, by any protocol."""
-
 _REMEDY = "the file is damaged or hostile, get it again from its author"
 
 
-def is_pickle(path: pathlib.Path) -> bool:
-    """True for the first bytes of a pickle, by any protocol, of a dictionary, a list or an array."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return _START.match(file.read(256)) is not None
-
-
-def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
-    """Opens a plain pickle of arrays, running nothing of it.
-
-    Args:
-        path: a regular file.
-        given: the path as the user wrote it.
-
-    Returns:
-        A checkpoint whose leaves are in memory.
-
-    Raises:
-        CheckpointError: it holds no arrays of numbers, refers to functions that run code, or is no sound pickle.
-    """
-    with mapped(path, given) as source:
-        program = pickle_program.read(source, given, BUILDERS)  # pyright: ignore[reportArgumentType]
-    return assembled(program, path, given, format="pickle", separator="/")
-
-
-def mapped(path: pathlib.Path, given: str) -> mmap.mmap:
-    """The start of a file as a memory map, which reads like a file and ends where no honest pickle goes on.
+def mapped(path: pathlib.Path, given: str, limit: int) -> mmap.mmap:
+    """At most the first `limit` bytes of a file as a memory map, which reads like a file.
 
     Raises:
         CheckpointError: the file is empty.
@@ -63,7 +30,7 @@ def mapped(path: pathlib.Path, given: str) -> mmap.mmap:
         size = file.seek(0, 2)
         if size == 0:
             raise CheckpointError(f"{given}: expected a pickle, found an empty file; download or save it again")
-        return mmap.mmap(file.fileno(), min(size, MAX_PICKLE_BYTES), access=mmap.ACCESS_READ)
+        return mmap.mmap(file.fileno(), min(size, limit), access=mmap.ACCESS_READ)
 
 
 def assembled(

@@ -5,17 +5,19 @@ storage is a count of elements, 64 bits, and its content. Both are little-endian
 """
 
 import pathlib
+import re
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from jaxguard.checkpoints import header, limits, pickle_program, pickled, pytorch, torch_pickle
 from jaxguard.checkpoints.checkpoint import Checkpoint
+from jaxguard.checkpoints.pickle_program import Program
 from jaxguard.checkpoints.torch_pickle import Storage
 from jaxguard.errors import CheckpointError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-_MAGIC_BYTES = _MAGIC.to_bytes(10, "little")
+_START = re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\n" + re.escape(_MAGIC.to_bytes(10, "little")), re.DOTALL)
 _PROTOCOL = 1001
 _COUNT_BYTES = 8
 _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
@@ -29,7 +31,7 @@ def is_pytorch_legacy(path: pathlib.Path) -> bool:
         return False
     with path.open("rb") as file:
         start = file.read(_TAR_MAGIC_AT + len(_TAR_MAGIC))
-    return (start.startswith(b"\x80") and _MAGIC_BYTES in start[:32]) or _is_old_tar(start)
+    return _START.match(start) is not None or _is_old_tar(start)
 
 
 def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
@@ -52,39 +54,52 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
                 f"{given}: expected a checkpoint of PyTorch 0.1.10 or later, found a tar archive from before; "
                 "load it with an old PyTorch and save it again"
             )
-    storages: dict[str, Storage] = {}
-
-    def storage(identity: Any) -> Any:
-        found = _persistent(identity)
-        if isinstance(found, Storage):
-            known = storages.setdefault(found.key, found)
-            if known.itemsize != found.itemsize:
-                raise ValueError(f"the storage {header.shown(found.key)} with elements of two sizes")
-        return found
-
-    with pickled.mapped(path, given) as mapped:
-        source = cast(BinaryIO, mapped)
-        for expected in (_MAGIC, _PROTOCOL):
-            number = pickle_program.read(source, given, {}).result
-            if number != expected:
-                raise CheckpointError(
-                    f"{given}: expected the number {expected}, found {header.shown(number)}; {_REMEDY}"
-                )
-        pickle_program.read(source, given, pickled.BUILDERS)
-        program = pickle_program.read(source, given, pytorch.BUILDERS, storage)
-        keys = pickle_program.read(source, given, {}).result
-        position = mapped.tell()
-    content = np.memmap(path, dtype=np.uint8, mode="r")
-    spans = _spans(keys, storages, content, position, given)
+    content: np.ndarray = np.memmap(path, dtype=np.uint8, mode="r")
+    with pickled.mapped(path, given, pickle_program.MAX_PICKLE_BYTES) as source:
+        program, storages = read_stream(cast(BinaryIO, source), content, given)
     return pickled.assembled(
         program,
         path,
         given,
         format="pytorch-legacy",
         separator=".",
-        storage_fn=lambda key: content[slice(*spans[key])],
-        sizes={key: end - first for key, (first, end) in spans.items()},
+        storage_fn=storages.__getitem__,
+        sizes={key: storage.size for key, storage in storages.items()},
     )
+
+
+def read_stream(source: BinaryIO, content: np.ndarray, given: str) -> tuple[Program, dict[str, np.ndarray]]:
+    """Reads the five pickles and finds the storages behind them.
+
+    Args:
+        source: the start of the stream, with all of its pickles.
+        content: all of the stream, `[n]` uint8.
+        given: the path as the user wrote it.
+
+    Returns:
+        What the fourth pickle describes, and the storages by key, views of `content`.
+
+    Raises:
+        CheckpointError: a stream that is not sound.
+    """
+    referred: dict[str, Storage] = {}
+
+    def storage(identity: Any) -> Any:
+        found = _persistent(identity)
+        if isinstance(found, Storage):
+            known = referred.setdefault(found.key, found)
+            if known.itemsize != found.itemsize:
+                raise ValueError(f"the storage {header.shown(found.key)} with elements of two sizes")
+        return found
+
+    for expected in (_MAGIC, _PROTOCOL):
+        number = pickle_program.read(source, given, {}).result
+        if number != expected:
+            raise CheckpointError(f"{given}: expected the number {expected}, found {header.shown(number)}; {_REMEDY}")
+    pickle_program.read(source, given, pickled.BUILDERS)
+    program = pickle_program.read(source, given, pytorch.BUILDERS, storage)
+    keys = pickle_program.read(source, given, {}).result
+    return program, _storages(keys, referred, content, source.tell(), given)
 
 
 def _is_old_tar(start: bytes) -> bool:
@@ -107,24 +122,24 @@ def _persistent(identity: Any) -> Any:
     raise ValueError("a reference to something other than a storage")
 
 
-def _spans(
-    keys: Any, storages: dict[str, Storage], content: np.ndarray, position: int, given: str
-) -> dict[str, tuple[int, int]]:
-    """Key of each storage -> its first byte and the one past its last; they follow each other."""
+def _storages(
+    keys: Any, referred: dict[str, Storage], content: np.ndarray, position: int, given: str
+) -> dict[str, np.ndarray]:
+    """Storages by key; they follow each other."""
     if not isinstance(keys, list) or len(keys) > limits.MAX_LEAVES:
         raise CheckpointError(f"{given}: expected a list of storage keys, found {header.shown(keys)}; {_REMEDY}")
-    spans: dict[str, tuple[int, int]] = {}
+    found: dict[str, np.ndarray] = {}
     for key in keys:
-        if not isinstance(key, str) or key not in storages or key in spans:
+        if not isinstance(key, str) or key not in referred or key in found:
             raise CheckpointError(f"{given}: expected the key of a storage, once, found {header.shown(key)}; {_REMEDY}")
         first = position + _COUNT_BYTES
         count = int.from_bytes(content[position:first].tobytes(), "little", signed=True)
-        end = first + count * storages[key].itemsize
+        end = first + count * referred[key].itemsize
         if count < 0 or not first <= end <= content.size:
             raise CheckpointError(
                 f"{given}: storage {header.shown(key)}: expected its elements inside the {content.size} bytes of the "
-                f"file, found {count} announced at byte {position}; {_REMEDY}"
+                f"stream, found {count} announced at byte {position}; {_REMEDY}"
             )
-        spans[key] = first, end
+        found[key] = content[first:end]
         position = end
-    return spans
+    return found

@@ -131,6 +131,8 @@ def storage_of(kind: Any, key: Any, size: Any, first: int = 0) -> Storage:
 def _tensor(storage: Any, first: Any, shape: Any, strides: Any, *rest: Any) -> Tensor | Unreadable:
     """`torch._utils._rebuild_tensor` and `_v2`: `(..., requires_grad, hooks, metadata)` follow."""
     metadata = rest[2] if len(rest) > 2 else None
+    if isinstance(storage, Unreadable):
+        return storage
     if not isinstance(storage, Storage):
         raise ValueError(f"a tensor whose storage is a {type(storage).__name__}")
     if storage.dtype is None:

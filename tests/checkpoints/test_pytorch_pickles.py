@@ -107,6 +107,26 @@ def test_pickles_of_arrays_open_under_nested_names(protocol, tmp_path):
         assert found[f"params/dense/{name}"].dtype == leaf.dtype.newbyteorder("=")
 
 
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_tensors_pickled_without_torch_save(protocol):
+    checkpoint = checkpoints.load(GOLDEN / f"plain_{protocol}.pkl")
+    expected = checkpoints.load(GOLDEN / "state_dict.safetensors").read_all()
+    found = checkpoint.read_all()
+    assert (checkpoint.format, checkpoint.metadata) == ("pickle", {"epoch": "3", "state_dict": "model"})
+    assert found.keys() == expected.keys()
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(found[name], leaf, strict=True)
+
+
+def test_storages_in_a_pickle_are_counted(tmp_path):
+    stream = handmade.legacy(handmade.storage())
+    call = b"ctorch.storage\n_load_from_bytes\ng0\n\x85R0"
+    program = b"\x80\x02B" + len(stream).to_bytes(4, "little") + stream + b"p0\n0" + call * 1000 + b"N."
+    (tmp_path / "x.pkl").write_bytes(program)
+    with pytest.raises(CheckpointError, match="more in them than in the file"):
+        checkpoints.load(tmp_path / "x.pkl")
+
+
 @pytest.mark.parametrize("name", ["numpy.core", "numpy._core"])
 def test_both_spellings_of_numpy(name, tmp_path):
     array = pickle.dumps([np.arange(3.0)], 2).replace(b"numpy._core.multiarray", name.encode() + b".multiarray")

@@ -8,6 +8,7 @@ stores them there. torch is imported where it is needed, so that the tests can b
 import argparse
 import inspect
 import pathlib
+import pickle
 import sys
 import zipfile
 
@@ -104,6 +105,9 @@ def main(folder: pathlib.Path) -> None:
         torch.save(content, folder / f"{name}_legacy.pt", _use_new_zipfile_serialization=False)
         tensors = {key: tensor.detach().clone().contiguous() for key, tensor in expected.items()}
         safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
+    for protocol in (0, 2, 4):
+        content = {"model": plain, "epoch": 3}
+        (folder / f"plain_{protocol}.pkl").write_bytes(pickle.dumps(content, protocol))
     inspect.getsourcelines = getsourcelines
     script = Part(Part(None))
     torch.jit.script(script).save(folder / "debug.pt")
