@@ -29,7 +29,7 @@ def _torchvision() -> Dialect:
             rf"{block}/mlp_fc2/(\w+)": rf"{name}.block.5.\2",
         }
     names |= {r"head_norm/(\w+)": r"classifier.0.\1", r"head_fc/(\w+)": r"classifier.2.\1"}
-    return Dialect(names, appended={"gamma": 2})
+    return Dialect(names, windows={"gamma": (1, 1)})
 
 
 DIALECTS: Mapping[dialects.Name, Dialect] = {

@@ -7,6 +7,7 @@ for: underscores of module names are the dots of torch's module lists, `layer1_0
     Dialect({r"blocks_(\d+)/attn/qkv/(weight|bias)": r"encoder.layers.encoder_layer_\1.self_attention.in_proj_\2"})
 """
 
+import math
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -25,14 +26,14 @@ class Dialect(NamedTuple):
         names: regular expression -> replacement, as `re.sub` takes it. An expression is matched against all of a
             leaf's path below the collection, its last part already in torch's words: `blocks_0/attn/qkv/weight`. The
             first one that matches names the leaf; the rule of the module docstring names what none does.
-        appended: how many axes of length one the implementation appends to a leaf, by the end of its path, such as
-            `{"gamma": 2}` or, for a dense layer held as a 1x1 convolution, `{"classifier_0/weight": 2}`.
+        windows: the axes into which the implementation divides the last one of a leaf, by the end of its path: a
+            dense layer that it holds as a 7x7 convolution is `{"classifier_0/weight": (7, 7)}`.
         options: options of the specification that the implementation sets otherwise and no leaf tells, such as the
             epsilon of its BatchNorms.
     """
 
     names: Mapping[str, str] = MappingProxyType({})
-    appended: Mapping[str, int] = MappingProxyType({})
+    windows: Mapping[str, Shape] = MappingProxyType({})
     options: Mapping[str, Any] = MappingProxyType({})
 
     def name_of(self, path: str) -> str:
@@ -54,14 +55,18 @@ class Dialect(NamedTuple):
     def shape_of(self, path: str, shape: Shape) -> Shape:
         """The shape the implementation gives the leaf at `path`, which has `shape` in the variables.
 
-        >>> Dialect(appended={"gamma": 2}).shape_of("params/block/gamma", (96,))
-        (96, 1, 1)
         >>> Dialect().shape_of("params/conv1/kernel", (3, 3, 16, 32))
         (32, 16, 3, 3)
+        >>> dialect = Dialect(windows={"classifier_0/weight": (7, 7), "gamma": (1, 1)})
+        >>> dialect.shape_of("params/classifier_0/kernel", (25088, 4096)), dialect.shape_of("params/block/gamma", (96,))
+        ((4096, 512, 7, 7), (96, 1, 1))
         """
         shape = kernel_to_torch(shape) if path.endswith("/kernel") else shape
         spelled = f"/{_in_torch_words(path)}"
-        return shape + (1,) * sum(ones for end, ones in self.appended.items() if spelled.endswith(f"/{end}"))
+        for end, window in self.windows.items():
+            if spelled.endswith(f"/{end}"):
+                return (*shape[:-1], shape[-1] // math.prod(window), *window)
+        return shape
 
 
 def _in_torch_words(path: str) -> str:

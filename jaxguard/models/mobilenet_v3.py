@@ -115,8 +115,8 @@ class MobileNetV3(layers.Classifier, kw_only=True):
     @property
     def dialects(self) -> Mapping[dialects.Name, Dialect]:
         """Torchvision's sequential modules; timm's named ones, whose `classifier_0` is a 1x1 convolution."""
-        timm = Dialect(self._timm_names(), appended={"classifier_0/weight": 2}, options={"epsilon": TIMM_EPSILON})
-        return {"torch": Dialect(), "timm": timm}
+        windows, options = {"classifier_0/weight": (1, 1)}, {"epsilon": TIMM_EPSILON}
+        return {"torch": Dialect(), "timm": Dialect(self._timm_names(), windows, options)}
 
     @property
     def stem(self) -> str:

@@ -6,8 +6,8 @@ from typing import Literal
 import jax
 from flax import linen as nn
 
-from jaxguard.models import layers
-from jaxguard.models.dialects import Shape
+from jaxguard.models import dialects, layers
+from jaxguard.models.dialects import Dialect, Shape
 
 # Channels of the convolutions; each group ends in a max-pool.
 CONFIGURATIONS = {
@@ -17,6 +17,15 @@ CONFIGURATIONS = {
     19: ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4),
 }
 GRID = 7  # torchvision pools the last map to 7x7 before its classifier
+
+TIMM = Dialect(
+    {
+        r"classifier_0/(\w+)": r"pre_logits.fc1.\1",
+        r"classifier_3/(\w+)": r"pre_logits.fc2.\1",
+        r"classifier_6/(\w+)": r"head.fc.\1",
+    },
+    windows={"classifier_0/weight": (GRID, GRID), "classifier_3/weight": (1, 1)},
+)
 
 
 class VGG(layers.Classifier, kw_only=True):
@@ -33,6 +42,11 @@ class VGG(layers.Classifier, kw_only=True):
     depth: int
     classifier: Literal["small", "torchvision"] = "small"
     norm: Literal["batch", "none"] = "batch"
+
+    @property
+    def dialects(self) -> Mapping[dialects.Name, Dialect]:
+        """Torchvision's names; timm holds the first two dense layers as convolutions."""
+        return {"torch": Dialect()} if self.classifier == "small" else {"torch": Dialect(), "timm": TIMM}
 
     @property
     def stem(self) -> str:

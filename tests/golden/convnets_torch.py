@@ -155,8 +155,9 @@ def library_networks():
     small_stem = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], CLASSES)
     small_stem.conv1, small_stem.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
 
+    configuration = [word if word == "M" else word // 16 for word in vgg.cfgs["A"]]
+
     def narrow_vgg(norm, classifier):
-        configuration = [word if word == "M" else word // 16 for word in vgg.cfgs["A"]]
         with torch.device("meta"):
             network = vgg.VGG(nn.Identity(), CLASSES, init_weights=False)
         network.features = vgg.make_layers(configuration, batch_norm=norm)
@@ -169,6 +170,8 @@ def library_networks():
     )
     one_layer = narrow_vgg(True, nn.Linear(32, CLASSES))
     one_layer.avgpool = nn.AdaptiveAvgPool2d(1)
+    vgg_timm = timm.models.vgg.VGG(configuration, CLASSES, norm_layer=nn.BatchNorm2d)
+    vgg_timm.pre_logits, vgg_timm.head.fc = timm.models.vgg.ConvMlp(32, 256), nn.Linear(256, CLASSES)
     dense = densenet.DenseNet(8, (2, 3, 2, 2), 16, num_classes=CLASSES)
     return {
         "resnet/basic": resnet.ResNet(resnet.BasicBlock, [2, 1, 1, 1], CLASSES),
@@ -177,6 +180,7 @@ def library_networks():
         "resnet/cifar_stem": small_stem,
         "vgg/norm": narrow_vgg(True, units),
         "vgg/plain": narrow_vgg(False, units),
+        "vgg/timm": vgg_timm,
         "vgg/one_layer": one_layer,
         "densenet/torch": dense,
         "densenet/original": dense,

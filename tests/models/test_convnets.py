@@ -34,6 +34,7 @@ NETWORKS = {
     "resnet/cifar_stem": ResNet(num_classes=CLASSES, blocks=(1, 1, 1, 1), bottleneck=False, entry="cifar"),
     "vgg/norm": "vgg11:width=0.0625,classifier=torchvision",
     "vgg/plain": "vgg11:width=0.0625,classifier=torchvision,norm=none",
+    "vgg/timm": "vgg11:width=0.0625,classifier=torchvision",
     "vgg/one_layer": "vgg11:width=0.0625",
     "densenet/torch": DenseNet(num_classes=CLASSES, blocks=(2, 3, 2, 2), growth=8, channels=16),
     "densenet/original": DenseNet(num_classes=CLASSES, blocks=(2, 3, 2, 2), growth=8, channels=16),
@@ -84,7 +85,8 @@ def convnet(key: str) -> tuple[str, layouts.Layout]:
     library, name = key.split("/")
     if name.startswith("vgg"):
         depth, _, norm = name.partition("_")
-        return f"{depth}:classifier=torchvision{'' if norm else ',norm=none'}", "torch"
+        layout = "torch" if library == "torchvision" else "timm"
+        return f"{depth}:classifier=torchvision{'' if norm else ',norm=none'}", layout
     if library == "torchvision" or not name.startswith("mobilenet"):
         return name.replace("resnet18", "resnet18-torchvision"), "torch"
     version, _, rest = name.removeprefix("mobilenetv").partition("_")
@@ -93,7 +95,7 @@ def convnet(key: str) -> tuple[str, layouts.Layout]:
     return f"mobilenet_v3_{rest.removesuffix('_100')}", "timm"
 
 
-CONVNETS = [key for key in published() if not any(word in key for word in ("vit", "deit", "convnext", "timm/vgg"))]
+CONVNETS = [key for key in published() if not any(word in key for word in ("vit", "deit", "convnext"))]
 
 
 @pytest.mark.parametrize("key", CONVNETS)
@@ -136,8 +138,8 @@ def test_groups_of_a_basic_block_are_its_inner_channels_and_the_residual_stream(
     assert sizes == sorted([8, 8, 16, 16, 32, 32, 64, 64])
 
 
-def test_the_end_of_a_path_appends_axes_to_that_leaf_alone():
-    dialect = Dialect(appended={"classifier_0/weight": 2})
+def test_a_window_is_that_of_the_leaf_at_the_end_of_its_path_alone():
+    dialect = Dialect(windows={"classifier_0/weight": (1, 1)})
     assert dialect.shape_of("params/classifier_0/kernel", (576, 1024)) == (1024, 576, 1, 1)
     assert dialect.shape_of("params/classifier_0/bias", (1024,)) == (1024,)
     assert dialect.shape_of("params/last_classifier_0/kernel", (576, 1024)) == (1024, 576)
