@@ -112,7 +112,7 @@ class _CountedFile(io.RawIOBase):
 
     def __init__(self, content: np.ndarray, given: str) -> None:
         super().__init__()
-        self._content = memoryview(content)
+        self._content = content.data
         self._given = given
         self._position = 0
         self._reads_left = MAX_READS

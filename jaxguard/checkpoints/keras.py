@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import archive, hdf5, header
+from jaxguard.checkpoints import archive, hdf5, header, mapping
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.errors import CheckpointError
 
@@ -47,8 +47,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     Raises:
         CheckpointError: damaged or hostile HDF5 or zip, weights that are announced but not there, no weights at all.
     """
-    with path.open("rb") as file:
-        content: np.ndarray = np.memmap(file, dtype=np.uint8, mode="r")
+    content = mapping.mapped(path)
     texts: dict[str, Any] = {}
     if content[: len(hdf5.MAGIC)].tobytes() == hdf5.MAGIC:
         opened = hdf5.open_hdf5(content, given)

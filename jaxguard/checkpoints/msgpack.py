@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits, msgpack_arrays, trees
+from jaxguard.checkpoints import header, limits, mapping, msgpack_arrays, trees
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.checkpoints.msgpack_stream import Kind, Stream, Token
 from jaxguard.errors import CheckpointError
@@ -60,8 +60,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     if path.is_dir():
         steps = _steps(path)
         path = steps[max(steps)]
-    with path.open("rb") as file:
-        content = np.memmap(file, dtype=np.uint8, mode="r")
+    content = mapping.mapped(path)
     stream = Stream(content.data, given)
     tokens: dict[str, Token] = {}
     _collect(stream, tokens, (), frozenset({Kind.MAP}))

@@ -96,7 +96,12 @@ def _checked_files(folder: pathlib.Path, files: Sequence[object], given: str) ->
     """`{name: path}` of the shards, sorted: files in `folder`, or links into the blobs of a Hugging Face cache."""
     names: set[str] = set()
     for file in files:
-        if not isinstance(file, str) or file in ("", ".", "..") or {"/", "\\", "\0"} & set(file):
+        if (
+            not isinstance(file, str)
+            or file in ("", ".", "..")
+            or {"/", "\\", "\0"} & set(file)
+            or len(file.encode()) > 255
+        ):
             raise CheckpointError(
                 f"{given}: expected shards that are files beside the index, found {header.shown(file)}; {_REMEDY}"
             )

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxguard import checkpoints
+from jaxguard.checkpoints import msgpack as msgpack_format
 from jaxguard.errors import CheckpointError
 
 TREE = {
@@ -222,6 +223,11 @@ def test_hostile_chunks_are_one_clear_error(change, tmp_path):
     path = written(tmp_path / "x", msgpack.packb({"a": {"b": CHUNKED | change}}))
     with pytest.raises(CheckpointError, match="'a/b': expected"):
         checkpoints.load(path)
+
+
+def test_an_empty_file_is_one_clear_error(tmp_path):
+    with pytest.raises(CheckpointError, match="whole token"):
+        msgpack_format.open_checkpoint(written(tmp_path / "x", b""), "x")
 
 
 def test_an_empty_map_is_no_checkpoint_but_perhaps_a_pickle(tmp_path):

@@ -110,6 +110,7 @@ def mapped(**changes):
         (mapped(head="a\\b"), "beside the index"),
         (mapped(head="a\0b"), "beside the index"),
         (mapped(head=3), "beside the index, found 3"),
+        (mapped(head="x" * 256), "beside the index, found 'xxx"),
         (mapped(head="absent.safetensors"), "1 missing: 'absent.safetensors'"),
         (mapped(extra=FIRST), r"1 that are not in the shard it names \(\['extra'\]\)"),
         (mapped(**{"encoder.bias": SECOND}), r"\['encoder.bias'\]"),

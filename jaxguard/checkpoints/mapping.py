@@ -1,0 +1,15 @@
+"""A file as an array of bytes that stay on disk until they are looked at."""
+
+import pathlib
+
+import numpy as np
+
+
+def mapped(path: pathlib.Path) -> np.ndarray:
+    """The bytes of a file, `[size]` uint8, read-only; it must not be shortened in place while the array is in use.
+
+    An empty file, which no operating system maps, gives an empty array.
+    """
+    if path.stat().st_size == 0:
+        return np.empty(0, np.uint8)
+    return np.memmap(path, dtype=np.uint8, mode="r")
