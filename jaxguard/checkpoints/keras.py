@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import archive, hdf5, header, mapping
+from jaxguard.checkpoints import archive, hdf5, header, limits, mapping
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.errors import CheckpointError
 
@@ -106,8 +106,15 @@ def _texts(attributes: Mapping[str, Any], name: str, given: str) -> list[str]:
     while name not in attributes and f"{name}{len(parts)}" in attributes:
         parts.append(attributes[f"{name}{len(parts)}"])
     values = [value for part in parts for value in np.asarray(part).reshape(-1).tolist()]
+    if len(values) > limits.MAX_LEAVES or any(
+        not isinstance(value, (bytes, str)) or len(value) > limits.MAX_NAME_LENGTH for value in values
+    ):
+        raise CheckpointError(
+            f"{given}: expected at most {limits.MAX_LEAVES} names of {limits.MAX_NAME_LENGTH} characters in {name}, "
+            f"found {header.shown(values)}; {_REMEDY}"
+        )
     try:
-        return [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in values]
+        return [value.decode("utf-8") if isinstance(value, bytes) else value for value in values]
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{given}: expected names in {name}, found {error}; {_REMEDY}") from error
 

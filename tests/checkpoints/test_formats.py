@@ -12,7 +12,7 @@ from jaxguard.checkpoints import atomic, formats
 from jaxguard.errors import CheckpointError
 
 LEAVES = {"params/w": np.arange(4, dtype=np.float32)}
-PATHS = {"safetensors": "x.safetensors", "orbax": "x"}
+PATHS = {"safetensors": "x.safetensors", "orbax": "x", "msgpack": "x.msgpack"}
 
 
 def children(folder: pathlib.Path) -> list[str]:

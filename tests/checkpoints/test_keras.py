@@ -116,6 +116,7 @@ HOSTILE = {
     "text": "expected a dtype",
     "compound": "expected a dtype",
     "unwritten": "never written",
+    "long_names": "names of 1024 characters in layer_names",
     "lying_names": "one weight 'bias', found none",
 }
 

@@ -94,11 +94,17 @@ def lying_names(file: h5py.File) -> None:
     file["model_weights/dense"].attrs["weight_names"] = np.array([b"kernel", b"bias"])
 
 
+def long_names(file: h5py.File) -> None:
+    group = file.create_group("model_weights")
+    group["dense/kernel"] = VALUES
+    group.attrs["layer_names"] = np.array(["x" * 2000, "dense"], dtype=object)
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for fill in (
         *(storages, dense, circle, external, soft_circle, external_storage, bomb, missing_chunks, vast, text),
-        *(compound, unwritten, lying_names),
+        *(compound, unwritten, lying_names, long_names),
     ):
         with h5py.File(FOLDER / f"{fill.__name__}.h5", "w", libver="v108" if fill is dense else None) as file:
             fill(file)
