@@ -1,5 +1,6 @@
 """From what a pickle describes to a checkpoint: the model's leaves, checked, and metadata on what was left out."""
 
+import itertools
 import mmap
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from jaxguard.errors import CheckpointError
 BUILDERS = {**numpy_pickle.BUILDERS, **pickle_containers.BUILDERS}
 """What a pickle of arrays may refer to and be understood."""
 
-_MAX_NOTES, _MAX_NOTE_LENGTH, _MAX_NAMES = 256, 1000, 50
+_MAX_NOTES, _MAX_NOTE_LENGTH, _MAX_LOOKS, _MAX_NAMES = 256, 1000, 10_000, 50
 _REMEDY = "the file is damaged or hostile, get it again from its author"
 
 
@@ -122,7 +123,7 @@ def _read(name: str, leaf: Any, storage_fn: StorageFn, *, big_endian: bool, give
 
 
 def _metadata(program: Program, selection: state_dict.Selection) -> dict[str, str]:
-    notes = dict(_notes(selection))
+    notes = dict(itertools.islice(_notes(selection), _MAX_NOTES))
     if selection.path:
         notes["state_dict"] = ".".join(map(_printable, selection.path))
     if selection.others:
@@ -134,16 +135,14 @@ def _metadata(program: Program, selection: state_dict.Selection) -> dict[str, st
 
 def _notes(selection: state_dict.Selection) -> Iterator[tuple[str, str]]:
     """Numbers and words beside the model, and those one level below, as in `args` and `hyper_parameters`."""
-    count = 0
+    looks_left = _MAX_LOOKS
     for level in selection.levels:
         for key, value in level.items():
-            inner = state_dict.entries(value) if isinstance(value, dict | Record) else {}
+            inner = state_dict.entries(value) if isinstance(value, dict | Record) and looks_left > 0 else {}
+            looks_left -= len(inner)
             for name, word in [(key, value), *((f"{key}.{below}", word) for below, word in inner.items())]:
-                if isinstance(word, str | int | float) and (text := _printable(str(word))):
-                    count += 1
-                    if count > _MAX_NOTES:
-                        return
-                    yield _printable(name), text
+                if isinstance(word, str | int | float):
+                    yield _printable(name), _printable(str(word))
 
 
 def _listing(names: Sequence[str]) -> str:

@@ -32,6 +32,7 @@ _TRAINING_WORDS = frozenset(
 _LEAVES = (Array, Tensor, Unreadable)
 _MAX_PLACES = 2**20
 _MAX_ENCLOSING = 8
+_MAX_TRANSIENT = 100
 
 Leaf = Array | Tensor | Unreadable
 
@@ -95,7 +96,8 @@ def select(root: Any, given: str, separator: str) -> Selection | None:
             raise _refusal(given, f"one leaf of the name {_text(name)!r}", "two whose keys join to it")
         leaves[name] = leaf
     if not leaves:
-        raise _refusal(given, "the weights of a model", f"arrays under {', '.join(map(_text, others[:5]))} alone")
+        places = ", ".join(map(_text, others[:5])) or "keys without a name"
+        raise _refusal(given, "the weights of a model", f"arrays under {places} alone")
     return Selection(leaves, tuple(path), tuple(others), tuple(levels))
 
 
@@ -107,7 +109,8 @@ def entries(found: Any) -> dict[str, Any]:
         return {str(position): value for position, value in enumerate(found)}
     if not isinstance(found, Record):
         return {}
-    states = found.state if isinstance(found.state, tuple) else (found.state,)  # (__dict__, slots)
+    state = found.state
+    states = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # (__dict__, slots)
     merged = {"args": found.args, "elements": found.elements}
     for state in (*states, found.entries):
         merged |= entries(state) if isinstance(state, dict) else {}
@@ -197,7 +200,8 @@ def _module_entries(module: Record) -> dict[str, Any]:
     if "_parameters" not in attributes:  # TorchScript keeps all three side by side
         return attributes
     transient = attributes.get("_non_persistent_buffers_set")
-    hidden = {name for name in transient if isinstance(name, str)} if isinstance(transient, list) else set()
+    listed = transient[:_MAX_TRANSIENT] if isinstance(transient, list) else []
+    hidden = {name for name in listed if isinstance(name, str)}
     buffers = {key: child for key, child in entries(attributes.get("_buffers")).items() if key not in hidden}
     return entries(attributes["_parameters"]) | buffers | entries(attributes["_modules"])
 

@@ -312,6 +312,53 @@ def test_one_list_is_not_copied_again_and_again(tmp_path):
     assert time.monotonic() - start < QUICK
 
 
+SHARED = b"}p0\n(" + b"".join(handmade.text(str(i)) + b"N" for i in range(50_000)) + b"u0"
+LAYER = handmade.mapping(**{"fc.w": handmade.tensor()})
+OFTEN = b"".join(handmade.text(f"x{i}") + b"g0\n" for i in range(50_000))
+STATE = b"}(" + handmade.text("_parameters") + LAYER + handmade.text("_modules") + b"}"
+STATE += handmade.text("_non_persistent_buffers_set") + b"g0\nu"
+REPEATED = {
+    "beside the model": (SHARED + b"}(" + handmade.text("net") + LAYER + OFTEN + b"u", None),
+    "around tensors": (
+        SHARED[:-1]
+        + handmade.text("w")
+        + handmade.tensor()
+        + b"s0}("
+        + handmade.text("net")
+        + LAYER[:-1]
+        + OFTEN
+        + b"uu",
+        "found more",
+    ),
+    "as state": (
+        SHARED + b"ca\nb\n)R(" + b"g0\n" * 50_000 + handmade.tensor() + b"tbp1\n0](" + b"g1\n" * 50_000 + b"e",
+        "found arrays under keys without a name",
+    ),
+    "as buffers": (
+        SHARED.replace(b"}p0", b"]p0").replace(b"u0", b"e0")
+        + b"ca\nb\n)R"
+        + STATE
+        + b"bp1\n0]("
+        + b"g1\n" * 50_000
+        + b"e",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REPEATED)
+def test_one_dictionary_in_many_places_is_not_walked_for_each(case, tmp_path):
+    program, message = REPEATED[case]
+    (tmp_path / "x.pt").write_bytes(handmade.zipped(program))
+    start = time.monotonic()
+    if message is None:
+        assert checkpoints.load(tmp_path / "x.pt").leaves
+    else:
+        with pytest.raises(CheckpointError, match=message):
+            checkpoints.load(tmp_path / "x.pt")
+    assert time.monotonic() - start < QUICK
+
+
 CIRCLES = {
     "list in itself": (b"]p0\ng0\na" + handmade.tensor() + b"a", "circle"),
     "state dict in itself": (
