@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxguard import audit, data, evaluation, suspects
+from jaxguard import audit, data, evaluation, structural, suspects
 from jaxguard.attacks import Attack, patch
 from jaxguard.suspects import Suspect
 from jaxguard.types import Batch
@@ -110,3 +110,53 @@ def test_a_repaired_network_goes_back_under_the_names_it_came_with(shared_data: 
     assert set(again.checkpoint.leaves) == set(suspect.checkpoint.leaves)
     for (path, leaf), (_, same) in zip(flat(suspect), flat(again), strict=True):
         np.testing.assert_array_equal(leaf, same, err_msg=path)
+
+
+IDENTIFIED = ARCHITECTURES | {
+    "c10_ft_wrn16_nad_teacher": "wideresnet-16-1",
+    "c10_repaired_wrn16_nad_erased": "wideresnet-16-1",
+    "c10_clean_resnet32_aka": "resnet32",
+    "c10_clean_resnet44_aka": "resnet44",
+}
+ORIGINALS = {
+    "WRN-16-1-S-model_best.pth.tar": ("pytorch-legacy", "wideresnet-16-1"),
+    "resnet20-12fca82f.th": ("pytorch-legacy", "resnet20"),
+    "badnet.pth": ("pytorch-legacy", suspects.UNKNOWN),
+    "badnet_clean.pth": ("pytorch", suspects.UNKNOWN),
+    "trojai-pdf-model.pt": ("pytorch", suspects.UNKNOWN),
+    "mnist_lenet5.h5": ("keras", suspects.UNKNOWN),
+}
+"""As their authors published them: format, and the architecture that the leaves tell."""
+
+
+def test_every_network_opens_and_can_be_scanned_with_no_further_word(shared_data: pathlib.Path):
+    paths = sorted((shared_data / "checkpoints").glob("*.safetensors"))
+    assert len(paths) == 35
+    for path in paths:
+        suspect = suspects.load(path)
+        assert suspect.architecture == IDENTIFIED.get(path.stem, suspects.UNKNOWN)
+        if suspect.graph is None:
+            assert structural.find_producers({name: leaf.shape for name, leaf in suspect.variables.items()})
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_files_as_they_were_published_open_and_are_scanned(name: str, shared_data: pathlib.Path):
+    suspect = suspects.load(shared_data / "checkpoints" / "originals" / name)
+    assert suspect.checkpoint is not None
+    assert (suspect.checkpoint.format, suspect.architecture) == ORIGINALS[name]
+    assert np.isfinite(audit.scan(suspect).score)
+
+
+def test_the_scan_of_a_published_file_is_that_of_its_safetensors_twin(shared_data: pathlib.Path):
+    folder = shared_data / "checkpoints"
+    twins = {
+        "WRN-16-1-S-model_best.pth.tar": "c10_bd_wrn16_nad_student",
+        "mnist_lenet5.h5": "mnist_clean_lenet5_deepjudge",
+        "trojai-pdf-model.pt": "pdf_bd_mlp_trojai",
+    }
+    for original, twin in twins.items():
+        paths = (folder / "originals" / original, folder / f"{twin}.safetensors")
+        reports = [audit.scan(suspects.load(path)) for path in paths]
+        for published, converted in zip(*(report.layers for report in reports), strict=True):
+            assert published.name == converted.name
+            np.testing.assert_array_equal(published.scores, converted.scores)

@@ -85,12 +85,16 @@ def largest_eigenvalues(gram: jax.Array, *, squarings: int = SQUARINGS) -> jax.A
     chex.assert_rank(gram, 3)
     if gram.shape[0] == 1:
         return gram[0, 0]
-    power = _scaled(gram)
-    for step in range(1, squarings + 1):
-        # Without the barrier the compiler computes a factor's entries once for every product they take part in.
-        power = jax.lax.optimization_barrier(_product(power, power))
-        if step % _SQUARINGS_PER_SCALING == 0:
-            power = jax.lax.optimization_barrier(_scaled(power))
+
+    def squared(power: jax.Array, times: int) -> jax.Array:
+        for _ in range(times):
+            # Without the barrier the compiler computes a factor's entries once for every product they take part in.
+            power = jax.lax.optimization_barrier(_product(power, power))
+        return _scaled(power)
+
+    rounds, rest = divmod(squarings, _SQUARINGS_PER_SCALING)
+    power = squared(gram / _or_one(jnp.trace(gram)), rest)
+    power = jax.lax.fori_loop(0, rounds, lambda _, power: squared(power, _SQUARINGS_PER_SCALING), power)
     # The Rayleigh quotient of all columns at once: eigenvalue i weighs in with its (2 * 2**squarings)-th power.
     return jnp.sum(power * _product(gram, power), axis=(0, 1)) / _or_one(jnp.sum(power * power, axis=(0, 1)))
 
