@@ -10,13 +10,14 @@ nothing can be measured on it. Preprocessing is the authors'.
 
 Hardware: any. Time: 5 minutes on 2 CPU cores.
 Expected: all open; the four WideResNets and three of akamaster's ResNets are identified, the rest scanned structurally;
-ACC and ASR within 0.1 point of what was measured elsewhere. Result: experiments/results/third_party_table.json.
+ACC and ASR within 0.1 point of what was measured elsewhere. Result: experiments/results/third_party_table.json, .md.
 """
 
 import argparse
 import functools
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -127,6 +128,18 @@ def percent(rate: float | None) -> str:
     return "" if rate is None else f"{100 * rate:.2f}"
 
 
+def table(result: dict[str, Any]) -> Iterator[list[str]]:
+    """Cells of one line per checkpoint, then per file as published, whose scan had no flags."""
+    for name, found in result["checkpoints"].items():
+        rates = [percent(rate) for key in ("acc", "asr") for rate in (found[key], found["measured"][key])]
+        scores = [f"{found[key]:.2f}" for key in ("largest_z", "largest_z_structural")]
+        yield [name, found["format"], found["identified"] or "", *rates, *scores]
+    for name, found in result["originals"].items():
+        score = f"{found['largest_z']:.2f}"
+        known = [score, ""] if found["identified"] else ["", score]
+        yield [name, found["format"], found["identified"] or "", *[""] * 4, *known]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packs", type=pathlib.Path, required=True, help="folder of cifar10.npz, mnist.npz, ...")
@@ -142,14 +155,13 @@ def main() -> None:
     originals = {path.name: original(path) for path in sorted((FOLDER / "originals").iterdir())}
     result = {"environment": machine.environment(), "checkpoints": rows, "originals": originals}
     RESULT.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    table = Table(*HEADINGS)
-    for name, found in rows.items():
-        cells = [percent(rate) for key in ("acc", "asr") for rate in (found[key], found["measured"][key])]
-        scores = [f"{found[key]:.2f}" for key in ("largest_z", "largest_z_structural")]
-        table.add_row(name, found["format"], found["identified"] or "", *cells, *scores)
-    for name, found in originals.items():
-        table.add_row(name, found["format"], found["identified"] or "", "", "", "", "", "", f"{found['largest_z']:.2f}")
-    Console(width=160).print(table)
+    lines = [HEADINGS, *map(tuple, table(result))]
+    markdown = ["| " + " | ".join(cells) + " |" for cells in (lines[0], ("---",) * len(HEADINGS), *lines[1:])]
+    RESULT.with_suffix(".md").write_text("\n".join(markdown) + "\n")
+    shown = Table(*HEADINGS)
+    for cells in lines[1:]:
+        shown.add_row(*cells)
+    Console(width=160).print(shown)
 
 
 if __name__ == "__main__":
