@@ -26,7 +26,7 @@ from jaxguard.errors import CheckpointError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 MAX_READS = 1_000_000
-MAX_SECONDS = 60.0
+MAX_SECONDS = 30.0
 FREE_READ_BYTES = 2**24
 _COMPACT, _CONTIGUOUS, _CHUNKED = 0, 1, 2
 _DEFLATE, _SHUFFLE = 1, 2
