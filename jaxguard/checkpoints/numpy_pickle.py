@@ -7,7 +7,7 @@ import numpy as np
 from jaxguard.checkpoints import byteorder, header, limits
 from jaxguard.checkpoints.checkpoint import DTYPES, LeafSpec
 from jaxguard.checkpoints.pickle_containers import Encoded, content_of
-from jaxguard.checkpoints.pickle_program import Builders, Global, Record
+from jaxguard.checkpoints.pickle_objects import Builders, Global, Record
 
 _DTYPES = {dtype.name: dtype for dtype in DTYPES.values()} | {
     f"{dtype.kind}{dtype.itemsize}": dtype for dtype in DTYPES.values() if dtype.kind != "V"

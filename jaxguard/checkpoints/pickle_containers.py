@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxguard.checkpoints import header
-from jaxguard.checkpoints.pickle_program import Builders, Global, Record, entry_key
+from jaxguard.checkpoints.pickle_objects import Builders, Global, Record, entry_key
 
 _ENCODINGS = {"latin1": "latin-1", "latin-1": "latin-1", "iso-8859-1": "latin-1"}
 
@@ -73,6 +73,7 @@ def _builtins(name: str) -> tuple[str, str]:
 BUILDERS: Builders = {
     "collections.OrderedDict": _ordered,
     "collections.Counter": _ordered,
+    "flax.core.frozen_dict.FrozenDict": _ordered,
     "collections.defaultdict": lambda *_: {},
     "collections.deque": _listed,
     "argparse.Namespace": lambda *args: Record("argparse.Namespace", args),

@@ -7,12 +7,13 @@ inert data that remembers its name. Nothing is imported, looked up or called by 
 
 import pickletools
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from jaxguard.checkpoints import header
 from jaxguard.checkpoints.pickle_danger import runs_code
+from jaxguard.checkpoints.pickle_objects import Builders, Global, Record, entry_key
 from jaxguard.errors import CheckpointError
 
 MAX_PICKLE_BYTES = 2**28
@@ -20,52 +21,7 @@ MAX_OPCODES = 2**21
 _MAX_INT_BITS = 1024
 _MAX_MEMO_INDEX = 2**32
 _MAX_GLOBALS, _MAX_NAME = 10_000, 1_000
-_MAX_KEY = 2**61 - 1  # the modulus of Python's integer hash: larger integers can be chosen to collide
 _REMEDY = "the file is damaged or hostile, get it again from its author, as safetensors where possible"
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Global:
-    """A name the pickle refers to; `a.b.C` is never looked up."""
-
-    name: str
-
-
-@dataclass(eq=False, slots=True)
-class Record:
-    """What an unknown class or function would have made: its name and everything it was given.
-
-    Attributes:
-        name: dotted name of the class or function.
-        args: positional arguments.
-        state: what its `__setstate__` or `__dict__` was given.
-        entries: items of a subclass of dict.
-        elements: items of a subclass of list or set.
-    """
-
-    name: str
-    args: tuple[Any, ...] = ()
-    state: Any = None
-    entries: dict[Any, Any] | None = None
-    elements: list[Any] | None = None
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Unreadable:
-    """An array that is there but that nothing here can read.
-
-    Attributes:
-        kind: what it is, such as `a quantized tensor`.
-    """
-
-    kind: str
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class OpaqueKey:
-    """A key that is no scalar: hashed by identity, as hashing a stranger's tuples can take exponential time."""
-
-    value: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,18 +37,8 @@ class Program:
     foreign: tuple[str, ...]
 
 
-Builders = Mapping[str, Callable[..., Any]]
-"""Dotted name -> function that rebuilds the object from its arguments; raises ValueError or TypeError."""
-
 PersistentFn = Callable[[Any], Any]
 """Persistent id -> object; raises ValueError."""
-
-
-def entry_key(key: Any) -> Any:
-    """A key of the file as a key of a dict."""
-    if isinstance(key, str | bytes | float | None) or (isinstance(key, int) and abs(key) < _MAX_KEY):
-        return key
-    return OpaqueKey(key)
 
 
 def read(source: BinaryIO, given: str, builders: Builders, persistent_fn: PersistentFn | None = None) -> Program:

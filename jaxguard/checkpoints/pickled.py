@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxguard.checkpoints import header, limits, numpy_pickle, pickle_containers, state_dict
 from jaxguard.checkpoints.checkpoint import Checkpoint
-from jaxguard.checkpoints.pickle_program import Program, Record, Unreadable
+from jaxguard.checkpoints.pickle_objects import Record, Unreadable
+from jaxguard.checkpoints.pickle_program import Program
 from jaxguard.checkpoints.torch_pickle import StorageFn, Tensor
 from jaxguard.errors import CheckpointError
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxguard.checkpoints import limits
 from jaxguard.checkpoints.numpy_pickle import Array
-from jaxguard.checkpoints.pickle_program import Record, Unreadable
+from jaxguard.checkpoints.pickle_objects import Record, Unreadable
 from jaxguard.checkpoints.torch_pickle import Tensor
 from jaxguard.errors import CheckpointError
 
@@ -109,10 +109,8 @@ def entries(found: Any) -> dict[str, Any]:
         return {str(position): value for position, value in enumerate(found)}
     if not isinstance(found, Record):
         return {}
-    state = found.state
-    states = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # (__dict__, slots)
-    merged = {"args": found.args, "elements": found.elements}
-    for state in (*states, found.entries):
+    merged = entries(found.args) | entries(found.elements)
+    for state in (*_states(found), found.entries):
         merged |= entries(state) if isinstance(state, dict) else {}
     return merged
 
@@ -150,14 +148,26 @@ def _children(found: Any) -> Iterator[Any]:
 
 
 def _is_module(found: Any) -> bool:
-    return isinstance(found, Record) and (
-        found.name.startswith("__torch__.") or {"_parameters", "_modules"} <= entries(found).keys()
-    )
+    if not isinstance(found, Record):
+        return False
+    attributes = _states(found)[0]
+    return found.name.startswith("__torch__.") or _has(attributes, "_parameters", "_modules")
+
+
+def _states(record: Record) -> tuple[Any, ...]:
+    """What a record was given as attributes: its `__dict__`, or that and its slots."""
+    return record.state if isinstance(record.state, tuple) and len(record.state) == 2 else (record.state,)
+
+
+def _has(found: Any, *keys: str) -> bool:
+    return isinstance(found, dict) and all(key in found for key in keys)
 
 
 def _is_training_state(key: str, child: Any) -> bool:
+    if isinstance(child, _LEAVES) or _is_module(child):
+        return False
     words = key.lower().replace("-", "_").replace(".", "_").split("_")
-    return not isinstance(child, _LEAVES) and not _is_module(child) and not _TRAINING_WORDS.isdisjoint(words)
+    return not _TRAINING_WORDS.isdisjoint(words) or _has(child, "state", "param_groups")
 
 
 def _entered(groups: Mapping[str, Any]) -> str | None:

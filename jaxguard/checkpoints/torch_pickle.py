@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxguard.checkpoints import byteorder, header, limits
 from jaxguard.checkpoints.checkpoint import DTYPES, LeafSpec
-from jaxguard.checkpoints.pickle_program import Builders, Global, Record, Unreadable
+from jaxguard.checkpoints.pickle_objects import Builders, Global, Record, Unreadable
 
 _STORAGES = {
     "FloatStorage": "F32",

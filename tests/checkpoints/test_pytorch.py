@@ -165,6 +165,11 @@ CHOICES = {
         ["conv.w"],
         {"state_dict": "model"},
     ),
+    "beside an optimizer without a name": (
+        b"](" + LAYER + handmade.mapping(state=LAYER, param_groups=b"]") + b"e",
+        ["conv1.weight"],
+        {"state_dict": "0", "left_out": "1"},
+    ),
     "a list": (b"](" + W + W + b"e", ["0", "1"], {}),
     "one tensor": (W, ["0"], {}),
     "tied": (

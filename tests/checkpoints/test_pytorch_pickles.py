@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 
+import flax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -19,12 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxguard import checkpoints
-from jaxguard.checkpoints import pickle_program, pickled
+from jaxguard.checkpoints import pickle_objects, pickle_program, pickled
 from jaxguard.errors import CheckpointError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "pytorch"
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
-QUICK = 5.0  # seconds, of which a hostile file must not take more
+QUICK = 20.0  # seconds of this process; without its guard each of these files takes hours
 
 
 def read(content: bytes) -> object:
@@ -81,7 +83,7 @@ def test_containers_come_back_as_plain_ones(protocol):
 def test_sets_come_back_as_lists_and_namespaces_as_records(protocol):
     ones, frozen, namespace = read(pickle.dumps([{1}, frozenset({2}), argparse.Namespace(lr=0.5)], protocol))  # pyright: ignore
     assert (ones, frozen) == ([1], [2])
-    assert isinstance(namespace, pickle_program.Record)
+    assert isinstance(namespace, pickle_objects.Record)
     assert (namespace.name, namespace.state) == ("argparse.Namespace", {"lr": 0.5})
 
 
@@ -105,6 +107,21 @@ def test_pickles_of_arrays_open_under_nested_names(protocol, tmp_path):
     for name, leaf in leaves.items():
         np.testing.assert_array_equal(found[f"params/dense/{name}"], leaf)
         assert found[f"params/dense/{name}"].dtype == leaf.dtype.newbyteorder("=")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_pickles_of_jax_arrays_and_frozen_dicts(protocol, tmp_path):
+    variables = {"params": {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3, jnp.bfloat16)}}}
+    for content in (variables, flax.core.freeze(variables)):
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol))
+        checkpoint = checkpoints.load(tmp_path / "x.pkl")
+        assert checkpoint.metadata == {}
+        found = checkpoint.read_all()
+        assert {name: (leaf.shape, leaf.dtype.name) for name, leaf in found.items()} == {
+            "params/dense/kernel": ((2, 3), "float32"),
+            "params/dense/bias": ((3,), "bfloat16"),
+        }
+        assert all((leaf == 1).all() for leaf in found.values())
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -212,7 +229,8 @@ def test_a_class_that_could_be_imported_is_not(with_tensor, tmp_path, monkeypatc
     program = handmade.mapping(**({"fc.w": handmade.tensor()} if with_tensor else {}), x=call)
     (tmp_path / "x.pt").write_bytes(handmade.zipped(program))
     if with_tensor:
-        assert checkpoints.load(tmp_path / "x.pt").metadata == {"foreign_classes": "innocent_looking.helper"}
+        metadata = checkpoints.load(tmp_path / "x.pt").metadata
+        assert metadata == {"foreign_classes": "innocent_looking.helper", "x.0": "x"}
     else:
         with pytest.raises(CheckpointError, match=r"found none, but references to innocent_looking\.helper"):
             checkpoints.load(tmp_path / "x.pt")
@@ -286,10 +304,10 @@ def test_exponential_sharing_is_not_followed(wrap, tmp_path):
     for inner, message in ((b"N", "found none"), (handmade.tensor(), "found more"), (b"ca\nb\n)R", "found none")):
         storages = None if b"storage" in inner else {}
         (tmp_path / "x.pt").write_bytes(wrap(doubled(60, inner), storages))
-        start = time.monotonic()
+        start = time.process_time()
         with pytest.raises(CheckpointError, match=message):
             checkpoints.load(tmp_path / "x.pt")
-        assert time.monotonic() - start < QUICK
+        assert time.process_time() - start < QUICK
 
 
 def test_keys_are_not_hashed_deeply(tmp_path):
@@ -297,19 +315,19 @@ def test_keys_are_not_hashed_deeply(tmp_path):
     chain = b"N\x85" + b"".join(b"p%d\n0g%d\ng%d\n\x86" % (i, i, i) for i in range(60))
     program = b"}(" + chain + b"N" + handmade.text("fc.w") + handmade.tensor() + b"u"
     (tmp_path / "x.pt").write_bytes(handmade.zipped(program))
-    start = time.monotonic()
+    start = time.process_time()
     assert list(checkpoints.load(tmp_path / "x.pt").leaves) == ["fc.w"]
-    assert time.monotonic() - start < QUICK
+    assert time.process_time() - start < QUICK
 
 
 def test_one_list_is_not_copied_again_and_again(tmp_path):
     size = 200_000
     calls = b"".join(b"ccollections\ndeque\ng0\n\x85R0" for _ in range(size // 10))
     (tmp_path / "x.pt").write_bytes(handmade.zipped(b"](" + b"N" * size + b"ep0\n" + calls, compression=8))
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(CheckpointError, match="functions called on more than"):
         checkpoints.load(tmp_path / "x.pt")
-    assert time.monotonic() - start < QUICK
+    assert time.process_time() - start < QUICK
 
 
 SHARED = b"}p0\n(" + b"".join(handmade.text(str(i)) + b"N" for i in range(50_000)) + b"u0"
@@ -334,6 +352,10 @@ REPEATED = {
         SHARED + b"ca\nb\n)R(" + b"g0\n" * 50_000 + handmade.tensor() + b"tbp1\n0](" + b"g1\n" * 50_000 + b"e",
         "found arrays under keys without a name",
     ),
+    "as attributes": (
+        SHARED[:-1] + handmade.text("w") + handmade.tensor() + b"s0ca\nb\n)Rg0\nbp1\n0](" + b"g1\n" * 50_000 + b"e",
+        "found more",
+    ),
     "as buffers": (
         SHARED.replace(b"}p0", b"]p0").replace(b"u0", b"e0")
         + b"ca\nb\n)R"
@@ -350,13 +372,13 @@ REPEATED = {
 def test_one_dictionary_in_many_places_is_not_walked_for_each(case, tmp_path):
     program, message = REPEATED[case]
     (tmp_path / "x.pt").write_bytes(handmade.zipped(program))
-    start = time.monotonic()
+    start = time.process_time()
     if message is None:
         assert checkpoints.load(tmp_path / "x.pt").leaves
     else:
         with pytest.raises(CheckpointError, match=message):
             checkpoints.load(tmp_path / "x.pt")
-    assert time.monotonic() - start < QUICK
+    assert time.process_time() - start < QUICK
 
 
 CIRCLES = {
