@@ -13,6 +13,7 @@ MAX_HEADER_BYTES = 100_000_000
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlevel = 2
 
 
 def shown(value: Any) -> str:

@@ -14,7 +14,7 @@ class Global:
     name: str
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Record:
     """What an unknown class or function would have made: its name and everything it was given.
 
@@ -32,6 +32,9 @@ class Record:
     entries: dict[Any, Any] | None = None
     elements: list[Any] | None = None
 
+    def __repr__(self) -> str:
+        return f"Record({self.name!r})"  # what it holds may be a circle, or the same again and again
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Unreadable:
@@ -44,7 +47,7 @@ class Unreadable:
     kind: str
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
 class OpaqueKey:
     """A key that is no scalar: hashed by identity, as hashing a stranger's tuples can take exponential time."""
 

@@ -75,7 +75,10 @@ def read(source: BinaryIO, given: str, builders: Builders, persistent_fn: Persis
     return Program(result, tuple(machine.foreign))
 
 
-_BROKEN = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, struct.error, EOFError)
+_BROKEN = (
+    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, EOFError, Warning),
+    struct.error,
+)
 """genops lets the errors of struct and codecs through, and asserts; builders raise what a wrong argument raises."""
 
 
@@ -97,13 +100,15 @@ class _Machine:
         handlers |= dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), self.memoise)
         handlers |= dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda index: push(self.memo[index]))
         handlers |= dict.fromkeys(("EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER", "PERSID"), self.refuse)
+        handlers |= dict.fromkeys(("EMPTY_LIST", "EMPTY_SET"), lambda _: push([]))
+        handlers |= dict.fromkeys(("LIST", "FROZENSET"), lambda _: push(self.since_mark()))
+        handlers |= dict.fromkeys(("APPENDS", "ADDITEMS"), lambda _: self.extend(self.since_mark()))
+        handlers |= dict.fromkeys(("REDUCE", "NEWOBJ"), lambda _: push(self.called(*self.last(2))))
         handlers |= {
             "NONE": lambda _: push(None),
             "NEWTRUE": lambda _: push(True),
             "NEWFALSE": lambda _: push(False),
             "EMPTY_DICT": lambda _: push({}),
-            "EMPTY_LIST": lambda _: push([]),
-            "EMPTY_SET": lambda _: push([]),
             "EMPTY_TUPLE": lambda _: push(()),
             "MARK": lambda _: self.marks.append(len(self.stack)),
             "POP": lambda _: self.discard(),
@@ -113,19 +118,13 @@ class _Machine:
             "TUPLE2": lambda _: push(tuple(self.last(2))),
             "TUPLE3": lambda _: push(tuple(self.last(3))),
             "TUPLE": lambda _: push(tuple(self.since_mark())),
-            "FROZENSET": lambda _: push(self.since_mark()),
-            "LIST": lambda _: push(self.since_mark()),
             "DICT": lambda _: push(_entries(self.since_mark())),
             "APPEND": lambda _: self.extend(self.last(1)),
-            "APPENDS": lambda _: self.extend(self.since_mark()),
-            "ADDITEMS": lambda _: self.extend(self.since_mark()),
             "SETITEM": lambda _: self.update(self.last(2)),
             "SETITEMS": lambda _: self.update(self.since_mark()),
             "MEMOIZE": lambda _: self.memoise(len(self.memo)),
             "GLOBAL": lambda names: push(self.found_global(*names.split(" ", 1))),
             "STACK_GLOBAL": lambda _: push(self.found_global(*self.last(2))),
-            "REDUCE": lambda _: push(self.called(*self.last(2))),
-            "NEWOBJ": lambda _: push(self.called(*self.last(2))),
             "NEWOBJ_EX": lambda _: push(self.called_with_names(*self.last(3))),
             "OBJ": lambda _: push(self.called_at_mark(*self.since_mark())),
             "INST": lambda names: push(self.called(self.found_global(*names.split(" ", 1)), tuple(self.since_mark()))),

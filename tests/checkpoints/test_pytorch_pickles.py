@@ -144,6 +144,15 @@ def test_storages_in_a_pickle_are_counted(tmp_path):
         checkpoints.load(tmp_path / "x.pkl")
 
 
+def test_arrays_that_python_2_pickled(tmp_path):
+    made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR"
+    dtype = b"cnumpy\ndtype\n(U\x02f8I0\nI1\ntR(I3\nU\x01>NNNI-1\nI-1\nI0\ntb"
+    content = b"\xbf\xf8" + bytes(6) + b"\x40\x00" + bytes(6)
+    state = b"(I1\n(I2\nt" + dtype + b"I00\nU\x10" + content + b"tb"
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x02}U\x01w" + made + state + b"s.")
+    assert checkpoints.load(tmp_path / "x.pkl").read("w").tolist() == [-1.5, 2.0]
+
+
 @pytest.mark.parametrize("name", ["numpy.core", "numpy._core"])
 def test_both_spellings_of_numpy(name, tmp_path):
     array = pickle.dumps([np.arange(3.0)], 2).replace(b"numpy._core.multiarray", name.encode() + b".multiarray")
@@ -308,6 +317,24 @@ def test_exponential_sharing_is_not_followed(wrap, tmp_path):
         with pytest.raises(CheckpointError, match=message):
             checkpoints.load(tmp_path / "x.pt")
         assert time.process_time() - start < QUICK
+
+
+@pytest.mark.parametrize("inner", [b"](" + b"N" * 6 + b"e", b"ca\nb\n)R"])
+def test_messages_do_not_show_what_is_shared(inner, tmp_path):
+    program = inner + b"".join(
+        b"p%d\n0](" % i + b"g%d\n" % i * 6 + b"ep%d\n0ca\nb\n(g%d\ntR" % (i + 50, i + 50) for i in range(50)
+    )
+    for content in (
+        handmade.zipped(b"(" + handmade.text("storage") + program + handmade.text("0") + b"NI6\ntQ"),
+        handmade.LEGACY_HEAD + b"N." + program + b".",
+        handmade.LEGACY_HEAD.replace(b"\x8a\nl\xfc", program + b"\x8a\nl\xfc"),
+    ):
+        (tmp_path / "x.pt").write_bytes(content)
+        start = time.process_time()
+        with pytest.raises(CheckpointError) as caught:
+            checkpoints.load(tmp_path / "x.pt")
+        assert time.process_time() - start < QUICK
+        assert len(str(caught.value)) < 1500
 
 
 def test_keys_are_not_hashed_deeply(tmp_path):
