@@ -56,10 +56,14 @@ def case_of(case: str) -> tuple[models.Model, np.ndarray, dict[str, np.ndarray],
     return models.Model(case, network, shape, CLASSES), images, leaves, golden[f"{case}/logits"]
 
 
+def compiled(function):
+    """The function compiled quickly rather than well; it runs once or twice."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def test_an_epsilon_that_no_leaf_tells_comes_with_the_names():
     leaves = reference.leaves(np.load(GOLDEN / "convnets_torch.npz"), "mobilenet_v3_small/timm")
     assert models.infer("mobilenet_v3_small", leaves).spec == "mobilenet_v3_small:epsilon=1e-05"
-    assert models.identify(leaves).model.spec == "mobilenet_v3_small:epsilon=1e-05"
 
 
 @pytest.mark.parametrize("case", NETWORKS)
@@ -67,7 +71,7 @@ def test_logits_are_torchs(case):
     model, images, leaves, expected = case_of(case)
     variables, layout = models.bind(model, leaves)
     assert layout == (case.split("/")[-1] if case.endswith(("timm", "original")) else "torch")
-    logits = jax.jit(model.apply_fn)(variables, images)
+    logits = compiled(model.apply_fn)(variables, images)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     again = models.unbind(model, variables, layout)
     assert again.keys() == leaves.keys()
@@ -121,11 +125,13 @@ def test_permuting_every_group_leaves_the_logits_unchanged(name):
     model = models.Model(name, MODULES[name], (32, 32, 3), CLASSES)
     variables, images = zoo.randomise(model.shapes()), zoo.images(32, 32, 3)
     graph = channel_graph(model.apply_fn, variables, images)
-    rng, permuted = np.random.default_rng(0), variables
-    for group in graph.groups:
-        if group.permutable:
-            permuted = surgery.permute(permuted, group, np.roll(rng.permutation(group.size), 1))
-    apply_fn = jax.jit(model.apply_fn)
+    rng = np.random.default_rng(0)
+    orders = [(group, np.roll(rng.permutation(group.size), 1)) for group in graph.groups if group.permutable]
+    assert orders
+    permuted = compiled(lambda tree: functools.reduce(lambda v, order: surgery.permute(v, *order), orders, tree))(
+        variables
+    )
+    apply_fn = compiled(model.apply_fn)
     expected = np.asarray(apply_fn(variables, images))
     assert np.ptp(expected, axis=0).min() > 1e-3
     np.testing.assert_allclose(apply_fn(permuted, images), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
