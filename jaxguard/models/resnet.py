@@ -4,8 +4,8 @@ He et al., Deep Residual Learning for Image Recognition (CVPR 2016), with the st
 ("v1.5"); Xie et al., Aggregated Residual Transformations (CVPR 2017), which groups that convolution; Zagoruyko and
 Komodakis, Wide Residual Networks (BMVC 2016), section on ImageNet, which widens it. timm names the leaves alike.
 
-ResNet-18 is called `resnet18-torchvision` here: `resnet18` is the CIFAR network of `jaxguard.models.resnet_cifar`, whose
-leaves have other names.
+ResNet-18 is called `resnet18-torchvision` here: `resnet18` is the CIFAR network in `jaxguard.models.resnet_cifar`,
+whose leaves have other names.
 """
 
 from collections.abc import Callable, Sequence
