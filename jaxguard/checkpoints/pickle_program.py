@@ -232,8 +232,8 @@ class _Machine:
             raise ValueError("an object made from other things than a class, a tuple and a dict")
         return Record(function.name, (*args, named)) if named else self.called(function, args)
 
-    def called_at_mark(self, *parts: Any) -> Any:
-        return self.called(parts[0], parts[1:])
+    def called_at_mark(self, function: Any = None, *args: Any) -> Any:
+        return self.called(function, args)
 
     def build(self, state: Any) -> None:
         target = self.top()
