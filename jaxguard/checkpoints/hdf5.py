@@ -12,7 +12,6 @@ import itertools
 import math
 import time
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO, cast
 import ml_dtypes
 import numpy as np
 
-from jaxguard.checkpoints import header, limits
+from jaxguard.checkpoints import hdf5_storage, header, limits
 from jaxguard.checkpoints.checkpoint import DTYPES, LeafSpec
 from jaxguard.errors import CheckpointError
 
@@ -29,8 +28,6 @@ MAX_READS = 1_000_000
 MAX_SECONDS = 30.0
 FREE_READ_BYTES = 2**24
 _COMPACT, _CONTIGUOUS, _CHUNKED = 0, 1, 2
-_DEFLATE, _SHUFFLE = 1, 2
-_UNDEFINED = 2**64 - 1
 _REMEDY = "the download was cut short, or the file is damaged or hostile; get it again from its author"
 
 
@@ -65,9 +62,13 @@ class Hdf5:
             if not math.prod(spec.shape):
                 return np.zeros(spec.shape, spec.dtype)
             if kind == _CONTIGUOUS:
-                array = _piece(self._content, dataset.id.data_offset, spec.nbytes).view(stored).reshape(spec.shape)
+                array = (
+                    hdf5_storage.piece(self._content, dataset.id.data_offset, spec.nbytes)
+                    .view(stored)
+                    .reshape(spec.shape)
+                )
             elif kind == _CHUNKED:
-                array = _from_chunks(self._content, dataset.id, stored)
+                array = hdf5_storage.from_chunks(self._content, dataset.id, stored)
             else:
                 array = np.asarray(dataset[()]).view(stored).reshape(spec.shape)
             return array.astype(spec.dtype, copy=False)
@@ -222,49 +223,3 @@ def _checked_array(dataset: Any, path: str, size: int, given: str) -> tuple[Leaf
     if len(chunk) != len(shape) or not all(chunk) or not limits.fits_memory(chunk):
         raise refuse(f"chunks of {len(shape)} axes", chunk)
     return spec, max(spec.nbytes, LeafSpec(chunk, dtype).nbytes)
-
-
-def _piece(content: np.ndarray, start: int, size: int) -> np.ndarray:
-    if start == _UNDEFINED:
-        raise ValueError("an array that was never written")
-    if start + size > content.size:
-        raise ValueError(f"bytes {start} to {start + size} of {content.size}")
-    return content[start : start + size].view(np.ndarray)
-
-
-def _from_chunks(content: np.ndarray, stored: Any, dtype: np.dtype) -> np.ndarray:
-    """Puts a chunked array together; every chunk has to be there."""
-    shape, chunk = stored.shape, stored.chunks
-    filters = [entry["filter_id"] for entry in stored.filter_pipeline or ()]
-    if unknown := set(filters) - {_DEFLATE, _SHUFFLE}:
-        raise ValueError(f"filters {sorted(unknown)}; only deflate and shuffle are supported, save it with these")
-    array = np.empty(shape, dtype)
-    index = stored.index
-    expected = math.prod(-(-axis // step) for axis, step in zip(shape, chunk, strict=True))
-    if len(index) != expected:
-        raise ValueError(f"{len(index)} chunks where {expected} fill the array")
-    for first, info in index.items():
-        if any(start % step or start >= axis for start, step, axis in zip(first, chunk, shape, strict=True)):
-            raise ValueError(f"a chunk at {first}")
-        part = _unfiltered(_piece(content, info.byte_offset, info.size), filters, info.filter_mask, chunk, dtype)
-        place = tuple(
-            slice(start, min(start + step, axis)) for start, step, axis in zip(first, chunk, shape, strict=True)
-        )
-        array[place] = part[tuple(slice(0, one.stop - one.start) for one in place)]
-    return array
-
-
-def _unfiltered(
-    stored: np.ndarray, filters: list[int], skipped: int, chunk: tuple[int, ...], dtype: np.dtype
-) -> np.ndarray:
-    size = math.prod(chunk) * dtype.itemsize
-    for position in reversed(range(len(filters))):
-        if skipped >> position & 1:
-            continue
-        if filters[position] == _DEFLATE:
-            stored = np.frombuffer(zlib.decompressobj().decompress(stored.data, size + 1), np.uint8)
-        elif stored.size == size:
-            stored = np.ascontiguousarray(stored.reshape(dtype.itemsize, -1).T).reshape(-1)
-    if stored.size != size:
-        raise ValueError(f"a chunk of {stored.size} bytes where {size} are announced")
-    return stored.view(dtype).reshape(chunk)
