@@ -24,7 +24,7 @@ def bind(model: Model, leaves: Mapping[str, np.ndarray], source: str = "") -> tu
 
     Args:
         model: what the checkpoint should fit.
-        leaves: arrays by name, in either layout of `jaxguard.models.layouts`.
+        leaves: arrays by name, in any layout of `jaxguard.models.layouts`.
         source: file name for messages.
 
     Returns:

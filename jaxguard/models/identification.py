@@ -46,6 +46,7 @@ class Identification(NamedTuple):
 class _Attempt(NamedTuple):
     model: Model
     layout: Layout
+    width: float | None
     misfits: list[str]
     share: float
 
@@ -82,7 +83,7 @@ def identify(
     for spec in _candidates(leaves):
         attempt = _attempt(spec, leaves, input_shape)
         attempts += [attempt] if attempt is not None else []
-        if attempt is not None and not attempt.misfits and attempt.model.spec == spec:
+        if attempt is not None and not attempt.misfits and attempt.width == architecture.parse(spec)[1].get("width"):
             break  # a published width; the same leaves may be another family's at an odd one
     else:
         attempt = max(attempts, key=lambda attempt: (not attempt.misfits, attempt.share), default=None)
@@ -236,7 +237,7 @@ def _attempt(spec: str, leaves: Mapping[str, HasShape], input_shape: Sequence[in
             expected = layouts.expected(model, layout)
             clauses = misfits(model, expected, found)
             same = sum(name in found and found[name].shape == leaf.shape for name, leaf in expected.items())
-            attempts.append(_Attempt(model, layout, clauses, same / len(expected.keys() | found.keys())))
+            attempts.append(_Attempt(model, layout, width, clauses, same / len(expected.keys() | found.keys())))
     except (ArchitectureError, CheckpointError, DataError):  # no such stem, too small images, odd heads
         return None
     return min(attempts, key=lambda attempt: len(attempt.misfits), default=None)
