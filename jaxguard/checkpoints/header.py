@@ -26,10 +26,6 @@ class _DuplicateKeyError(ValueError):
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for key, value in pairs:
-        key.encode()  # refuses lone surrogates, which JSON can escape and nothing can print
-        if isinstance(value, str):
-            value.encode()
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -63,6 +59,8 @@ def parse(content: bytes, where: str | os.PathLike[str]) -> dict[str, Any]:
         )
     try:
         found = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
+        if b"\\u" in content:  # refuses lone surrogates, which JSON can escape and nothing can print
+            json.dumps(found, ensure_ascii=False).encode()
     except _DuplicateKeyError as error:
         problem = str(error)
     except RecursionError:

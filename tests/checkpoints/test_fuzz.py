@@ -235,3 +235,14 @@ TREES = st.recursive(
 @given(tree=st.dictionaries(TEXTS, TREES, min_size=1, max_size=4))
 def test_any_tree_as_msgpack(tree, folder):
     assert_sound(msgpack.packb(tree), folder)
+
+
+def test_surrogates_deep_in_a_configuration_do_not_become_metadata(folder):
+    """Found by the fuzzer: only keys and texts right below an object were looked at, and printing the rest failed."""
+    checkpoints.save(folder / "model.safetensors", {"w": np.ones(2)})
+    for value in (["\udc80"], [{"a": ["\udc80"]}], "\udc80", {"\udc80": 1}):
+        (folder / "config.json").write_text(json.dumps({"labels": value}))
+        with pytest.raises(CheckpointError, match="surrogates not allowed"):
+            checkpoints.load(folder)
+    (folder / "config.json").write_text(json.dumps({"labels": ["\U0001f431"]}))  # a pair of them is a letter
+    assert checkpoints.load(folder).metadata["labels"] == '["\U0001f431"]'
