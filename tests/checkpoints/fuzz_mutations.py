@@ -7,7 +7,6 @@ inside, and encode it again. All of them draw from one `random.Random`, so that 
 import copy
 import io
 import json
-import pickletools
 import re
 import struct
 import warnings
@@ -16,12 +15,12 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
+import fuzz_pickles
 import msgpack
+from fuzz_blind import INTEGERS, blind
 
-from jaxguard.checkpoints import hdf5, numpy_pickle, pickled, pytorch
+from jaxguard.checkpoints import hdf5
 
-INTEGERS = (*(0, 1, -1, 2, 7, 8, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**24), *(2**31 - 1, 2**31, 2**32 - 1, 2**32),
-            *(2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1))  # fmt: skip
 TEXTS = (
     "",
     ".",
@@ -74,13 +73,6 @@ def content(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
     return blind(data, others, rng)
 
 
-def blind(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
-    """One mutation that knows nothing of formats."""
-    if not data:
-        return rng.randbytes(rng.choice((1, 8, 64)))
-    return rng.choice(_BLIND)(data, others, rng)
-
-
 def _of_folder(files: dict[str, bytes], name: str, rng: Random) -> None:
     kept = files.pop(name)
     choice = rng.random()
@@ -91,86 +83,6 @@ def _of_folder(files: dict[str, bytes], name: str, rng: Random) -> None:
     elif choice < 0.8 and files:  # swapped
         other = rng.choice(sorted(files))
         files[name], files[other] = files[other], kept
-
-
-def _place(data: bytes, rng: Random) -> tuple[int, int]:
-    """A block; headers are at the start and at the end, so these are drawn more often."""
-    first = rng.randrange(len(data))
-    if rng.random() < 0.4:
-        first = min(rng.randrange(min(len(data), 64)), len(data) - 1)
-    elif rng.random() < 0.2:
-        first = max(0, len(data) - 1 - rng.randrange(128))
-    return first, min(len(data), first + rng.choice((1, 1, 2, 4, 8, 16, 64, 256, 1024)))
-
-
-def _flip(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
-    changed = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 8))):
-        changed[_place(data, rng)[0]] ^= 1 << rng.randrange(8)
-    return bytes(changed)
-
-
-def _set(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
-    first, _ = _place(data, rng)
-    return data[:first] + bytes([rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))]) + data[first + 1 :]
-
-
-def _truncate(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
-    return data[: max(1, _place(data, rng)[0])]
-
-
-def _extend(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
-    size = rng.choice((1, 8, 100, 4096))
-    return data + rng.choice((bytes(size), rng.randbytes(size), data[:size]))
-
-
-def _delete(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
-    first, end = _place(data, rng)
-    return data[:first] + data[end:]
-
-
-def _duplicate(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
-    first, end = _place(data, rng)
-    return data[:end] + data[first:end] * rng.choice((1, 1, 2, 50)) + data[end:]
-
-
-def _copy(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
-    """A block on top of another place, or inserted there."""
-    first, end = _place(data, rng)
-    to, _ = _place(data, rng)
-    behind = to + (end - first) * rng.randrange(2)
-    return data[:to] + data[first:end] + data[behind:]
-
-
-def _splice(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
-    """The start of one file and the end of another, or a block of it in between."""
-    other = rng.choice(others)
-    to, _ = _place(data, rng)
-    first, end = _place(other, rng)
-    return data[:to] + (other[first:] if rng.random() < 0.5 else other[first:end] + data[to:])
-
-
-def _integer(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
-    """An integer replaced, or one more or less than it was."""
-    width, order = rng.choice((1, 2, 4, 4, 8, 8)), rng.choice(("little", "big"))
-    first, _ = _place(data, rng)
-    if rng.random() < 0.5:
-        first -= first % width
-    old = int.from_bytes(data[first : first + width], order)
-    new = rng.choice((old + 1, old - 1, old * 2, old + len(data), len(data), *INTEGERS)) % 256**width
-    return data[:first] + new.to_bytes(width, order) + data[first + width :]
-
-
-def _digits(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
-    """A number that is written out."""
-    numbers = list(re.finditer(rb"-?\d+", data))
-    if not numbers:
-        return _set(data, others, rng)
-    match = rng.choice(numbers)
-    return data[: match.start()] + str(rng.choice((*INTEGERS, 10**30))).encode() + data[match.end() :]
-
-
-_BLIND = (_flip, _set, _truncate, _extend, _delete, _duplicate, _copy, _splice, _integer, _integer, _digits)
 
 
 def _structured(data: bytes) -> Callable[[bytes, Sequence[bytes], Random], bytes] | None:
@@ -401,80 +313,6 @@ def _crc32c_of(byte: int) -> int:
 
 _CRC32C = tuple(map(_crc32c_of, range(256)))
 
-_KNOWN = sorted({*numpy_pickle.BUILDERS, *pickled.BUILDERS, *pytorch.BUILDERS})
-_FOREIGN = (
-    "os.system",
-    "builtins.eval",
-    "builtins.getattr",
-    "models.Net",
-    "torch.nn.modules.conv.Conv2d",
-    "antigravity.x",
-)
-GLOBALS = tuple(
-    "c{}\n{}\n".format(*name.rsplit(".", 1)).encode()
-    for name in (*_KNOWN, *_FOREIGN, "torch.FloatStorage", "torch.bfloat16")
-)
-SNIPPETS = (
-    *(opcode.code.encode("latin-1") for opcode in pickletools.opcodes),
-    *(f"I{number}\n".encode() for number in INTEGERS),
-    *(b"\x8a\x09" + bytes(8) + b"\x01", b"L" + b"9" * 400 + b"L\n", b"\x8b\xff\xff\xff\x7f", b"\x8a\x00", b"F1e999\n"),
-    *(b"}", b"]", b")", b"(", b"t", b"\x85", b"\x86", b"\x87", b"R", b"\x81", b"b", b"s", b"u", b"a", b"e", b"Q", b"2"),
-    *(
-        b"X\x01\x00\x00\x00w",
-        b"X\xff\xff\xff\xff",
-        b"\x8d" + b"\xff" * 8,
-        b"C\x02ab",
-        b"N",
-        b"\x88",
-        b"I01\n",
-        b"I00\n",
-    ),
-    *(b"h\x00", b"q\x00", b"h\x01", b"j\xff\xff\xff\xff", b"\x94", b"\x95" + b"\xff" * 8, b"P1\n", b"\x82\x01", b"."),
-    *(
-        b"(cos\nsystem\nX\x04\x00\x00\x00trueo",
-        b"(S'true'\nios\nsystem\n",
-        b"]q\x07(h\x07h\x07e",
-        b"2" * 500,
-        b"(" * 500,
-    ),
-    b"cos\nsystem\n(X\x15\x00\x00\x00touch jaxguard_canarytR",
-    *GLOBALS,
-)
-"""Pickle opcodes and short programs."""
-
-
-def _pickle(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
-    """Opcodes inserted, deleted, doubled, swapped, replaced or changed inside, in one of the pickles of a stream."""
-    start, programs = 0, []
-    while start < len(data) and len(programs) < 5:
-        try:
-            places = [at for _, _, at in pickletools.genops(data[start:])]
-        except Exception:
-            break
-        programs.append((start, places))
-        start += places[-1] + 1
-    first, places = rng.choice(programs)
-    bounds = [first + at for at in places] + [first + places[-1] + 1]
-    number = rng.randrange(len(places))
-    if rng.random() < 0.3:
-        number = max(0, len(places) - 1 - rng.randrange(12))
-    at, behind = bounds[number], bounds[number + 1]
-    end = bounds[min(len(places), number + rng.choice((1, 1, 2, 4, 16)))]
-    snippet, to = rng.choice(SNIPPETS), rng.choice(bounds[:-1])
-    inside = data[at : at + 1] + blind(data[at + 1 : behind] or b"\0", others, rng)[:4096]
-    names = [place for place in range(len(places)) if data[bounds[place] : bounds[place] + 1] == b"c"]
-    other = rng.choice(names) if names else number
-    changed = (
-        data[:at] + data[end:],
-        data[:end] + data[at:end] * rng.choice((1, 1, 3, 100)) + data[end:],
-        data[:to] + data[at:end] + data[to:],
-        data[:at] + inside + data[behind:],
-        data[: bounds[other]] + rng.choice(GLOBALS) + data[bounds[other + 1] :],
-        data[:at] + snippet + data[behind:],
-        data[:at] + snippet + data[at:],
-    )
-    return rng.choice(changed)
-
 
 _CONTAINERS: tuple[tuple[Callable[[bytes], object], Callable[[bytes, Sequence[bytes], Random], bytes]], ...] = (
     (lambda data: data.startswith(b"PK\x03\x04"), _zip),
@@ -484,7 +322,7 @@ _CONTAINERS: tuple[tuple[Callable[[bytes], object], Callable[[bytes, Sequence[by
     (lambda data: data[:1] == b"{" and _NPY in data, _json_line),
     (lambda data: data[:1] == b"{" and not _OCDBT.search(data), _json),
     (_OCDBT.search, _ocdbt),
-    (lambda data: data[:1] in (b"\x80", b"(", b"c", b"]", b"}"), _pickle),
+    (lambda data: data[:1] in (b"\x80", b"(", b"c", b"]", b"}"), fuzz_pickles.pickle),
     (lambda data: data[0] in (*range(0x81, 0x90), 0xDE, 0xDF), _msgpack),
 )
 """How containers begin, and what mutates their contents."""

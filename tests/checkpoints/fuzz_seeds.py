@@ -88,6 +88,18 @@ def _saved(leaves: Mapping[str, Any], suffix: str = ".safetensors", **metadata: 
         return path.read_bytes()
 
 
+def _zipped(*arguments: Any, **options: Any) -> bytes:
+    """`torch_bytes.zipped` without today's date."""
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(torch_bytes.zipped(*arguments, **options))) as dated,
+        zipfile.ZipFile(buffer, "w") as archive,
+    ):
+        for entry in dated.infolist():
+            archive.writestr(zipfile.ZipInfo(entry.filename), dated.read(entry), entry.compress_type)
+    return buffer.getvalue()
+
+
 def _network(spec: str) -> dict[str, np.ndarray]:
     model = models.build(spec, num_classes=3, input_shape=(8, 8, 1))
     return checkpoints.flatten(model.init(jax.random.key(0)))
@@ -112,7 +124,7 @@ def _shards(suffix: str) -> dict[str, bytes]:
     if suffix == ".bin":
         storage, shapes = np.arange(12, dtype=np.float32).tobytes(), {"weight": ((3, 4), (4, 1)), "bias": ((4,), (1,))}
         contents = {
-            file: torch_bytes.zipped(
+            file: _zipped(
                 torch_bytes.mapping(
                     **{name: torch_bytes.tensor(*shapes[name[7:]], stored=torch_bytes.storage(size=12)) for name in of}
                 ),
@@ -174,11 +186,11 @@ def _pytorch() -> Iterator[Seed]:
     for number, gadget in enumerate(GADGETS):
         bomb = pickle.dumps(gadget, 2).removeprefix(b"\x80\x02").removesuffix(b".")
         program = torch_bytes.mapping(w=torch_bytes.tensor(), epoch=bomb)
-        yield Seed("pytorch", f"gadget {number}", {FILE: torch_bytes.zipped(program)})
+        yield Seed("pytorch", f"gadget {number}", {FILE: _zipped(program)})
         yield Seed("pytorch-legacy", f"gadget {number}", {FILE: torch_bytes.legacy(program)})
     sound = torch_bytes.mapping(w=torch_bytes.tensor())
-    yield Seed("pytorch", "big-endian", {FILE: torch_bytes.zipped(sound, order=b"big")})
-    yield Seed("pytorch", "deflated", {FILE: torch_bytes.zipped(sound, compression=zipfile.ZIP_DEFLATED)})
+    yield Seed("pytorch", "big-endian", {FILE: _zipped(sound, order=b"big")})
+    yield Seed("pytorch", "deflated", {FILE: _zipped(sound, compression=zipfile.ZIP_DEFLATED)})
     yield Seed("pytorch-legacy", "by hand", {FILE: torch_bytes.legacy(sound)})
 
 

@@ -1,7 +1,7 @@
 """The fuzzer: one mutated checkpoint after the other is opened, read, hashed and identified, under watch.
 
-An input is a name, `(seed, kind, iteration)`, and comes back whenever that is asked for; tests/checkpoints/test_fuzz.py
-runs a few of each kind, experiments/fuzz_checkpoints.py as many as wanted.
+An input is a name, `(seed, kind, iteration)`, and one revision of jaxguard brings it back whenever it is asked for;
+tests/checkpoints/test_fuzz.py runs a few of each kind, experiments/fuzz_checkpoints.py as many as wanted.
 """
 
 import contextlib

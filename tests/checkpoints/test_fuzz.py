@@ -10,7 +10,9 @@ import time
 import zipfile
 from random import Random
 
+import fuzz_blind
 import fuzz_mutations
+import fuzz_pickles
 import fuzz_seeds
 import fuzzing
 import msgpack
@@ -151,7 +153,7 @@ def test_mutants_of_trees_pass_their_checksums(folder):
     assert not any("CRC-32C" in message for message in messages)
 
 
-SIZES = st.integers(-2, 40) | st.sampled_from(fuzz_mutations.INTEGERS)
+SIZES = st.integers(-2, 40) | st.sampled_from(fuzz_blind.INTEGERS)
 TEXTS = st.text(max_size=8) | st.sampled_from([text for text in fuzz_mutations.TEXTS if text.isprintable()])
 JSON = st.recursive(
     st.none() | st.booleans() | SIZES | st.floats() | TEXTS,
@@ -197,7 +199,7 @@ ATOMS = st.sampled_from(
         b"I-1\n",
     ]
 )
-STEPS = ATOMS | st.sampled_from(fuzz_mutations.SNIPPETS) | st.sampled_from(fuzz_mutations.GLOBALS)
+STEPS = ATOMS | st.sampled_from(fuzz_pickles.SNIPPETS) | st.sampled_from(fuzz_pickles.GLOBALS)
 TENSOR = fuzz_seeds.torch_bytes.tensor()
 
 
