@@ -252,7 +252,7 @@ def test_an_unknown_architecture_cannot_be_run_or_repaired(jaxguard, stranger, t
     ):
         code, _, err = jaxguard(*arguments)
         assert code == 2
-        assert "pass --arch, or your own model with --apply" in err
+        assert "pass --arch, or your own model with --apply" in " ".join(err.split())
     assert not (tmp_path / "out.safetensors").exists()
 
 
