@@ -3,6 +3,7 @@
 Members are looked up, never extracted to disk, so that a name such as `../../x` is only a name.
 """
 
+import functools
 import io
 import pathlib
 import struct
@@ -174,10 +175,18 @@ class _BoundedReader(io.BufferedReader):
         return super().read(size)
 
 
-def _directory(path: pathlib.Path, given: str) -> list[zipfile.ZipInfo]:
+@functools.lru_cache(maxsize=1)
+def _entries(path: pathlib.Path, version: tuple[int, int, int]) -> tuple[zipfile.ZipInfo, ...]:
+    """The directory of a file in one version of it: every format that is a zip archive asks for it in turn."""
+    del version
+    with _BoundedReader(io.FileIO(path)) as file, zipfile.ZipFile(file) as opened:
+        return tuple(opened.infolist())
+
+
+def _directory(path: pathlib.Path, given: str) -> tuple[zipfile.ZipInfo, ...]:
+    status = path.stat()
     try:
-        with _BoundedReader(io.FileIO(path)) as file, zipfile.ZipFile(file) as opened:
-            entries = opened.infolist()
+        entries = _entries(path, (status.st_ino, status.st_size, status.st_mtime_ns))
     # zipfile lets the errors of struct, of codecs and of negative seeks through.
     except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, IndexError, OverflowError) as error:
         raise CheckpointError(
