@@ -10,8 +10,8 @@ torch.load with weights_only, h5py. Ways take turns in one run.
 
 Hardware: whatever it runs on, named in the result. Time: a minute on 2 CPU cores.
 Expected: at least 0.8 of the raw rate for safetensors and 0.7 for PyTorch's zip; Orbax's directories, which are
-compressed and keep every core busy, at least 3 times as fast as StandardCheckpointer (2 times where other programs take
-half of the cores). Result: experiments/results/checkpoints.json.
+compressed and keep every core busy, 2 to 3 times as fast as StandardCheckpointer, by how many real cores are free.
+Result: experiments/results/checkpoints.json.
 """
 
 import json
