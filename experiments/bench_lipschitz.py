@@ -8,9 +8,9 @@ matrices, and `channel_bounds` on variables that are on the device. The floor is
 turns in one run; scores are held against SVDs in float64. Torch is optional: without it its rows are left out.
 
 Hardware: whatever it runs on, named in the result. Time: 2 minutes on 2 CPU cores.
-Expected: on two CPU cores 12 to 17 times as fast as the reference's loop and 1.0 to 1.8 times as fast as batched NumPy,
-which uses one core; the lower figures where two virtual cores share a real one. Scores within 1e-5, here 4e-7, and no
-channel cut that the float64 scores would not cut. Result: experiments/results/lipschitz.json.
+Expected: on two CPU cores 11 to 17 times as fast as the reference's loop and 1.0 to 1.8 times as fast as batched NumPy,
+which uses one core. Scores within 1e-5, here 4e-7, and no channel cut that the float64 scores would not cut.
+Result: experiments/results/lipschitz.json.
 """
 
 import json
