@@ -52,6 +52,10 @@ class Producer:
     var: str | None = None
     norm: str | None = None
 
+    def channels(self, shapes: Mapping[str, Shape]) -> int:
+        """Number of output channels, from the shapes of the leaves."""
+        return math.prod(shapes[self.kernel][axis] for axis in self.axes[0])
+
 
 @dataclass(frozen=True)
 class _Norm:
@@ -208,8 +212,7 @@ def _paired(kernels: Sequence[Producer], norms: Sequence[_Norm], shapes: Mapping
     found = []
     for kernel in kernels:
         queue = waiting.get(_parent(kernel.stem), [])
-        width = math.prod(shapes[kernel.kernel][axis] for axis in kernel.axes[0])
-        if queue and queue[0].width == width and _may_follow(kernel.stem, queue[0].stem):
+        if queue and queue[0].width == kernel.channels(shapes) and _may_follow(kernel.stem, queue[0].stem):
             norm = queue.pop(0)
             found.append(replace(kernel, scale=norm.scale, var=norm.var, norm=norm.stem))
         else:
@@ -230,9 +233,5 @@ def _may_follow(kernel: str, norm: str) -> bool:
 def _output(producers: Sequence[Producer], shapes: Mapping[str, Shape]) -> Producer | None:
     """The dense layer that gives the logits: it feeds no other, is called like one, and is the narrowest."""
     fed = {math.prod(shapes[p.kernel][axis] for axis in p.axes[1]) for p in producers}
-    last = [p for p in producers if len(shapes[p.kernel]) == 2 and _width(p, shapes) not in fed and p.norm is None]
-    return min(last, key=lambda p: (not _OUTPUTS.search(p.stem), _width(p, shapes)), default=None)
-
-
-def _width(producer: Producer, shapes: Mapping[str, Shape]) -> int:
-    return math.prod(shapes[producer.kernel][axis] for axis in producer.axes[0])
+    last = [p for p in producers if len(shapes[p.kernel]) == 2 and p.channels(shapes) not in fed and p.norm is None]
+    return min(last, key=lambda p: (not _OUTPUTS.search(p.stem), p.channels(shapes)), default=None)

@@ -41,8 +41,8 @@ def structure(suspect: Suspect) -> Group:
         return Group(title, *notes, Text(printable(str(error))))
     made = _table("producer", "channels", "scaled by")
     for producer in producers:
-        width = math.prod(shapes[producer.kernel][axis] for axis in producer.axes[0])
-        made.add_row(Text(printable(producer.stem)), str(width), Text(printable(producer.norm or "nothing")))
+        width = str(producer.channels(shapes))
+        made.add_row(Text(printable(producer.stem)), width, Text(printable(producer.norm or "nothing")))
     return Group(title, *notes, Text(), made)
 
 

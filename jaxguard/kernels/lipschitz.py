@@ -93,7 +93,7 @@ def largest_eigenvalues(gram: jax.Array, *, squarings: int = SQUARINGS) -> jax.A
         return _scaled(power)
 
     rounds, rest = divmod(squarings, _SQUARINGS_PER_SCALING)
-    power = squared(gram / _or_one(jnp.trace(gram)), rest)
+    power = squared(_scaled(gram), rest)
     power = jax.lax.fori_loop(0, rounds, lambda _, power: squared(power, _SQUARINGS_PER_SCALING), power)
     # The Rayleigh quotient of all columns at once: eigenvalue i weighs in with its (2 * 2**squarings)-th power.
     return jnp.sum(power * _product(gram, power), axis=(0, 1)) / _or_one(jnp.sum(power * power, axis=(0, 1)))

@@ -9,7 +9,7 @@ Adding an architecture is one file with a `layers.Classifier` and one row of `AR
 
 from jaxguard.models.architecture import ARCHITECTURES, Architecture, build
 from jaxguard.models.binding import bind, unbind
-from jaxguard.models.identification import Identification, identify, infer, original_names
+from jaxguard.models.identification import Identification, identify, infer, listed, original_names
 from jaxguard.models.model import Model
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "build",
     "identify",
     "infer",
+    "listed",
     "original_names",
     "unbind",
 ]

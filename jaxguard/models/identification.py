@@ -107,7 +107,7 @@ def _unknown(leaves: Mapping[str, HasShape], closest: _Attempt | None) -> Archit
             f"{expected}, got {len(leaves)} others: {first}, ...; pass --arch, or your own model with --apply"
         )
     return ArchitectureError(
-        f"{expected}; {closest.model.spec} is closest, but {_listed(closest.misfits)}; pass your own model with --apply"
+        f"{expected}; {closest.model.spec} is closest, but {listed(closest.misfits)}; pass your own model with --apply"
     )
 
 
@@ -175,10 +175,11 @@ def require_fit(model: Model, expected: Mapping[str, Leaf], found: Mapping[str, 
     """
     clauses = misfits(model, expected, found)
     if clauses:
-        raise CheckpointError(f"{place}{_listed(clauses)}; {_remedy(model, found)}")
+        raise CheckpointError(f"{place}{listed(clauses)}; {_remedy(model, found)}")
 
 
-def _listed(clauses: Sequence[str]) -> str:
+def listed(clauses: Sequence[str]) -> str:
+    """The first clauses of a message, and how many more there are."""
     more = f"; and {len(clauses) - LISTED} more" if len(clauses) > LISTED else ""
     return "; ".join(clauses[:LISTED]) + more
 

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxguard import checkpoints
+from jaxguard import checkpoints, models
 from jaxguard.errors import CheckpointError
 from jaxguard.graph import channel_graph
+from jaxguard.graph.program import leaf_paths
 from jaxguard.suspects.suspect import Suspect
 from jaxguard.types import ApplyFn
 
@@ -53,9 +54,7 @@ def bind_function(
 
 def _in_tree(leaves: Mapping[str, np.ndarray], tree: Any, source: str) -> tuple[Any, dict[str, str]]:
     """The tree filled with the leaves of its paths, torch's dots being as good as slashes."""
-    wanted = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)
-    }
+    wanted = dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
     names = {name: path for name in leaves if (path := name if name in wanted else name.replace(".", "/")) in wanted}
     by_path = {path: leaves[name] for name, path in names.items()}
     misfits = [f"leaf {path!r} {leaf.shape} is missing" for path, leaf in wanted.items() if path not in by_path]
@@ -66,9 +65,9 @@ def _in_tree(leaves: Mapping[str, np.ndarray], tree: Any, source: str) -> tuple[
     ]
     misfits += [f"leaf {name!r} is not part of what init gives" for name in leaves if name not in names]
     if misfits:
-        listed = "; ".join(misfits[:4]) + (f"; and {len(misfits) - 4} more" if len(misfits) > 4 else "")
         raise CheckpointError(
-            f"{source}: expected the {len(wanted)} leaves that init gives, found {len(leaves)}: {listed}; "
+            f"{source}: expected the {len(wanted)} leaves that init gives, found {len(leaves)}: "
+            f"{models.listed(misfits)}; "
             "let init give the tree that was saved, or leave it out to get the leaves as they are"
         )
     filled = [by_path[path].astype(leaf.dtype) for path, leaf in wanted.items()]
