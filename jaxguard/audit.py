@@ -57,11 +57,16 @@ def scan(
     Raises:
         UnscorableError: no channel has a score.
         DefenseError: a parameter is not finite.
-        ArchitectureError: test images for a suspect of unknown architecture.
+        ArchitectureError: test images or another pairing for a suspect of unknown architecture.
         DataError: the test images do not fit the model.
     """
     start = time.perf_counter()
     if suspect.graph is None:
+        if pairing != "dataflow":
+            raise ArchitectureError(
+                f"expected pairing 'dataflow' for {suspect.name} of unknown architecture, got {pairing!r}: the order "
+                "of its modules is not known; pass --arch, or your own model with --apply"
+            )
         bounds = ChannelBounds(*structural.channel_bounds(suspect.variables))
     else:
         bounds = channel_bounds(suspect.graph, suspect.variables, pairing=pairing)

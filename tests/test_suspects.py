@@ -143,6 +143,8 @@ def test_an_unknown_network_is_scanned_but_not_run(tmp_path):
     report = audit.scan(suspect)
     assert [layer.name for layer in report.layers] == ["a"]
     assert report.notes == suspect.notes
+    with pytest.raises(ArchitectureError, match="module_order"):
+        audit.scan(suspect, pairing="module_order")
     with pytest.raises(ArchitectureError, match="--apply"):
         audit.repair(suspect, "clp", jax.random.key(0))
 
