@@ -178,6 +178,8 @@ def repair(
         der=rate(before, after) if before and after and attack else None,
         notes=report.notes,
         seconds=seconds,
+        trigger=report.trigger,
+        path=report.path,
     )
 
 

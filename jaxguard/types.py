@@ -81,6 +81,7 @@ class LayerScores:
         threshold: channels with a score above it are suspicious; infinite where none can be set.
         mask: `[C]` bool, True where a defense edits (cuts) the channel.
         undefined: `[C]` bool, True where no score exists (zero running variance, for one).
+        errors: `[C]` standard errors, where the scores are estimates.
     """
 
     name: str
@@ -88,6 +89,56 @@ class LayerScores:
     threshold: float
     mask: np.ndarray
     undefined: np.ndarray
+    errors: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class RecoveredTrigger:
+    """What an inversion found: for every class the smallest patch that turns images into it.
+
+    Attributes:
+        norms: `[K]` L1 norm of each class's mask, in pixels.
+        success: `[K]` share of the images of other classes that the patch turns into the class.
+        anomaly: `[K]` deviations of the norm below the median, in units of 1.4826 MAD; negative above it.
+        target: the suspected class; None where no class stands out.
+        shown: `[R]` classes whose patches are kept for pictures, smallest mask first.
+        masks: `[R, H, W, 1]` opacity in [0, 1].
+        patterns: `[R, H, W, C]` in [0, 1].
+        source: what images it was found on, such as `10 clean images` or `10 synthesised images`.
+    """
+
+    norms: np.ndarray
+    success: np.ndarray
+    anomaly: np.ndarray
+    target: int | None
+    shown: np.ndarray
+    masks: np.ndarray
+    patterns: np.ndarray
+    source: str
+
+
+@dataclass(frozen=True)
+class PruningPath:
+    """What became of a model as channels were cut one after the other; all measured on the defender's own images.
+
+    Attributes:
+        channels: `[P]` what was cut, in this order, such as `layer2_0/conv1[17]`.
+        values: `[P]` Shapley value of each.
+        errors: `[P]` its standard error.
+        attack: `[P + 1]` share of images that the recovered trigger turns into the target, before any cut and after
+            each.
+        accuracy: `[P + 1]` accuracy on the clean images.
+        chosen: cuts that were kept; those after it were only tried.
+        stop: why it ended there, in a few words.
+    """
+
+    channels: tuple[str, ...]
+    values: np.ndarray
+    errors: np.ndarray
+    attack: np.ndarray
+    accuracy: np.ndarray
+    chosen: int
+    stop: str
 
 
 @dataclass(frozen=True)
@@ -134,6 +185,8 @@ class RepairReport:
         der: defense effectiveness rate in [0, 1], None without a trigger.
         notes: what a reader must know, in whole sentences.
         seconds: wall-clock time of the repair.
+        trigger: what an inversion recovered, where the method inverts.
+        path: the pruning path, where the method has one.
     """
 
     checkpoint: str
@@ -146,6 +199,8 @@ class RepairReport:
     der: float | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    trigger: RecoveredTrigger | None = None
+    path: PruningPath | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxguard.errors import DefenseError
 from jaxguard.training import Progress
-from jaxguard.types import ApplyFn, Batch, LayerScores, TrainFn, Variables
+from jaxguard.types import ApplyFn, Batch, LayerScores, PruningPath, RecoveredTrigger, TrainFn, Variables
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class DefenseReport:
         layers: scores and cut channels, where the method cuts channels.
         notes: what a reader must know, in whole sentences.
         curves: what was recorded step by step, `{name: [steps]}`.
+        trigger: what an inversion recovered, where the method inverts.
+        path: the pruning path, where the method has one.
     """
 
     method: str
@@ -48,6 +50,8 @@ class DefenseReport:
     layers: tuple[LayerScores, ...] = ()
     notes: tuple[str, ...] = ()
     curves: Mapping[str, np.ndarray] = field(default_factory=dict)
+    trigger: RecoveredTrigger | None = None
+    path: PruningPath | None = None
 
 
 class Defense(Protocol):
