@@ -6,12 +6,14 @@
 
 from jaxguard.graph.channel_graph import ChannelGraph, Gates, State, channel_graph
 from jaxguard.graph.channels import Affine, Producer
+from jaxguard.graph.coalitions import Coalitions
 from jaxguard.graph.groups import Group, Member
 from jaxguard.graph.views import LeafView
 
 __all__ = [
     "Affine",
     "ChannelGraph",
+    "Coalitions",
     "Gates",
     "Group",
     "LeafView",

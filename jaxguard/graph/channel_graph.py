@@ -41,6 +41,7 @@ class ChannelGraph:
         affines: channelwise affines (BatchNorm), in program order.
         groups: sets of channels that are permuted together; spatial axes are not channels and are left out.
         outputs: numbers of the producers whose channels are the model's logits; these are never cut.
+        batch_axes: value -> its axis that runs over the images, where it has one.
     """
 
     def __init__(self, apply_fn: ApplyFn, variables: Variables, images: jax.ShapeDtypeStruct):
@@ -52,7 +53,7 @@ class ChannelGraph:
         self.producers, self.affines = find_channels(self.program)
         self.groups = find_groups(self.program, nodes, self.producers)
         self.outputs = _output_producers(self.program, nodes, self.producers)
-        self._batch_axes = _batch_axes(self.program, nodes)
+        self.batch_axes = _batch_axes(self.program, nodes)
 
     def __repr__(self) -> str:
         permutable = sum(group.permutable for group in self.groups)
@@ -79,7 +80,7 @@ class ChannelGraph:
         Raises:
             GraphError: the variables are not those the graph was derived from.
         """
-        known = self._leaves(self.program, variables)
+        known = self.leaves(self.program, variables)
         return [_kernel_matrix(self.program, producer, known) for producer in self.producers]
 
     def run(self, variables: Variables, images: jax.Array, gates: Gates | None = None) -> jax.Array:
@@ -98,8 +99,8 @@ class ChannelGraph:
         Raises:
             GraphError: unknown producer, wrong gate shape, or other variables.
         """
-        program = self._program(images)
-        known = {**self._leaves(program, variables), program.images: images}
+        program = self.program_at(images)
+        known = {**self.leaves(program, variables), program.images: images}
         return program.evaluate(known, after=self._gating(gates or {}))[program.logits]
 
     def split(self, producer: str) -> tuple[Callable[[Variables, jax.Array], State], Callable[..., jax.Array]]:
@@ -117,9 +118,9 @@ class ChannelGraph:
         gate = self.producer(producer).gate
 
         def prefix(variables: Variables, images: jax.Array) -> State:
-            program = self._program(images)
+            program = self.program_at(images)
             before, after = _halves(program, gate)
-            known = {**self._leaves(program, variables), program.images: images}
+            known = {**self.leaves(program, variables), program.images: images}
             env = program.evaluate(known, before)
             given = {*program.leaves, *program.constants}
             read = {value for eqn in after for value in eqn.inputs} | {program.logits}
@@ -128,10 +129,10 @@ class ChannelGraph:
             return State({str(value): env[value] for value in live}, struct)
 
         def suffix(variables: Variables, state: State, gates: Gates | None = None) -> jax.Array:
-            program = self._program(state.images)
+            program = self.program_at(state.images)
             _, after = _halves(program, gate)
             change = self._gating(gates or {})
-            known = self._leaves(program, variables)
+            known = self.leaves(program, variables)
             known.update({int(value): array for value, array in state.live.items()})
             if gate in known:
                 known[gate] = change(gate, known[gate])
@@ -139,7 +140,12 @@ class ChannelGraph:
 
         return prefix, suffix
 
-    def _leaves(self, program: Program, variables: Variables) -> dict[Value, Any]:
+    def leaves(self, program: Program, variables: Variables) -> dict[Value, Any]:
+        """Value -> array of the variables, for `Program.evaluate`.
+
+        Raises:
+            GraphError: the variables are not those the graph was derived from.
+        """
         if leaf_paths(variables) != program.paths:
             different = set(leaf_paths(variables)) ^ set(program.paths)
             raise GraphError(
@@ -148,8 +154,12 @@ class ChannelGraph:
             )
         return dict(zip(program.leaves, jax.tree.leaves(variables), strict=True))
 
-    def _program(self, images: Any) -> Program:
-        """The program at the shape of `images`; values have the same numbers at every batch size."""
+    def program_at(self, images: Any) -> Program:
+        """The program at the shape of `images`; values have the same numbers at every batch size.
+
+        Raises:
+            GraphError: the program is another one at that shape.
+        """
         key = (tuple(images.shape), images.dtype)
         if key not in self._programs:
             program = trace(self.apply_fn, self._variables, jax.ShapeDtypeStruct(*key))
@@ -169,7 +179,7 @@ class ChannelGraph:
             if value not in by_value:
                 return array
             producer, gate = by_value[value]
-            return array * _broadcast_gate(producer, self._batch_axes.get(value), jnp.asarray(gate), array)
+            return array * broadcast_gate(producer, self.batch_axes.get(value), jnp.asarray(gate), array)
 
         return gate_value
 
@@ -244,7 +254,12 @@ def _kernel_matrix(program: Program, producer: Producer, known: Mapping[Value, A
     return jnp.transpose(kernel, (*out_dims, *in_dims)).reshape(producer.channels, 1, -1)
 
 
-def _broadcast_gate(producer: Producer, batch_axis: int | None, gate: jax.Array, array: jax.Array) -> jax.Array:
+def broadcast_gate(producer: Producer, batch_axis: int | None, gate: jax.Array, array: jax.Array) -> jax.Array:
+    """Shape a gate `[C]`, or `[B, C]` for one per image, so that it multiplies the producer's gated array.
+
+    Raises:
+        GraphError: the gate has another shape.
+    """
     sizes = [array.shape[k] for k in producer.gate_axes]
     shape = [1] * array.ndim
     for k, size in zip(producer.gate_axes, sizes, strict=True):

@@ -1,0 +1,306 @@
+"""A model under many sets of gates at once, each computed only where it differs from the one before.
+
+Removing one channel leaves everything in front of it as it was. `Coalitions` cuts the program behind every gated
+producer; in a stack of gate vectors, those that agree with their predecessor up to a cut share its activations there.
+A cut thus has as many *versions* as there are different beginnings, and only these are computed: a channel of the last
+layer costs a pooling and a product, not a forward pass. Gates multiply activations, so `fold` versions go through a
+segment as one batch, one large convolution; weights are never stacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxguard.errors import GraphError
+from jaxguard.graph.channel_graph import ChannelGraph, State, broadcast_gate
+from jaxguard.graph.channels import Producer
+from jaxguard.graph.program import Equation, Program, Value
+from jaxguard.types import Variables
+
+FOLD_BYTES = {"cpu": 1 << 20}
+"""Largest activation, in bytes, that versions are folded into one batch for; without limit on other backends.
+
+Beyond it two versions leave a core's cache and are slower together than one after the other; measured by
+`experiments/bench_shapley.py`.
+"""
+
+
+class _Segment(NamedTuple):
+    """The program from one cut to the next.
+
+    Attributes:
+        equations: numbers of those that depend on the images, run for every version.
+        reads: values from earlier cuts that they read, the gated one among them.
+        writes: values of this segment that later ones read.
+    """
+
+    equations: tuple[int, ...]
+    reads: tuple[Value, ...]
+    writes: tuple[Value, ...]
+
+
+class _Versions(NamedTuple):
+    """Which of `B` coalitions share their activations at a cut.
+
+    Attributes:
+        of: `[B]` version of each coalition.
+        first: `[B]` the first coalition of each version, the last one repeated behind them.
+        total: number of versions.
+    """
+
+    of: jax.Array
+    first: jax.Array
+    total: jax.Array
+
+
+class _Stack(NamedTuple):
+    """An array in all its versions.
+
+    Attributes:
+        array: `[V, ...]`.
+        versions: which of them each coalition has; None where all have the only one.
+    """
+
+    array: jax.Array
+    versions: _Versions | None = None
+
+    def merged(self, rows: jax.Array, axis: int) -> jax.Array:
+        """The arrays of some coalitions, side by side along the batch axis."""
+        if len(rows) == 1:
+            return self.array[0 if self.versions is None else self.versions.of[rows[0]]]
+        chosen = self.array[jnp.zeros_like(rows) if self.versions is None else self.versions.of[rows]]
+        shape = [size * len(rows) if k == axis else size for k, size in enumerate(self.array.shape[1:])]
+        return jnp.moveaxis(chosen, 0, axis).reshape(shape)
+
+
+class Coalitions:
+    """A model's producers as players of one game; see the module.
+
+    Players are numbered producer by producer, in the order of `producers`, and within a producer by channel.
+
+    Args:
+        graph: of the model.
+        producers: names of the producers whose channels play, in any order; by default all but those that make the
+            logits.
+        fold: versions that go through a segment together, one number for each of `producers` in program order, or one
+            for all; None decides by `FOLD_BYTES` and the backend. Where an array has no axis of its own for the
+            images, versions go one by one whatever is asked for.
+
+    Attributes:
+        graph: as given.
+        producers: in the order of their gates.
+        players: number of channels `N`.
+        offsets: first player of each producer, and `N`.
+
+    Raises:
+        GraphError: no producer, an unknown one, or one that makes the logits.
+
+    Example:
+        >>> from jaxguard.graph import channel_graph
+        >>> mlp = lambda v, x: jax.nn.relu(x @ v["w1"]) @ v["w2"]
+        >>> v = {"w1": jnp.array([[1.0, 2.0, 3.0]]), "w2": jnp.ones((3, 1))}
+        >>> game = Coalitions(channel_graph(mlp, v, jnp.ones((1, 1))))
+        >>> start = game.start(v, jnp.ones((1, 1)))
+        >>> game.logits(v, start, jnp.array([[1, 1, 1], [0, 1, 1], [0, 1, 0]]))[:, 0, 0].tolist()
+        [6.0, 5.0, 2.0]
+    """
+
+    def __init__(
+        self, graph: ChannelGraph, producers: Sequence[str] | None = None, *, fold: int | Sequence[int] | None = None
+    ):
+        outputs = [graph.producers[k].name for k in sorted(graph.outputs)]
+        if producers is None:
+            chosen = [producer for producer in graph.producers if producer.name not in outputs]
+        else:
+            chosen = [graph.producer(name) for name in dict.fromkeys(producers)]
+        if not chosen or any(producer.name in outputs for producer in chosen):
+            raise GraphError(
+                f"expected producers whose channels can be gated, got {list(producers or ())}; those of the logits, "
+                f"{', '.join(outputs)}, cannot"
+            )
+        written = {value: k for k, eqn in enumerate(graph.program.equations) for value in eqn.outputs}
+        self.graph = graph
+        self.producers = tuple(sorted(chosen, key=lambda producer: written[producer.gate]))
+        self.offsets = tuple(np.cumsum([0, *(producer.channels for producer in self.producers)]).tolist())
+        self.players = self.offsets[-1]
+        starts = [written[producer.gate] + 1 for producer in self.producers]
+        self._first = starts[0]
+        self._segments = _segments(graph.program, starts)
+        self._fold = (fold,) * len(starts) if isinstance(fold, int) else tuple(fold or ())
+        if self._fold and (len(self._fold) != len(starts) or min(self._fold) < 1):
+            raise GraphError(f"expected a fold >= 1 for each of {len(starts)} producers, got {self._fold}")
+
+    def __repr__(self) -> str:
+        return f"Coalitions({self.players} players in {len(self.producers)} producers)"
+
+    def name(self, player: int) -> str:
+        """Producer and channel of a player, such as `layer2_0/conv1[17]`."""
+        k = int(np.searchsorted(self.offsets, player, side="right")) - 1
+        return f"{self.producers[k].name}[{player - self.offsets[k]}]"
+
+    def split(self, per_player: Any) -> list[Any]:
+        """Cut `[..., N]` into `[..., C]` for each of `producers`."""
+        return [per_player[..., a:b] for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
+
+    def start(self, variables: Variables, images: jax.Array) -> State:
+        """Run the model up to the first gate.
+
+        Args:
+            variables: as the graph was derived from.
+            images: `[M, ...]`.
+
+        Returns:
+            What `logits` starts from.
+
+        Raises:
+            GraphError: other variables, or a program that depends on the number of images.
+        """
+        program = self.graph.program_at(images)
+        known = {**self.graph.leaves(program, variables), program.images: jnp.asarray(images)}
+        env = program.evaluate(known, program.equations[: self._first])
+        reads = sorted({value for segment in self._segments for value in segment.reads} & env.keys())
+        struct = jax.ShapeDtypeStruct(images.shape, images.dtype)
+        return State({str(value): env[value] for value in reads}, struct)
+
+    def logits(self, variables: Variables, start: State, gates: jax.Array) -> jax.Array:
+        """The model's logits under each set of gates.
+
+        Work and nothing else depends on the order of the coalitions: neighbours should differ late in the model.
+
+        Args:
+            variables: as the graph was derived from.
+            start: of the same variables.
+            gates: `[B, N]` factors on the players' channels.
+
+        Returns:
+            `[B, M, K]`.
+
+        Raises:
+            GraphError: gates of another shape, or other variables.
+        """
+        gates = jnp.asarray(gates)
+        if gates.ndim != 2 or gates.shape[1] != self.players:
+            raise GraphError(f"expected gates of shape [B, {self.players}], got {gates.shape}")
+        own, folds = self.split(gates), self.folds(start.images)
+        stacks: dict[Value, _Stack] = {int(value): _Stack(array[None]) for value, array in start.live.items()}
+        runs = {fold: _Run(self.graph, variables, start.images, fold) for fold in {min(f, len(gates)) for f in folds}}
+        for producer, segment, channels, versions, fold in zip(
+            self.producers, self._segments, own, _versions(own), folds, strict=True
+        ):
+            run = runs[min(fold, len(gates))]
+            stacks.update(run(producer, segment, stacks, channels, versions))
+        logits = stacks[self.graph.program.logits]
+        return logits.array if logits.versions is None else logits.array[logits.versions.of]
+
+    def folds(self, images: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+        """Versions that go through each segment together, for images of a given shape."""
+        limit = FOLD_BYTES.get(jax.default_backend())
+        program = self.graph.program_at(images)
+        folds = []
+        for k, segment in enumerate(self._segments):
+            values = [*segment.reads, *(value for k in segment.equations for value in program.equations[k].outputs)]
+            largest = max(np.prod(program.shapes[v]) * np.dtype(program.dtypes[v]).itemsize for v in values)
+            fitting = max(1, int(limit // largest)) if limit else np.iinfo(np.int32).max
+            can_fold = self.graph.batch_axes.keys() >= {*segment.reads, *segment.writes}
+            folds.append((self._fold[k] if self._fold else fitting) if can_fold else 1)
+        return tuple(folds)
+
+
+class _Run:
+    """Runs segments for `fold` versions at a time."""
+
+    def __init__(self, graph: ChannelGraph, variables: Variables, images: jax.ShapeDtypeStruct, fold: int):
+        self.graph, self.fold, self.num_images = graph, fold, images.shape[0]
+        self.shapes = graph.program_at(images).shapes
+        self.program = graph.program_at(jax.ShapeDtypeStruct((fold * images.shape[0], *images.shape[1:]), images.dtype))
+        self.known = self.program.evaluate(graph.leaves(self.program, variables), _still(self.program))
+
+    def __call__(
+        self,
+        producer: Producer,
+        segment: _Segment,
+        stacks: Mapping[Value, _Stack],
+        gates: jax.Array,
+        versions: _Versions,
+    ) -> dict[Value, _Stack]:
+        """All versions of what the segment writes; `gates [B, C]`."""
+        fold, rounds = self.fold, -(-len(gates) // self.fold)
+        axes = {value: self.graph.batch_axes.get(value, 0) for value in (*segment.reads, *segment.writes)}
+        first = jnp.pad(versions.first, (0, rounds * fold - len(gates)), mode="edge")
+
+        def step(turn: jax.Array, written: dict[Value, jax.Array]) -> dict[Value, jax.Array]:
+            rows = jax.lax.dynamic_slice_in_dim(first, turn * fold, fold)
+            env = self.known | {value: stacks[value].merged(rows, axes[value]) for value in segment.reads}
+            gate = gates[rows[0]] if fold == 1 else jnp.repeat(gates[rows], self.num_images, axis=0)
+            opened = env[producer.gate]
+            env[producer.gate] = opened * broadcast_gate(producer, axes[producer.gate], gate, opened)
+            env = self.program.evaluate(env, [self.program.equations[k] for k in segment.equations])
+            return {
+                value: jax.lax.dynamic_update_slice_in_dim(
+                    array, _separated(env[value], fold, axes[value]), turn * fold, axis=0
+                )
+                for value, array in written.items()
+            }
+
+        empty = {
+            value: jnp.zeros((rounds * fold, *self.shapes[value]), self.program.dtypes[value])
+            for value in segment.writes
+        }
+        written = jax.lax.fori_loop(0, -(-versions.total // fold), step, empty)
+        return {value: _Stack(array, versions) for value, array in written.items()}
+
+
+def _moving(program: Program) -> set[Value]:
+    """Values that depend on the images."""
+    moving = {program.images}
+    for eqn in program.equations:
+        if moving.intersection(eqn.inputs):
+            moving.update(eqn.outputs)
+    return moving
+
+
+def _still(program: Program) -> list[Equation]:
+    """Equations that do not depend on the images."""
+    moving = _moving(program)
+    return [eqn for eqn in program.equations if not moving.intersection(eqn.inputs)]
+
+
+def _segments(program: Program, starts: Sequence[int]) -> tuple[_Segment, ...]:
+    """Cut the equations behind each gate; `starts` are the numbers of the equations after the gates'."""
+    moving = _moving(program)
+    found: list[_Segment] = []
+    wanted = {program.logits}
+    for start, end in reversed(list(zip(starts, (*starts[1:], len(program.equations)), strict=True))):
+        (gate,) = program.equations[start - 1].outputs
+        numbers = [k for k in range(start, end) if moving.intersection(program.equations[k].inputs)]
+        made = {value for k in numbers for value in program.equations[k].outputs}
+        read = {value for k in numbers for value in program.equations[k].inputs} & moving
+        reads = (read - made) | {gate}
+        found.append(_Segment(tuple(numbers), tuple(sorted(reads)), tuple(sorted(wanted & (made | {gate})))))
+        wanted = (wanted - made) | reads
+    return tuple(reversed(found))
+
+
+def _versions(gates: Sequence[jax.Array]) -> list[_Versions]:
+    """Versions at each cut, from the gates `[B, C]` of the producers up to there."""
+    size = len(gates[0])
+    new = jnp.arange(size) == 0
+    found = []
+    for own in gates:
+        new = new | jnp.concatenate([jnp.ones(1, bool), (own[1:] != own[:-1]).any(axis=1)])
+        first = jnp.nonzero(new, size=size, fill_value=size - 1)[0]
+        found.append(_Versions(jnp.cumsum(new) - 1, first, new.sum()))
+    return found
+
+
+def _separated(array: jax.Array, fold: int, axis: int) -> jax.Array:
+    """Undoes `_Stack.merged`: `[fold, ...]`."""
+    if fold == 1:
+        return array[None]
+    shape = (*array.shape[:axis], fold, array.shape[axis] // fold, *array.shape[axis + 1 :])
+    return jnp.moveaxis(array.reshape(shape), axis, 0)
