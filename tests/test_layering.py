@@ -17,6 +17,7 @@ LEVELS = (
     {"kernels", "checkpoints", "data", "models", "report"},
     {"graph"},
     {"surgery", "attacks", "training"},
+    {"inversion"},
     {"defenses", "evaluation", "structural", "suspects"},
     {"audit"},
     {"demo"},
@@ -29,7 +30,7 @@ LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units}
 
 THIRD_PARTY = {
     "flax": {"models"},
-    "optax": {"training", "defenses"},
+    "optax": {"training", "inversion", "defenses"},
     "orbax": {"checkpoints", "training"},
     "tensorstore": {"checkpoints"},
     "tensorflow_datasets": {"data"},

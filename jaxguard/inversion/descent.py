@@ -1,0 +1,239 @@
+"""One step of Neural Cleanse's descents: patches of several classes, each with its cost schedule and early stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxguard import training
+from jaxguard.types import ApplyFn, Batch, Variables
+
+Patch = tuple[jax.Array, jax.Array]
+"""Masks `[S, H, W, 1]` and patterns `[S, H, W, C]`."""
+
+
+class State(NamedTuple):
+    """Descents of `S` classes; every leaf has the leading axis `S`."""
+
+    target: jax.Array
+    theta: Patch
+    opt_state: Any
+    step: jax.Array
+    hits: jax.Array
+    seen: jax.Array
+    cost: jax.Array
+    good: jax.Array
+    bad: jax.Array
+    raised: jax.Array
+    lowered: jax.Array
+    best_norm: jax.Array
+    best: Patch
+    mark: jax.Array
+    stalled: jax.Array
+    stopped: jax.Array
+
+
+@dataclass(frozen=True)
+class Descent:
+    """One step of all classes at hand; a value, so that equal settings share a compiled program.
+
+    Attributes: see `invert`.
+    """
+
+    apply_fn: ApplyFn
+    batch_size: int
+    steps: int
+    learning_rate: float
+    betas: tuple[float, float]
+    cost: float
+    multiplier: float
+    patience: int
+    threshold: float
+    stop_patience: int
+    stop_ratio: float
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Adam."""
+        return optax.adam(self.learning_rate, *self.betas)
+
+    def start(self, targets: jax.Array, shape: tuple[int, ...], key: jax.Array) -> State:
+        """The state before the first step; a class's does not depend on the others.
+
+        Args:
+            targets: int `[S]`, the classes.
+            shape: `(H, W, C)` of an image.
+            key: draws the first masks and patterns, uniformly.
+
+        Returns:
+            The state.
+        """
+
+        def draw(target: jax.Array, channels: int, salt: int) -> jax.Array:
+            own = jax.random.fold_in(jax.random.fold_in(key, target), salt)
+            return _inverse(jax.random.uniform(own, (*shape[:2], channels), minval=0.01, maxval=0.99))
+
+        theta = (jax.vmap(lambda y: draw(y, 1, 0))(targets), jax.vmap(lambda y: draw(y, shape[2], 1))(targets))
+        number = len(targets)
+        count, real = jnp.zeros(number, jnp.int32), jnp.zeros(number)
+        no = jnp.zeros(number, bool)
+        return State(
+            target=targets.astype(jnp.int32),
+            theta=theta,
+            opt_state=jax.vmap(self.optimizer.init)(theta),
+            step=count,
+            hits=real,
+            seen=real,
+            cost=jnp.full(number, self.cost),
+            good=count,
+            bad=count,
+            raised=no,
+            lowered=no,
+            best_norm=jnp.full(number, jnp.inf),
+            best=jax.tree.map(squash, theta),
+            mark=jnp.full(number, jnp.inf),
+            stalled=count,
+            stopped=no,
+        )
+
+    def __call__(
+        self,
+        variables: Variables,
+        data: Batch,
+        key: jax.Array,
+        state: State,
+        index: jax.Array,
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """Takes one step.
+
+        Args:
+            variables: the model's.
+            data: `N` images.
+            key: draws the batches.
+            state: the state before.
+            index: ignored; every class counts its own steps.
+
+        Returns:
+            The state after, and `loss`, `success` and `norm`, means over the classes under way.
+        """
+        del index
+        epoch_steps = training.steps_per_epoch(len(data.images), self.batch_size)
+        chosen = jax.vmap(partial(self._draw, key, len(data.images)))(state.step)
+        batch = Batch(data.images[chosen], data.labels[chosen])
+        weights = (batch.labels != state.target[:, None]).astype(jnp.float32)
+
+        def loss_fn(theta: Patch) -> tuple[jax.Array, Any]:
+            patch = jax.tree.map(squash, theta)
+            logits = stamped_logits(self.apply_fn, variables, batch.images, patch)
+            wanted = jnp.broadcast_to(state.target[:, None], weights.shape)
+            entropy = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
+            norm = patch[0].sum((1, 2, 3))
+            losses = (weights * entropy).sum(1) / jnp.maximum(weights.sum(1), 1) + state.cost * norm
+            hits = (weights * (logits.argmax(-1) == wanted)).sum(1)
+            return losses.sum(), (patch, losses, hits, norm)
+
+        gradient, (patch, losses, hits, norm) = jax.grad(loss_fn, has_aux=True)(state.theta)
+        update, opt_state = jax.vmap(self.optimizer.update)(gradient, state.opt_state)
+        new = state._replace(
+            theta=optax.apply_updates(state.theta, update),
+            opt_state=opt_state,
+            step=state.step + 1,
+            hits=state.hits + hits,
+            seen=state.seen + weights.sum(1),
+        )
+        judged = self._judge(new, patch, norm)
+        new = where((new.step % epoch_steps == 0) | (new.step >= self.steps), judged, new)
+        new = new._replace(stopped=new.stopped | (new.step >= self.steps))
+        active = ~state.stopped
+        number = jnp.maximum(active.sum(), 1)
+        success = hits / jnp.maximum(weights.sum(1), 1)
+        metrics = {
+            name: jnp.where(active, values, 0).sum() / number
+            for name, values in (("loss", losses), ("success", success), ("norm", norm))
+        }
+        return where(active, new, state), metrics
+
+    def _draw(self, key: jax.Array, num_images: int, step: jax.Array) -> jax.Array:
+        """Images of one step, `[B]`: the next ones of an epoch's permutation, as in `training.draw`."""
+        if self.batch_size == num_images:
+            return jnp.arange(num_images)
+        epoch, position = jnp.divmod(step, training.steps_per_epoch(num_images, self.batch_size))
+        order = jax.random.permutation(jax.random.fold_in(key, epoch), num_images)
+        return order[(position * self.batch_size + jnp.arange(self.batch_size)) % num_images]
+
+    def _judge(self, state: State, patch: Patch, norm: jax.Array) -> State:
+        """What an epoch's end changes: the best patch, the cost, and whether to go on."""
+        works = state.hits >= self.threshold * jnp.maximum(state.seen, 1)
+        better = works & (norm < state.best_norm)
+        ever = jnp.isfinite(state.best_norm) | works
+        best_norm = jnp.where(better, norm, state.best_norm)
+        stalled = jnp.where(ever & (best_norm >= self.stop_ratio * state.mark), state.stalled + 1, 0)
+        good, bad = jnp.where(works, state.good + 1, 0), jnp.where(works, 0, state.bad + 1)
+        up, down = good >= self.patience, bad >= self.patience
+        factor = jnp.where(up, self.multiplier, jnp.where(down, self.multiplier**-1.5, 1.0))
+        raised, lowered = state.raised | up, state.lowered | down
+        return state._replace(
+            hits=jnp.zeros_like(state.hits),
+            seen=jnp.zeros_like(state.seen),
+            cost=state.cost * factor,
+            good=jnp.where(up, 0, good),
+            bad=jnp.where(down, 0, bad),
+            raised=raised,
+            lowered=lowered,
+            best_norm=best_norm,
+            best=where(better | ~ever, patch, state.best),
+            mark=jnp.minimum(best_norm, state.mark),
+            stalled=stalled,
+            stopped=raised & lowered & (stalled >= self.stop_patience),
+        )
+
+
+def squash(theta: jax.Array) -> jax.Array:
+    """What a patch is made of: `tanh(theta) / (2 + 1e-7) + 1/2`, in (0, 1)."""
+    return jnp.tanh(theta) / (2 + 1e-7) + 0.5
+
+
+def _inverse(values: jax.Array) -> jax.Array:
+    return jnp.arctanh((values - 0.5) * (2 + 1e-7))
+
+
+def where(condition: jax.Array, new: Any, old: Any) -> Any:
+    """Chooses between two pytrees row by row.
+
+    Args:
+        condition: bool `[S]`.
+        new: leaves `[S, ...]`.
+        old: likewise.
+
+    Returns:
+        Rows of `new` where the condition holds, else of `old`.
+    """
+
+    def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, new, old)
+
+
+def stamped_logits(apply_fn: ApplyFn, variables: Variables, images: jax.Array | np.ndarray, patch: Patch) -> jax.Array:
+    """Logits of stamped images, as one batch.
+
+    Args:
+        apply_fn: the model.
+        variables: its variables.
+        images: `[B, H, W, C]` for all patches, or `[S, B, H, W, C]`.
+        patch: `S` masks and patterns.
+
+    Returns:
+        float32 `[S, B, K]`.
+    """
+    mask, pattern = (part[:, None] for part in patch)
+    stamped = (1 - mask) * images + mask * pattern
+    logits = apply_fn(variables, stamped.reshape(-1, *stamped.shape[2:]))
+    return logits.astype(jnp.float32).reshape(*stamped.shape[:2], -1)

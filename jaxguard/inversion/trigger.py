@@ -1,0 +1,266 @@
+"""Neural Cleanse: for every class the smallest patch that turns images into it, all classes in one program.
+
+A backdoored class needs a much smaller patch than the others. For each class y a mask `m` and a pattern `p` minimise
+
+    CE(f((1 - m) x + m p), y) + c ||m||_1,    m = tanh(theta) / (2 + 1e-7) + 1/2, one channel; p likewise
+
+with Adam, while a schedule moves the cost `c`: up where the patch works, down where it does not. The classes share the
+weights, so their stamped images are one batch of one forward pass. Schedules, best masks and early stops are carried
+per class; a class that has stopped stays as it is, and its place goes to one that waits.
+
+Wang et al.: Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks, S&P 2019. Settings are
+BackdoorBench's, except for:
+
+- only images that are not of class y count, in the loss and in the rate; theirs are all images, but an image of class y
+  says nothing about a patch;
+- an epoch is one pass over the defender's images, often a single step, so `steps` bounds the descent, not epochs;
+- the kept mask is the very one whose rate was counted last in its epoch, not the one after that epoch's last update;
+- `c` is `cost` from the first step on; the paper's code waits for a patch that works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from jaxguard import training
+from jaxguard.errors import DataError, JaxguardError
+from jaxguard.inversion.descent import Descent, Patch, State, stamped_logits, where
+from jaxguard.types import ApplyFn, Batch, Variables
+
+IMAGES_AT_ONCE = 512
+"""Stamped images in one forward pass, unless the caller says how many classes: bounds memory."""
+
+CHUNK = 32
+"""Steps between two looks at which classes have stopped."""
+
+FREE = -1
+"""In place of a class's number: nothing is left for this slot, it stays as it is."""
+
+
+class Inversion(NamedTuple):
+    """The patches of all classes.
+
+    Attributes:
+        masks: `[K, H, W, 1]` opacity in [0, 1].
+        patterns: `[K, H, W, C]` in [0, 1].
+        norms: `[K]` L1 norm of each mask, in pixels.
+        success: `[K]` share of the images of other classes that the patch turns into the class.
+        reached: `[K]` bool, whether a patch reached the threshold; the last one tried is given where none did.
+        steps: `[K]` int, steps taken until the class stopped.
+    """
+
+    masks: np.ndarray
+    patterns: np.ndarray
+    norms: np.ndarray
+    success: np.ndarray
+    reached: np.ndarray
+    steps: np.ndarray
+
+
+def invert(
+    apply_fn: ApplyFn,
+    variables: Variables,
+    images: jax.Array | np.ndarray,
+    labels: jax.Array | np.ndarray | None,
+    key: jax.Array,
+    *,
+    classes: Sequence[int] | None = None,
+    steps: int = 400,
+    batch_size: int = 32,
+    learning_rate: float = 0.1,
+    betas: tuple[float, float] = (0.5, 0.9),
+    cost: float = 1e-3,
+    multiplier: float = 2.0,
+    patience: int = 5,
+    threshold: float = 0.98,
+    stop_patience: int = 25,
+    stop_ratio: float = 0.99,
+    classes_at_once: int | None = None,
+    progress: training.Progress | None = None,
+) -> Inversion:
+    """Recovers a patch for every class.
+
+    A class's patch depends on the key and on its own number, not on which other classes are inverted with it.
+
+    Args:
+        apply_fn: model in evaluation mode, normalisation included; hashable.
+        variables: its variables.
+        images: `[N, H, W, C]` in [0, 1], one per class or thousands; images of all classes are best.
+        labels: int `[N]`; the model's own predictions where None.
+        key: draws first masks, patterns and batches.
+        classes: which to invert, all by default; the result then has a row for each.
+        steps: most steps per class.
+        batch_size: images per step and class; all where there are fewer.
+        learning_rate: of Adam.
+        betas: of Adam.
+        cost: `c` of the first steps.
+        multiplier: factor on `c` after `patience` good epochs; `multiplier**-1.5` after as many bad ones.
+        patience: epochs in a row.
+        threshold: share of images from which an epoch is good, in (0, 1].
+        stop_patience: epochs without progress after which a class stops, if its cost has gone up and down.
+        stop_ratio: progress is a norm below this share of the best one before.
+        classes_at_once: classes in one forward pass; by default as many as make `IMAGES_AT_ONCE` images.
+        progress: told how far the descent is, a few times per second; the total is an upper bound.
+
+    Returns:
+        Masks, patterns, norms and success rates.
+
+    Raises:
+        DataError: images, labels or classes do not fit each other or the model.
+        JaxguardError: the model's logits are not finite.
+        ValueError: a hyper-parameter out of range.
+
+    Example:
+        >>> brightest = lambda variables, images: 10 * images.reshape(len(images), -1)
+        >>> found = invert(brightest, {}, np.eye(4).reshape(4, 2, 2, 1), None, jax.random.key(0), steps=200)
+        >>> found.masks.shape, found.success.tolist()
+        ((4, 2, 2, 1), [1.0, 1.0, 1.0, 1.0])
+    """
+    _check_settings(steps=steps, patience=patience, stop_patience=stop_patience, batch_size=batch_size)
+    if multiplier <= 1 or not 0 < threshold <= 1:
+        raise ValueError(
+            f"expected multiplier > 1 and threshold in (0, 1], came {multiplier=}, {threshold=} in invert(); "
+            "leave them out for the published ones"
+        )
+    data, num_classes = _checked(apply_fn, variables, images, labels)
+    wanted = list(range(num_classes) if classes is None else classes)
+    if not wanted or min(wanted) < 0 or max(wanted) >= num_classes:
+        raise DataError(f"expected classes in [0, {num_classes}), came {wanted[:10]} in invert(); name others")
+    batch_size = min(batch_size, len(data.images))
+    slots = min(classes_at_once or max(1, IMAGES_AT_ONCE // batch_size), len(wanted))
+    descent = Descent(
+        apply_fn=apply_fn,
+        batch_size=batch_size,
+        steps=steps,
+        learning_rate=learning_rate,
+        betas=betas,
+        cost=cost,
+        multiplier=multiplier,
+        patience=patience,
+        threshold=threshold,
+        stop_patience=stop_patience,
+        stop_ratio=stop_ratio,
+    )
+    key_start, key_batch = jax.random.split(key)
+
+    def start(classes: Sequence[int]) -> State:
+        return descent.start(jnp.asarray(classes), data.images.shape[1:], key_start)
+
+    rows = _run(Partial(descent, variables, data, key_batch), start, wanted, slots, progress)
+    masks, patterns = (np.stack([row.best[part] for row in rows]) for part in (0, 1))
+    classify = partial(_stamped_classes, apply_fn, variables)
+    found = _classify(classify, np.asarray(data.images), (masks, patterns), (slots, batch_size))
+    other = np.asarray(data.labels)[None] != np.asarray(wanted)[:, None]
+    hits = other & (found == np.asarray(wanted)[:, None])
+    return Inversion(
+        masks=masks,
+        patterns=patterns,
+        norms=masks.sum((1, 2, 3)),
+        success=np.where(other.any(1), hits.sum(1) / np.maximum(other.sum(1), 1), np.nan),
+        reached=np.array([np.isfinite(row.best_norm) for row in rows]),
+        steps=np.array([row.step for row in rows]),
+    )
+
+
+def _run(
+    step_fn: Partial,
+    start: Callable[[Sequence[int]], State],
+    wanted: Sequence[int],
+    slots: int,
+    progress: training.Progress | None,
+) -> list[State]:
+    """Last state of each wanted class, as NumPy rows; a slot whose class has stopped takes the next one in line."""
+    steps: int = step_fn.func.steps  # pyright: ignore[reportFunctionMemberAccess]
+    held, waiting = np.arange(slots), list(range(slots, len(wanted)))
+    rows: dict[int, State] = {}
+    state = start(wanted[:slots])
+    done, chunk, total = 0, min(CHUNK, steps), -(-len(wanted) // slots) * steps
+    report = progress and (lambda now, _, metrics: progress(min(now, total), total, metrics))
+    while len(rows) < len(wanted):
+        state, metrics = training.descend(step_fn, state, chunk, start=done, progress=report)
+        done += chunk
+        if not np.isfinite(metrics["loss"]).all():
+            raise JaxguardError(
+                f"expected finite logits of stamped images, came a loss of {metrics['loss'][-1]} in invert(); "
+                "check the model's variables for overflow, or lower learning_rate"
+            )
+        ended = np.asarray(state.stopped) & (held != FREE)
+        for slot in np.flatnonzero(ended):
+            rows[int(held[slot])] = jax.tree.map(lambda leaf, slot=slot: np.asarray(leaf[slot]), state)
+            held[slot] = waiting.pop(0) if waiting else FREE
+        renewed = ended & (held != FREE)
+        if renewed.any():
+            state = where(jnp.asarray(renewed), start([wanted[int(number)] for number in held]), state)
+    return [rows[number] for number in range(len(wanted))]
+
+
+@partial(jax.jit, static_argnums=0)
+def _stamped_classes(apply_fn: ApplyFn, variables: Variables, images: jax.Array, patch: Patch) -> jax.Array:
+    return stamped_logits(apply_fn, variables, images, patch).argmax(-1)
+
+
+def _classify(
+    classify: Callable[..., jax.Array], images: np.ndarray, patch: tuple[np.ndarray, np.ndarray], block: tuple[int, int]
+) -> np.ndarray:
+    """Classes `[K, N]` of all images with all patches, block by block; the last blocks are filled up."""
+    patches, columns = (
+        (np.arange(-(-total // size) * size) % total).reshape(-1, size)
+        for total, size in zip((len(patch[0]), len(images)), block, strict=True)
+    )
+    found = [[np.asarray(classify(images[c], (patch[0][p], patch[1][p]))) for c in columns] for p in patches]
+    return np.block(found)[: len(patch[0]), : len(images)]
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(apply_fn: ApplyFn, variables: Variables, images: jax.Array) -> jax.Array:
+    return apply_fn(variables, images)
+
+
+def _check_settings(**settings: int) -> None:
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"expected {name} >= 1, came {value} in invert(); leave it out for its default")
+
+
+def _checked(
+    apply_fn: ApplyFn,
+    variables: Variables,
+    images: jax.Array | np.ndarray,
+    labels: jax.Array | np.ndarray | None,
+) -> tuple[Batch, int]:
+    """Images with labels, the model's own where none are given, and the number of classes."""
+    images = jnp.asarray(images, jnp.float32)
+    if images.ndim != 4 or 0 in images.shape:
+        raise DataError(f"expected images [N, H, W, C], came {images.shape} in invert(); add the missing axes")
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):
+        raise DataError(
+            f"expected images in [0, 1], came {low:.3g} to {high:.3g} in invert(); divide bytes by 255, and leave "
+            "mean and standard deviation to the model"
+        )
+    logits = _logits(apply_fn, variables, images)
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise DataError(
+            f"expected logits [{len(images)}, K], came {logits.shape} from apply_fn in invert(); wrap the model so "
+            "that it gives one row for each image"
+        )
+    if not bool(jnp.isfinite(logits).all()):
+        raise JaxguardError(
+            "expected finite logits of the clean images, came NaN or infinity in invert(); the model's variables are "
+            "broken: look at them with jaxguard.checkpoints"
+        )
+    num_classes = logits.shape[-1]
+    labels = logits.argmax(-1) if labels is None else jnp.asarray(labels)
+    if labels.shape != (len(images),) or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        raise DataError(
+            f"expected {len(images)} labels in [0, {num_classes}), came shape {labels.shape} in invert(); one label "
+            "per image, or None for the model's own predictions"
+        )
+    return Batch(images, labels.astype(jnp.int32)), num_classes
