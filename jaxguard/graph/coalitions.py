@@ -30,17 +30,21 @@ Beyond it two versions leave a core's cache and are slower together than one aft
 """
 
 
+_Place = tuple[int, Value]
+"""A value as a segment left it; segment -1 is what comes before the first gate."""
+
+
 class _Segment(NamedTuple):
     """The program from one cut to the next.
 
     Attributes:
         equations: numbers of those that depend on the images, run for every version.
-        reads: values from earlier cuts that they read, the gated one among them.
-        writes: values of this segment that later ones read.
+        reads: values from earlier cuts that they read, the gated one among them, and the segment that wrote each last.
+        writes: values of this segment that later ones read; the gated one may be among them, now gated.
     """
 
     equations: tuple[int, ...]
-    reads: tuple[Value, ...]
+    reads: tuple[_Place, ...]
     writes: tuple[Value, ...]
 
 
@@ -51,11 +55,13 @@ class _Versions(NamedTuple):
         of: `[B]` version of each coalition.
         first: `[B]` the first coalition of each version, the last one repeated behind them.
         total: number of versions.
+        new: `[B]` bool, whether a coalition is the first of its version.
     """
 
     of: jax.Array
     first: jax.Array
     total: jax.Array
+    new: jax.Array
 
 
 class _Stack(NamedTuple):
@@ -71,11 +77,32 @@ class _Stack(NamedTuple):
 
     def merged(self, rows: jax.Array, axis: int) -> jax.Array:
         """The arrays of some coalitions, side by side along the batch axis."""
-        if len(rows) == 1:
-            return self.array[0 if self.versions is None else self.versions.of[rows[0]]]
         chosen = self.array[jnp.zeros_like(rows) if self.versions is None else self.versions.of[rows]]
         shape = [size * len(rows) if k == axis else size for k, size in enumerate(self.array.shape[1:])]
         return jnp.moveaxis(chosen, 0, axis).reshape(shape)
+
+
+_Stacks = dict[_Place, _Stack]
+
+
+class _Run:
+    """Runs segments for `fold` versions at a time."""
+
+    def __init__(self, graph: ChannelGraph, variables: Variables, images: jax.ShapeDtypeStruct, fold: int):
+        self.fold, self.num_images = fold, images.shape[0]
+        self.shapes = graph.program_at(images).shapes
+        self.program = graph.program_at(jax.ShapeDtypeStruct((fold * images.shape[0], *images.shape[1:]), images.dtype))
+        self.known = self.program.evaluate(graph.leaves(self.program, variables), _still(self.program))
+        self.batch_axes = graph.batch_axes
+
+    def __call__(
+        self, producer: Producer, segment: _Segment, inputs: Mapping[Value, jax.Array], gate: jax.Array
+    ) -> Mapping[Value, jax.Array]:
+        """All values of a segment; `gate` is `[C]`, or `[fold * M, C]`."""
+        opened = inputs[producer.gate]
+        gated = opened * broadcast_gate(producer, self.batch_axes.get(producer.gate), gate, opened)
+        equations = [self.program.equations[k] for k in segment.equations]
+        return self.program.evaluate({**self.known, **inputs, producer.gate: gated}, equations)
 
 
 class Coalitions:
@@ -131,6 +158,9 @@ class Coalitions:
         starts = [written[producer.gate] + 1 for producer in self.producers]
         self._first = starts[0]
         self._segments = _segments(graph.program, starts)
+        self._logits = next(
+            (k, graph.program.logits) for k, own in enumerate(self._segments) if graph.program.logits in own.writes
+        )
         self._fold = (fold,) * len(starts) if isinstance(fold, int) else tuple(fold or ())
         if self._fold and (len(self._fold) != len(starts) or min(self._fold) < 1):
             raise GraphError(f"expected a fold >= 1 for each of {len(starts)} producers, got {self._fold}")
@@ -163,7 +193,7 @@ class Coalitions:
         program = self.graph.program_at(images)
         known = {**self.graph.leaves(program, variables), program.images: jnp.asarray(images)}
         env = program.evaluate(known, program.equations[: self._first])
-        reads = sorted({value for segment in self._segments for value in segment.reads} & env.keys())
+        reads = sorted(value for origin, value in {read for s in self._segments for read in s.reads} if origin < 0)
         struct = jax.ShapeDtypeStruct(images.shape, images.dtype)
         return State({str(value): env[value] for value in reads}, struct)
 
@@ -186,16 +216,77 @@ class Coalitions:
         gates = jnp.asarray(gates)
         if gates.ndim != 2 or gates.shape[1] != self.players:
             raise GraphError(f"expected gates of shape [B, {self.players}], got {gates.shape}")
-        own, folds = self.split(gates), self.folds(start.images)
-        stacks: dict[Value, _Stack] = {int(value): _Stack(array[None]) for value, array in start.live.items()}
-        runs = {fold: _Run(self.graph, variables, start.images, fold) for fold in {min(f, len(gates)) for f in folds}}
-        for producer, segment, channels, versions, fold in zip(
-            self.producers, self._segments, own, _versions(own), folds, strict=True
-        ):
-            run = runs[min(fold, len(gates))]
-            stacks.update(run(producer, segment, stacks, channels, versions))
-        logits = stacks[self.graph.program.logits]
+        own = self.split(gates)
+        versions = _versions(own)
+        folds = [min(fold, len(gates)) for fold in self.folds(start.images)]
+        walked = max((k + 1 for k, fold in enumerate(folds) if fold == 1), default=0)
+        runs = {fold: _Run(self.graph, variables, start.images, fold) for fold in {1, *folds}}
+        stacks = {(-1, int(value)): _Stack(array[None]) for value, array in start.live.items()}
+        if walked:
+            stacks |= self._walk(runs[1], walked, stacks, own, versions)
+        for k in range(walked, len(self.producers)):
+            stacks |= self._sweep(runs[folds[k]], k, stacks, own[k], versions[k])
+        logits = stacks[self._logits]
         return logits.array if logits.versions is None else logits.array[logits.versions.of]
+
+    def _walk(
+        self, run: _Run, walked: int, stacks: _Stacks, gates: Sequence[jax.Array], versions: Sequence[_Versions]
+    ) -> _Stacks:
+        """Coalition by coalition through the first segments, one version of everything in memory."""
+        later = {read for segment in self._segments[walked:] for read in segment.reads} | {self._logits}
+        fresh = {
+            (k, value): jnp.zeros(run.shapes[value], run.program.dtypes[value])
+            for k, segment in enumerate(self._segments[:walked])
+            for value in segment.writes
+        }
+        last = versions[walked - 1]
+        kept = {
+            place: jnp.zeros((len(gates[0]), *fresh[place].shape), fresh[place].dtype) for place in later & {*fresh}
+        }
+
+        def step(row: jax.Array, carry: tuple[dict[_Place, jax.Array], dict[_Place, jax.Array]]):
+            held, kept = carry
+            for k, segment in enumerate(self._segments[:walked]):
+                inputs = {read[1]: held[read] if read in held else stacks[read].array[0] for read in segment.reads}
+                own = {(k, value): held[k, value] for value in segment.writes}
+
+                def compute(turn: jax.Array, own: Any, k: int = k, inputs: Any = inputs) -> Any:
+                    inputs, _ = jax.lax.optimization_barrier((inputs, turn))  # else hoisted, and run every time
+                    written = run(self.producers[k], self._segments[k], inputs, gates[k][row])
+                    return {place: written[place[1]] for place in own}
+
+                held |= jax.lax.fori_loop(0, versions[k].new[row].astype(int), compute, own)
+            return held, {
+                place: jax.lax.dynamic_update_index_in_dim(array, held[place], last.of[row], 0)
+                for place, array in kept.items()
+            }
+
+        # A loop of no or one turn, where a conditional would copy what it passes on.
+        _, kept = jax.lax.fori_loop(0, len(gates[0]), step, (fresh, kept))
+        return {place: _Stack(array, last) for place, array in kept.items()}
+
+    def _sweep(self, run: _Run, k: int, stacks: _Stacks, gates: jax.Array, versions: _Versions) -> _Stacks:
+        """All versions of one segment, `fold` at a time."""
+        segment, fold = self._segments[k], run.fold
+        rounds = -(-len(gates) // fold)
+        axes = {value: self.graph.batch_axes[value] for value in (*segment.writes, *(v for _, v in segment.reads))}
+        first = jnp.pad(versions.first, (0, rounds * fold - len(gates)), mode="edge")
+
+        def step(turn: jax.Array, written: dict[Value, jax.Array]) -> dict[Value, jax.Array]:
+            rows = jax.lax.dynamic_slice_in_dim(first, turn * fold, fold)
+            inputs = {read[1]: stacks[read].merged(rows, axes[read[1]]) for read in segment.reads}
+            found = run(self.producers[k], segment, inputs, jnp.repeat(gates[rows], run.num_images, axis=0))
+            return {
+                value: jax.lax.dynamic_update_slice_in_dim(
+                    array, _separated(found[value], fold, axes[value]), turn * fold, axis=0
+                )
+                for value, array in written.items()
+            }
+
+        dtypes = run.program.dtypes
+        empty = {value: jnp.zeros((rounds * fold, *run.shapes[value]), dtypes[value]) for value in segment.writes}
+        written = jax.lax.fori_loop(0, -(-versions.total // fold), step, empty)
+        return {(k, value): _Stack(array, versions) for value, array in written.items()}
 
     def folds(self, images: jax.ShapeDtypeStruct) -> tuple[int, ...]:
         """Versions that go through each segment together, for images of a given shape."""
@@ -203,56 +294,15 @@ class Coalitions:
         program = self.graph.program_at(images)
         folds = []
         for k, segment in enumerate(self._segments):
-            values = [*segment.reads, *(value for k in segment.equations for value in program.equations[k].outputs)]
+            values = [
+                *(v for _, v in segment.reads),
+                *(value for k in segment.equations for value in program.equations[k].outputs),
+            ]
             largest = max(np.prod(program.shapes[v]) * np.dtype(program.dtypes[v]).itemsize for v in values)
             fitting = max(1, int(limit // largest)) if limit else np.iinfo(np.int32).max
-            can_fold = self.graph.batch_axes.keys() >= {*segment.reads, *segment.writes}
+            can_fold = self.graph.batch_axes.keys() >= {*segment.writes, *(v for _, v in segment.reads)}
             folds.append((self._fold[k] if self._fold else fitting) if can_fold else 1)
         return tuple(folds)
-
-
-class _Run:
-    """Runs segments for `fold` versions at a time."""
-
-    def __init__(self, graph: ChannelGraph, variables: Variables, images: jax.ShapeDtypeStruct, fold: int):
-        self.graph, self.fold, self.num_images = graph, fold, images.shape[0]
-        self.shapes = graph.program_at(images).shapes
-        self.program = graph.program_at(jax.ShapeDtypeStruct((fold * images.shape[0], *images.shape[1:]), images.dtype))
-        self.known = self.program.evaluate(graph.leaves(self.program, variables), _still(self.program))
-
-    def __call__(
-        self,
-        producer: Producer,
-        segment: _Segment,
-        stacks: Mapping[Value, _Stack],
-        gates: jax.Array,
-        versions: _Versions,
-    ) -> dict[Value, _Stack]:
-        """All versions of what the segment writes; `gates [B, C]`."""
-        fold, rounds = self.fold, -(-len(gates) // self.fold)
-        axes = {value: self.graph.batch_axes.get(value, 0) for value in (*segment.reads, *segment.writes)}
-        first = jnp.pad(versions.first, (0, rounds * fold - len(gates)), mode="edge")
-
-        def step(turn: jax.Array, written: dict[Value, jax.Array]) -> dict[Value, jax.Array]:
-            rows = jax.lax.dynamic_slice_in_dim(first, turn * fold, fold)
-            env = self.known | {value: stacks[value].merged(rows, axes[value]) for value in segment.reads}
-            gate = gates[rows[0]] if fold == 1 else jnp.repeat(gates[rows], self.num_images, axis=0)
-            opened = env[producer.gate]
-            env[producer.gate] = opened * broadcast_gate(producer, axes[producer.gate], gate, opened)
-            env = self.program.evaluate(env, [self.program.equations[k] for k in segment.equations])
-            return {
-                value: jax.lax.dynamic_update_slice_in_dim(
-                    array, _separated(env[value], fold, axes[value]), turn * fold, axis=0
-                )
-                for value, array in written.items()
-            }
-
-        empty = {
-            value: jnp.zeros((rounds * fold, *self.shapes[value]), self.program.dtypes[value])
-            for value in segment.writes
-        }
-        written = jax.lax.fori_loop(0, -(-versions.total // fold), step, empty)
-        return {value: _Stack(array, versions) for value, array in written.items()}
 
 
 def _moving(program: Program) -> set[Value]:
@@ -273,17 +323,21 @@ def _still(program: Program) -> list[Equation]:
 def _segments(program: Program, starts: Sequence[int]) -> tuple[_Segment, ...]:
     """Cut the equations behind each gate; `starts` are the numbers of the equations after the gates'."""
     moving = _moving(program)
-    found: list[_Segment] = []
-    wanted = {program.logits}
-    for start, end in reversed(list(zip(starts, (*starts[1:], len(program.equations)), strict=True))):
+    bounds = list(zip(starts, (*starts[1:], len(program.equations)), strict=True))
+    numbers = [[k for k in range(*bound) if moving.intersection(program.equations[k].inputs)] for bound in bounds]
+    origin: dict[Value, int] = {}
+    reads: list[tuple[_Place, ...]] = []
+    for segment, (start, _) in enumerate(bounds):
         (gate,) = program.equations[start - 1].outputs
-        numbers = [k for k in range(start, end) if moving.intersection(program.equations[k].inputs)]
-        made = {value for k in numbers for value in program.equations[k].outputs}
-        read = {value for k in numbers for value in program.equations[k].inputs} & moving
-        reads = (read - made) | {gate}
-        found.append(_Segment(tuple(numbers), tuple(sorted(reads)), tuple(sorted(wanted & (made | {gate})))))
-        wanted = (wanted - made) | reads
-    return tuple(reversed(found))
+        made = {value for k in numbers[segment] for value in program.equations[k].outputs}
+        read = {value for k in numbers[segment] for value in program.equations[k].inputs} & moving
+        reads.append(tuple(sorted((origin.get(value, -1), value) for value in (read - made) | {gate})))
+        origin.update(dict.fromkeys((*made, gate), segment))
+    wanted = {place for own in reads for place in own} | {(origin[program.logits], program.logits)}
+    return tuple(
+        _Segment(tuple(own), reads[k], tuple(sorted(value for segment, value in wanted if segment == k)))
+        for k, own in enumerate(numbers)
+    )
 
 
 def _versions(gates: Sequence[jax.Array]) -> list[_Versions]:
@@ -294,13 +348,11 @@ def _versions(gates: Sequence[jax.Array]) -> list[_Versions]:
     for own in gates:
         new = new | jnp.concatenate([jnp.ones(1, bool), (own[1:] != own[:-1]).any(axis=1)])
         first = jnp.nonzero(new, size=size, fill_value=size - 1)[0]
-        found.append(_Versions(jnp.cumsum(new) - 1, first, new.sum()))
+        found.append(_Versions(jnp.cumsum(new) - 1, first, new.sum(), new))
     return found
 
 
 def _separated(array: jax.Array, fold: int, axis: int) -> jax.Array:
     """Undoes `_Stack.merged`: `[fold, ...]`."""
-    if fold == 1:
-        return array[None]
     shape = (*array.shape[:axis], fold, array.shape[axis] // fold, *array.shape[axis + 1 :])
     return jnp.moveaxis(array.reshape(shape), axis, 0)
