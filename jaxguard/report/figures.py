@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from jaxguard.report import svg, wording
+from jaxguard.report import marks, svg, wording
 from jaxguard.types import LayerScores, RepairReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_LABEL_CHARS = 32
 
 
 class Standardized(NamedTuple):
@@ -86,15 +84,13 @@ def channel_strips(layers: Sequence[LayerScores], *, name: str, cut_label: str =
     axes.set_xlim(left - 0.04 * (right - left), right + 0.04 * (right - left))
     axes.set_ylim(len(layers) - 0.5, -0.5)
     for index, (layer, remark) in enumerate(zip(layers, remarks, strict=True)):
-        _text(axes, -0.02, index, _shorten(layer.name), size=font, ha="right")
-        _text(axes, 1.02, index, remark, size=6, ha="left", color=svg.MUTED)
+        marks.label(axes, -0.02, index, marks.shorten(layer.name), size=font, ha="right")
+        marks.label(axes, 1.02, index, remark, size=6, ha="left", color=svg.MUTED)
     axes.hlines(np.arange(len(layers) - 1) + 0.5, 0, 1, color=svg.RULE, lw=0.5, transform=axes.get_yaxis_transform())
     _legend(axes, _draw_channels(axes, layers, scaled), cut_label)
     axes.set_yticks([])
-    axes.tick_params(colors=svg.INK, labelsize=7.5, length=3, width=0.6)
+    marks.baseline(axes, size=7.5)
     axes.set_xlabel("z-score of the channel within its layer", color=svg.INK, fontsize=7.5)
-    axes.spines[["left", "right", "top"]].set_visible(False)
-    axes.spines["bottom"].set(color=svg.MUTED, linewidth=0.6)
     cut, total = wording.cut_count(layers)
     above, _ = wording.above_count(layers)
     description = (
@@ -136,7 +132,7 @@ def rate_bars(repair: RepairReport, *, name: str) -> str:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.axis("off")
     for index, (label, *bars) in enumerate(rows):
-        _text(axes, -0.045, index, label, size=9.5, ha="right", weight="bold")
+        marks.label(axes, -0.045, index, label, size=9.5, ha="right", weight="bold")
         axes.vlines((0, 1), index - 0.42, index + 0.42, color=svg.RULE, lw=0.8, clip_on=False)
         for side, (rate, count) in zip((-0.2, 0.2), bars, strict=True):
             if rate is not None and math.isfinite(rate):
@@ -145,7 +141,7 @@ def rate_bars(repair: RepairReport, *, name: str) -> str:
                     bar[0].set(facecolor="none", edgecolor=svg.BEFORE, hatch="//////", linewidth=1.0)
                 for color, width in ((svg.PAPER, 3.2), (svg.INK, 1.2)):  # a halo, to stand out from the bar
                     axes.hlines(index + side, *_wilson(rate, count), color=color, lw=width, clip_on=False)
-            _text(axes, 1.03, index + side, wording.percent(rate), size=8.5, ha="left")
+            marks.label(axes, 1.03, index + side, wording.percent(rate), size=8.5, ha="left")
     description = f"{wording.method_name(repair.method)}, before and after: " + ", ".join(
         f"{label} {wording.change(old, new)}" for label, (old, _), (new, _) in rows
     )
@@ -177,7 +173,7 @@ def _draw_channels(axes: "Axes", layers: Sequence[LayerScores], scaled: Sequence
 def _legend(axes: "Axes", shown: set[str], cut_label: str) -> None:
     from matplotlib.lines import Line2D
 
-    marks = [
+    handles = [
         (True, Line2D([], [], ls="", marker="o", ms=3.5, color=svg.DOT, label="channel")),
         ("threshold" in shown, Line2D([], [], ls="", marker="|", ms=9, mew=1.4, color=svg.INK, label="threshold")),
         (
@@ -186,20 +182,7 @@ def _legend(axes: "Axes", shown: set[str], cut_label: str) -> None:
         ),
         ("cut" in shown, Line2D([], [], ls="", marker="D", ms=5, color=svg.ALERT, label=cut_label)),
     ]
-    legend = axes.legend(
-        handles=[handle for is_used, handle in marks if is_used],
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 1.0),
-        ncols=4,
-        frameon=False,
-        fontsize=7.5,
-        labelcolor=svg.INK,
-        borderpad=0.2,
-        handletextpad=0.1,
-        columnspacing=1.2,
-    )
-    for label in legend.get_texts():
-        label.set_parse_math(False)
+    marks.legend(axes, [handle for is_used, handle in handles if is_used], size=7.5)
 
 
 def _remark(layer: LayerScores, scaled: Standardized) -> str:
@@ -212,19 +195,6 @@ def _remark(layer: LayerScores, scaled: Standardized) -> str:
     elif scaled.threshold > scaled.limit:
         remarks.append("out of reach")
     return ", ".join(remarks)
-
-
-def _shorten(name: str) -> str:
-    """Cuts the middle out of a long name: its ends tell layers apart."""
-    name = wording.printable(name).replace(" -> ", " → ")
-    half = (_LABEL_CHARS - 1) // 2
-    return name if len(name) <= _LABEL_CHARS else f"{name[:half]}…{name[-half:]}"
-
-
-def _text(axes: "Axes", x: float, row: float, text: str, *, size: float, ha: str, **style: str) -> None:
-    label = axes.text(x, row, text, size=size, ha=ha, va="center", transform=axes.get_yaxis_transform())
-    label.set(color=style.pop("color", svg.INK), **style)
-    label.set_parse_math(False)  # a `$` in a layer's name is a dollar sign
 
 
 def _wilson(rate: float, count: int) -> tuple[float, float]:

@@ -3,13 +3,55 @@
 import datetime
 from collections.abc import Sequence
 from importlib import resources
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxguard.report import figures, pictures, wording
-from jaxguard.types import AuditReport, LayerScores, ScanReport
+from jaxguard.report import class_norms, figures, pictures, pruning, wording
+from jaxguard.types import AuditReport, LayerScores, PruningPath, RecoveredTrigger, RepairReport, ScanReport
 
-_TEMPLATE = "template.html.jinja"
+MAX_CUTS = 20
+"""Rows of the table of cut channels; the rest is counted."""
+
+
+class Recovery(NamedTuple):
+    """What the page shows of a recovered trigger.
+
+    Attributes:
+        repair: whose it is.
+        found: the trigger.
+        scale: what the anomaly indices are measured on.
+        is_adjusted: whether a class counts with another norm than its own.
+        drawing: `<svg>` of all classes' norms, may be empty.
+        patches: pictures of the classes shown.
+        beside: the same images with the known and with the recovered trigger, where both exist.
+    """
+
+    repair: RepairReport
+    found: RecoveredTrigger
+    scale: class_norms.Scale
+    is_adjusted: bool
+    drawing: str
+    patches: list[pictures.Patch]
+    beside: pictures.Comparison | None
+
+
+class Pruning(NamedTuple):
+    """What the page shows of channels that were cut by estimated scores.
+
+    Attributes:
+        repair: whose they are.
+        path: the pruning path, where there is one.
+        curve: `<svg>` of the path, may be empty.
+        ranking: `<svg>` of the highest scores, may be empty.
+        cuts: the first `MAX_CUTS` that were kept: `(channel, value ± error, attack, accuracy after it)`.
+    """
+
+    repair: RepairReport
+    path: PruningPath | None
+    curve: str
+    ranking: str
+    cuts: list[tuple[str, str, float, float]]
 
 
 def to_html(report: AuditReport, *, written: datetime.datetime | None = None) -> str:
@@ -23,45 +65,106 @@ def to_html(report: AuditReport, *, written: datetime.datetime | None = None) ->
         A complete HTML document.
 
     Raises:
-        DataError: the trigger example is not a pair of equal image arrays.
+        DataError: the trigger example is not a pair of equal image arrays, or the arrays of a recovered trigger or of
+            a pruning path do not fit each other.
     """
     import jinja2
-    import markupsafe
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "percent": wording.percent,
         "number": wording.number,
+        "pixels": wording.pixels,
+        "deviations": wording.deviations,
         "printable": lambda text: wording.printable(str(text)),
         "method": wording.method_name,
+        "sentence": lambda text: f"{text[:1].upper()}{text[1:]}.",
         "tight": lambda text: text.replace(" %", "\u00a0%").replace(" → ", "\u00a0→ "),
     }
-    source = resources.files("jaxguard.report").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    return environment.get_template("template.html.jinja").render(
         report=report,
         verdicts=_verdicts(report),
         any_undefined=any(wording.undefined_count(scan.layers) for scan in report.scans),
         strips=pictures.trigger_strips(report.trigger) if report.trigger else None,
         bars=[
-            (repair, markupsafe.Markup(drawing))  # drawn here; matplotlib escapes the text in it
+            (repair, _safe(drawing))
             for index, repair in enumerate(report.repairs)
             if (drawing := figures.rate_bars(repair, name=f"rates{index}"))
         ],
         layer_drawings=[
-            (heading, markupsafe.Markup(figures.channel_strips(layers, name=f"layers{index}", cut_label=cut_label)))
+            (heading, _safe(figures.channel_strips(layers, name=f"layers{index}", cut_label=cut_label)))
             for index, (heading, cut_label, layers) in enumerate(_distinct_layers(report))
         ],
+        recoveries=_recoveries(report),
+        prunings=_prunings(report),
+        flagged_anomaly=wording.FLAGGED_ANOMALY,
         scan_rows=[(scan, wording.scan_headline(scan), _counts(scan.layers)) for scan in report.scans],
         repair_rows=[(repair, wording.repair_headline(repair), _counts(repair.layers)) for repair in report.repairs],
         notes=_notes(report),
         symbols=wording.SYMBOLS,
         change=wording.change,
+        suspicion=wording.suspicion,
+        cuts_kept=wording.cuts_kept,
         removed_asr=wording.REMOVED_ASR,
         harmful_acc_drop=wording.HARMFUL_ACC_DROP,
         written=f"{written or datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M %Z}".strip(),
     )
+
+
+def _read(name: str) -> str:
+    return resources.files("jaxguard.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _safe(drawing: str) -> str:
+    """Marks what was drawn here as HTML: matplotlib escapes the text in it."""
+    import markupsafe
+
+    return markupsafe.Markup(drawing)
+
+
+def _recoveries(report: AuditReport) -> list[Recovery]:
+    return [
+        Recovery(
+            repair,
+            repair.trigger,
+            patches=pictures.recovered_patches(repair.trigger),  # checks the shapes
+            scale=class_norms.scale(repair.trigger),
+            is_adjusted=not np.array_equal(
+                class_norms.counted_norms(repair.trigger), repair.trigger.norms, equal_nan=True
+            ),
+            drawing=_safe(class_norms.class_norms(repair.trigger, name=f"norms{index}")),
+            beside=pictures.compare_triggers(report.trigger, repair.trigger) if report.trigger else None,
+        )
+        for index, repair in enumerate(report.repairs)
+        if repair.trigger is not None
+    ]
+
+
+def _prunings(report: AuditReport) -> list[Pruning]:
+    prunings = []
+    for index, repair in enumerate(report.repairs):
+        path, layers = repair.path, repair.layers
+        is_ranked = any(layer.errors is not None for layer in layers)
+        if path is None and not is_ranked:
+            continue
+        quantity = "Shapley value" if path is not None else "score"
+        ranking = pruning.ranked_scores(layers, name=f"ranking{index}", quantity=quantity) if is_ranked else ""
+        curve = pruning.pruning_curve(path, name=f"path{index}") if path is not None else ""
+        prunings.append(Pruning(repair, path, _safe(curve), _safe(ranking), _cuts(path) if path is not None else []))
+    return prunings
+
+
+def _cuts(path: PruningPath) -> list[tuple[str, str, float, float]]:
+    rows = slice(min(path.chosen, MAX_CUTS))
+    after = slice(1, rows.stop + 1)
+    values = wording.estimates(path.values[rows], path.errors[rows])
+    return list(zip(path.channels[rows], values, path.attack[after], path.accuracy[after], strict=True))
 
 
 def _verdicts(report: AuditReport) -> dict[str, list[wording.Headline]]:
@@ -85,7 +188,8 @@ def _distinct_layers(report: AuditReport) -> list[tuple[str, str, Sequence[Layer
     drawn: list[tuple[str, str, Sequence[LayerScores]]] = []
     for source in (*report.scans, *report.repairs):
         known = (layers for heading, _, layers in drawn if heading.endswith(f" on {source.checkpoint}"))
-        if source.layers and not any(_same_layers(source.layers, layers) for layers in known):
+        is_ranked = any(layer.errors is not None for layer in source.layers)  # shown by `pruning.ranked_scores`
+        if source.layers and not is_ranked and not any(_same_layers(source.layers, layers) for layers in known):
             method = wording.method_name(source.method)
             cut_label = f"{method} would cut" if isinstance(source, ScanReport) else "cut"
             drawn.append((f"{method} on {source.checkpoint}", cut_label, source.layers))

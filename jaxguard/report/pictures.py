@@ -1,6 +1,7 @@
-"""Pictures of a trigger: images as they are, with the trigger, and what the trigger changes."""
+"""Pictures of triggers: images with and without one, what it changes, and the patches an inversion recovered."""
 
 import base64
+import dataclasses
 import io
 import math
 from typing import NamedTuple
@@ -8,13 +9,19 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxguard.errors import DataError
-from jaxguard.types import TriggerExample
+from jaxguard.types import RecoveredTrigger, TriggerExample
 
 MAX_IMAGES = 6
 """Images in a strip: as many as stay recognisable on a phone."""
 
 MAX_GAIN = 50
 """Largest amplification of the difference: beyond it, rounding to 8 bits would be shown as trigger."""
+
+MAX_PATCHES = 9
+"""Recovered patches that are shown besides the suspected class's, the smallest first."""
+
+MAX_COMPARED = 4
+"""Images on which a recovered trigger is shown beside the known one."""
 
 _SIDE = 128
 _GAP = 8
@@ -62,6 +69,93 @@ def trigger_strips(trigger: TriggerExample) -> TriggerStrips:
     largest = float(np.nanmax(difference, initial=0.0))
     gain = min(max(math.floor(1 / largest), 1), MAX_GAIN) if largest > 0 else 1
     return TriggerStrips(_strip(clean), _strip(triggered), _strip(difference * gain), gain, len(clean))
+
+
+class Patch(NamedTuple):
+    """What was recovered for one class.
+
+    Attributes:
+        label: the class.
+        picture: mask, pattern, and their product side by side: a PNG as `data:` URI with transparent gaps.
+    """
+
+    label: int
+    picture: str
+
+
+def recovered_patches(trigger: RecoveredTrigger) -> list[Patch]:
+    """Renders the suspected class's patch, and the `MAX_PATCHES` smallest of the others.
+
+    Args:
+        trigger: `shown` may be empty, and need not hold the suspected class.
+
+    Returns:
+        One entry per class: the suspected one, then the others, smallest mask first.
+
+    Raises:
+        DataError: the arrays do not fit each other, or name classes that do not exist.
+    """
+    _check(trigger)
+    rows = sorted(range(len(trigger.shown)), key=lambda row: trigger.shown[row] != trigger.target)
+    has_suspect = bool(rows) and trigger.shown[rows[0]] == trigger.target
+    return [Patch(int(trigger.shown[row]), _strip(_layers(trigger, row))) for row in rows[: MAX_PATCHES + has_suspect]]
+
+
+class Comparison(NamedTuple):
+    """The same images with the known and with the recovered trigger."""
+
+    known: TriggerStrips
+    recovered: TriggerStrips
+
+
+def compare_triggers(known: TriggerExample, recovered: RecoveredTrigger) -> Comparison | None:
+    """Stamps the suspected class's patch on the images of the known trigger's example.
+
+    Args:
+        known: the example; its first `MAX_COMPARED` images are shown.
+        recovered: what stands beside it.
+
+    Returns:
+        Strips of both; None where no class is suspected, its patch was not kept, or it has another size.
+
+    Raises:
+        DataError: the example is not a pair of equal image arrays, or the patches do not fit each other.
+    """
+    _check(recovered)
+    shown = [int(label) for label in recovered.shown]
+    if recovered.target not in shown or np.shape(recovered.patterns)[1:] != np.shape(known.clean)[1:]:
+        return None
+    row = shown.index(recovered.target)
+    mask, pattern = np.asarray(recovered.masks[row]), np.asarray(recovered.patterns[row])
+    example = dataclasses.replace(known, clean=known.clean[:MAX_COMPARED], triggered=known.triggered[:MAX_COMPARED])
+    stamped = (1 - mask) * np.asarray(example.clean) + mask * pattern
+    return Comparison(trigger_strips(example), trigger_strips(dataclasses.replace(example, triggered=stamped)))
+
+
+def _layers(trigger: RecoveredTrigger, row: int) -> np.ndarray:
+    mask, pattern = np.asarray(trigger.masks[row], np.float32), np.asarray(trigger.patterns[row], np.float32)
+    return np.stack([np.broadcast_to(mask, pattern.shape), pattern, mask * pattern])
+
+
+def _check(trigger: RecoveredTrigger) -> None:
+    classes, shown = np.size(trigger.norms), np.asarray(trigger.shown)
+    masks, patterns = np.shape(trigger.masks), np.shape(trigger.patterns)
+    fits = not shown.size or (
+        len(patterns) == 4 and patterns[-1] in (1, 3) and 0 not in patterns and masks == (*patterns[:-1], 1)
+    )
+    per_class = np.shape(trigger.norms), np.shape(trigger.success), np.shape(trigger.anomaly)
+    labels = [*shown.ravel(), *([] if trigger.target is None else [trigger.target])]
+    if (
+        not fits
+        or shown.size != (masks or (0,))[0]
+        or {*per_class} != {(classes,)}
+        or not {*labels} <= {*range(classes)}
+    ):
+        raise DataError(
+            f"expected masks [R, H, W, 1] and patterns [R, H, W, 1 or 3] of R classes, got {masks} and {patterns} for "
+            f"classes {shown.tolist()}, target {trigger.target} and {per_class} norms, successes and anomaly indices "
+            "in the recovered trigger; pass one entry per class in the latter and one patch per class in `shown`"
+        )
 
 
 def _strip(images: np.ndarray) -> str:

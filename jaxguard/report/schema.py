@@ -2,8 +2,9 @@
 
 The document mirrors `jaxguard.types.AuditReport` field by field, plus the key `schema`. Rates stay fractions in [0, 1],
 arrays become nested lists, and what JSON cannot say (NaN, infinity) becomes null. Reading turns null back into NaN, and
-into infinity for a layer's `threshold`, where it means that none could be set. Unknown keys are ignored, so a reader
-of version 1 stays valid as fields are added.
+into infinity for a layer's `threshold`, where it means that none could be set. What a report
+does not have, such as a layer's `errors` or a repair's `trigger` and `path`, is null too. Unknown keys are ignored, and
+keys whose field has a default may be absent: readers of version 1 stay valid as fields are added, whoever is newer.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ IMAGE_DECIMALS = 5
 """Decimals of pixel values: 390 times finer than the 8 bits they came from, at a third of the size."""
 
 _NULL = {"threshold": math.inf}
-_DTYPES = {"mask": bool, "undefined": bool}
+_DTYPES = {"mask": bool, "undefined": bool, "shown": int}
 _NUMBERS_ON_LINES = re.compile(r"\[\n\s+([^\[\]{}\"]*?)\n\s+\]")
 
 
@@ -122,16 +123,23 @@ def _decode(hint: Any, value: Any, where: str) -> Any:  # noqa: PLR0911  # one r
     if hint in (int, str) and type(value) is hint:
         return value
     if hint is np.ndarray and isinstance(value, list):
-        try:
-            return np.array(value, dtype=_DTYPES.get(where.rpartition(".")[2], float))
-        except (TypeError, ValueError) as error:
-            raise _wrong_kind("a regular list of numbers", value, where) from error
+        return _decode_array(value, where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple and isinstance(value, list):
         return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if origin is Mapping and isinstance(value, dict):
         return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     raise _wrong_kind(getattr(hint, "__name__", str(hint)), value, where)
+
+
+def _decode_array(value: list[Any], where: str) -> np.ndarray:
+    dtype = _DTYPES.get(where.rpartition(".")[2], float)
+    if dtype is int and not all(type(item) is int for item in value):
+        raise _wrong_kind("a list of whole numbers", value, where)
+    try:
+        return np.array(value, dtype=dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _wrong_kind("a regular list of numbers", value, where) from error
 
 
 def _decode_dataclass(hint: Any, value: Any, where: str) -> Any:

@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 
 from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from jaxguard.report import wording
-from jaxguard.types import AuditReport, Metrics
+from jaxguard.types import AuditReport, Metrics, RepairReport
 
 _STYLES: dict[wording.Tone, str] = {"good": "green", "bad": "red", "open": "yellow"}
 
@@ -54,7 +55,7 @@ def repair_table(report: AuditReport) -> Group:
     """Tabulates what the repairs did, one row per method: rates in percent before → after, DER, channels cut.
 
     Args:
-        report: its `repairs` are shown; the outcome of each in words and its notes follow below the table.
+        report: its `repairs` are shown; the outcome of each in words, what it found and its notes follow below.
 
     Returns:
         A renderable for `rich.console.Console.print`.
@@ -66,7 +67,7 @@ def repair_table(report: AuditReport) -> Group:
     if not report.repairs:
         return Group(Text("No repair was tried."))
     table = _table("method", "ACC %", "ASR %", "RA %", "DER %", "cut", "s")
-    outcomes = []
+    outcomes: list[RenderableType] = []
     for repair in report.repairs:
         before, after = _rates(repair.before), _rates(repair.after)
         cut, total = wording.cut_count(repair.layers)
@@ -79,6 +80,8 @@ def repair_table(report: AuditReport) -> Group:
         )
         headline = wording.repair_headline(repair)
         outcomes.append(_verdict(headline.tone, f"{headline.lead}."))
+        if evidence := _evidence(repair):
+            outcomes.append(Padding(Text(evidence), (0, 0, 0, 2), expand=False))
     notes = [(wording.method_name(repair.method), note) for repair in report.repairs for note in repair.notes]
     return Group(table, *outcomes, *_notes(notes))
 
@@ -97,6 +100,11 @@ def metrics_table(metrics: Metrics, checkpoint: str) -> Table:
     counts = (str(metrics.num_images), str(metrics.num_triggered) if metrics.asr is not None else "–")
     table.add_row(Text(wording.printable(checkpoint)), *_rates(metrics), *counts)
     return table
+
+
+def _evidence(repair: RepairReport) -> str:
+    found = [wording.suspicion(repair.trigger)] if repair.trigger is not None else []
+    return "; ".join([*found, *([wording.cuts_kept(repair.path)] if repair.path is not None else [])])
 
 
 def _table(*headings: str) -> Table:

@@ -2,18 +2,21 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxguard.types import LayerScores, Metrics, RepairReport, ScanReport
+from jaxguard.types import LayerScores, Metrics, PruningPath, RecoveredTrigger, RepairReport, ScanReport
 
 REMOVED_ASR = 0.10
 """A repair takes the backdoor out when at most this share of triggered images still reaches the target."""
 
 HARMFUL_ACC_DROP = 0.05
 """A repair that loses more clean accuracy than this is said to harm the model."""
+
+FLAGGED_ANOMALY = 2.0
+"""A class is flagged when its anomaly index is larger: its norm lies more than so many deviations below the median."""
 
 Tone = Literal["good", "bad", "open"]
 """How a headline reads: a success, a failure, or a question left open."""
@@ -22,6 +25,7 @@ SYMBOLS: dict[Tone, str] = {"good": "✓", "bad": "✗", "open": "?"}
 """A sign per tone, so that colour never carries meaning alone."""
 
 _ACRONYMS = frozenset({"abl", "anp", "bnp", "clp", "ft", "nad", "npd", "otbr", "rnp", "sam", "tsbd"})
+_NAMES = {"shapley": "ShapPruning"}
 
 
 class Headline(NamedTuple):
@@ -84,6 +88,50 @@ def number(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else "undefined"
 
 
+def pixels(norm: float) -> str:
+    """Writes an L1 norm with three significant digits, and never an exponent.
+
+    >>> [pixels(norm) for norm in (7.119, 44.0, 1024.4, 0.0, float("nan"))]
+    ['7.12', '44.0', '1024', '0', 'undefined']
+    """
+    if not math.isfinite(norm) or norm == 0:
+        return number(norm)
+    decimals = max(2 - math.floor(math.log10(abs(norm))), 0)
+    return f"{norm:.{min(decimals, 3)}f}"
+
+
+def deviations(index: float) -> str:
+    """Writes an anomaly index with two decimals.
+
+    >>> deviations(4.653), deviations(-0.2), deviations(float("inf"))
+    ('4.65', '-0.20', 'undefined')
+    """
+    return f"{index:.2f}" if math.isfinite(index) else "undefined"
+
+
+def estimates(values: Iterable[float], errors: Iterable[float]) -> list[str]:
+    """Writes a column of values with their standard errors, all to two digits of the smallest error.
+
+    Args:
+        values: NaN where undefined.
+        errors: one per value; not finite where unknown.
+
+    Returns:
+        One text per value, all with the same decimals, so that the column lines up.
+
+    >>> estimates([0.3124, 0.04], [0.0118, 0.0031])
+    ['0.3124 ± 0.0118', '0.0400 ± 0.0031']
+    """
+    pairs = list(zip(values, errors, strict=True))
+    known = [error for _, error in pairs if math.isfinite(error) and error > 0]
+    decimals = min(max(1 - math.floor(math.log10(min(known))), 2), 8) if known else 4
+
+    def text(value: float) -> str:
+        return f"{value:.{decimals}f}" if math.isfinite(value) else "undefined"
+
+    return [f"{text(value)} ± {text(error)}" for value, error in pairs]
+
+
 def printable(text: str) -> str:
     r"""Escapes whatever could drive a terminal or reorder a line: control codes, bidirectional marks, lone surrogates.
 
@@ -96,9 +144,11 @@ def printable(text: str) -> str:
 def method_name(method: str) -> str:
     """Names a method as its paper does.
 
-    >>> method_name("ft_sam"), method_name("fine_pruning")
-    ('FT-SAM', 'Fine-pruning')
+    >>> method_name("ft_sam"), method_name("fine_pruning"), method_name("shapley")
+    ('FT-SAM', 'Fine-pruning', 'ShapPruning')
     """
+    if method.lower() in _NAMES:
+        return _NAMES[method.lower()]
     words = [word.upper() if word.lower() in _ACRONYMS else word for word in re.split("[_-]", printable(method))]
     name = "-".join(words)
     return name[:1].upper() + name[1:]
@@ -118,6 +168,29 @@ def above_count(layers: Sequence[LayerScores]) -> tuple[int, int]:
 def undefined_count(layers: Sequence[LayerScores]) -> int:
     """Counts the channels that have no score."""
     return sum(int(np.sum(layer.undefined)) for layer in layers)
+
+
+def suspicion(trigger: RecoveredTrigger) -> str:
+    """Says which class an inversion suspects, and on what numbers.
+
+    >>> suspicion(RecoveredTrigger(np.array([7.1, 48]), np.ones(2), np.array([4.2, 0]), 0, *np.ones((3, 0)), "images"))
+    'class 0 suspected (L1 norm 7.10, anomaly index 4.20)'
+    """
+    if trigger.target is not None:
+        norm, anomaly = trigger.norms[trigger.target], trigger.anomaly[trigger.target]
+        doubt = "" if anomaly > FLAGGED_ANOMALY else ", though not flagged"
+        return f"class {trigger.target} suspected{doubt} (L1 norm {pixels(norm)}, anomaly index {deviations(anomaly)})"
+    if not np.isfinite(trigger.anomaly).any():
+        return "no class suspected (no anomaly index is defined)"
+    highest = int(np.nanargmax(np.where(np.isfinite(trigger.anomaly), trigger.anomaly, np.nan)))
+    return f"no class suspected (highest anomaly index {deviations(trigger.anomaly[highest])}, of class {highest})"
+
+
+def cuts_kept(path: PruningPath) -> str:
+    """Says how many of the cuts tried were kept, and why no more: `9 of 14 cuts kept (attack below 5 %)`."""
+    tried = len(path.channels)
+    counts = f"{path.chosen} of {tried} cuts kept" if tried else "no channel cut"
+    return f"{counts} ({printable(path.stop)})" if path.stop else counts
 
 
 def scan_headline(scan: ScanReport) -> Headline:
@@ -157,6 +230,9 @@ def repair_headline(repair: RepairReport) -> Headline:
         if repair.before.asr is not None:
             numbers.append(f"ASR {change(repair.before.asr, repair.after.asr)}")
         numbers.append(f"ACC {change(repair.before.acc, repair.after.acc)}")
+    if repair.trigger is not None:
+        target = repair.trigger.target
+        numbers.append("no class suspected" if target is None else f"class {target} suspected")
     if repair.layers:
         cut, total = cut_count(repair.layers)
         numbers.append(f"{cut} of {total} channels cut")

@@ -1,47 +1,21 @@
 """Synthetic reports: every shape of report the forms must survive."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from samples import (
+    HOSTILE,
+    badnets,
+    clp_layer,
+    pruning_path,
+    recovered,
+    resnet_layers,
+    shapley_layers,
+    shapley_report,
+)
 
-from jaxguard.types import AuditReport, LayerScores, Metrics, RepairReport, ScanReport, TriggerExample
-
-HOSTILE = "runs/<script>alert('x')</script>&\"'$\\frac{$\x1b[2J\u202egnp.npz"
-
-
-def clp_layer(name: str, width: int, seed: int, *, u: float = 3.0, outlier: float = 0.0, dead: int = 0) -> LayerScores:
-    """A layer of gamma-distributed scores with the CLP threshold; the first `dead` channels are undefined."""
-    scores = np.random.default_rng(seed).gamma(12.0, 0.1, width)
-    if outlier:
-        scores[width // 3] += outlier
-    undefined = np.arange(width) < dead
-    scores[undefined] = np.nan
-    known = scores[~undefined]
-    threshold = float(known.mean() + u * known.std(ddof=1)) if known.size > 1 else np.inf
-    return LayerScores(name, scores, threshold, scores > threshold, undefined)
-
-
-def resnet_layers(blocks: int, width: int, **options) -> tuple[LayerScores, ...]:
-    names = [
-        f"layer{1 + i // 4}_{i // 2 % 2}/conv{1 + i % 2} -> layer{1 + i // 4}_{i // 2 % 2}/bn{1 + i % 2}"
-        for i in range(blocks)
-    ]
-    return tuple(clp_layer(name, width, seed, **options) for seed, name in enumerate(names))
-
-
-def badnets(channels: int = 3, images: int = 6, size: int = 32) -> TriggerExample:
-    """Smooth random pictures, and the same with a white 3x3 square in the corner."""
-    waves = np.random.default_rng(0).uniform(0, 6.28, (images, channels, 4))
-    y, x = np.mgrid[0:size, 0:size] / size
-    pictures = np.stack(
-        [
-            np.stack([0.5 + 0.25 * np.sin(6 * x * a + b) + 0.25 * np.cos(5 * y * c + d) for a, b, c, d in wave], -1)
-            for wave in waves
-        ]
-    ).astype(np.float32)
-    triggered = pictures.copy()
-    triggered[:, -4:-1, -4:-1] = 1.0
-    return TriggerExample(pictures, triggered, attack="badnets:size=3", target=0)
-
+from jaxguard.types import AuditReport, Metrics, PruningPath, RepairReport, ScanReport, TriggerExample
 
 ENVIRONMENT = {"jaxguard": "0.1.0", "jax": "0.10.2", "backend": "cpu", "python": "3.11.9", "seed": "0"}
 
@@ -120,11 +94,42 @@ def hostile() -> AuditReport:
     layer = clp_layer(f"$\\frac{{1}}$ [red] {HOSTILE}", 16, 0, outlier=4.0)
     scan = ScanReport(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, 1.0, (layer,), notes=(HOSTILE, "[bold]\udcff"))
     repair = RepairReport(HOSTILE, HOSTILE, {HOSTILE: HOSTILE}, (layer,), {HOSTILE: 1.0}, notes=(HOSTILE,))
-    trigger = badnets(1, 2, 8)
+    (estimated,) = shapley_layers((16,), cuts=2)
+    estimated = dataclasses.replace(estimated, name=HOSTILE)
+    pruned = RepairReport(
+        HOSTILE, HOSTILE, {}, (estimated,), trigger=dataclasses.replace(recovered(3, size=8), source=HOSTILE),
+        path=dataclasses.replace(pruning_path((estimated,), tried=3, chosen=2), stop=HOSTILE),
+    )  # fmt: skip
+    trigger = badnets(3, 2, 8)
     trigger = TriggerExample(trigger.clean, trigger.triggered, attack=HOSTILE, target=0)
-    return AuditReport(HOSTILE, HOSTILE, (scan,), (repair,), trigger, {HOSTILE: HOSTILE})
+    return AuditReport(HOSTILE, HOSTILE, (scan,), (repair, pruned), trigger, {HOSTILE: HOSTILE})
 
 
-@pytest.fixture(params=["full", "scan_only", "deep", "bare", "hostile"])
+@pytest.fixture
+def shapley() -> AuditReport:
+    """One repair: a recovered trigger, nine of fourteen cuts kept, Shapley values with errors; the trigger is known."""
+    layers = shapley_layers()
+    return shapley_report(recovered(10), layers, pruning_path(layers))
+
+
+@pytest.fixture
+def no_suspect() -> AuditReport:
+    """200 classes, none of which stands out; nothing was cut."""
+    return shapley_report(recovered(200, target=None))
+
+
+@pytest.fixture
+def undefined() -> AuditReport:
+    """Two classes, nothing but NaN, no patches kept, and a path without a cut."""
+    nothing = np.full(2, np.nan)
+    trigger = dataclasses.replace(recovered(2, shown=0), norms=nothing, success=nothing, anomaly=nothing)
+    layers = tuple(dataclasses.replace(layer, errors=np.full(8, np.nan)) for layer in shapley_layers((8,), 0))
+    path = PruningPath((), np.zeros(0), np.zeros(0), np.array([np.nan]), np.array([np.nan]), 0, "")
+    return shapley_report(dataclasses.replace(trigger, masks=np.zeros(0), patterns=np.zeros(0)), layers, path)
+
+
+@pytest.fixture(
+    params=["full", "scan_only", "deep", "bare", "hostile", "shapley", "no_suspect", "undefined"],
+)
 def any_report(request: pytest.FixtureRequest) -> AuditReport:
     return request.getfixturevalue(request.param)

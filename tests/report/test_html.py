@@ -1,5 +1,6 @@
 """The page is complete, self-contained, escaped, and renders."""
 
+import dataclasses
 import datetime
 import os
 import re
@@ -12,10 +13,12 @@ from importlib import resources
 import numpy as np
 import pytest
 from PIL import Image
+from samples import HOSTILE, pruning_path, recovered, shapley_layers, shapley_report
 
 from jaxguard import report as reports
-from jaxguard.errors import JaxguardError
-from jaxguard.report import html, schema
+from jaxguard.errors import DataError, JaxguardError
+from jaxguard.inversion import anomaly
+from jaxguard.report import html, schema, wording
 from jaxguard.types import AuditReport
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -51,8 +54,9 @@ class Page(HTMLParser):
         return " ".join("".join(self.text).split())
 
 
-def test_template_is_package_data():
-    assert resources.files("jaxguard.report").joinpath("template.html.jinja").is_file()
+@pytest.mark.parametrize("name", ["template.html.jinja", "style.css"])
+def test_template_is_package_data(name):
+    assert resources.files("jaxguard.report").joinpath(name).is_file()
 
 
 def test_page_is_well_formed(any_report):
@@ -114,10 +118,129 @@ def test_a_repair_with_the_scan_s_layers_is_not_drawn_twice(full):
 def test_empty_sections_are_left_out(bare, scan_only):
     for report in (bare, scan_only):
         words = Page(html.to_html(report)).words()
-        for heading in ("The trigger", "Before and after", "Methods tried", "Notes"):
+        for heading in (
+            "The trigger", "Before and after", "Methods tried", "Recovered trigger", "Channels cut one by one", "Notes",
+        ):  # fmt: skip
             assert heading not in words
     assert "Nothing to draw" in Page(html.to_html(bare)).words()
     assert "neither a scan nor a repair" in Page(html.to_html(AuditReport("", ""))).words()
+
+
+def test_what_an_inversion_found_is_told(shapley):
+    words = Page(html.to_html(shapley)).words()
+    expected = [
+        "ShapPruning takes the backdoor out",
+        "class 0 suspected, 9 of 112 channels cut",
+        "The trigger",
+        "Methods tried",
+        "Recovered trigger",
+        "Class 0 is suspected: its patch has 5.80 pixels, the median of 10 classes is",
+        "Found on 10 clean images.",
+        "Class 0 suspected mask pattern stamped L1 norm5.80 images turned",
+        "Beside the known trigger",
+        "Channels cut one by one",
+        "9 of 14 cuts kept (the recovered trigger turns few images).",
+        "Success of the recovered trigger 98.0 % → 7.4 %, clean accuracy 99.0 % → 97.2 %.",
+        "What was cut after that was put back.",
+        "What each cut did",
+        "The highest Shapley values",
+        "In the order of cutting.",
+        "How this was made",
+    ]
+    positions = [words.find(part) for part in expected]
+    assert -1 not in positions, expected[positions.index(-1)]
+    assert positions == sorted(positions)
+    assert "Channel scores, layer by layer" not in words  # estimates are ranked over the model instead
+    for claim in ("proves", "is the target", "true trigger"):
+        assert claim not in words
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """Cells of the table of cut channels."""
+    body = text[text.index("Accuracy after</th>") :].split("</table>", maxsplit=1)[0]
+    return [re.findall(r"<t[hd] role=\"(?:rowheader|cell)\".*?>(.*?)</t[hd]>", row) for row in body.split("<tr")[1:]]
+
+
+def test_cut_channels_have_a_row_each(shapley):
+    path = shapley.repairs[0].path
+    rows = table_rows(html.to_html(shapley))
+    assert [re.sub("<.*?>", "", row[0]) for row in rows] == list(path.channels[:9])
+    assert rows[0][1:] == [f"{path.values[0]:.4f} ± {path.errors[0]:.4f}", "73.5\u00a0%", "98.8\u00a0%"]
+    assert "more channels were cut" not in html.to_html(shapley)
+
+
+def test_many_cuts_are_counted():
+    layers = shapley_layers((64, 64))
+    text = html.to_html(shapley_report(recovered(43), layers, pruning_path(layers, tried=40, chosen=33)))
+    assert len(table_rows(text)) == html.MAX_CUTS
+    words = Page(text).words()
+    assert "13 more channels were cut." in words
+    assert "Pictures of 10 of 43 classes" in words
+
+
+def test_no_class_stands_out(no_suspect):
+    words = Page(html.to_html(no_suspect)).words()
+    assert "No class suspected (highest anomaly index" in words
+    assert "That is no proof that there is no backdoor." in words
+    assert "no class suspected" in words
+    for part in ("Beside the known trigger", "Channels cut one by one"):
+        assert part not in words
+
+
+def test_nothing_but_undefined(undefined):
+    words = Page(html.to_html(undefined)).words()
+    assert "Class 0 is suspected, though not flagged: its patch has undefined pixels; anomaly index undefined." in words
+    assert "Of two classes neither can stand out" in words
+    assert "No channel cut. Success of the recovered trigger undefined → undefined" in words
+    assert "The highest Shapley values" in words
+
+
+def test_estimates_without_a_path_are_ranked():
+    words = Page(html.to_html(shapley_report(None, shapley_layers()))).words()
+    assert "The scores are estimates" in words
+    assert "The highest scores" in words
+    for part in ("Shapley value", "Recovered trigger", "cuts kept", "Channel scores, layer by layer"):
+        assert part not in words
+
+
+def test_a_class_without_a_working_patch_is_explained():
+    found = recovered(10)
+    assert "counts with more than its norm" not in html.to_html(shapley_report(found))
+    found.anomaly[np.argmax(found.norms)] = -100
+    assert "counts with more than its norm" in html.to_html(shapley_report(found))
+
+
+def test_two_repairs_with_findings_are_told_apart(shapley):
+    repairs = tuple(dataclasses.replace(shapley.repairs[0], checkpoint=name) for name in ("a.npz", HOSTILE))
+    text = html.to_html(dataclasses.replace(shapley, repairs=repairs))
+    page = Page(text)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert page.words().count("ShapPruning on a.npz") == 2
+    assert "<script" not in text
+
+
+def test_findings_that_do_not_fit_are_refused(shapley):
+    (repair,) = shapley.repairs
+    for wrong in (
+        dataclasses.replace(repair, trigger=dataclasses.replace(repair.trigger, target=10)),
+        dataclasses.replace(repair, path=dataclasses.replace(repair.path, chosen=15)),
+    ):
+        with pytest.raises(DataError, match=r"in the (recovered trigger|pruning path)"):
+            html.to_html(dataclasses.replace(shapley, repairs=(wrong,)))
+
+
+def test_pictures_of_findings_have_alternative_texts(shapley):
+    page = Page(html.to_html(shapley))
+    images = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 3 + 10 + 4 and all(images)
+    assert sum("Patch recovered for class" in text for text in images) == 10
+    drawings = [a for tag, a in page.tags if tag == "svg" and "aria-hidden" not in a]
+    assert len(drawings) == 4 and all(a["role"] == "img" and a["aria-label"] for a in drawings)
+
+
+def test_the_report_s_threshold_is_the_one_of_the_inversion():
+    assert wording.FLAGGED_ANOMALY == anomaly.FLAGGED
 
 
 def test_date_of_writing_is_shown(bare):
@@ -204,9 +327,10 @@ def screenshot(page, folder, *options: str) -> tuple[np.ndarray, list[str]]:
     return np.asarray(Image.open(picture).convert("RGB"), np.float32), console
 
 
+@pytest.mark.parametrize("name", ["full", "shapley"])
 @pytest.mark.parametrize(("options", "is_dark"), [((), False), (("--blink-settings=preferredColorScheme=0",), True)])
-def test_browser_renders_without_complaint(full, tmp_path, options, is_dark):
-    page, _ = reports.write(full, tmp_path)
+def test_browser_renders_without_complaint(request, tmp_path, name, options, is_dark):
+    page, _ = reports.write(request.getfixturevalue(name), tmp_path)
     pixels, console = screenshot(page, tmp_path, *options)
     assert console == []
     assert (pixels[2, 2].mean() < 128) == is_dark

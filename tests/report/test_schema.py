@@ -9,7 +9,7 @@ import pytest
 
 from jaxguard.errors import JaxguardError
 from jaxguard.report import schema
-from jaxguard.types import AuditReport, LayerScores, Metrics, RepairReport, ScanReport
+from jaxguard.types import AuditReport, LayerScores, Metrics, PruningPath, RecoveredTrigger, RepairReport, ScanReport
 
 GOLDEN = """{
   "schema": "jaxguard.audit/1",
@@ -29,7 +29,8 @@ GOLDEN = """{
           "scores": [1.5, null, 0.25],
           "threshold": null,
           "mask": [true, false, false],
-          "undefined": [false, true, false]
+          "undefined": [false, true, false],
+          "errors": null
         }
       ],
       "notes": [
@@ -62,7 +63,66 @@ GOLDEN = """{
       "after": null,
       "der": null,
       "notes": [],
-      "seconds": 0.0
+      "seconds": 0.0,
+      "trigger": null,
+      "path": null
+    },
+    {
+      "checkpoint": "m.npz",
+      "method": "shapley",
+      "options": {},
+      "layers": [
+        {
+          "name": "conv",
+          "scores": [0.5, -0.25],
+          "threshold": null,
+          "mask": [true, false],
+          "undefined": [false, false],
+          "errors": [0.125, null]
+        }
+      ],
+      "change": {},
+      "before": null,
+      "after": null,
+      "der": null,
+      "notes": [],
+      "seconds": 0.0,
+      "trigger": {
+        "norms": [1.33333, 9.0, 10.0],
+        "success": [1.0, 0.5, null],
+        "anomaly": [2.5, 0.0, null],
+        "target": 0,
+        "shown": [0],
+        "masks": [
+          [
+            [
+              [0.66667],
+              [0.66667]
+            ]
+          ]
+        ],
+        "patterns": [
+          [
+            [
+              [0.25, 0.5, 1.0],
+              [0.0, 0.0, 0.0]
+            ]
+          ]
+        ],
+        "source": "10 clean images"
+      },
+      "path": {
+        "channels": [
+          "conv[0]",
+          "conv[1]"
+        ],
+        "values": [0.5, -0.25],
+        "errors": [0.125, null],
+        "attack": [1.0, 0.25, 0.0],
+        "accuracy": [0.75, 0.75, 0.5],
+        "chosen": 1,
+        "stop": "enough"
+      }
     }
   ],
   "trigger": null,
@@ -88,8 +148,32 @@ def small() -> AuditReport:
         notes, 0.5, Metrics(0.75, num_images=4),
     )  # fmt: skip
     options = {"rho": np.float32(2), "sizes": (np.int64(1), 2), "dtype": float}
-    repair = RepairReport("m.npz", "ft_sam", options, change={"params/kernel": 0.125})
-    return AuditReport("Audit", "jaxguard repair m.npz", (scan,), (repair,), environment={"jax": "0.10.2"})
+    tuned = RepairReport("m.npz", "ft_sam", options, change={"params/kernel": 0.125})
+    errors = np.array([0.125, np.inf])
+    estimated = LayerScores(
+        "conv", np.array([0.5, -0.25]), math.inf, np.array([True, False]), np.zeros(2, bool), errors
+    )
+    trigger = RecoveredTrigger(
+        norms=np.array([1.33333, 9, 10]),
+        success=np.array([1, 0.5, np.nan]),
+        anomaly=np.array([2.5, 0, -np.inf]),
+        target=0,
+        shown=np.array([0]),
+        masks=np.full((1, 1, 2, 1), 2 / 3, np.float32),
+        patterns=np.array([[[[0.25, 0.5, 1], [0, 0, 0]]]], np.float32),
+        source="10 clean images",
+    )
+    path = PruningPath(
+        channels=("conv[0]", "conv[1]"),
+        values=estimated.scores,
+        errors=errors,
+        attack=np.array([1, 0.25, 0]),
+        accuracy=np.array([0.75, 0.75, 0.5]),
+        chosen=1,
+        stop="enough",
+    )
+    pruned = RepairReport("m.npz", "shapley", {}, (estimated,), trigger=trigger, path=path)
+    return AuditReport("Audit", "jaxguard repair m.npz", (scan,), (tuned, pruned), environment={"jax": "0.10.2"})
 
 
 def assert_equal(one, other, where="report"):
@@ -121,8 +205,31 @@ def test_reading_the_golden_document(small):
     assert layer.threshold == math.inf
     assert layer.mask.dtype == bool
     np.testing.assert_array_equal(layer.scores, [1.5, np.nan, 0.25])
+    assert layer.errors is None
     assert math.isnan(report.scans[0].score)
     assert schema.to_json(report) == GOLDEN
+
+
+def test_what_an_inversion_found_is_read_as_it_was_written():
+    repair = schema.from_json(GOLDEN).repairs[1]
+    assert repair.trigger is not None and repair.path is not None
+    assert repair.trigger.target == 0
+    assert repair.trigger.shown.dtype.kind == "i"
+    assert (repair.trigger.masks.shape, repair.trigger.patterns.shape) == ((1, 1, 2, 1), (1, 1, 2, 3))
+    np.testing.assert_array_equal(repair.trigger.anomaly, [2.5, 0, np.nan])
+    assert repair.path.channels == ("conv[0]", "conv[1]")
+    np.testing.assert_array_equal(repair.layers[0].errors, [0.125, np.nan])  # an infinite error is one not known
+
+
+def test_documents_of_older_versions_are_read(small):
+    document = json.loads(GOLDEN)
+    for repair in document["repairs"]:
+        del repair["trigger"], repair["path"]
+        for layer in repair["layers"]:
+            del layer["errors"]
+    pruned = schema.from_json(json.dumps(document)).repairs[1]
+    assert (pruned.trigger, pruned.path, pruned.layers[0].errors) == (None, None, None)
+    np.testing.assert_array_equal(pruned.layers[0].scores, small.repairs[1].layers[0].scores)
 
 
 def test_round_trip(any_report):
@@ -142,7 +249,8 @@ def test_strict_and_ascii(any_report):
 
 def test_unknown_keys_are_ignored(small):
     document = json.loads(schema.to_json(small)) | {"added_later": 1}
-    assert_equal(small.scans[0], schema.from_json(json.dumps(document)).scans[0])
+    document["repairs"][1]["trigger"]["added_later"] = document["repairs"][1]["path"]["added_later"] = [1]
+    assert schema.to_json(schema.from_json(json.dumps(document))) == GOLDEN
 
 
 @pytest.mark.parametrize(
@@ -168,3 +276,9 @@ def test_bad_documents_name_the_place(text, words):
 def test_ragged_arrays_are_refused():
     with pytest.raises(JaxguardError, match=r"report\.scans\[0\]\.layers\[0\]\.scores"):
         schema.from_json(GOLDEN.replace("[1.5, null, 0.25]", "[[1], [2, 3]]"))
+
+
+@pytest.mark.parametrize("shown", ["[0.5]", '["0"]', "[true]", "[null]", f"[{10**30}]", "[[0]]"])
+def test_class_numbers_are_whole(shown):
+    with pytest.raises(JaxguardError, match=r"report\.repairs\[1\]\.trigger\.shown"):
+        schema.from_json(GOLDEN.replace('"shown": [0]', f'"shown": {shown}'))

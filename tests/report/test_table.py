@@ -47,6 +47,31 @@ def test_undefined_channels_are_told(deep):
     assert "[1] 126 channels have no score." in render(table.scan_table(deep), 80)
 
 
+def test_findings_are_one_line_under_the_outcome(shapley, no_suspect, undefined):
+    def below_outcome(report) -> str:
+        lines = rows(render(table.repair_table(report), 200))
+        (outcome,) = [index for index, line in enumerate(lines) if line[:1] in "✓✗?"]
+        return "".join(lines[outcome + 1 :])
+
+    anomaly = shapley.repairs[0].trigger.anomaly[0]
+    assert below_outcome(shapley) == (
+        f"class 0 suspected (L1 norm 5.80, anomaly index {anomaly:.2f}); "
+        "9 of 14 cuts kept (the recovered trigger turns few images)"
+    )
+    assert re.fullmatch(
+        r"no class suspected \(highest anomaly index \d\.\d\d, of class \d+\)", below_outcome(no_suspect)
+    )
+    assert below_outcome(undefined) == (
+        "class 0 suspected, though not flagged (L1 norm undefined, anomaly index undefined); no channel cut"
+    )
+
+
+def test_nothing_is_added_without_findings(full):
+    lines = rows(render(table.repair_table(full), 80))
+    assert lines[lines.index("✗ CLP leaves the backdoor in.") + 1] == ""
+    assert not [line for line in lines if "suspected" in line or "kept" in line]
+
+
 def test_colour_adds_nothing_but_colour(full):
     coloured = render(table.repair_table(full), 80, colour=True)
     assert "\x1b[" in coloured

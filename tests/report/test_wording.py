@@ -1,9 +1,11 @@
 """Headlines say what the numbers say."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
+from samples import HOSTILE, pruning_path, recovered, shapley_layers
 
 from jaxguard.report import wording
 from jaxguard.types import LayerScores, Metrics, RepairReport, ScanReport
@@ -81,3 +83,51 @@ def test_printable_leaves_no_control_or_direction_mark():
     shown = wording.printable(text)
     assert shown.isprintable()
     assert shown.endswith("é → 网络")
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("shapley", "ShapPruning"), ("Shapley", "ShapPruning"), ("tsbd", "TSBD"), ("otbr", "OTBR"), ("ft-sam", "FT-SAM")],
+)
+def test_methods_are_named_as_in_their_papers(method, name):
+    assert wording.method_name(method) == name
+
+
+def test_suspicion():
+    found = dataclasses.replace(recovered(10, size=4), anomaly=np.array([4.65, *np.zeros(9)]))
+    assert wording.suspicion(found) == "class 0 suspected (L1 norm 5.80, anomaly index 4.65)"
+    at_limit = dataclasses.replace(found, anomaly=np.array([wording.FLAGGED_ANOMALY, *np.zeros(9)]))
+    assert wording.suspicion(at_limit).startswith("class 0 suspected, though not flagged (")
+    nobody = dataclasses.replace(found, target=None, anomaly=np.array([-np.inf, np.nan, 1.5, np.inf, *np.zeros(6)]))
+    assert wording.suspicion(nobody) == "no class suspected (highest anomaly index 1.50, of class 2)"
+    undefined = dataclasses.replace(nobody, anomaly=np.full(10, np.nan))
+    assert wording.suspicion(undefined) == "no class suspected (no anomaly index is defined)"
+
+
+def test_cuts_kept():
+    path = pruning_path(shapley_layers())
+    assert wording.cuts_kept(path) == "9 of 14 cuts kept (the recovered trigger turns few images)"
+    assert wording.cuts_kept(dataclasses.replace(path, chosen=0, stop="")) == "0 of 14 cuts kept"
+    assert wording.cuts_kept(pruning_path(shapley_layers(), tried=0, chosen=0)).startswith("no channel cut (")
+    assert wording.cuts_kept(dataclasses.replace(path, stop=HOSTILE)).isprintable()
+
+
+def test_headline_names_the_suspected_class():
+    found = RepairReport("m.npz", "shapley", {}, trigger=recovered(10, size=4))
+    assert wording.repair_headline(found).detail == "class 0 suspected"
+    nobody = dataclasses.replace(found, trigger=recovered(10, target=None, size=4))
+    assert wording.repair_headline(nobody).detail == "no class suspected"
+
+
+def test_pixels_have_three_digits_and_no_exponent():
+    shown = [wording.pixels(norm) for norm in (0.0123, 0.5, 5.8, 44.0, 999.96, 50176.0, -1.0, math.inf)]
+    assert shown == ["0.012", "0.500", "5.80", "44.0", "1000", "50176", "-1.00", "undefined"]
+
+
+def test_estimates_share_their_decimals():
+    assert wording.estimates([0.25, -1.0, math.nan], [0.00041, 2.0, 0.1]) == [
+        "0.25000 ± 0.00041", "-1.00000 ± 2.00000", "undefined ± 0.10000",
+    ]  # fmt: skip
+    assert wording.estimates([1.0, 2.0], [math.inf, 0.0]) == ["1.0000 ± undefined", "2.0000 ± 0.0000"]
+    assert wording.estimates([1.0], [30.0]) == ["1.00 ± 30.00"]
+    assert wording.estimates([], []) == []

@@ -1,0 +1,111 @@
+"""What synthetic reports are made of."""
+
+import numpy as np
+
+from jaxguard.types import (
+    AuditReport,
+    LayerScores,
+    Metrics,
+    PruningPath,
+    RecoveredTrigger,
+    RepairReport,
+    TriggerExample,
+)
+
+HOSTILE = "runs/<script>alert('x')</script>&\"'$\\frac{$\x1b[2J\u202egnp.npz"
+
+
+def clp_layer(name: str, width: int, seed: int, *, u: float = 3.0, outlier: float = 0.0, dead: int = 0) -> LayerScores:
+    """A layer of gamma-distributed scores with the CLP threshold; the first `dead` channels are undefined."""
+    scores = np.random.default_rng(seed).gamma(12.0, 0.1, width)
+    if outlier:
+        scores[width // 3] += outlier
+    undefined = np.arange(width) < dead
+    scores[undefined] = np.nan
+    known = scores[~undefined]
+    threshold = float(known.mean() + u * known.std(ddof=1)) if known.size > 1 else np.inf
+    return LayerScores(name, scores, threshold, scores > threshold, undefined)
+
+
+def resnet_layers(blocks: int, width: int, **options) -> tuple[LayerScores, ...]:
+    names = [
+        f"layer{1 + i // 4}_{i // 2 % 2}/conv{1 + i % 2} -> layer{1 + i // 4}_{i // 2 % 2}/bn{1 + i % 2}"
+        for i in range(blocks)
+    ]
+    return tuple(clp_layer(name, width, seed, **options) for seed, name in enumerate(names))
+
+
+def badnets(channels: int = 3, images: int = 6, size: int = 32) -> TriggerExample:
+    """Smooth random pictures, and the same with a white 3x3 square in the corner."""
+    waves = np.random.default_rng(0).uniform(0, 6.28, (images, channels, 4))
+    y, x = np.mgrid[0:size, 0:size] / size
+    pictures = np.stack(
+        [
+            np.stack([0.5 + 0.25 * np.sin(6 * x * a + b) + 0.25 * np.cos(5 * y * c + d) for a, b, c, d in wave], -1)
+            for wave in waves
+        ]
+    ).astype(np.float32)
+    triggered = pictures.copy()
+    triggered[:, -4:-1, -4:-1] = 1.0
+    return TriggerExample(pictures, triggered, attack="badnets:size=3", target=0)
+
+
+def recovered(classes: int, *, target: int | None = 0, size: int = 32, shown: int = 10) -> RecoveredTrigger:
+    """Norms around 50 pixels, and 5.8 for the target, whose patch is the one of `badnets`; indices by definition."""
+    rng = np.random.default_rng(classes)
+    norms = rng.normal(50, 8, classes).clip(25)
+    masks = rng.uniform(0, 1, (classes, size, size, 1)) ** 4
+    masks *= norms[:, None, None, None] / masks.sum((1, 2, 3), keepdims=True)
+    patterns = rng.uniform(0, 1, (classes, size, size, 3))
+    if target is not None:
+        norms[target], masks[target] = 5.8, 0
+        masks[target, -4:-1, -4:-1], patterns[target, -4:-1, -4:-1] = 5.8 / 9, 1
+    below = np.median(norms) - norms
+    order = np.argsort(norms)[:shown]
+    return RecoveredTrigger(
+        norms, rng.uniform(0.9, 1, classes), below / (1.4826 * np.median(np.abs(below))), target, order,
+        masks[order].clip(0, 1), patterns[order], "10 clean images",
+    )  # fmt: skip
+
+
+def shapley_layers(widths: tuple[int, ...] = (16, 32, 64), cuts: int = 9) -> tuple[LayerScores, ...]:
+    """Small values around 0, a few large ones, the largest cut; the first channel of all has none."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 0.001, sum(widths))
+    outliers = rng.permutation(np.arange(1, values.size))[:12]
+    values[outliers] += 0.3 * 0.7 ** np.arange(outliers.size)
+    values[0] = np.nan
+    mask = np.isin(np.arange(values.size), np.argsort(-np.nan_to_num(values))[:cuts])
+    columns = values, mask, np.isnan(values), rng.uniform(0.001, 0.01, values.size)
+    ends = np.cumsum(widths)[:-1]
+    return tuple(
+        LayerScores(f"layer{index}_0/conv1", scores, np.inf, cut, undefined, errors)
+        for index, (scores, cut, undefined, errors) in enumerate(
+            zip(*(np.split(column, ends) for column in columns), strict=True), 1
+        )
+    )
+
+
+def pruning_path(layers: tuple[LayerScores, ...], *, tried: int = 14, chosen: int = 9) -> PruningPath:
+    """Cuts the highest values first; the attack falls, then the accuracy."""
+    rows = [
+        (-value, f"{layer.name}[{channel}]", error)
+        for layer in layers
+        for channel, (value, error) in enumerate(zip(layer.scores, layer.errors, strict=True))
+        if np.isfinite(value)
+    ]
+    values, names, errors = zip(*sorted(rows)[:tried], strict=True) if tried else ((), (), ())
+    cuts = np.arange(tried + 1)
+    return PruningPath(
+        names, -np.array(values), np.array(errors), 0.98 * 0.75**cuts, 0.99 - 0.002 * cuts - 0.1 * (cuts > chosen),
+        chosen, "the recovered trigger turns few images",
+    )  # fmt: skip
+
+
+def shapley_report(trigger: RecoveredTrigger | None, layers=(), path: PruningPath | None = None) -> AuditReport:
+    before = Metrics(acc=0.914, asr=0.972, ra=0.026, num_images=360, num_triggered=324)
+    after = Metrics(acc=0.903, asr=0.021, ra=0.87, num_images=360, num_triggered=324) if path else before
+    repair = RepairReport(
+        "m.pt", "shapley", {"samples": 100}, layers, before=before, after=after, der=0.97, trigger=trigger, path=path
+    )
+    return AuditReport("Repair of m.pt", "jaxguard repair m.pt --method shapley", (), (repair,), badnets())
