@@ -49,6 +49,7 @@ class Descent:
     apply_fn: ApplyFn
     batch_size: int
     steps: int
+    epoch_steps: int
     learning_rate: float
     betas: tuple[float, float]
     cost: float
@@ -123,7 +124,7 @@ class Descent:
             The state after, and `loss`, `success` and `norm`, means over the classes under way.
         """
         del index
-        epoch_steps = training.steps_per_epoch(len(data.images), self.batch_size)
+        counted = min(training.steps_per_epoch(len(data.images), self.batch_size), self.epoch_steps)
         chosen = jax.vmap(partial(self._draw, key, len(data.images)))(state.step)
         batch = Batch(data.images[chosen], data.labels[chosen])
         weights = (batch.labels != state.target[:, None]).astype(jnp.float32)
@@ -138,18 +139,20 @@ class Descent:
             hits = (weights * (logits.argmax(-1) == wanted)).sum(1)
             return losses.sum(), (patch, losses, hits, norm)
 
+        # An epoch's rate is counted over its last steps, one pass over the images at most.
+        fresh = state.step % self.epoch_steps == self.epoch_steps - counted
         gradient, (patch, losses, hits, norm) = jax.grad(loss_fn, has_aux=True)(state.theta)
         update, opt_state = jax.vmap(self.optimizer.update)(gradient, state.opt_state)
         new = state._replace(
             theta=optax.apply_updates(state.theta, update),
             opt_state=opt_state,
             step=state.step + 1,
-            hits=state.hits + hits,
-            seen=state.seen + weights.sum(1),
+            hits=jnp.where(fresh, 0, state.hits) + hits,
+            seen=jnp.where(fresh, 0, state.seen) + weights.sum(1),
         )
-        judged = self._judge(new, patch, norm)
-        new = where((new.step % epoch_steps == 0) | (new.step >= self.steps), judged, new)
-        new = new._replace(stopped=new.stopped | (new.step >= self.steps))
+        is_last = new.step >= self.steps
+        new = where((new.step % self.epoch_steps == 0) | is_last, self._judge(new, patch, norm), new)
+        new = new._replace(stopped=new.stopped | is_last)
         active = ~state.stopped
         number = jnp.maximum(active.sum(), 1)
         success = hits / jnp.maximum(weights.sum(1), 1)
@@ -169,7 +172,7 @@ class Descent:
 
     def _judge(self, state: State, patch: Patch, norm: jax.Array) -> State:
         """What an epoch's end changes: the best patch, the cost, and whether to go on."""
-        works = state.hits >= self.threshold * jnp.maximum(state.seen, 1)
+        works = (state.seen > 0) & (state.hits >= self.threshold * state.seen - 1e-3)
         better = works & (norm < state.best_norm)
         ever = jnp.isfinite(state.best_norm) | works
         best_norm = jnp.where(better, norm, state.best_norm)
@@ -179,8 +182,6 @@ class Descent:
         factor = jnp.where(up, self.multiplier, jnp.where(down, self.multiplier**-1.5, 1.0))
         raised, lowered = state.raised | up, state.lowered | down
         return state._replace(
-            hits=jnp.zeros_like(state.hits),
-            seen=jnp.zeros_like(state.seen),
             cost=state.cost * factor,
             good=jnp.where(up, 0, good),
             bad=jnp.where(down, 0, bad),

@@ -20,6 +20,7 @@ BackdoorBench's, except for:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -34,10 +35,17 @@ from jaxguard.errors import DataError, JaxguardError
 from jaxguard.inversion.descent import Descent, Patch, State, stamped_logits, where
 from jaxguard.types import ApplyFn, Batch, Variables
 
-IMAGES_AT_ONCE = 512
-"""Stamped images in one forward pass, unless the caller says how many classes: bounds memory."""
+IMAGES_PER_CORE, IMAGES_ON_ACCELERATOR = 32, 1024
+"""Stamped images in one step, unless the caller says how many classes.
 
-CHUNK = 32
+On CPU a step's time is proportional to its images from a few on, and places left empty by classes that have stopped are
+wasted, so that few classes at a time are best; on an accelerator the number bounds memory.
+"""
+
+EPOCH_STEPS = (2, 10)
+"""Fewest and most steps of an epoch, unless the caller says."""
+
+CHUNK = 16
 """Steps between two looks at which classes have stopped."""
 
 FREE = -1
@@ -72,8 +80,9 @@ def invert(
     key: jax.Array,
     *,
     classes: Sequence[int] | None = None,
-    steps: int = 400,
+    steps: int = 800,
     batch_size: int = 32,
+    epoch_steps: int | None = None,
     learning_rate: float = 0.1,
     betas: tuple[float, float] = (0.5, 0.9),
     cost: float = 1e-3,
@@ -98,6 +107,8 @@ def invert(
         classes: which to invert, all by default; the result then has a row for each.
         steps: most steps per class.
         batch_size: images per step and class; all where there are fewer.
+        epoch_steps: steps between two judgements of a patch; by default a pass over the images, but at least 2 and
+            at most 10 steps. The rate is counted over the last steps of each, a pass at most.
         learning_rate: of Adam.
         betas: of Adam.
         cost: `c` of the first steps.
@@ -106,7 +117,8 @@ def invert(
         threshold: share of images from which an epoch is good, in (0, 1].
         stop_patience: epochs without progress after which a class stops, if its cost has gone up and down.
         stop_ratio: progress is a norm below this share of the best one before.
-        classes_at_once: classes in one forward pass; by default as many as make `IMAGES_AT_ONCE` images.
+        classes_at_once: classes in one forward pass; by default what suits the backend. When a class stops, the next
+            one takes its place.
         progress: told how far the descent is, a few times per second; the total is an upper bound.
 
     Returns:
@@ -134,11 +146,13 @@ def invert(
     if not wanted or min(wanted) < 0 or max(wanted) >= num_classes:
         raise DataError(f"expected classes in [0, {num_classes}), came {wanted[:10]} in invert(); name others")
     batch_size = min(batch_size, len(data.images))
-    slots = min(classes_at_once or max(1, IMAGES_AT_ONCE // batch_size), len(wanted))
+    slots = min(classes_at_once or max(1, _images_at_once() // batch_size), len(wanted))
+    epoch_steps = epoch_steps or int(np.clip(training.steps_per_epoch(len(data.images), batch_size), *EPOCH_STEPS))
     descent = Descent(
         apply_fn=apply_fn,
         batch_size=batch_size,
         steps=steps,
+        epoch_steps=epoch_steps,
         learning_rate=learning_rate,
         betas=betas,
         cost=cost,
@@ -199,6 +213,11 @@ def _run(
         if renewed.any():
             state = where(jnp.asarray(renewed), start([wanted[int(number)] for number in held]), state)
     return [rows[number] for number in range(len(wanted))]
+
+
+def _images_at_once() -> int:
+    on_cpu = jax.default_backend() == "cpu"
+    return IMAGES_PER_CORE * (os.cpu_count() or 1) if on_cpu else IMAGES_ON_ACCELERATOR
 
 
 @partial(jax.jit, static_argnums=0)
