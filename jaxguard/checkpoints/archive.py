@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits
+from jaxguard.checkpoints import header, limits, mapping
 from jaxguard.errors import CheckpointError
 
 MAX_MEMBERS = 100_000
@@ -147,8 +147,7 @@ def open_archive(path: pathlib.Path, given: str) -> Archive:
             compression other than deflate, or more content than a checkpoint of this size can hold.
     """
     entries = _directory(path, given)
-    with path.open("rb") as file:
-        content: np.ndarray = np.memmap(file, dtype=np.uint8, mode="r")
+    content = mapping.mapped(path)
     members: dict[str, Member] = {}
     spans = []
     for entry in entries:
@@ -211,15 +210,14 @@ def _checked_member(entry: zipfile.ZipInfo, content: np.ndarray, given: str) -> 
     behind = entry.header_offset + _LOCAL_HEADER.size
     if entry.header_offset < 0 or behind > content.size:
         raise _refusal(given, entry, f"a header inside the {content.size} bytes", f"one at {entry.header_offset}")
-    magic, _, flags, method, _, _, _, stored, size, name_length, extra_length = _LOCAL_HEADER.unpack(
-        content[entry.header_offset : behind].tobytes()
+    magic, _, flags, method, _, _, _, stored, size, name_length, extra_length = _LOCAL_HEADER.unpack_from(
+        content.data, entry.header_offset
     )
     if magic != _MAGIC or method != entry.compress_type:
         raise _refusal(given, entry, "a header like its entry in the directory", "another")
     announced = (entry.compress_size, entry.file_size)
-    if not flags & _SIZES_FOLLOW and any(
-        here not in (there, _IN_ZIP64) for here, there in zip((stored, size), announced, strict=True)
-    ):
+    is_alike = stored in (announced[0], _IN_ZIP64) and size in (announced[1], _IN_ZIP64)
+    if not flags & _SIZES_FOLLOW and not is_alike:
         raise _refusal(given, entry, f"{announced} stored and inflated bytes as in the directory", f"{(stored, size)}")
     start = behind + name_length + extra_length
     if start + entry.compress_size > content.size:

@@ -58,6 +58,11 @@ def checked_shape(found: Any) -> tuple[int, ...]:
     >>> checked_shape([3, 0])
     (3, 0)
     """
-    if not isinstance(found, (list, tuple)) or len(found) > MAX_AXES or not are_sizes(found) or not fits_memory(found):
+    count = MAX_LEAF_BYTES
+    if isinstance(found, (list, tuple)) and len(found) <= MAX_AXES:
+        count = 1
+        for size in found:
+            count *= (size or 1) if type(size) is int and size >= 0 else MAX_LEAF_BYTES
+    if count >= MAX_LEAF_BYTES:
         raise ValueError("a shape that is not at most 32 sizes that fit an address space")
     return tuple(found)

@@ -1,5 +1,7 @@
 """A file as an array of bytes that stay on disk until they are looked at."""
 
+import mmap
+import os
 import pathlib
 
 import numpy as np
@@ -10,6 +12,7 @@ def mapped(path: pathlib.Path) -> np.ndarray:
 
     An empty file, which no operating system maps, gives an empty array.
     """
-    if path.stat().st_size == 0:
-        return np.empty(0, np.uint8)
-    return np.memmap(path, dtype=np.uint8, mode="r")
+    with path.open("rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return np.empty(0, np.uint8)
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)

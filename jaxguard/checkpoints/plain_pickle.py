@@ -1,9 +1,8 @@
 """Pickles that no container is around: of NumPy or JAX arrays, or of PyTorch tensors that never saw `torch.save`."""
 
-import io
 import pathlib
 import re
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ _START = re.compile(rb"\x80[\x02-\x05]|c[\w.]+\n[\w.]+\n|\((?:[dl]p\d|d\.|l\.|c[
 """How pickles of containers, arrays and calls begin, by any protocol."""
 
 _MAX_STORAGES = 10_000
+_NOTHING = np.empty(0, np.uint8)
 
 
 def is_pickle(path: pathlib.Path) -> bool:
@@ -50,10 +50,10 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         num_bytes += len(held)
         if len(storages) >= _MAX_STORAGES or num_bytes > size:
             raise ValueError(f"more than {_MAX_STORAGES} storages, or more in them than in the file")
-        stream = np.frombuffer(bytes(held), np.uint8)
-        program, found = pytorch_legacy.read_stream(io.BytesIO(stream.data), stream, given)
+        stream = bytes(held)
+        program, found = pytorch_legacy.read_stream(stream, np.frombuffer(stream, np.uint8), given)
         storage = program.result
-        if not isinstance(storage, Storage) or (data := found.get(storage.key, stream[:0])).size < storage.nbytes:
+        if not isinstance(storage, Storage) or (data := found.get(storage.key, _NOTHING)).size < storage.nbytes:
             raise ValueError("a pickled storage that is none")
         key = str(len(storages))
         storages[key] = data
@@ -61,7 +61,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
 
     builders = {**pytorch.BUILDERS, "torch.storage._load_from_bytes": stored}
     with pickled.mapped(path, given, size) as source:
-        program = pickle_program.read(cast(BinaryIO, source), given, builders)
+        program = pickle_program.read(source, given, builders)
     return pickled.assembled(
         program,
         path,

@@ -1,6 +1,5 @@
 """PyTorch's zip container: `NAME/data.pkl` describes the tensors, `NAME/data/KEY` are their storages, not deflated."""
 
-import io
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -46,9 +45,8 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     order = opened.read(f"{folder}/byteorder", 16) if f"{folder}/byteorder" in opened.members else b"little"
     if order not in _BYTE_ORDERS:
         raise CheckpointError(f"{given}: expected byteorder little or big, found {header.shown(order)}; {_REMEDY}")
-    source = io.BytesIO(opened.read(mains[0], MAX_PICKLE_BYTES))
     return pickled.assembled(
-        pickle_program.read(source, given, BUILDERS, _storage),
+        pickle_program.read(opened.read(mains[0], MAX_PICKLE_BYTES), given, BUILDERS, _storage),
         path,
         given,
         format="pytorch",

@@ -4,9 +4,10 @@ The pickles are a magic number, the protocol, facts about the machine, the objec
 storage is a count of elements, 64 bits, and its content. Both are little-endian whatever the machine was.
 """
 
+import mmap
 import pathlib
 import re
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
             )
     content: np.ndarray = np.memmap(path, dtype=np.uint8, mode="r")
     with pickled.mapped(path, given, pickle_program.MAX_PICKLE_BYTES) as source:
-        program, storages = read_stream(cast(BinaryIO, source), content, given)
+        program, storages = read_stream(source, content, given)
     return pickled.assembled(
         program,
         path,
@@ -68,7 +69,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     )
 
 
-def read_stream(source: BinaryIO, content: np.ndarray, given: str) -> tuple[Program, dict[str, np.ndarray]]:
+def read_stream(source: bytes | mmap.mmap, content: np.ndarray, given: str) -> tuple[Program, dict[str, np.ndarray]]:
     """Reads the five pickles and finds the storages behind them.
 
     Args:
@@ -92,14 +93,18 @@ def read_stream(source: BinaryIO, content: np.ndarray, given: str) -> tuple[Prog
                 raise ValueError(f"the storage {header.shown(found.key)} with elements of two sizes")
         return found
 
+    position = 0
     for expected in (_MAGIC, _PROTOCOL):
-        number = pickle_program.read(source, given, {}).result
-        if number != expected:
-            raise CheckpointError(f"{given}: expected the number {expected}, found {header.shown(number)}; {_REMEDY}")
-    pickle_program.read(source, given, pickled.BUILDERS)
-    program = pickle_program.read(source, given, pytorch.BUILDERS, storage)
-    keys = pickle_program.read(source, given, {}).result
-    return program, _storages(keys, referred, content, source.tell(), given)
+        number = pickle_program.read(source, given, {}, start=position)
+        position = number.end
+        if number.result != expected:
+            raise CheckpointError(
+                f"{given}: expected the number {expected}, found {header.shown(number.result)}; {_REMEDY}"
+            )
+    machine = pickle_program.read(source, given, pickled.BUILDERS, start=position)
+    program = pickle_program.read(source, given, pytorch.BUILDERS, storage, start=machine.end)
+    keys = pickle_program.read(source, given, {}, start=program.end)
+    return program, _storages(keys.result, referred, content, keys.end, given)
 
 
 def _is_old_tar(start: bytes) -> bool:

@@ -51,11 +51,17 @@ _CODES = {
     **{f"torch.cuda.{name}": code for name, code in _STORAGES.items()},
 }
 
+_TYPES: Mapping[str, tuple[np.dtype | None, int]] = {
+    **dict.fromkeys(_UNTYPED, (None, 1)),
+    **{name: (DTYPES[code], DTYPES[code].itemsize) for name, code in _CODES.items()},
+}
+_MAX_ELEMENTS = limits.MAX_LEAF_BYTES // 16
+
 StorageFn = Callable[[str], np.ndarray]
 """Key of a storage -> its bytes, `[n]` uint8, at least as many as announced."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)  # frozen, it would take three times as long to make
 class Storage:
     """One-dimensional memory that tensors view.
 
@@ -81,7 +87,7 @@ class Storage:
         return (self.first + self.size) * self.itemsize
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Tensor:
     """A tensor leaf: `shape` elements at `first + index · strides` of a storage, all of them inside of it."""
 
@@ -95,7 +101,7 @@ class Tensor:
         dtype = byteorder.swapped(self.spec.dtype) if big_endian else self.spec.dtype
         start = self.storage.first * self.storage.itemsize + self.first * dtype.itemsize
         content = storage_fn(self.storage.key)[: self.storage.nbytes]
-        strides = tuple(stride * dtype.itemsize for stride in self.strides)
+        strides = tuple([stride * dtype.itemsize for stride in self.strides])
         if 0 in self.spec.shape:
             return byteorder.native(np.empty(self.spec.shape, dtype), self.spec.dtype)
         return byteorder.native(np.ndarray(self.spec.shape, dtype, content.data, start, strides), self.spec.dtype)
@@ -115,17 +121,17 @@ def storage_of(kind: Any, key: Any, size: Any, first: int = 0) -> Storage:
     """
     if not isinstance(kind, Global) or not isinstance(key, str):
         raise ValueError(f"a storage of type {header.shown(kind)} under the key {header.shown(key)}")
-    if not limits.are_sizes((size, first)) or max(size, first) >= limits.MAX_LEAF_BYTES // 16:
+    if not _is_number(size) or not _is_number(first):
         raise ValueError(f"a storage of {header.shown(size)} elements")
-    if kind.name in _UNTYPED:
-        return Storage(key, None, kind.name, 1, size, first)
-    if kind.name in _CODES:
-        dtype = DTYPES[_CODES[kind.name]]
-        return Storage(key, dtype, kind.name, dtype.itemsize, size, first)
-    itemsize = _OTHER_STORAGES.get(kind.name.rpartition(".")[2])
+    dtype, itemsize = _TYPES.get(kind.name) or (None, _OTHER_STORAGES.get(kind.name.rpartition(".")[2]))
     if itemsize is None:
         raise ValueError(f"a storage of the unknown type {header.shown(kind.name)}")
-    return Storage(key, None, kind.name, itemsize, size, first)
+    return Storage(key, dtype, kind.name, itemsize, size, first)
+
+
+def _is_number(found: Any) -> bool:
+    """Whether `found` counts elements of something that fits into an address space."""
+    return type(found) is int and 0 <= found < _MAX_ELEMENTS
 
 
 def _tensor(storage: Any, first: Any, shape: Any, strides: Any, *rest: Any) -> Tensor | Unreadable:
@@ -158,16 +164,18 @@ def _viewed(storage: Storage, dtype: np.dtype, place: tuple[Any, Any, Any], meta
     sizes = limits.checked_shape(shape)
     if not isinstance(strides, tuple) or len(strides) != len(sizes) or not limits.are_sizes(strides):
         raise ValueError(f"the strides {header.shown(strides)} for the shape {header.shown(sizes)}")
-    if not limits.are_sizes((first,)):
+    if type(first) is not int or first < 0:
         raise ValueError(f"a tensor that begins at element {header.shown(first)}")
-    used = tuple(stride if size > 1 else 0 for size, stride in zip(sizes, strides, strict=True))
-    last = first + sum((size - 1) * stride for size, stride in zip(sizes, used, strict=True))
+    used, last = [], first
+    for size, stride in zip(sizes, strides, strict=True):
+        used.append(stride if size > 1 else 0)
+        last += (size - 1) * used[-1]
     if 0 not in sizes and (last + 1) * dtype.itemsize > storage.size * storage.itemsize:
         raise ValueError(
             f"a tensor of shape {header.shown(sizes)} and strides {header.shown(strides)} from element {first} on, "
             f"which leaves its storage of {storage.size} elements"
         )
-    return Tensor(LeafSpec(sizes, dtype), storage, first, used)
+    return Tensor(LeafSpec(sizes, dtype), storage, first, tuple(used))
 
 
 def _first_argument(value: Any = None, *args: Any) -> Any:

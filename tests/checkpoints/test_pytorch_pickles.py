@@ -3,7 +3,6 @@
 import argparse
 import builtins
 import collections
-import io
 import os
 import pathlib
 import pickle
@@ -30,7 +29,7 @@ QUICK = 20.0  # seconds of this process; without its guard each of these files t
 
 
 def read(content: bytes) -> object:
-    return pickle_program.read(io.BytesIO(content), "demo", pickled.BUILDERS).result
+    return pickle_program.read(content, "demo", pickled.BUILDERS).result
 
 
 VALUES = st.recursive(
