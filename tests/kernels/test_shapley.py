@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +69,14 @@ def test_standard_errors_are_the_spread_of_repeated_estimates():
     np.testing.assert_allclose(told, spread, rtol=0.35)
 
 
+def test_the_average_over_all_orders_is_the_definition():
+    game = network_game(6, 3)
+    total = np.zeros(6)
+    for order in itertools.permutations(range(6)):
+        total += np.asarray(shapley.marginals(game, jnp.array([order]), full=game(jnp.ones((1, 6)))[0])[0][0])
+    np.testing.assert_allclose(total / math.factorial(6), exact(game, 6), atol=1e-5)
+
+
 def test_known_values_of_the_glove_game():
     found = shapley.permutation_sampling(glove_game, 3, KEY, samples=3000)
     np.testing.assert_allclose(found.values, [2 / 3, 1 / 6, 1 / 6], atol=0.02)
@@ -85,16 +96,16 @@ def test_every_pass_shares_out_the_whole_value(chunk):
     full, empty = np.asarray(game(jnp.stack([jnp.ones(7), jnp.zeros(7)])))
     for seed in range(5):
         order = jax.random.permutation(jax.random.key(seed), 7)
-        values, evaluations = shapley.marginals(game, order, full=full, chunk=chunk)
+        values, evaluations = shapley.marginals(game, order[None], full=full, chunk=chunk)
         assert float(values.sum()) == pytest.approx(full - empty, abs=1e-6)
         assert evaluations == 7
 
 
 def test_marginals_by_hand_in_a_given_order():
-    values, _ = shapley.marginals(glove_game, jnp.array([1, 0, 2]), full=1.0)
-    np.testing.assert_array_equal(values, [1, 0, 0])  # the second right glove still sells; then the left one goes
-    values, _ = shapley.marginals(glove_game, jnp.array([1, 2, 0]), full=1.0)
-    np.testing.assert_array_equal(values, [0, 0, 1])
+    values, _ = shapley.marginals(glove_game, jnp.array([[1, 0, 2]]), full=1.0)
+    np.testing.assert_array_equal(values, [[1, 0, 0]])  # the second right glove still sells; then the left one goes
+    values, _ = shapley.marginals(glove_game, jnp.array([[1, 2, 0]]), full=1.0)
+    np.testing.assert_array_equal(values, [[0, 0, 1]])
 
 
 def test_null_and_symmetric_players():
@@ -146,9 +157,9 @@ def test_truncation_is_biased_by_no_more_than_what_was_left(threshold):
 
 
 def test_truncation_saves_evaluations_and_leaves_later_players_with_nothing():
-    order = jnp.array([5, 2, 7, 0, 1, 3, 4, 6, 8])
+    order = jnp.array([[5, 2, 7, 0, 1, 3, 4, 6, 8]])
     values, evaluations = shapley.marginals(backdoor_game, order, full=1.0, threshold=0.15, chunk=2)
-    np.testing.assert_allclose(values, [0, 0, 0.9, 0, 0, 0, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(values, [[0, 0, 0.9, 0, 0, 0, 0, 0, 0]], atol=1e-6)
     assert evaluations == 2
     assert shapley.marginals(backdoor_game, order, full=1.0, chunk=2)[1] == 9
 
@@ -156,22 +167,95 @@ def test_truncation_saves_evaluations_and_leaves_later_players_with_nothing():
 @pytest.mark.parametrize("chunk", [1, 2, 5, 16])
 def test_truncation_does_not_depend_on_the_chunk(chunk):
     game = network_game(7, 5)
-    order = jax.random.permutation(KEY, 7)
+    order = jax.random.permutation(KEY, 7)[None]
     expected = shapley.marginals(game, order, full=0.7, threshold=0.45, chunk=1)[0]
     np.testing.assert_allclose(
         shapley.marginals(game, order, full=0.7, threshold=0.45, chunk=chunk)[0], expected, atol=1e-6
     )
 
 
+def test_several_orders_at_once_are_the_same_passes():
+    game = network_game(7, 5)
+    orders = jnp.stack([jax.random.permutation(key, 7) for key in jax.random.split(KEY, 5)])
+    together, evaluations = shapley.marginals(game, orders, full=0.7, threshold=0.45, chunk=2)
+    alone = [shapley.marginals(game, order[None], full=0.7, threshold=0.45, chunk=2) for order in orders]
+    np.testing.assert_allclose(together, jnp.concatenate([values for values, _ in alone]), atol=1e-6)
+    assert evaluations == sum(int(count) for _, count in alone)
+
+
+def test_a_pass_that_ended_asks_for_nothing_new():
+    """Its coalitions repeat a neighbour's, so a function that compares neighbours need not compute them."""
+    asked = []
+
+    def game(gates):
+        changed = (gates[1:] != gates[:-1]).any(axis=1).sum() + 1
+        jax.debug.callback(lambda count: asked.append(int(count)), changed)
+        return backdoor_game(gates)
+
+    late = jnp.array([0, 1, 3, 4, 6, 8, 7, 2, 5])
+    shapley.marginals(game, jnp.stack([late[::-1], late, late[::-1]]), full=1.0, threshold=0.15, chunk=2)
+    jax.effects_barrier()
+    assert asked == [6, 2, 2, 2, 1]  # after the first chunk, the first and the last pass are over
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jaxguard.kernels import shapley
+worth = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
+game = jax.tree_util.Partial(lambda worth, gates: jnp.tanh(gates @ worth).sum(-1), worth)
+one = shapley.permutation_sampling(game, 6, jax.random.key(0), samples=24)
+told = []
+progress = lambda *at: told.append(at)
+for options in ({}, {"progress": progress}):
+    many = shapley.permutation_sampling(game, 6, jax.random.key(0), samples=24, devices=jax.devices(), **options)
+    np.testing.assert_allclose(one.values, many.values, atol=1e-5)
+    np.testing.assert_allclose(one.standard_errors, many.standard_errors, atol=1e-5)
+    assert one.evaluations == many.evaluations
+print(len(jax.devices()), told)
+"""
+
+
+def test_samples_shared_out_among_eight_devices_are_the_same():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "8 [(8, 24), (16, 24), (24, 24)]\n", done.stderr
+
+
+def test_progress_is_told_sample_by_sample_and_changes_nothing():
+    game, told = network_game(6, 0), []
+    silent = shapley.permutation_sampling(game, 6, KEY, samples=5)
+    heard = shapley.permutation_sampling(game, 6, KEY, samples=5, progress=lambda *at: told.append(at))
+    assert told == [(k, 5) for k in range(1, 6)]
+    for one, other in zip(silent, heard, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 # ---------------------------------------------------------------- greedy orders, bandit
+
+
+def test_epsilon_greedy_keeps_uniform_passes_apart():
+    game = network_game(8, 1)
+    uniform, greedy = shapley.epsilon_greedy(game, 8, KEY, samples=600, epsilon=0.5)
+    assert uniform.counts[0] + greedy.counts[0] == 600
+    assert 250 < uniform.counts[0] < 360  # ten of the warm-up and half of the others
+    errors = np.abs(np.asarray(uniform.values) - exact(game, 8)) / np.asarray(uniform.standard_errors)
+    assert errors.max() < 3.5
+    assert np.abs(np.asarray(greedy.values) - exact(game, 8)).max() > 0.01  # biased, and told apart
+
+
+def test_greedy_passes_are_shorter_once_the_carriers_are_known():
+    uniform, _ = shapley.epsilon_greedy(backdoor_game, 9, KEY, samples=50, epsilon=1.0, threshold=0.15, chunk=1)
+    greedy, proposals = shapley.epsilon_greedy(backdoor_game, 9, KEY, samples=50, epsilon=0.0, threshold=0.15, chunk=1)
+    assert greedy.evaluations < 0.6 * uniform.evaluations
+    assert {*np.argsort(-np.asarray(proposals.values))[:2].tolist()} == {2, 5}
 
 
 def test_greedy_orders_put_large_values_first_and_break_ties_at_random():
     values = jnp.array([0.0, 3.0, 0.0, 1.0, 0.0])
-    orders = [shapley.greedy_order(key, values, epsilon=0.0).tolist() for key in jax.random.split(KEY, 20)]
+    orders = [shapley.greedy_order(key, values, epsilon=0.0)[0].tolist() for key in jax.random.split(KEY, 20)]
     assert all(order[:2] == [1, 3] for order in orders)
     assert len({tuple(order[2:]) for order in orders}) > 1
-    uniform = [shapley.greedy_order(key, values, epsilon=1.0).tolist() for key in jax.random.split(KEY, 300)]
+    uniform = [shapley.greedy_order(key, values, epsilon=1.0)[0].tolist() for key in jax.random.split(KEY, 300)]
     assert np.mean([order[0] == 1 for order in uniform]) == pytest.approx(0.2, abs=0.07)
 
 
