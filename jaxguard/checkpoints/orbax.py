@@ -1,18 +1,20 @@
 """Orbax directories: single checkpoints and `CheckpointManager` runs, OCDBT or one folder per array.
 
-An Orbax checkpoint is a JSON index (`_METADATA`: the keys of every leaf) over TensorStore arrays. Reading
-goes to TensorStore directly: no target tree, no device, no process barrier, one leaf at a time if need be,
-and every size is known before a byte of data is decoded. Writing goes through Orbax, which owns the format.
+An Orbax checkpoint is a JSON index (`_METADATA`: the keys of every leaf) over Zarr arrays. Reading inflates their
+chunks from where they lie: no target tree, no device, no process barrier, one leaf at a time if need be, and every
+size is known before a byte of data is decoded. TensorStore reads what is out of the ordinary. Writing goes through
+Orbax, which owns the format.
 """
 
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxguard.checkpoints import header, orbax_index, trees
-from jaxguard.checkpoints.checkpoint import Checkpoint, LeafSpec
+from jaxguard.checkpoints import header, limits, mapping, ocdbt, orbax_index, tensorstore_arrays, trees, zarr
+from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.errors import CheckpointError
 from jaxguard.logs import quiet_absl
 
@@ -47,35 +49,27 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         CheckpointError: more than one item to choose from, a damaged index or array, a leaf that is not an
             array of numbers, or more announced bytes than a directory of this size can hold.
     """
-    items = _items(path)
-    if not items:
-        steps = _steps(path)
-        path = steps[max(steps)]
-        items = _items(path)
-    if len(items) > 1:
-        names = ", ".join(sorted(item.name for item in items))
-        raise CheckpointError(
-            f"{given}: expected one tree of arrays, found the items {names}; pass the one you mean, "
-            f"such as {path / min(items).name}"
-        )
-    directory = items[0]
+    step, directory = _item(path, given)
     size = _regular_size(directory, given)
-    arrays, texts = orbax_index.open_arrays(directory, given)
-    leaves = {name: LeafSpec(tuple(array.shape), array.dtype.numpy_dtype) for name, array in arrays.items()}
-    orbax_index.check_sizes(arrays, size, given)
+    index = orbax_index.read(directory, given)
+    value_fn = _values(directory, given)
+    opened = {name: zarr.opened(value_fn, key, is_v3=index.is_zarr3) for name, key in index.keys.items()}
+    plain = {name: array for name, array in opened.items() if array is not None}
+    others = tensorstore_arrays.opened(directory, index, [name for name in opened if name not in plain], given)
+    arrays = plain | others
+    limits.check_announced(sum(array.nbytes for array in arrays.values()), size, given)
+    leaves = {name: arrays[name].spec for name in opened}
+    metadata = {**_custom_metadata(directory, step), **index.texts}
 
     def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
-        largest_first = sorted(
-            names, key=lambda name: -leaves[name].nbytes
-        )  # so that no core waits for a last large one
-        pending = {name: arrays[name].read() for name in largest_first}
-        found = {}
-        for name in names:
-            with orbax_index.damage_reported(given, name):
-                found[name] = np.asarray(pending[name].result())
-        return found
+        found = zarr.read({name: plain[name] for name in names if name in plain})
+        failed = [name for name in names if name in plain and name not in found]
+        slower = {name: others[name] for name in names if name in others}
+        slower |= tensorstore_arrays.opened(directory, index, failed, given)
+        found |= tensorstore_arrays.read(slower, given)
+        return {name: found[name] for name in names}
 
-    return Checkpoint(given, "orbax", leaves, {**_custom_metadata(directory, path), **texts}, directory, read_fn)
+    return Checkpoint(given, "orbax", leaves, metadata, directory, read_fn)
 
 
 def write_checkpoint(path: pathlib.Path, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -107,6 +101,22 @@ def write_checkpoint(path: pathlib.Path, leaves: Mapping[str, np.ndarray], metad
             )
 
 
+def _item(path: pathlib.Path, given: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """The step, the latest one of a run, and the directory of the one tree in it."""
+    items = _items(path)
+    if not items:
+        steps = _steps(path)
+        path = steps[max(steps)]
+        items = _items(path)
+    if len(items) > 1:
+        names = ", ".join(sorted(item.name for item in items))
+        raise CheckpointError(
+            f"{given}: expected one tree of arrays, found the items {names}; pass the one you mean, "
+            f"such as {path / min(items).name}"
+        )
+    return path, items[0]
+
+
 def _items(path: pathlib.Path) -> list[pathlib.Path]:
     """Directories with an index: the path itself, or else its children (`default`, `state`, ...)."""
     if (path / orbax_index.INDEX).is_file():
@@ -123,16 +133,32 @@ def _steps(run: pathlib.Path) -> dict[int, pathlib.Path]:
 
 def _regular_size(directory: pathlib.Path, given: str) -> int:
     """Bytes on disk; refuses what reading could hang on: devices, pipes, broken links."""
-    size = 0
-    for child in directory.rglob("*"):
-        if child.is_file():
-            size += child.stat().st_size
-        elif child.is_symlink() or not child.is_dir():
-            raise CheckpointError(
-                f"{given}: expected files and folders only, found {child.relative_to(directory)}, a special "
-                f"file or a broken link; {_REMEDY}"
-            )
+    size, pending = 0, [os.fspath(directory)]
+    while pending:
+        with os.scandir(pending.pop()) as children:
+            for child in children:
+                if child.is_file():
+                    size += child.stat().st_size
+                elif not child.is_dir():
+                    raise CheckpointError(
+                        f"{given}: expected files and folders only, found {os.path.relpath(child.path, directory)}, a "
+                        f"special file or a broken link; {_REMEDY}"
+                    )
+                elif not child.is_symlink():
+                    pending.append(child.path)
     return size
+
+
+def _values(directory: pathlib.Path, given: str) -> zarr.ValueFn:
+    """Brings what is stored under a key: a value of the database, or a file."""
+    if not (directory / ocdbt.MANIFEST).is_file():
+        return lambda key: mapping.mapped(directory / key).data
+    try:
+        return ocdbt.opened(directory).value
+    except ValueError as error:
+        raise CheckpointError(
+            f"{given}: expected a database of arrays, found {header.shown(str(error))}; {_REMEDY}"
+        ) from error
 
 
 def _custom_metadata(directory: pathlib.Path, step: pathlib.Path) -> dict[str, str]:

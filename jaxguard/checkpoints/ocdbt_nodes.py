@@ -1,0 +1,125 @@
+"""Nodes of OCDBT databases: checked, decompressed, and read column by column.
+
+A node lies in columns: the lengths of all keys, then the keys, then the lengths of all values, and so on
+(https://google.github.io/tensorstore/kvstore/ocdbt).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxguard.checkpoints import zstd
+from jaxguard.checkpoints.crc32c import crc32c
+
+MAX_ENTRIES = 2**20
+_MAX_ENCODED, _MAX_DECODED = 2**25, 2**27  # Orbax lets nodes grow to 100 MB
+_MAX_NAME_BYTES = 2**27
+_LENGTH_BYTES, _CHECKSUM_BYTES = 8, 4
+_MAX_SHIFT = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A part of a file.
+
+    Attributes:
+        path: of the file, from the database's directory on.
+        offset: its first byte.
+        length: bytes.
+    """
+
+    path: bytes
+    offset: int
+    length: int
+
+
+class Cursor:
+    """Reads a decoded node from its start to its end; everything raises ValueError where that comes too early."""
+
+    def __init__(self, content: bytes):
+        self.content, self.position = content, 0
+
+    def skip(self, count: int) -> None:
+        """Goes on behind the next bytes."""
+        self.position += count
+        if self.position > len(self.content):
+            raise ValueError("a node that ends too early")
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        self.skip(count)
+        return self.content[self.position - count : self.position]
+
+    def integer(self) -> int:
+        """The next integer in LEB128: seven bits a byte, the lowest first."""
+        value = 0
+        for shift in range(0, _MAX_SHIFT + 1, 7):
+            (byte,) = self.take(1)
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+        raise ValueError("an integer of more than 64 bits")
+
+    def integers(self, count: int) -> Sequence[int]:
+        """The next `count` integers, one for each byte where all are small."""
+        column = self.content[self.position : self.position + count]
+        if len(column) == count and column.isascii():
+            self.position += count
+            return column
+        return [self.integer() for _ in range(count)]
+
+    def count(self, most: int) -> int:
+        """An announced number of things of which each takes a byte at least."""
+        found = self.integer()
+        if found > most:
+            raise ValueError(f"{found} entries in place of at most {most}")
+        return found
+
+    def names(self, prefixes: Sequence[int], suffixes: Sequence[int]) -> list[bytes]:
+        """Names of which each begins with so many bytes of the one before."""
+        if sum(prefixes) + sum(suffixes) > _MAX_NAME_BYTES:
+            raise ValueError(f"names of more than {_MAX_NAME_BYTES} bytes")
+        found, name = [], b""
+        for prefix, suffix in zip(prefixes, suffixes, strict=True):
+            if prefix > len(name):
+                raise ValueError("a name that shares more with the one before than that has")
+            name = name[:prefix] + self.take(suffix)
+            found.append(name)
+        return found
+
+    def files(self, base: bytes) -> list[tuple[bytes, bytes]]:
+        """The table of files.
+
+        Args:
+            base: what precedes the paths in this node.
+
+        Returns:
+            Of each the path, and what precedes the paths in a node that is kept there.
+        """
+        count = self.count(MAX_ENTRIES)
+        prefixes = (0, *self.integers(count - 1)) if count else ()
+        suffixes, lengths = self.integers(count), self.integers(count)
+        paths = self.names(prefixes, suffixes)
+        if any(length > len(path) for length, path in zip(lengths, paths, strict=True)):
+            raise ValueError("a path whose first part is longer than all of it")
+        return [(base + path, base + path[:length]) for path, length in zip(paths, lengths, strict=True)]
+
+
+def body(encoded: memoryview, magic: bytes) -> Cursor:
+    """Decodes what is around every node: magic, length, version, compression, checksum.
+
+    Raises:
+        ValueError: no node of this kind, a damaged one, or one that is too large.
+    """
+    if len(encoded) > _MAX_ENCODED:
+        raise ValueError(f"a node of {len(encoded)} bytes")
+    content, checksum = bytes(encoded[:-_CHECKSUM_BYTES]), bytes(encoded[-_CHECKSUM_BYTES:])
+    cursor = Cursor(content)
+    if cursor.take(len(magic)) != magic or int.from_bytes(cursor.take(_LENGTH_BYTES), "little") != len(encoded):
+        raise ValueError("a node that does not begin like one")
+    if crc32c(content) != int.from_bytes(checksum, "little"):
+        raise ValueError("a node with another checksum")
+    version, compression = cursor.integer(), cursor.integer()
+    if version != 0 or compression not in (0, 1):
+        raise ValueError(f"a node of version {version} and compression {compression}")
+    rest = content[cursor.position :]
+    return Cursor(zstd.inflated(rest, _MAX_DECODED) if compression else rest)

@@ -1,0 +1,66 @@
+"""Trees that Orbax writes in each of its layouts, and what TensorStore reads of them."""
+
+import pathlib
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from orbax import checkpoint as ocp
+
+from jaxguard import checkpoints
+from jaxguard.checkpoints import orbax_index, tensorstore_arrays
+
+TREE = {
+    "params": {
+        "conv": {
+            "kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+            "b.ias": np.array([1.5, -2], ml_dtypes.bfloat16),
+        },
+        "blocks": [np.ones(2, np.float16), jnp.zeros(3)],
+    },
+    "step": np.array(3, np.int32),
+    "a/b": np.ones(1, np.float32),
+}
+LEAVES = checkpoints.flatten(TREE)
+
+
+LAYOUTS = {
+    "ocdbt": {"use_ocdbt": True},
+    "plain": {"use_ocdbt": False},
+    "zarr3": {"use_zarr3": True},
+    "plain zarr3": {"use_zarr3": True, "use_ocdbt": False},
+    "plain content": {"use_compression": False},
+}
+
+
+def write(path: pathlib.Path, tree=TREE, **options) -> pathlib.Path:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
+    return path
+
+
+def assert_holds(checkpoint: checkpoints.Checkpoint, leaves=LEAVES) -> None:
+    found = checkpoint.read_all()
+    assert checkpoint.format == "orbax"
+    assert set(found) == set(checkpoint.leaves) == set(leaves)
+    for name, leaf in leaves.items():
+        assert type(found[name]) is np.ndarray
+        assert found[name].dtype == checkpoint.leaves[name].dtype == leaf.dtype
+        assert found[name].shape == checkpoint.leaves[name].shape == leaf.shape
+        np.testing.assert_array_equal(found[name], leaf)
+        np.testing.assert_array_equal(checkpoint.read(name), leaf)
+
+
+OPENED_BY_TENSORSTORE = tensorstore_arrays.opened
+
+
+def by_tensorstore(path: pathlib.Path) -> dict[str, np.ndarray]:
+    index = orbax_index.read(path, "demo")
+    return tensorstore_arrays.read(OPENED_BY_TENSORSTORE(path, index, list(index.keys), "demo"), "demo")
+
+
+def assert_like_tensorstore(path: pathlib.Path) -> None:
+    found, expected = checkpoints.load(path).read_all(), by_tensorstore(path)
+    assert list(found) == list(expected)
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(found[name], leaf, strict=True)
