@@ -1,13 +1,7 @@
-"""Neuron weight change: how far unlearning moves each channel's weights; backdoor channels move the most.
-
-TSBD unlearns the defender's clean images, OTBR labelled noise. Both climb the cross-entropy with the step driver of
-`jaxguard.training`, and both rank channels by the L1 norm of what it did to their kernels.
-"""
+"""Unlearning: gradient ascent on the cross-entropy, of the defender's clean images or of labelled noise."""
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,8 +12,6 @@ import numpy as np
 
 from jaxguard import evaluation, training
 from jaxguard.errors import DefenseError
-from jaxguard.graph import ChannelGraph, LeafView
-from jaxguard.graph.program import leaf_paths
 from jaxguard.training import Augment, GradientFn, Progress
 from jaxguard.types import ApplyFn, Batch, TrainFn, Variables
 
@@ -194,71 +186,6 @@ def unlearn_noise(
     carry, curves = training.descend(step.on(data, key_noise), step.init(variables, data), steps, progress=progress)
     _require_finite(curves["loss"], carry.params)
     return Unlearned(carry.variables(like=variables), curves["loss"], np.zeros(0))
-
-
-def neuron_weight_change(
-    graph: ChannelGraph, before: Variables, after: Variables, *, decimals: int | None = None
-) -> tuple[np.ndarray, ...]:
-    """NWC of every channel: the L1 norm of what its kernel moved (TSBD, section 3; OTBR, stage 1).
-
-    It is not divided by the fan-in, so wide layers score higher; biases and norms are left out.
-
-    Args:
-        graph: the model's channel graph.
-        before: its variables.
-        after: those of the unlearned model.
-        decimals: places to round to; 4 as in the reference codes, which write the scores to a text file.
-
-    Returns:
-        float32 `[C]` per producer of the graph; a kernel that is used twice has the same score at both places.
-
-    Raises:
-        GraphError: the variables are not those the graph was derived from.
-
-    Example:
-        >>> from jaxguard.graph import channel_graph
-        >>> mlp = lambda v, x: jax.nn.relu(x @ v["w1"]) @ v["w2"]
-        >>> v = {"w1": jnp.ones((2, 3)), "w2": jnp.ones((3, 2))}
-        >>> moved = {"w1": v["w1"].at[0].add(jnp.array([1.0, -2.0, 0.0])), "w2": v["w2"]}
-        >>> graph = channel_graph(mlp, v, jnp.ones((1, 2)))
-        >>> [scores.tolist() for scores in neuron_weight_change(graph, v, moved)]
-        [[1.0, 2.0, 0.0], [0.0, 0.0]]
-    """
-    scores = [np.asarray(change.sum(1)) for change in weight_change(graph, before, after)]
-    return tuple(scores if decimals is None else [np.round(score, decimals) for score in scores])
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def weight_change(graph: ChannelGraph, before: Variables, after: Variables) -> list[jax.Array]:
-    """`|after - before|` of every weight, channel by channel, as it lies in the kernel's leaf.
-
-    Args:
-        graph: the model's channel graph.
-        before: its variables.
-        after: those of the unlearned model.
-
-    Returns:
-        float32 `[C, weights per channel]` per producer of the graph.
-
-    Raises:
-        GraphError: the variables are not those the graph was derived from.
-    """
-    olds, news = (graph.leaves(graph.program, variables) for variables in (before, after))
-    places = dict(zip(leaf_paths(before), graph.program.leaves, strict=True))
-    changes = []
-    for producer in graph.producers:
-        place = places[producer.kernel.path]
-        changes.append(_rows(producer.kernel, jnp.abs(_float32(news[place]) - _float32(olds[place]))))
-    return changes
-
-
-def _float32(leaf: Any) -> jax.Array:
-    return jnp.asarray(leaf).astype(jnp.float32)
-
-
-def _rows(view: LeafView, leaf: jax.Array) -> jax.Array:
-    run = jnp.moveaxis(leaf[view.index], view.axes, range(len(view.axes)))
-    return run.reshape(math.prod(view.shape), -1)
 
 
 def _ascent(
