@@ -31,7 +31,9 @@ LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units}
 
 THIRD_PARTY = {
     "flax": {"models"},
-    "optax": {"training", "inversion", "defenses"},
+    "optax": {"training", "inversion", "defenses", "kernels"},
+    "ott": {"kernels"},
+    "ot": {"kernels"},
     "orbax": {"checkpoints", "training"},
     "tensorstore": {"checkpoints"},
     "tensorflow_datasets": {"data"},
@@ -48,7 +50,7 @@ THIRD_PARTY = {
 
 KNOWN_TO = {
     "graph": {"jaxguard", "jax", "numpy", *sys.stdlib_module_names},
-    "kernels": {"jaxguard", "jax", "numpy", "chex", *sys.stdlib_module_names},
+    "kernels": {"jaxguard", "jax", "numpy", "chex", "scipy", "optax", "ott", "ot", *sys.stdlib_module_names},
 }
 """Unit -> all it may import."""
 
@@ -107,6 +109,8 @@ def test_libraries_have_their_place():
     assert [row for row in outside if row[0] not in THIRD_PARTY.get(row[1], {row[0]})] == []
     assert [row for row in outside if row[1] not in KNOWN_TO.get(row[0], {row[1]})] == []
     assert {row[1] for row in outside} >= THIRD_PARTY.keys()
+    solvers = [pathlib.Path(place).parent.name for _, name, place in outside if name in ("ott", "ot")]
+    assert set(solvers) == {"transport"}
 
 
 def test_few_modules_touch_files():
