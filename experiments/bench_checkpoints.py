@@ -9,8 +9,8 @@ Orbax's StandardCheckpointer (arrays on the device, and onto a target), flax.ser
 torch.load with weights_only, h5py. Ways take turns in one run.
 
 Hardware: whatever it runs on, named in the result. Time: a minute on 2 CPU cores.
-Expected: at least 0.8 of the raw rate for safetensors and 0.7 for PyTorch's zip; Orbax's directories, which are
-compressed and keep every core busy, 2 to 3 times as fast as StandardCheckpointer, by how many real cores are free.
+Expected: at least 0.8 of the raw rate for safetensors and for PyTorch's zip; Orbax's directories, which are compressed
+and keep every core busy, 3 times as fast as StandardCheckpointer where two real cores are free.
 Result: experiments/results/checkpoints.json.
 """
 
@@ -228,7 +228,7 @@ def main() -> None:
         print(f"{format}, {result['bytes'] / 1e6:.1f} MB")
         for way, row in result["ways"].items():
             print(f"  {way:30} {row['median_ms']:8.2f} ms  least {row['least_ms']:8.2f} ms  {row['of_raw_rate']:5.2f}")
-    packages = ["orbax-checkpoint", "safetensors", "msgpack", "pyfive"]
+    packages = ["orbax-checkpoint", "safetensors", "msgpack", "numcodecs", "pyfive"]
     packages += [library.__name__ for library in (torch, h5py) if library is not None]
     environment = machine.environment(
         *packages, seed=SEED, rounds=ROUNDS, parameters=sum(x.size for x in leaves.values())
