@@ -1,0 +1,219 @@
+"""Activeness-aware fine-tuning: backdoor weights have large gradients, so their norm is kept down (TSBD)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import Partial
+
+from jaxguard import training
+from jaxguard.types import Batch, TrainFn, Variables
+
+Norm = Literal["global", "per_tensor"]
+Statistics = Literal["after", "before"]
+
+
+@dataclass(frozen=True)
+class ActivenessAwareGradient:
+    """The gradient of `L + alpha r ||grad L||` to first order in `r`, by a step along the gradient.
+
+        g1 = grad L(w),  g2 = grad L(w + r g1 / ||g1||),  (1 - alpha) g1 + alpha g2
+
+    Attributes:
+        gradient_fn: the plain gradient.
+        r: length of the step, >= 0.
+        alpha: weight of the second gradient, in [0, 1]; 0 is plain fine-tuning, in one pass.
+        norm: `global` over all parameters, or `per_tensor` as in the reference code: `sum_p ||grad_p L||`, which is
+            up to `sqrt(tensors)` times as large.
+    """
+
+    gradient_fn: training.GradientFn
+    r: float
+    alpha: float
+    norm: Norm = "global"
+
+    def __call__(self, params: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
+        """Differentiates twice.
+
+        Args:
+            params: weights `w`.
+            state: the other collections.
+            batch: images and labels.
+
+        Returns:
+            `loss` and `gradient_norm` (global) at `w`, the state of the first pass, and the mixture of the gradients.
+        """
+        metrics, after, first = self.gradient_fn(params, state, batch)
+        metrics = {**metrics, "gradient_norm": optax.tree.norm(jax.tree.map(_float32, first))}
+        if self.alpha == 0 or self.r == 0:
+            return metrics, after, first
+        _, _, second = self.gradient_fn(jax.tree.map(jnp.add, params, self.climb(first)), state, batch)
+        mixture = jax.tree.map(lambda a, b: ((1 - self.alpha) * a + self.alpha * b).astype(a.dtype), first, second)
+        return metrics, after, mixture
+
+    def climb(self, gradient: Any) -> Any:
+        """`r g / ||g||`.
+
+        Args:
+            gradient: `g`.
+
+        Returns:
+            The step, shaped like `g`; zero where the norm is, for which the reference code gives NaN.
+
+        Example:
+            >>> gradient = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([12.0]), "dead": jnp.zeros(1)}
+            >>> step = ActivenessAwareGradient(None, r=13.0, alpha=0.5).climb(gradient)
+            >>> step["a"].tolist(), step["b"].tolist(), step["dead"].tolist()
+            ([3.0, 4.0], [12.0], [0.0])
+            >>> step = ActivenessAwareGradient(None, r=10.0, alpha=0.5, norm="per_tensor").climb(gradient)
+            >>> step["a"].tolist(), step["b"].tolist(), step["dead"].tolist()
+            ([6.0, 8.0], [10.0], [0.0])
+        """
+        norms = jax.tree.map(lambda g: jnp.linalg.norm(_float32(g)), gradient)
+        if self.norm == "global":
+            whole = optax.tree.norm(norms)
+            norms = jax.tree.map(lambda _: whole, norms)
+        scales = jax.tree.map(lambda norm: self.r / jnp.where(norm == 0, 1, norm), norms)
+        return jax.tree.map(lambda g, scale: (scale * g).astype(g.dtype), gradient, scales)
+
+
+@dataclass(frozen=True)
+class StatisticsAfterwards:
+    """A step that ends with a forward pass of the updated weights, the only one that moves running statistics.
+
+    Attributes:
+        step: what descends.
+        train_fn: training-mode model.
+    """
+
+    step: training.Step
+    train_fn: TrainFn
+
+    def __call__(
+        self, data: Batch, key: jax.Array, carry: training.TrainState, step: jax.Array
+    ) -> tuple[training.TrainState, dict[str, jax.Array]]:
+        """Takes one step.
+
+        Args:
+            data: clean images.
+            key: draws batches and augmentation.
+            carry: the state before.
+            step: int32 `[]`.
+
+        Returns:
+            The state after, and what the step records.
+        """
+        after, metrics = self.step(data, key, carry, step)
+        key_order, key_augment = jax.random.split(key)  # the step's own draw, once more
+        _, batch = training.draw(key_order, carry.order, step, data, self.step.batch_size)
+        images = jnp.asarray(batch.images)
+        if self.step.augment is not None:
+            images = self.step.augment(jax.random.fold_in(key_augment, step), images)
+        _, variables = self.train_fn(training.combine(after.params, carry.state), images)
+        moved = training.partition(variables)[1]
+        state = jax.tree.map(lambda new, old: jnp.asarray(new).astype(old.dtype), moved, carry.state)
+        return after._replace(state=state), metrics
+
+
+@dataclass(frozen=True)
+class Abreast:
+    """A step of several models at once, on the same batches.
+
+    Attributes:
+        step_fn: of one model.
+    """
+
+    step_fn: Any
+
+    def __call__(self, data: Batch, key: jax.Array, carry: Any, step: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        """Takes one step of each.
+
+        Args:
+            data: clean images.
+            key: draws batches and augmentation.
+            carry: states, stacked on a leading axis.
+            step: int32 `[]`.
+
+        Returns:
+            The states after, and what the step records, `[models]`.
+        """
+        return jax.vmap(self.step_fn, in_axes=(None, None, 0, None))(data, key, carry, step)
+
+
+def fine_tune(
+    models: Sequence[Variables],
+    train_fn: TrainFn,
+    clean: Batch,
+    key: jax.Array,
+    *,
+    epochs: int = 20,
+    batch_size: int = 256,
+    learning_rate: float = 0.01,
+    momentum: float = 0.9,
+    r: float = 0.05,
+    alpha: float = 0.7,
+    norm: Norm = "global",
+    statistics: Statistics = "after",
+    augment: training.Augment | None = None,
+    abreast: bool | None = None,
+    progress: training.Progress | None = None,
+) -> list[tuple[Variables, dict[str, np.ndarray]]]:
+    """Fine-tunes models of one structure on the same batches, with one compiled step.
+
+    Args:
+        models: variables of each.
+        train_fn: training-mode model.
+        clean: clean images.
+        key: draws batches and augmentation.
+        epochs: passes over the images, >= 0.
+        batch_size: images per step; all of them where there are fewer.
+        learning_rate: of SGD, without decay or schedule.
+        momentum: of SGD, in [0, 1).
+        r: see `ActivenessAwareGradient`.
+        alpha: see `ActivenessAwareGradient`.
+        norm: see `ActivenessAwareGradient`.
+        statistics: whether running statistics come from a forward pass of the weights `after` each step, as in the
+            reference code, or, a pass less, of those `before` it.
+        augment: `(key, images) -> images`.
+        abreast: whether all models take a step together; by default on every backend except CPU, where stacked
+            convolutions are slower than one after the other.
+        progress: told how far the descent is.
+
+    Returns:
+        Per model its variables and the curves `loss` and `gradient_norm`, each `[steps]`.
+    """
+    batch_size = min(batch_size, len(clean.images))
+    steps = epochs * training.steps_per_epoch(len(clean.images), batch_size)
+    gradient_fn = ActivenessAwareGradient(training.CrossEntropyGradient(train_fn), r, alpha, norm)
+    optimizer = training.sgd(learning_rate, momentum=momentum, weight_decay=0.0)
+    step = training.Step(gradient_fn, optimizer, batch_size, augment)
+    step_fn = StatisticsAfterwards(step, train_fn) if statistics == "after" else step
+    data, carries = jax.device_put(clean), [step.init(variables, clean) for variables in models]
+    if abreast is None:
+        abreast = len(models) > 1 and jax.default_backend() != "cpu"
+    if not abreast:
+        ends = [training.descend(Partial(step_fn, data, key), carry, steps, progress=progress) for carry in carries]
+        return [(end.variables(like=model), curves) for (end, curves), model in zip(ends, models, strict=True)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)
+    told = progress and (
+        lambda done, total, metrics: progress(done, total, {name: row.mean() for name, row in metrics.items()})
+    )
+    end, curves = training.descend(Partial(Abreast(step_fn), data, key), stacked, steps, progress=told)
+    return [
+        (_at(end, k).variables(like=model), {name: curve[:, k] for name, curve in curves.items()})
+        for k, model in enumerate(models)
+    ]
+
+
+def _at(tree: Any, k: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[k], tree)
+
+
+def _float32(leaf: jax.Array) -> jax.Array:
+    return leaf.astype(jnp.float32)

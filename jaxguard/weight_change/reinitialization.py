@@ -1,0 +1,66 @@
+"""Zero reinitialisation: of the channels that moved the most, the weights that moved the most (TSBD, stage 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxguard import surgery
+from jaxguard.graph import ChannelGraph, LeafView
+from jaxguard.types import Variables
+
+
+def reinitialize(
+    graph: ChannelGraph,
+    variables: Variables,
+    changes: Mapping[int, np.ndarray],
+    masks: Mapping[int, np.ndarray],
+    m: float,
+) -> Any:
+    """Sets the weights of the masked channels to zero whose change is among the largest of theirs.
+
+        pool = changes of all weights of all masked channels,  q = floor(m |pool|)
+        w := 0  where  change >= the q-th largest of the pool
+
+    Biases, norms and unmasked channels are left alone.
+
+    Args:
+        graph: the model's channel graph.
+        variables: its variables; not modified.
+        changes: producer number -> `[C, weights per channel]`, of `weight_change`.
+        masks: producer number -> bool `[C]`.
+        m: share of the pool, in [0, 1]; ties with its smallest change are zeroed as well. With `q = 0` nothing is.
+
+    Returns:
+        The edited variables.
+    """
+    pools = [changes[number][mask].ravel() for number, mask in masks.items()]
+    pool = np.concatenate([*pools, np.zeros(0, np.float32)])
+    q = math.floor(m * len(pool))
+    if q == 0:
+        return variables
+    smallest = np.partition(pool, len(pool) - q)[len(pool) - q]
+    for number, mask in masks.items():
+        weights = mask[:, None] & (changes[number] >= smallest)
+        if weights.any():
+            view = graph.producers[number].kernel
+            variables = surgery.edit(variables, {view.path: _zero_weights(view, weights)})
+    return variables
+
+
+def _zero_weights(view: LeafView, weights: np.ndarray) -> surgery.Edit:
+    """Edit that zeroes single weights, given channel by channel as `weight_change` lays them out."""
+
+    def apply(leaf: jax.Array) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        run = leaf[view.index]
+        others = [size for axis, size in enumerate(run.shape) if axis not in view.axes]
+        grid = np.moveaxis(weights.reshape(*view.shape, *others), range(len(view.axes)), view.axes)
+        return leaf.at[view.index].set(jnp.where(grid, 0, run).astype(leaf.dtype))
+
+    return apply
