@@ -75,6 +75,8 @@ class Affine:
         mean: where the running mean lies.
         bias: where the addend lies.
         position: number of its first equation.
+        begin: value of `x`, what the mean is the running mean of: after the producer's own bias.
+        begin_axes: axes of `begin` that the channels run over.
         end: value of its result.
         where: file and line it was traced from.
     """
@@ -87,6 +89,8 @@ class Affine:
     mean: LeafView | None
     bias: LeafView | None
     position: int
+    begin: Value
+    begin_axes: tuple[int, ...]
     end: Value
     where: str
 
@@ -264,9 +268,10 @@ class _Analysis:
 
     def _close(self, chain: _Chain) -> None:
         """Read a finished chain as a bias, if it begins with additions, and an affine, if it then multiplies."""
-        steps, stream = list(chain.steps), chain.stream
+        steps, stream, begin = list(chain.steps), chain.stream, chain.start
         while steps and steps[0][1] == "add":
-            _, _, operand = steps.pop(0)
+            position, _, operand = steps.pop(0)
+            (begin,) = self.program.equations[position].outputs
             source = stream.sources[0][0]
             if self.producers[source].result == chain.start:
                 bias = self._parameter(operand, chain, under_root=False)
@@ -294,6 +299,8 @@ class _Analysis:
                 sources=stream.sources,
                 channels=math.prod(self.program.shapes[chain.start][k] for k in stream.axes),
                 position=steps[0][0],
+                begin=begin,
+                begin_axes=stream.axes,
                 end=eqn.outputs[0],
                 where=eqn.where,
                 **parts,

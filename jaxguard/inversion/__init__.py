@@ -1,10 +1,14 @@
 """Trigger and data reverse engineering: what patch turns images into each class, and images where there are none.
 
-found = invert(apply_fn, variables, images, labels, num_classes, key)  # all classes in one program
-trigger = recovered_trigger(found, source="10 clean images")           # the MAD anomaly index names a class
+    found = invert(apply_fn, variables, images, labels, key)      # all classes in one program
+    trigger = recovered_trigger(found, source="10 clean images")  # the MAD anomaly index names a class
+
+Without images, `made = synthesise(graph, variables, key, labels=labels)` gives `made.images` to start from, and
+`made.source` to name them by.
 """
 
 from jaxguard.inversion.anomaly import anomaly_index, recovered_trigger
+from jaxguard.inversion.synthesis import Synthesis, synthesise
 from jaxguard.inversion.trigger import Inversion, invert
 
-__all__ = ["Inversion", "anomaly_index", "invert", "recovered_trigger"]
+__all__ = ["Inversion", "Synthesis", "anomaly_index", "invert", "recovered_trigger", "synthesise"]

@@ -81,7 +81,7 @@ def invert(
     *,
     classes: Sequence[int] | None = None,
     steps: int = 800,
-    batch_size: int = 32,
+    batch_size: int = 128,
     epoch_steps: int | None = None,
     learning_rate: float = 0.1,
     betas: tuple[float, float] = (0.5, 0.9),
