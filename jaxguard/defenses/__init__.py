@@ -3,11 +3,13 @@
 from jaxguard.defenses.clp import channel_bounds, clp
 from jaxguard.defenses.ft_sam import ft_sam
 from jaxguard.defenses.protocol import Context, Defense, DefenseReport
+from jaxguard.defenses.tsbd import tsbd
 
 DEFENSES: dict[str, Defense] = {
     "clp": clp,
     "ft-sam": ft_sam,
+    "tsbd": tsbd,
 }
 """Name on the command line -> `(variables, context, key, **options) -> (variables, report)`."""
 
-__all__ = ["DEFENSES", "Context", "Defense", "DefenseReport", "channel_bounds", "clp", "ft_sam"]
+__all__ = ["DEFENSES", "Context", "Defense", "DefenseReport", "channel_bounds", "clp", "ft_sam", "tsbd"]

@@ -33,6 +33,11 @@ class Row(NamedTuple):
 ROWS = {
     "clp": Row(needs_clean=False, quick={"u": 1.0}, neutral={"u": 1e6}),
     "ft-sam": Row(needs_clean=True, quick={"epochs": 1, "batch_size": 2}, neutral={"epochs": 0}),
+    "tsbd": Row(
+        needs_clean=True,
+        quick={"unlearn_epochs": 1, "epochs": 1, "batch_size": 2, "n": 0.2},
+        neutral={"unlearn_epochs": 1, "epochs": 0, "batch_size": 2, "n": 0.0},
+    ),
 }
 BUNDLED = {
     "cnn": ("cnn:width=0.5", 16),
