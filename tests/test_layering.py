@@ -18,7 +18,7 @@ LEVELS = (
     {"graph"},
     {"surgery", "attacks", "training"},
     {"inversion", "evaluation"},
-    {"weight_change"},
+    {"weight_change", "fusion"},
     {"defenses", "structural", "suspects"},
     {"audit"},
     {"demo"},

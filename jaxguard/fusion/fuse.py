@@ -1,0 +1,156 @@
+"""Two models become one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxguard.errors import GraphError
+from jaxguard.fusion.alignment import Alignment, align, carried
+from jaxguard.fusion.channels import Chain, Channels, find_channels, masses_of
+from jaxguard.graph import ChannelGraph
+from jaxguard.graph.program import leaf_paths
+from jaxguard.kernels.transport import Solver
+from jaxguard.types import Variables
+
+
+class Fused(NamedTuple):
+    """A fused model.
+
+    Attributes:
+        variables: of the second model's structure, shapes and dtypes.
+        alignments: how the first model's channels were carried over, in program order.
+    """
+
+    variables: Variables
+    alignments: tuple[Alignment, ...]
+
+
+def fuse(
+    graph: ChannelGraph,
+    variables_a: Variables,
+    variables_b: Variables,
+    *,
+    weight: float = 0.5,
+    source: Mapping[str, np.ndarray] | None = None,
+    target: Mapping[str, np.ndarray] | None = None,
+    chain: Chain = "dataflow",
+    layers: Sequence[str] | None = None,
+    cost_on_transported: bool = True,
+    canonical: bool = True,
+    sweeps: int = 3,
+    solver: Solver = "auto",
+    **settings: Any,
+) -> Fused:
+    """Carries the channels of model `a` over to those of model `b` and averages: `weight a' + (1 - weight) b`.
+
+    Args:
+        graph: the channel graph of both.
+        variables_a: the model that is carried over.
+        variables_b: the model whose order of channels is kept.
+        weight: of `a`, in [0, 1].
+        source: producer name -> `[C]` masses of `a`'s channels; uniform where a layer has none.
+        target: likewise of `b`'s: a channel of large mass becomes a mixture of many.
+        chain: `dataflow`: one map per group of the graph, applied wherever its channels lie, biases and norms
+            included, and every leaf is averaged. `parameter_order`: maps travel from each layer to the next in a
+            list, and the kernels of the list alone are averaged, all else is `b`'s, as in the OTBR reference.
+        layers: names of the list's layers, by default all convolutions but those named a shortcut.
+        cost_on_transported: whether channels are compared after their inputs have been carried over. The OTBR
+            reference does not, since its two models have their channels in one order.
+        canonical: whether equal channels are treated alike; an optimal plan is not unique without.
+        sweeps: over the sets of channels, where residual sums leave layers out in the first one.
+        solver: see `jaxguard.kernels.transport.solve`.
+        **settings: of the solver.
+
+    Returns:
+        The fused model, and how each set of channels was carried over.
+
+    Raises:
+        GraphError: the models differ in their leaves or shapes, masses do not fit, or there is no such chain.
+        ValueError: a setting of the solver, or a weight outside [0, 1].
+
+    Example:
+        >>> from jaxguard.graph import channel_graph
+        >>> mlp = lambda v, x: jax.nn.relu(x @ v["w1"]) @ v["w2"]
+        >>> a = {"w1": jnp.array([[1.0, 0.0], [0.0, 2.0]]), "w2": jnp.array([[3.0], [4.0]])}
+        >>> b = {"w1": jnp.array([[0.0, 1.0], [2.0, 0.0]]), "w2": jnp.array([[4.0], [3.0]])}  # exchanged
+        >>> fuse(channel_graph(mlp, a, jnp.ones((1, 2))), a, b).variables["w1"].tolist()
+        [[0.0, 1.0], [2.0, 0.0]]
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"expected a weight in [0, 1], came {weight} to fuse(); 0.5 averages")
+    channels = find_channels(graph, chain, layers)
+    leaves = [_leaves(graph, variables) for variables in (variables_a, variables_b)]
+    for path, leaf in leaves[0].items():
+        if np.shape(leaf) != np.shape(leaves[1][path]):
+            raise GraphError(
+                f"expected two models of one architecture, got shapes {np.shape(leaf)} and "
+                f"{np.shape(leaves[1][path])} for leaf '{path}'"
+            )
+    masses = [[masses_of(graph, one, given or {}) for one in channels] for given in (source, target)]
+    (alignments,) = align(
+        channels,
+        leaves[:1],
+        leaves[1],
+        source_masses=masses[0],
+        target_masses=masses[1],
+        cost_on_transported=cost_on_transported,
+        canonical=canonical,
+        sweeps=sweeps,
+        solver=solver,
+        **settings,
+    )
+    kept = None if chain == "dataflow" else {one.rows[0].kernel.path for one in channels}
+    fused = blend(channels, alignments, variables_a, variables_b, weight=weight, paths=kept)
+    return Fused(fused, tuple(alignments[number] for number in range(len(channels))))
+
+
+def blend(
+    channels: Sequence[Channels],
+    alignments: Mapping[int, Alignment],
+    variables_a: Variables,
+    variables_b: Variables,
+    *,
+    weight: float,
+    paths: set[str] | None = None,
+) -> Any:
+    """Carries `a` over and averages with `b`, leaf by leaf; whole numbers, such as step counters, stay `b`'s.
+
+    Args:
+        channels: sets of channels.
+        alignments: number of the set -> how it is carried over.
+        variables_a: the model that is carried over.
+        variables_b: the other one.
+        weight: of `a`.
+        paths: of the leaves to be averaged; the others stay `b`'s. All where None.
+
+    Returns:
+        Variables of `b`'s structure, shapes and dtypes.
+    """
+    places: dict[str, list[Any]] = {}
+    for number, alignment in alignments.items():
+        for member in channels[number].members:
+            places.setdefault(member.path, []).append((member, alignment))
+    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, variables_b))
+    fused = []
+    for path, a, b in zip(leaf_paths(variables_b), jax.tree.leaves(variables_a), leaves, strict=True):
+        if (paths is not None and path not in paths) or not jnp.issubdtype(b.dtype, jnp.inexact):
+            fused.append(b)
+            continue
+        fused.append(_average(carried(jnp.asarray(a), places.get(path, ())), b, weight))
+    return jax.tree.unflatten(structure, fused)
+
+
+@jax.jit
+def _average(a: jax.Array, b: jax.Array, weight: float) -> jax.Array:
+    return (weight * a.astype(jnp.float32) + (1 - weight) * b.astype(jnp.float32)).astype(b.dtype)
+
+
+def _leaves(graph: ChannelGraph, variables: Variables) -> dict[str, jax.Array]:
+    """Path -> leaf, of the variables the graph was derived from."""
+    known = graph.leaves(graph.program, variables)
+    return {path: known[leaf] for path, leaf in zip(graph.program.paths, graph.program.leaves, strict=True)}
