@@ -8,13 +8,13 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from jaxguard.checkpoints import zarr_metadata, zstd
+from jaxguard.checkpoints import allocation, zarr_metadata, zstd
 from jaxguard.checkpoints.checkpoint import LeafSpec
 from jaxguard.checkpoints.crc32c import crc32c
 from jaxguard.checkpoints.zarr_metadata import Layout
@@ -23,8 +23,8 @@ ValueFn = Callable[[str], memoryview]
 """Key -> what is stored under it; raises KeyError, ValueError or OSError."""
 
 _INDEX_ENTRY, _CHECKSUM_BYTES = 16, 4
-_NUM_THREADS = max(16, os.cpu_count() or 1)  # so that all cores are busy while some threads wait for pages
-_BYTES_PER_THREAD = 2**20
+_NUM_THREADS = min(32, 2 * (os.cpu_count() or 1))  # one of two is busy while the other waits for pages
+_SMALL = 2**18
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +46,8 @@ class Array:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that reading takes: a chunk is inflated whole, however small the array that lies in it."""
-        return max(self.spec.nbytes, LeafSpec(self.layout.chunk_shape, self.spec.dtype).nbytes)
+        """Bytes that reading takes."""
+        return self.layout.nbytes
 
     def indices(self) -> Iterator[tuple[int, ...]]:
         """Indices of all chunks, or of all shards where chunks are packed into those."""
@@ -118,26 +118,27 @@ def read(arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
     Returns:
         `{name: content}` of those that could be read; the others miss chunks or are damaged.
     """
-    found = {name: np.empty(array.spec.shape, array.spec.dtype) for name, array in arrays.items()}
-    largest_first = sorted(arrays, key=lambda name: -arrays[name].nbytes)  # so that no core waits for a last large one
+    found = allocation.allocated({name: array.spec for name, array in arrays.items()})
     failed: set[str] = set()
-    chunks = ((name, index) for name in largest_first for index in arrays[name].indices() if name not in failed)
+    small = [name for name, array in arrays.items() if array.nbytes < _SMALL]
+    large = sorted(arrays.keys() - small, key=lambda name: -arrays[name].nbytes)  # no core waits for a last large one
+    # All small ones are the work of one thread: several would wait for the interpreter lock, and for each other.
+    tasks = itertools.chain([_chunks(arrays, small, failed)], ([chunk] for chunk in _chunks(arrays, large, failed)))
     lock = threading.Lock()
 
-    def next_chunk() -> tuple[str, tuple[int, ...]] | None:
+    def next_task() -> Iterable[tuple[str, tuple[int, ...]]] | None:
         with lock:
-            return next(chunks, None)
+            return next(tasks, None)
 
     def inflate(_: int) -> None:
-        while (chunk := next_chunk()) is not None:
-            name, index = chunk
-            try:
-                arrays[name].inflate(index, found[name])
-            except (KeyError, ValueError, OSError):
-                failed.add(name)
+        while (task := next_task()) is not None:
+            for name, index in task:
+                try:
+                    arrays[name].inflate(index, found[name])
+                except (KeyError, ValueError, OSError):
+                    failed.add(name)
 
-    num_bytes = sum(array.nbytes for array in arrays.values())
-    num_threads = min(_NUM_THREADS, 1 + num_bytes // _BYTES_PER_THREAD)
+    num_threads = min(_NUM_THREADS, 1 + len(large))
     if num_threads == 1:
         inflate(0)
     else:
@@ -145,6 +146,17 @@ def read(arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
             for _ in pool.map(inflate, range(num_threads)):
                 pass  # reraises what a thread raised
     return {name: array for name, array in found.items() if name not in failed}
+
+
+def _chunks(
+    arrays: Mapping[str, Array], names: Iterable[str], failed: Collection[str]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and indices of chunks; a name that fails is left at once, however many it announces."""
+    for name in names:
+        for index in arrays[name].indices():
+            if name in failed:
+                break
+            yield name, index
 
 
 def _shard_index(content: memoryview, count: int) -> list[list[int]]:

@@ -52,6 +52,11 @@ class Layout:
     key_start: tuple[str, ...]
     separator: str
 
+    @functools.cached_property
+    def nbytes(self) -> int:
+        """Bytes that reading takes: a chunk is inflated whole, however small the array that lies in it."""
+        return max(self.spec.nbytes, LeafSpec(self.chunk_shape, self.spec.dtype).nbytes)
+
     def chunk_key(self, index: Sequence[int]) -> str:
         """The key of what is stored at an index of the grid, relative to that of the array."""
         return self.separator.join((*self.key_start, *map(str, index))) or "0"
