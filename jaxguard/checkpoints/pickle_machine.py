@@ -166,6 +166,14 @@ class Machine:
             raise ValueError(f"functions called on more than {_MAX_HANDED_OVER} items")
         return builder(*args)
 
+    def reduce(self) -> None:
+        """Puts what a call makes in the place of the function and its arguments."""
+        stack = self.stack
+        if len(stack) - self.marks[-1] < 2:
+            raise ValueError("an opcode that takes more than is on the stack")
+        args = stack.pop()
+        stack[-1] = self.called(stack[-1], args)
+
     def called_with_names(self, function: Any, args: Any, named: Any) -> Any:
         """As `called`, with arguments by name, which no builder takes."""
         if not isinstance(function, Global) or not isinstance(args, tuple) or not isinstance(named, dict):

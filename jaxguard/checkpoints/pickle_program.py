@@ -115,7 +115,7 @@ _ACTS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("EMPTY_LIST", "EMPTY_SET"), lambda m: m.stack.append([])),
     **dict.fromkeys(("LIST", "FROZENSET"), lambda m: m.stack.append(m.since_mark())),
     **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda m: m.extend(m.since_mark())),
-    **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda m: m.stack.append(m.called(*m.last(2)))),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), Machine.reduce),
     "BININT": lambda m, value: m.stack.append(value - 2**32 if value >= 2**31 else value),
     "BINUNICODE": Machine.text,
     "NONE": lambda m: m.stack.append(None),

@@ -143,7 +143,7 @@ def _tensor(storage: Any, first: Any, shape: Any, strides: Any, *rest: Any) -> T
         raise ValueError(f"a tensor whose storage is a {type(storage).__name__}")
     if storage.dtype is None:
         return Unreadable(f"a tensor of type {header.shown(storage.kind)}")
-    return _viewed(storage, storage.dtype, (first, shape, strides), metadata)
+    return _viewed(storage, storage.dtype, first, shape, strides, metadata=metadata)
 
 
 def _typed_tensor(*args: Any) -> Tensor | Unreadable:
@@ -153,12 +153,13 @@ def _typed_tensor(*args: Any) -> Tensor | Unreadable:
         raise ValueError(f"a tensor of element type {header.shown(kind)}")
     if kind.name not in _CODES:
         return Unreadable(f"a tensor of type {header.shown(kind.name)}")
-    return _viewed(storage, DTYPES[_CODES[kind.name]], (first, shape, strides), rest[0] if rest else None)
+    return _viewed(storage, DTYPES[_CODES[kind.name]], first, shape, strides, metadata=rest[0] if rest else None)
 
 
-def _viewed(storage: Storage, dtype: np.dtype, place: tuple[Any, Any, Any], metadata: Any) -> Tensor | Unreadable:
-    """The tensor at `place`, which is first element, shape and strides, if that is inside of the storage."""
-    first, shape, strides = place
+def _viewed(
+    storage: Storage, dtype: np.dtype, first: Any, shape: Any, strides: Any, *, metadata: Any
+) -> Tensor | Unreadable:
+    """The tensor from element `first` on, if that is inside of the storage."""
     if metadata and isinstance(metadata, Mapping) and any(metadata.get(name) for name in ("conj", "neg")):
         return Unreadable("a tensor marked as conjugate or negative")
     sizes = limits.checked_shape(shape)
