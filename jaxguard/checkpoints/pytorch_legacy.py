@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits, pickle_program, pickled, pytorch, torch_pickle
+from jaxguard.checkpoints import header, limits, mapping, pickle_program, pickled, pytorch, torch_pickle
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.checkpoints.pickle_program import Program
 from jaxguard.checkpoints.torch_pickle import Storage
@@ -55,7 +55,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
                 f"{given}: expected a checkpoint of PyTorch 0.1.10 or later, found a tar archive from before; "
                 "load it with an old PyTorch and save it again"
             )
-    content: np.ndarray = np.memmap(path, dtype=np.uint8, mode="r")
+    content = mapping.mapped(path)
     with pickled.mapped(path, given, pickle_program.MAX_PICKLE_BYTES) as source:
         program, storages = read_stream(source, content, given)
     return pickled.assembled(
