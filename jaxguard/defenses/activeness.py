@@ -17,6 +17,7 @@ from jaxguard.types import Batch, TrainFn, Variables
 
 Norm = Literal["global", "per_tensor"]
 Statistics = Literal["after", "before"]
+Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def fine_tune(
     epochs: int = 20,
     batch_size: int = 256,
     learning_rate: float = 0.01,
+    schedule: Schedule = "constant",
     momentum: float = 0.9,
     r: float = 0.05,
     alpha: float = 0.7,
@@ -173,7 +175,8 @@ def fine_tune(
         key: draws batches and augmentation.
         epochs: passes over the images, >= 0.
         batch_size: images per step; all of them where there are fewer.
-        learning_rate: of SGD, without decay or schedule.
+        learning_rate: of SGD, without weight decay.
+        schedule: `constant`, as the reference code runs, or `cosine` down to 0 epoch by epoch, as its settings say.
         momentum: of SGD, in [0, 1).
         r: see `ActivenessAwareGradient`.
         alpha: see `ActivenessAwareGradient`.
@@ -189,22 +192,26 @@ def fine_tune(
         Per model its variables and the curves `loss` and `gradient_norm`, each `[steps]`.
     """
     batch_size = min(batch_size, len(clean.images))
-    steps = epochs * training.steps_per_epoch(len(clean.images), batch_size)
+    epoch_steps = training.steps_per_epoch(len(clean.images), batch_size)
+    rate = learning_rate if schedule == "constant" else training.cosine(learning_rate, epochs, stride=epoch_steps)
     gradient_fn = ActivenessAwareGradient(training.CrossEntropyGradient(train_fn), r, alpha, norm)
-    optimizer = training.sgd(learning_rate, momentum=momentum, weight_decay=0.0)
+    optimizer = training.sgd(rate, momentum=momentum, weight_decay=0.0)
     step = training.Step(gradient_fn, optimizer, batch_size, augment)
     step_fn = StatisticsAfterwards(step, train_fn) if statistics == "after" else step
     data, carries = jax.device_put(clean), [step.init(variables, clean) for variables in models]
     if abreast is None:
         abreast = len(models) > 1 and jax.default_backend() != "cpu"
     if not abreast:
-        ends = [training.descend(Partial(step_fn, data, key), carry, steps, progress=progress) for carry in carries]
+        ends = [
+            training.descend(Partial(step_fn, data, key), carry, epochs * epoch_steps, progress=progress)
+            for carry in carries
+        ]
         return [(end.variables(like=model), curves) for (end, curves), model in zip(ends, models, strict=True)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)
     told = progress and (
         lambda done, total, metrics: progress(done, total, {name: row.mean() for name, row in metrics.items()})
     )
-    end, curves = training.descend(Partial(Abreast(step_fn), data, key), stacked, steps, progress=told)
+    end, curves = training.descend(Partial(Abreast(step_fn), data, key), stacked, epochs * epoch_steps, progress=told)
     return [
         (_at(end, k).variables(like=model), {name: curve[:, k] for name, curve in curves.items()})
         for k, model in enumerate(models)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxguard import evaluation, training, weight_change
-from jaxguard.defenses.activeness import Norm, Statistics, fine_tune
+from jaxguard.defenses.activeness import Norm, Schedule, Statistics, fine_tune
 from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_training
 from jaxguard.errors import DefenseError, UnscorableError
 from jaxguard.graph import ChannelGraph
@@ -166,6 +166,7 @@ def tsbd(
     extra_epoch: bool = False,
     batch_size: int = 256,
     learning_rate: float = 0.01,
+    schedule: Schedule = "constant",
     momentum: float = 0.9,
     r: float = 0.05,
     alpha: float = 0.7,
@@ -196,6 +197,7 @@ def tsbd(
         extra_epoch: one pass more, as the reference code's inclusive loop takes.
         batch_size: images per step; all clean images where there are fewer.
         learning_rate: of the fine-tuning.
+        schedule: of the fine-tuning: `constant`, as the reference code runs, or `cosine`, as its settings say.
         momentum: of SGD, in [0, 1), for both.
         r: length of the step along the gradient, >= 0.
         alpha: share of the gradient found there, in [0, 1].
@@ -223,7 +225,12 @@ def tsbd(
     _require_in_range(
         shares={"n": n or 0, "m": m, "alpha": alpha},
         counts={"unlearn_epochs": unlearn_epochs - 1, "epochs": epochs, "batch_size": batch_size - 1, "r": r},
-        choices={"norm": (norm, Norm), "statistics": (statistics, Statistics), "layers": (layers, Layers)},
+        choices={
+            "schedule": (schedule, Schedule),
+            "norm": (norm, Norm),
+            "statistics": (statistics, Statistics),
+            "layers": (layers, Layers),
+        },
     )
     num_classes = jax.eval_shape(apply_fn, variables, clean.images).shape[-1]
     forgotten = 1 / num_classes if stop_acc is None else stop_acc
@@ -244,8 +251,8 @@ def tsbd(
     model = reinitialized(graph, variables, ranking, n, m)
     ((repaired, tuning),) = fine_tune(
         [model], train_fn, clean, key_tune,
-        epochs=epochs + extra_epoch, learning_rate=learning_rate, r=r, alpha=alpha, norm=norm, statistics=statistics,
-        **shared,
+        epochs=epochs + extra_epoch, learning_rate=learning_rate, schedule=schedule, r=r, alpha=alpha, norm=norm,
+        statistics=statistics, **shared,
     )  # fmt: skip
     if not np.isfinite(tuning["loss"]).all():
         at = int(np.argmin(np.isfinite(tuning["loss"])))
@@ -263,6 +270,7 @@ def tsbd(
         "extra_epoch": extra_epoch,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
+        "schedule": schedule,
         "momentum": momentum,
         "r": r,
         "alpha": alpha,
@@ -282,12 +290,13 @@ def _require_in_range(
 ) -> None:
     wrong = [f"{name} outside [0, 1]" for name, value in shares.items() if not 0 <= value <= 1]
     wrong += [f"{name} too small" for name, value in counts.items() if not value >= 0]
-    wrong += [f"{name}={value!r}" for name, (value, literal) in choices.items() if value not in get_args(literal)]
+    for name, (value, literal) in choices.items():
+        if value not in get_args(literal):
+            wrong.append(f"{name}={value!r}, which is none of {', '.join(get_args(literal))}")
     if wrong:
         raise DefenseError(
-            "expected n, m and alpha in [0, 1], epochs and r >= 0, unlearn_epochs and batch_size >= 1, norm 'global' "
-            "or 'per_tensor', statistics 'after' or 'before', layers 'hidden' or 'convolutions', came "
-            f"{', '.join(wrong)} in tsbd()"
+            "expected n, m and alpha in [0, 1], epochs and r >= 0, unlearn_epochs and batch_size >= 1, came "
+            f"{'; '.join(wrong)} in tsbd()"
         )
 
 

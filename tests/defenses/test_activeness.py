@@ -80,6 +80,28 @@ def test_a_tensor_without_gradient_gives_no_nan(norm):
     assert found["w"].tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_without_the_second_gradient_it_is_ordinary_training(schedule):
+    variables = tiny.init(jax.random.key(0))
+    ((ours, curves),) = fine_tune(
+        [variables],
+        tiny.train_fn,
+        DATA,
+        KEY,
+        epochs=4,
+        alpha=0.0,
+        learning_rate=0.1,
+        schedule=schedule,
+        statistics="before",
+    )
+    theirs = training.fit(
+        tiny.train_fn, variables, DATA, KEY, epochs=4, learning_rate=0.1, schedule=schedule, weight_decay=0.0
+    )
+    np.testing.assert_allclose(curves["loss"], theirs.losses, rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs.variables), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def counting_train_fn(variables, images):
     """Running statistics that tell how often they moved and which weights they saw last."""
     seen = variables["seen"]

@@ -168,7 +168,7 @@ def test_what_is_missing_or_broken_is_said():
     for name, value in wrong.items():
         with pytest.raises(DefenseError, match=rf"came {name} (outside|too small)"):
             tsbd(VARIABLES, CONTEXT, KEY, **{name: value})
-    with pytest.raises(DefenseError, match="came norm='l2', layers='all'"):
+    with pytest.raises(DefenseError, match="came norm='l2', which is none of global, per_tensor; layers='all'"):
         tsbd(VARIABLES, CONTEXT, KEY, norm="l2", layers="all")
     with pytest.raises(DefenseError, match=r"expected a finite loss, came .* at step .* of tsbd"):
         tsbd(VARIABLES, CONTEXT, KEY, n=0.2, **{**QUICK, "epochs": 5}, learning_rate=1e30)
