@@ -32,6 +32,7 @@ class Row(NamedTuple):
 
 ROWS = {
     "clp": Row(needs_clean=False, quick={"u": 1.0}, neutral={"u": 1e6}),
+    "ft": Row(needs_clean=True, quick={"epochs": 1, "batch_size": 2}, neutral={"epochs": 0}),
     "ft-sam": Row(needs_clean=True, quick={"epochs": 1, "batch_size": 2}, neutral={"epochs": 0}),
     "tsbd": Row(
         needs_clean=True,
