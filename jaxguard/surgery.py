@@ -1,4 +1,4 @@
-"""Edits of a model's variables by channel: permute a group, zero channels. Pure; other leaves are passed on."""
+"""Edits of a model's variables by channel: permute a group, cut channels. Pure; other leaves are passed on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard.errors import GraphError
-from jaxguard.graph import Group, LeafView
+from jaxguard.graph import ChannelGraph, Group, LeafView
+from jaxguard.graph.pairing import Layer
 from jaxguard.graph.program import leaf_paths
 from jaxguard.types import Variables
 
@@ -116,3 +117,32 @@ def zero(view: LeafView, mask: jax.Array) -> Edit:
         return leaf.at[view.index].set(jnp.where(in_leaf_order, 0, run).astype(leaf.dtype))
 
     return apply
+
+
+def cut(graph: ChannelGraph, variables: Variables, layer: Layer, mask: np.ndarray) -> Any:
+    """Make the masked channels of a layer zero: the BatchNorm's scale and bias, or else the kernel's and its bias.
+
+    Args:
+        graph: the model's channel graph.
+        variables: its variables; not modified.
+        layer: of `jaxguard.graph.pairing.layers`.
+        mask: `[C]` bool.
+
+    Returns:
+        The edited variables.
+
+    Raises:
+        GraphError: the layer has a norm without a scale, through which no channel can be cut.
+    """
+    if layer.affine is None:
+        ((number, _),) = layer.sources
+        views = [graph.producers[number].kernel, graph.producers[number].bias]
+    else:
+        affine = graph.affines[layer.affine]
+        views = [affine.scale, affine.bias]
+        if affine.scale is None:
+            raise GraphError(
+                f"expected a BatchNorm with a scale to set to zero, got {affine.name} without one at {affine.where}; "
+                "train it with use_scale=True, or gate its channels with ChannelGraph.run"
+            )
+    return edit(variables, {view.path: zero(view, jnp.asarray(mask)) for view in views if view})

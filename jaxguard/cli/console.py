@@ -51,7 +51,8 @@ def progress(title: str) -> Iterator[Progress]:
 
         def advance(done: int, total: int, metrics: Mapping[str, Any]) -> None:
             loss = f"loss {float(metrics['loss']):.3f}" if "loss" in metrics else ""
-            bars.update(task, completed=done, total=total, loss=loss)
+            stage = f"{title}: {metrics['stage']}" if "stage" in metrics else title
+            bars.update(task, completed=done, total=total, loss=loss, description=stage)
 
         yield advance
 

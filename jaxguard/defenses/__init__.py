@@ -3,15 +3,31 @@
 from jaxguard.defenses.clp import channel_bounds, clp
 from jaxguard.defenses.ft import ft
 from jaxguard.defenses.ft_sam import ft_sam
+from jaxguard.defenses.otbr import otbr
 from jaxguard.defenses.protocol import Context, Defense, DefenseReport
+from jaxguard.defenses.shapley_pruning import shapley_pruning
 from jaxguard.defenses.tsbd import tsbd
 
 DEFENSES: dict[str, Defense] = {
     "clp": clp,
     "ft": ft,
     "ft-sam": ft_sam,
+    "otbr": otbr,
+    "shapley": shapley_pruning,
     "tsbd": tsbd,
 }
 """Name on the command line -> `(variables, context, key, **options) -> (variables, report)`."""
 
-__all__ = ["DEFENSES", "Context", "Defense", "DefenseReport", "channel_bounds", "clp", "ft", "ft_sam", "tsbd"]
+__all__ = [
+    "DEFENSES",
+    "Context",
+    "Defense",
+    "DefenseReport",
+    "channel_bounds",
+    "clp",
+    "ft",
+    "ft_sam",
+    "otbr",
+    "shapley_pruning",
+    "tsbd",
+]

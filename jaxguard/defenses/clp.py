@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxguard import surgery
 from jaxguard.defenses.protocol import Context, DefenseReport
-from jaxguard.errors import DefenseError, GraphError
+from jaxguard.errors import DefenseError
 from jaxguard.graph import ChannelGraph, LeafView, pairing
 from jaxguard.graph.pairing import Layer, Pairing
 from jaxguard.graph.program import leaf_paths
@@ -108,35 +108,6 @@ def _bounds(
     return scores, ~jnp.isfinite(sums).all()
 
 
-def cut(graph: ChannelGraph, variables: Variables, layer: Layer, mask: np.ndarray) -> Any:
-    """Make the masked channels of a layer zero: the BatchNorm's scale and bias, or else the kernel's and its bias.
-
-    Args:
-        graph: the model's channel graph.
-        variables: its variables; not modified.
-        layer: of `jaxguard.graph.pairing.layers`.
-        mask: `[C]` bool.
-
-    Returns:
-        The edited variables.
-
-    Raises:
-        GraphError: the layer has a norm without a scale, through which no channel can be cut.
-    """
-    if layer.affine is None:
-        ((number, _),) = layer.sources
-        views = [graph.producers[number].kernel, graph.producers[number].bias]
-    else:
-        affine = graph.affines[layer.affine]
-        views = [affine.scale, affine.bias]
-        if affine.scale is None:
-            raise GraphError(
-                f"expected a BatchNorm with a scale to set to zero, got {affine.name} without one at {affine.where}; "
-                "train it with use_scale=True, or gate its channels with ChannelGraph.run"
-            )
-    return surgery.edit(variables, {view.path: surgery.zero(view, jnp.asarray(mask)) for view in views if view})
-
-
 def layer_scores(bounds: ChannelBounds, u: float) -> tuple[LayerScores, ...]:
     """Thresholds and masks of a sweep value, `UCLC > mean + u * std` within each layer.
 
@@ -192,7 +163,7 @@ def clp(
     repaired = variables
     for layer, result in zip(bounds.layers, scored, strict=True):
         if result.mask.any():
-            repaired = cut(context.graph, repaired, layer, result.mask)
+            repaired = surgery.cut(context.graph, repaired, layer, result.mask)
     options = {"u": u, "pairing": pairing, "eps": eps}
     return repaired, DefenseReport("clp", options, scored, notes=tuple(_notes(scored, u)))
 

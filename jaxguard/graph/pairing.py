@@ -30,6 +30,23 @@ class Layer:
     channels: int
 
 
+def alone(graph: ChannelGraph, producer: str) -> Layer:
+    """A producer's channels with the norm it has for itself: what its gate switches off.
+
+    Args:
+        graph: the model's channel graph.
+        producer: its name.
+
+    Returns:
+        The layer, named like the producer.
+
+    Raises:
+        GraphError: there is no such producer.
+    """
+    found = graph.producer(producer)
+    return Layer(found.name, ((graph.producers.index(found), 0),), found.affine, found.channels)
+
+
 def layers(graph: ChannelGraph, pairing: Pairing = "dataflow") -> tuple[Layer, ...]:
     """Pair producers with the BatchNorm behind them.
 

@@ -34,6 +34,16 @@ ROWS = {
     "clp": Row(needs_clean=False, quick={"u": 1.0}, neutral={"u": 1e6}),
     "ft": Row(needs_clean=True, quick={"epochs": 1, "batch_size": 2}, neutral={"epochs": 0}),
     "ft-sam": Row(needs_clean=True, quick={"epochs": 1, "batch_size": 2}, neutral={"epochs": 0}),
+    "otbr": Row(
+        needs_clean=False,
+        quick={"steps": 1, "batch_size": 4, "gamma": 0.2},
+        neutral={"steps": 1, "batch_size": 4, "gamma": 0.0},
+    ),
+    "shapley": Row(
+        needs_clean=False,
+        quick={"synthesised": 1, "synthesis_steps": 2, "inversion_steps": 2, "samples": 1, "restore_steps": 1},
+        neutral={"synthesised": 1, "synthesis_steps": 2, "inversion_steps": 2, "samples": 1, "max_share": 0.0},
+    ),
     "tsbd": Row(
         needs_clean=True,
         quick={"unlearn_epochs": 1, "epochs": 1, "batch_size": 2, "n": 0.2},
