@@ -7,6 +7,17 @@ optimal transport, set by set along the channel graph, carried over, and only th
 
 from jaxguard.fusion.alignment import Alignment, align
 from jaxguard.fusion.channels import Chain, Channels, find_channels, masses_of
-from jaxguard.fusion.fuse import Fused, blend, fuse
+from jaxguard.fusion.fuse import Fused, blend, fuse, leaves_by_path
 
-__all__ = ["Alignment", "Chain", "Channels", "Fused", "align", "blend", "find_channels", "fuse", "masses_of"]
+__all__ = [
+    "Alignment",
+    "Chain",
+    "Channels",
+    "Fused",
+    "align",
+    "blend",
+    "find_channels",
+    "fuse",
+    "leaves_by_path",
+    "masses_of",
+]

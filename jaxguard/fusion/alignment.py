@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,7 @@ def align(
     *,
     source_masses: Sequence[np.ndarray | None] | None = None,
     target_masses: Sequence[np.ndarray | None] | None = None,
+    active: Sequence[Collection[int]] | None = None,
     cost_on_transported: bool = True,
     canonical: bool = True,
     sweeps: int = 3,
@@ -79,6 +80,8 @@ def align(
         target: the model they are carried over to.
         source_masses: per set `[C]`, None for uniform ones.
         target_masses: likewise.
+        active: per source, numbers of the sets that are matched; the channels of others stay where they are. All
+            where None.
         cost_on_transported: whether inputs are carried over before channels are compared, as two models trained apart
             need it. Without, all sets of all sources are solved at once.
         canonical: whether equal channels are treated alike.
@@ -103,6 +106,8 @@ def align(
             theirs = _points(target, chosen, unordered)
             theirs_ties = transport.equal_rows(theirs) if canonical else None
             for which, leaves in enumerate(sources):
+                if active is not None and number not in active[which]:
+                    continue
                 before = _places(channels, found[which]) if cost_on_transported else ()
                 ours = _points(leaves, chosen, unordered, before)
                 ties = (transport.equal_rows(ours), theirs_ties) if canonical else (None, None)

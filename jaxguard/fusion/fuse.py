@@ -84,7 +84,7 @@ def fuse(
     if not 0 <= weight <= 1:
         raise ValueError(f"expected a weight in [0, 1], came {weight} to fuse(); 0.5 averages")
     channels = find_channels(graph, chain, layers)
-    leaves = [_leaves(graph, variables) for variables in (variables_a, variables_b)]
+    leaves = [leaves_by_path(graph, variables) for variables in (variables_a, variables_b)]
     for path, leaf in leaves[0].items():
         if np.shape(leaf) != np.shape(leaves[1][path]):
             raise GraphError(
@@ -150,7 +150,18 @@ def _average(a: jax.Array, b: jax.Array, weight: float) -> jax.Array:
     return (weight * a.astype(jnp.float32) + (1 - weight) * b.astype(jnp.float32)).astype(b.dtype)
 
 
-def _leaves(graph: ChannelGraph, variables: Variables) -> dict[str, jax.Array]:
-    """Path -> leaf, of the variables the graph was derived from."""
+def leaves_by_path(graph: ChannelGraph, variables: Variables) -> dict[str, jax.Array]:
+    """Leaf path -> array.
+
+    Args:
+        graph: the model's channel graph.
+        variables: of the model.
+
+    Returns:
+        The leaves, as `align` takes them.
+
+    Raises:
+        GraphError: the variables are not those the graph was derived from.
+    """
     known = graph.leaves(graph.program, variables)
     return {path: known[leaf] for path, leaf in zip(graph.program.paths, graph.program.leaves, strict=True)}

@@ -1,0 +1,299 @@
+"""OTBR: prune what unlearning noise moves most, then fuse the pruned model with the original; needs no data.
+
+Lin, Liu, Wang, Liu: Fusing Pruned and Backdoored Models: Optimal Transport-based Data-free Backdoor Mitigation, AAAI
+2025. The pruned model has lost the backdoor and much of its accuracy. Transport carries its channels over to those of
+the original, channels of high weight change becoming mixtures of many of low weight change, and the average of both is
+said to keep the accuracy and to dilute the backdoor.
+
+Norms keep the original's statistics, and that is what the method works by: with statistics estimated anew on noise,
+the demo's networks get their accuracy back, and their backdoor with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxguard import fusion, surgery, weight_change
+from jaxguard.defenses.protocol import Context, DefenseReport
+from jaxguard.defenses.tsbd import Layers, Ranking, rank
+from jaxguard.errors import DefenseError
+from jaxguard.graph import ChannelGraph
+from jaxguard.kernels import transport
+from jaxguard.types import ApplyFn, Variables
+
+SWEEP = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+"""Values of `gamma` that the reference code tries."""
+
+
+class Repair(NamedTuple):
+    """The model repaired with one value of `gamma`.
+
+    Attributes:
+        gamma: share of the channels that were pruned.
+        variables: the fused model.
+        alignments: how each set of channels was carried over, where channels were pruned.
+    """
+
+    gamma: float
+    variables: Variables
+    alignments: tuple[fusion.Alignment, ...]
+
+
+@dataclass(frozen=True)
+class RunningStatistics:
+    """A model that knows no training mode, unlearned as it is; a value, so that equal ones share a compiled step.
+
+    Attributes:
+        apply_fn: the model in evaluation mode.
+    """
+
+    apply_fn: ApplyFn
+
+    def __call__(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Variables]:
+        """Logits, and the variables as they are.
+
+        Args:
+            variables: of the model.
+            images: `[B, ...]`.
+
+        Returns:
+            `[B, K]` and `variables`.
+        """
+        return self.apply_fn(variables, images), variables
+
+
+def choose(scores: Sequence[np.ndarray], *, factor: float = 2.0) -> float:
+    """The rule for `gamma`, which is ours: the share of channels whose NWC is `factor` times the median or more.
+
+    Unlearning moves most channels alike and a few much farther; how many those are is read off the scores, with no
+    image at all.
+
+    Args:
+        scores: NWC, `[C]` per layer.
+        factor: how far above the median of all channels.
+
+    Returns:
+        `gamma` in (0, 1], at least one channel's share.
+
+    Example:
+        >>> choose([np.array([1.0, 1.0, 1.2, 0.9, 5.0])])
+        0.2
+    """
+    flat = np.concatenate(scores)
+    return max(int((flat >= factor * np.median(flat)).sum()), 1) / len(flat)
+
+
+def repairs(
+    graph: ChannelGraph,
+    variables: Variables,
+    ranking: Ranking,
+    gammas: Sequence[float],
+    *,
+    weight: float = 0.5,
+    chain: fusion.Chain = "dataflow",
+    cost_on_transported: bool = False,
+    canonical: bool = True,
+    solver: transport.Solver = "auto",
+) -> list[Repair]:
+    """Prunes and fuses with several values of `gamma`, whose plans are solved together.
+
+    Args:
+        graph: the model's channel graph.
+        variables: of the suspect; not modified.
+        ranking: how far unlearning moved each channel.
+        gammas: shares of the channels to prune, in [0, 1].
+        weight: see `otbr`.
+        chain: see `otbr`.
+        cost_on_transported: see `otbr`.
+        canonical: see `otbr`.
+        solver: see `jaxguard.kernels.transport.solve`.
+
+    Returns:
+        One repair per value; the suspect itself where it prunes nothing.
+
+    Raises:
+        GraphError: `parameter_order` with layers that do not read each other.
+    """
+    names = [graph.producers[number].name for number in ranking.numbers]
+    channels = fusion.find_channels(graph, chain, names if chain == "parameter_order" else None)
+    by_producer = dict(zip(names, ranking.scores, strict=True))
+    masses = [fusion.masses_of(graph, one, by_producer) for one in channels]
+    masses = [mass if mass is not None and mass.sum() > 0 else None for mass in masses]
+    pruned, active = [], []
+    for gamma in gammas:
+        masks = ranking.top(gamma)
+        edits = {
+            graph.producers[number].kernel.path: surgery.zero(graph.producers[number].kernel, jnp.asarray(mask))
+            for number, mask in masks.items()
+            if mask.any()
+        }
+        pruned.append(surgery.edit(variables, edits))
+        touched = [k for k, one in enumerate(channels) if any(row.kernel.path in edits for row in one.rows)]
+        # The reference's list begins at the first pruned layer; in the dataflow, sets that lost nothing stay.
+        active.append(range(min(touched), len(channels)) if touched and chain == "parameter_order" else touched)
+    found = fusion.align(
+        channels,
+        [fusion.leaves_by_path(graph, one) for one in pruned],
+        fusion.leaves_by_path(graph, variables),
+        target_masses=masses,
+        active=active,
+        cost_on_transported=cost_on_transported,
+        canonical=canonical,
+        solver=solver,
+    )
+    results = []
+    for gamma, one, alignments in zip(gammas, pruned, found, strict=True):
+        paths = None if chain == "dataflow" else {channels[k].rows[0].kernel.path for k in alignments}
+        fused = variables
+        if alignments:
+            fused = fusion.blend(channels, alignments, one, variables, weight=weight, paths=paths)
+        results.append(Repair(gamma, fused, tuple(alignments.values())))
+    return results
+
+
+def otbr(
+    variables: Variables,
+    context: Context,
+    key: jax.Array,
+    *,
+    gamma: float | None = None,
+    weight: float = 0.5,
+    steps: int = 20,
+    learning_rate: float = 1e-4,
+    momentum: float = 0.9,
+    batch_size: int = 256,
+    label_high: int | None = None,
+    noise_size: int | None = None,
+    layers: Layers = "hidden",
+    exclude: str = "",
+    decimals: int | None = None,
+    chain: fusion.Chain = "dataflow",
+    cost_on_transported: bool = False,
+    canonical: bool = True,
+    solver: transport.Solver = "auto",
+) -> tuple[Variables, DefenseReport]:
+    """Unlearns noise, prunes the channels that moved most, and fuses what is left with the original.
+
+    The reference code is had with `label_high=K - 1, noise_size=32, layers="convolutions", exclude="shortcut",
+    decimals=4, chain="parameter_order", canonical=False, solver="emd"`, up to its noise, which it feeds past the
+    normalisation. It tries all of `SWEEP` for `gamma` and has no rule.
+
+    Args:
+        variables: the suspect, left untouched.
+        context: needs `graph`; without `train_fn`, norms unlearn with their running statistics.
+        key: draws the noise.
+        gamma: share of the channels that are pruned, in [0, 1]; by default `choose` finds it.
+        weight: of the pruned model in the average, in [0, 1]; the paper's lambda.
+        steps: of gradient ascent on noise, >= 1.
+        learning_rate: of the ascent.
+        momentum: of SGD, in [0, 1).
+        batch_size: noise images per step.
+        label_high: labels are drawn from [0, label_high); all `K` classes by default, `K - 1` in the reference code.
+        noise_size: height and width of the noise; the model's own by default, 32 in the reference code.
+        layers: `hidden`, all but the layer that makes the logits, or `convolutions` among these.
+        exclude: layers with this in their name are left alone; `shortcut` in the reference code.
+        decimals: places that NWC is rounded to before ranking; 4 in the reference code.
+        chain: `dataflow` carries channels over wherever they lie, `parameter_order` from each layer to the next in a
+            list, as the reference code does; see `jaxguard.fusion.fuse`.
+        cost_on_transported: whether channels are compared after their inputs have been carried over; the reference
+            does not, as both models have theirs in one order.
+        canonical: whether equal channels, such as the pruned ones, are treated alike.
+        solver: see `jaxguard.kernels.transport.solve`.
+
+    Returns:
+        The repaired variables, and a report with NWC and the pruned channels of every layer and the curve
+        `unlearn_loss`, `[steps]`.
+
+    Raises:
+        DefenseError: no graph in the context, a hyper-parameter out of range, or a loss that is not finite.
+        UnscorableError: no layer is left to rank.
+        GraphError: `parameter_order` with layers that do not read each other.
+    """
+    graph = context.graph
+    if graph is None:
+        raise DefenseError("expected a channel graph, got None in context.graph; derive it with channel_graph(...)")
+    program = graph.program
+    image_shape, num_classes = program.shapes[program.images][1:], program.shapes[program.logits][-1]
+    num_labels = num_classes if label_high is None else label_high
+    if noise_size is not None:
+        image_shape = (noise_size, noise_size, *image_shape[2:])
+    is_possible = 0 <= (gamma or 0) <= 1 and 0 <= weight <= 1 and min(steps, batch_size) >= 1
+    if not (is_possible and 1 <= num_labels <= num_classes and layers in get_args(Layers)):
+        raise DefenseError(
+            f"expected gamma and weight in [0, 1], steps and batch_size >= 1, label_high in [1, {num_classes}] and "
+            f"layers among {', '.join(get_args(Layers))}, came {gamma=}, {weight=}, {steps=}, {batch_size=}, "
+            f"label_high={num_labels}, {layers=} in otbr()"
+        )
+    unlearned = weight_change.unlearn_noise(
+        context.train_fn or RunningStatistics(context.apply_fn),
+        variables,
+        image_shape,
+        num_labels,
+        key,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        progress=context.progress,
+    )
+    ranking = rank(graph, variables, unlearned.variables, layers=layers, exclude=exclude, decimals=decimals)
+    share = choose(ranking.scores) if gamma is None else gamma
+    (repair,) = repairs(
+        graph,
+        variables,
+        ranking,
+        [share],
+        weight=weight,
+        chain=chain,
+        cost_on_transported=cost_on_transported,
+        canonical=canonical,
+        solver=solver,
+    )
+    options = {
+        "gamma": share,
+        "weight": weight,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "momentum": momentum,
+        "batch_size": batch_size,
+        "label_high": num_labels,
+        "noise_size": noise_size,
+        "layers": layers,
+        "exclude": exclude,
+        "decimals": decimals,
+        "chain": chain,
+        "cost_on_transported": cost_on_transported,
+        "canonical": canonical,
+        "solver": solver,
+    }
+    notes = _notes(ranking, repair, chosen=gamma is None, batch_statistics=context.train_fn is not None)
+    scored = ranking.layers(graph, share)
+    return repair.variables, DefenseReport("otbr", options, scored, notes, curves={"unlearn_loss": unlearned.losses})
+
+
+def _notes(ranking: Ranking, repair: Repair, *, chosen: bool, batch_statistics: bool) -> tuple[str, ...]:
+    notes = []
+    total = sum(len(scores) for scores in ranking.scores)
+    if chosen:
+        notes.append(
+            f"gamma = {repair.gamma:.3g} was chosen without images: in {round(repair.gamma * total)} of {total} "
+            "channels unlearning noise changed the weights at least twice as much as in the median channel."
+        )
+    if not repair.alignments:
+        notes.append(f"gamma = {repair.gamma:g} of {total} channels is less than one channel; nothing was changed.")
+    if not batch_statistics:
+        notes.append("No training mode is known; unlearning used the norms' running statistics.")
+    unconverged = [alignment for alignment in repair.alignments if not alignment.converged]
+    if unconverged:
+        worst = max(unconverged, key=lambda alignment: alignment.error)
+        notes.append(
+            f"Sinkhorn did not converge in {len(unconverged)} of {len(repair.alignments)} sets of channels; the worst "
+            f"is {worst.name}, its masses off by {worst.error:.2g}. Take solver='exact'."
+        )
+    return tuple(notes)
