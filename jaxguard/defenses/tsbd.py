@@ -243,6 +243,11 @@ def tsbd(
     ranking = rank(graph, variables, unlearned.variables, layers=layers, exclude=exclude, decimals=decimals)
     curves = {"unlearn_loss": unlearned.losses, "unlearn_accuracy": unlearned.accuracies}
     notes = _notes(unlearned.accuracies, forgotten)
+    if epochs and len(clean.images) <= batch_size:
+        notes.append(
+            f"All {len(clean.images)} clean images went into one batch, so {epochs} epochs of fine-tuning were as many "
+            "steps; the paper's setting takes 200. If the backdoor stays, lower batch_size or raise learning_rate."
+        )
     if n is None:
         n, curves["accuracy_by_n"] = choose(
             lambda n: evaluation.accuracy(apply_fn, reinitialized(graph, variables, ranking, n, m), clean), forgotten

@@ -142,7 +142,8 @@ def test_the_extra_epoch_of_the_reference_code():
 def test_unlearning_that_did_not_get_there_is_noted():
     _, report = tsbd(VARIABLES, CONTEXT, KEY, n=0.2, stop_acc=-1.0, **QUICK)
     assert "Unlearning ended after 2 epochs" in report.notes[0] and report.curves["unlearn_accuracy"].shape == (2,)
-    assert tsbd(VARIABLES, CONTEXT, KEY, n=0.2, stop_acc=1.0, **QUICK)[1].notes == ()
+    assert "All 24 clean images went into one batch" in report.notes[1]
+    assert tsbd(VARIABLES, CONTEXT, KEY, n=0.2, stop_acc=1.0, batch_size=8, **QUICK)[1].notes == ()
 
 
 def test_progress_is_told_of_both_stages():
