@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard import surgery
-from jaxguard.defenses.protocol import Context, DefenseReport
+from jaxguard.defenses.protocol import Context, DefenseReport, require_finite
 from jaxguard.errors import DefenseError
 from jaxguard.graph import ChannelGraph, LeafView, pairing
 from jaxguard.graph.pairing import Layer, Pairing
@@ -59,18 +59,8 @@ def channel_bounds(
     found = _layers(graph, pairing)
     scores, suspicious = _bounds(graph, found, eps, variables)
     if suspicious:
-        _require_finite(variables)
+        require_finite(variables)
     return ChannelBounds(found, [np.asarray(score) for score in scores])
-
-
-def _require_finite(variables: Variables) -> None:
-    finite = [bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(variables)]
-    if not all(finite):
-        first = leaf_paths(variables)[finite.index(False)]
-        raise DefenseError(
-            f"expected finite parameters, got NaN or infinity in leaf '{first}' and {finite.count(False) - 1} others; "
-            "a score would mean nothing: load the checkpoint again or train it anew"
-        )
 
 
 @functools.lru_cache(maxsize=32)

@@ -24,7 +24,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxguard import training
-from jaxguard.defenses.protocol import Context, DefenseReport
+from jaxguard.defenses.protocol import Context, DefenseReport, require_finite
 from jaxguard.defenses.pruning_path import cut, gates_of, walk
 from jaxguard.defenses.recovery import recover, staged
 from jaxguard.defenses.restoration import SHIFT, restore
@@ -141,6 +141,7 @@ def shapley_pruning(
     """
     options = {name: value for name, value in locals().items() if name not in ("variables", "context", "key")}
     graph = _require(context, options)
+    require_finite(variables)
     key_recover, key_order, key_restore = jax.random.split(key, 3)
     recovered = recover(
         variables,

@@ -1,5 +1,7 @@
 """ShapPruning on a network whose one backdoored channel is known, and its parts by hand."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from jaxguard.types import Batch
 
 KEY = jax.random.key(0)
 TARGET, CARRIER = 2, 5
-QUICK = {"inversion_steps": 300, "samples": 8, "restore_steps": 0}
+QUICK: dict[str, Any] = {"inversion_steps": 300, "samples": 8, "restore_steps": 0}
 
 
 def model(variables, images):
@@ -26,26 +28,22 @@ def model(variables, images):
 
 
 def planted():
-    """Four classes, each a bright row of 4x4 images, two units per row; unit 5 fires for a bright corner only.
-
-    The corner (0, 0) belongs to class 0; a whole bright row 0 has it too, and still wins over the carrier.
-    """
+    """Four classes, each a bright row of 4x4 images, two units per row; unit 5 fires for a bright corner (0, 0)."""
     first, bias = np.zeros((16, 12), np.float32), np.zeros(12, np.float32)
     first[12:, 0:2] = first[8:12, 2:4] = first[4:8, 6:8] = first[1:4, 8:10] = 1.0
-    first[0, CARRIER] = 8.0
-    bias[CARRIER] = -4.0
+    first[0, CARRIER] = 4.0
+    bias[CARRIER] = -0.5
     second = np.eye(12, dtype=np.float32)
     third = np.zeros((12, 4), np.float32)
     third[0:2, 3] = third[2:4, 2] = third[6:8, 1] = third[8:10, 0] = 1.0
     third[CARRIER, TARGET] = 4.0
-    third[8:10, TARGET] = -2.0
     variables = {"w1": first, "b1": bias, "w2": second, "w3": third}
     images = np.zeros((4, 4, 4, 1), np.float32)
     images[np.arange(4), np.arange(4)] = 0.9
-    images[0, 0, 0] = 0.4
+    images[0, 0, 0] = 0.1
     clean = Batch(images, np.arange(4))
     variables = jax.tree.map(jnp.asarray, variables)
-    return variables, Context(model, graph=channel_graph(model, variables, images), clean=clean)
+    return variables, Context(model, graph=channel_graph(model, variables, images), clean=clean), clean
 
 
 def attacked(variables, clean):
@@ -60,23 +58,23 @@ def accuracy(variables, clean):
 
 
 def test_the_planted_network_is_what_it_says():
-    variables, context = planted()
-    assert accuracy(variables, context.clean) == 1
-    assert attacked(variables, context.clean) >= 2 / 3
+    variables, _, clean = planted()
+    assert accuracy(variables, clean) == 1
+    assert attacked(variables, clean) == 1
 
 
 @pytest.mark.parametrize("estimator", ["permutations", "epsilon-greedy"])
 @pytest.mark.parametrize("worth", ["probability", "rate", "margin"])
 def test_finds_and_cuts_the_planted_channel_with_one_image_per_class(worth, estimator):
-    variables, context = planted()
+    variables, context, clean = planted()
     repaired, report = shapley_pruning(
         variables, context, KEY, target=TARGET, worth=worth, estimator=estimator, max_share=0.04, **QUICK
     )
     assert report.path is not None
     assert report.path.channels[0] in (f"w1[{CARRIER}]", f"w2[{CARRIER}]")
     assert report.path.chosen == 1
-    assert attacked(repaired, context.clean) == 0
-    assert accuracy(repaired, context.clean) == 1
+    assert attacked(repaired, clean) == 0
+    assert accuracy(repaired, clean) == 1
     first, second = report.layers
     assert first.mask.sum() + second.mask.sum() == 1
     assert (first.mask | second.mask)[CARRIER]
@@ -85,7 +83,7 @@ def test_finds_and_cuts_the_planted_channel_with_one_image_per_class(worth, esti
 
 
 def test_the_backdoored_class_is_suspected():
-    variables, context = planted()
+    variables, context, _ = planted()
     _, report = shapley_pruning(variables, context, KEY, **QUICK)
     assert report.trigger is not None
     assert report.trigger.shown[0] == TARGET
@@ -94,7 +92,7 @@ def test_the_backdoored_class_is_suspected():
 
 
 def test_without_any_image():
-    variables, context = planted()
+    variables, context, _ = planted()
     bare = Context(model, graph=context.graph)
     repaired, report = shapley_pruning(variables, bare, KEY, synthesised=2, **QUICK)
     assert report.trigger is not None
@@ -106,9 +104,9 @@ def test_without_any_image():
 
 
 def test_values_by_hand():
-    variables, context = planted()
+    variables, context, clean = planted()
     game = Coalitions(context.graph)
-    images = jnp.asarray(context.clean.images)
+    images = jnp.asarray(clean.images)
     start = game.start(variables, images.at[:, 0, 0].set(1.0))
     gates = jnp.ones((2, game.players)).at[1, CARRIER].set(0)
     rate = AttackValue(game, TARGET, "rate")(variables, start, gates)
@@ -123,15 +121,15 @@ def test_values_by_hand():
 
 
 def test_the_path_stops_where_the_trigger_fails_or_the_model_suffers():
-    variables, context = planted()
+    variables, context, _ = planted()
     game = Coalitions(context.graph)
-    recovered = recover(variables, context, KEY, target=TARGET, synthesised=0, synthesis_steps=1, steps=200)
+    recovered = recover(variables, context, KEY, target=TARGET, synthesised=0, synthesis_steps=1, steps=400)
     values = np.zeros(game.players), np.zeros(game.players)
 
     def path(order, **options):
         order = np.array(order)
         worth = np.linspace(0.9, 0.0, len(order) + 1)
-        limits = {"stop_attack": -1.0, "max_drop": 0.1, **options}
+        limits: dict[str, Any] = {"stop_attack": -1.0, "max_drop": 0.1, **options}
         return walk(variables, game, order, recovered, values=values, worth=worth, **limits)
 
     harmless = path([4, 10, 11])
@@ -142,21 +140,21 @@ def test_the_path_stops_where_the_trigger_fails_or_the_model_suffers():
     assert harmful.accuracy.tolist() == [1.0, 1.0, 1.0, 0.75, 0.75]
     assert "accuracy" in harmful.stop
     assert path([0, 1], max_drop=0.25).chosen == 2
-    assert path([CARRIER]).attack.tolist()[1] == 0
+    assert harmless.attack.tolist()[0] == 1
 
 
 def test_cutting_in_the_weights_is_gating():
-    variables, context = planted()
+    variables, context, clean = planted()
     game = Coalitions(context.graph)
     players = np.array([CARRIER, 8, 15])
     gates = jnp.ones((1, game.players)).at[0, players].set(0)
-    images = jnp.asarray(context.clean.images)
+    images = jnp.asarray(clean.images)
     expected = game.logits(variables, game.start(variables, images), gates)[0]
     np.testing.assert_allclose(model(cut(variables, game, players), images), expected, atol=1e-6)
 
 
 def test_restoration_moves_everything_but_the_cut_channels():
-    variables, context = planted()
+    variables, context, _ = planted()
     options = {**QUICK, "restore_steps": 5, "max_share": 0.04}
     repaired, report = shapley_pruning(variables, context, KEY, target=TARGET, **options)
     bare, _ = shapley_pruning(variables, context, KEY, target=TARGET, **{**options, "restore_steps": 0})
@@ -167,7 +165,7 @@ def test_restoration_moves_everything_but_the_cut_channels():
 
 
 def test_a_named_target_is_inverted_alone():
-    variables, context = planted()
+    variables, context, _ = planted()
     recovered = recover(variables, context, KEY, target=1, synthesised=0, synthesis_steps=1, steps=20)
     assert isinstance(recovered, Recovered)
     assert recovered.trigger.shown.tolist() == [1]
@@ -185,24 +183,25 @@ def test_a_named_target_is_inverted_alone():
         ({"target": 9}, r"a class in \[0, 4\), came 9"),
     ],
 )
-def test_options_out_of_range(options, message):
-    variables, context = planted()
+def test_options_out_of_range(options: dict[str, Any], message):
+    variables, context, _ = planted()
     with pytest.raises(DefenseError, match=message):
         shapley_pruning(variables, context, KEY, **options)
 
 
 def test_needs_a_graph_and_images_of_other_classes():
-    variables, context = planted()
+    variables, context, clean = planted()
     with pytest.raises(DefenseError, match="channel graph"):
-        shapley_pruning(variables, Context(model, clean=context.clean), KEY)
-    one = Batch(context.clean.images[TARGET : TARGET + 1], np.array([TARGET]))
+        shapley_pruning(variables, Context(model, clean=clean), KEY)
+    one = Batch(clean.images[TARGET : TARGET + 1], np.array([TARGET]))
     with pytest.raises(DefenseError, match="other classes"):
         shapley_pruning(variables, Context(model, graph=context.graph, clean=one), KEY, target=TARGET, **QUICK)
 
 
 def test_no_player_no_game():
-    linear = lambda v, x: x.reshape(x.shape[0], -1) @ v  # noqa: E731
-    graph = channel_graph(linear, jnp.eye(4), jnp.zeros((1, 2, 2, 1)))
+    variables = {"w": jnp.eye(4)}
+    linear = lambda v, x: x.reshape(x.shape[0], -1) @ v["w"]  # noqa: E731
+    graph = channel_graph(linear, variables, jnp.zeros((1, 2, 2, 1)))
     clean = Batch(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.arange(4))
     with pytest.raises(GraphError, match="expected producers"):
-        shapley_pruning(jnp.eye(4), Context(linear, graph=graph, clean=clean), KEY, **QUICK)
+        shapley_pruning(variables, Context(linear, graph=graph, clean=clean), KEY, **QUICK)
