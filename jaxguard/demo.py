@@ -67,7 +67,7 @@ def run(
     for name, batch, key in (("backdoored", poisoned, key_backdoored), ("clean", digits.train, key_clean)):
         with stage(f"training a {name} network") as progress:
             paths[name] = folder / f"{name}.safetensors"
-            _save(model, _train(model, batch, key, progress), paths[name])
+            _save(model, train(model, batch, key, progress), paths[name])
     scans = []
     for name, path in paths.items():
         with stage(f"scanning the {name} network"):
@@ -97,7 +97,18 @@ def run(
     )
 
 
-def _train(model: Model, batch: Batch, key: jax.Array, progress: Progress | None) -> Variables:
+def train(model: Model, batch: Batch, key: jax.Array, progress: Progress | None) -> Variables:
+    """Train a network as the demo does.
+
+    Args:
+        model: its architecture.
+        batch: training images, poisoned or not.
+        key: of initialisation and batches.
+        progress: told how far the training is.
+
+    Returns:
+        Its variables.
+    """
     key_init, key_fit = jax.random.split(key)
     result = training.fit(
         model.train_fn,
