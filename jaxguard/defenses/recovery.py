@@ -51,6 +51,7 @@ def recover(
     key: jax.Array,
     *,
     target: int | None,
+    most: int,
     synthesised: int,
     synthesis_steps: int,
     steps: int,
@@ -62,6 +63,7 @@ def recover(
         context: its graph, and clean images unless some are synthesised.
         key: draws images and patches.
         target: the suspected class, if it is known; only its trigger is recovered then.
+        most: clean images to use; drawn at random where there are more.
         synthesised: images per class to synthesise instead of taking the clean ones; 0 for none.
         synthesis_steps: of the synthesis.
         steps: most steps of the inversion per class.
@@ -89,7 +91,7 @@ def recover(
         )
         images, source = Batch(np.asarray(made.images), np.repeat(np.arange(num_classes), synthesised)), made.source
     else:
-        images = require_clean(context, "shapley")
+        images = _some(require_clean(context, "shapley"), most, key_images)
         source = f"{len(images.images)} clean images"
     found = inversion.invert(
         context.apply_fn,
@@ -121,6 +123,14 @@ def recover(
     return Recovered(
         images, trigger, suspected, (jnp.asarray(trigger.masks[row]), jnp.asarray(trigger.patterns[row])), notes
     )
+
+
+def _some(clean: Batch, most: int, key: jax.Array) -> Batch:
+    """At most so many of the images, in their order."""
+    if len(clean.images) <= most:
+        return clean
+    chosen = np.sort(np.asarray(jax.random.permutation(key, len(clean.images)))[:most])
+    return Batch(np.asarray(clean.images)[chosen], np.asarray(clean.labels)[chosen])
 
 
 def _named(found: inversion.Inversion, target: int, source: str) -> RecoveredTrigger:

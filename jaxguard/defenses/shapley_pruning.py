@@ -81,6 +81,7 @@ def shapley_pruning(
     key: jax.Array,
     *,
     target: int | None = None,
+    images: int = 50,
     data_free: bool = False,
     synthesised: int = 10,
     synthesis_steps: int = 300,
@@ -109,6 +110,7 @@ def shapley_pruning(
         context: its graph, and a few clean images, one per class or more; none are needed with `data_free`.
         key: draws patches, images and orders.
         target: the suspected class, if it is known; otherwise the one of the smallest patch.
+        images: most clean images used, drawn at random, since each coalition takes a forward pass of them.
         data_free: synthesise the images from the model's BatchNorm statistics, whether there are clean ones or not;
             done anyway where there are none.
         synthesised: images per class to synthesise.
@@ -148,6 +150,7 @@ def shapley_pruning(
         context,
         key_recover,
         target=target,
+        most=images,
         synthesised=synthesised if data_free or context.clean is None else 0,
         synthesis_steps=synthesis_steps,
         steps=inversion_steps,
@@ -199,7 +202,10 @@ def _require(context: Context, options: dict[str, Any]) -> ChannelGraph:
             raise DefenseError(
                 f"expected {name} to be {' or '.join(known)}, came {options[name]!r} in shapley_pruning()"
             )
-    counts = {name: options[name] for name in ("synthesised", "synthesis_steps", "inversion_steps", "samples", "chunk")}
+    counts = {
+        name: options[name]
+        for name in ("images", "synthesised", "synthesis_steps", "inversion_steps", "samples", "chunk")
+    }
     shares = {name: options[name] for name in ("discard", "epsilon", "stop_attack", "max_share", "max_drop")}
     if min(counts.values()) < 1 or not all(value is None or 0 <= value <= 1 for value in shares.values()):
         raise DefenseError(

@@ -123,7 +123,7 @@ def test_values_by_hand():
 def test_the_path_stops_where_the_trigger_fails_or_the_model_suffers():
     variables, context, _ = planted()
     game = Coalitions(context.graph)
-    recovered = recover(variables, context, KEY, target=TARGET, synthesised=0, synthesis_steps=1, steps=400)
+    recovered = recover(variables, context, KEY, target=TARGET, most=9, synthesised=0, synthesis_steps=1, steps=400)
     values = np.zeros(game.players), np.zeros(game.players)
 
     def path(order, **options):
@@ -166,11 +166,20 @@ def test_restoration_moves_everything_but_the_cut_channels():
 
 def test_a_named_target_is_inverted_alone():
     variables, context, _ = planted()
-    recovered = recover(variables, context, KEY, target=1, synthesised=0, synthesis_steps=1, steps=20)
+    recovered = recover(variables, context, KEY, target=1, most=9, synthesised=0, synthesis_steps=1, steps=20)
     assert isinstance(recovered, Recovered)
     assert recovered.trigger.shown.tolist() == [1]
     assert recovered.trigger.norms.shape == (1,)
     assert "named beforehand" in recovered.notes[0]
+
+
+def test_uses_no_more_images_than_asked_for():
+    variables, context, clean = planted()
+    many = Batch(np.repeat(clean.images, 5, axis=0), np.repeat(clean.labels, 5))
+    bigger = Context(model, graph=context.graph, clean=many)
+    _, report = shapley_pruning(variables, bigger, KEY, target=TARGET, images=12, **QUICK)
+    assert report.trigger is not None
+    assert report.trigger.source == "12 clean images"
 
 
 @pytest.mark.parametrize(
