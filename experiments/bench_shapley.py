@@ -5,7 +5,7 @@
 One whole permutation: all channels of a network leave one by one in a random order, and the logits of 100 images are
 wanted after each. jaxguard computes what differs from the coalition before (`jaxguard.graph.Coalitions`); the
 references compute the masked network from the start: a compiled JAX function of the gates, and torch with forward
-hooks where torch is importable. ResNet-20 goes through whole permutations. Of PreActResNet-18 only every thirtieth chunk
+hooks where torch is importable. ResNet-20 goes through whole permutations. Of PreActResNet-18 every thirtieth chunk
 is evaluated, evenly spread over the permutation, since its loop would take an hour; figures are per coalition.
 
 Hardware: any; the figures in the README are of two CPU cores. Time: 5 minutes.
