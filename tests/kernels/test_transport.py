@@ -122,7 +122,7 @@ def test_sinkhorn_comes_within_a_thousandth_of_the_optimum(share):
     plan = transport.solve(cost, target=masses, source_ties=ties, solver="sinkhorn")
     assert plan.converged
     assert abs(transport.objective(plan, cost) / best - 1) < 1e-3
-    assert plan.error < 1e-4
+    assert plan.error < 1e-3
     np.testing.assert_allclose(plan.columns.sum(0), 1, atol=1e-5)
 
 

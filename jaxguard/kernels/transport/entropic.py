@@ -23,7 +23,7 @@ def sinkhorn(
     problems: Problem,
     *,
     epsilon: float = 0.001,
-    threshold: float = 1e-4,
+    threshold: float = 1e-3,
     max_iterations: int = 5000,
 ) -> Result:
     """Entropic transport of the residual, log-domain, epsilon annealed; a stack of problems of equal size at once.

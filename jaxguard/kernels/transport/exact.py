@@ -46,9 +46,13 @@ def plan(problem: Problem, solver: ResidualSolver) -> tuple[np.ndarray, np.ndarr
     matrix = spread(matrix, source, source_ties)
     matrix = spread(matrix.T, target, target_ties).T
     sums = matrix.sum(0)
-    empty = (target <= ROUNDING) | (sums <= 0)
-    nearest = source_ties[:, None] == source_ties[cost.argmin(0)]
-    return matrix, np.where(empty, nearest / nearest.sum(0), matrix / np.where(empty, 1, sums))
+    empty = np.flatnonzero((target <= ROUNDING) | (sums <= 0))
+    sums[empty] = 1
+    mixture = matrix / sums
+    if len(empty):
+        nearest = source_ties[:, None] == source_ties[cost[:, empty].argmin(0)]
+        mixture[:, empty] = nearest / nearest.sum(0)
+    return matrix, mixture
 
 
 def _moved(rest: Problem, solver: ResidualSolver) -> np.ndarray:
@@ -79,14 +83,15 @@ def spread(matrix: np.ndarray, masses: np.ndarray, ties: np.ndarray) -> np.ndarr
         >>> spread(np.array([[0.5, 0.0], [0.0, 0.5]]), np.array([0.5, 0.5]), np.array([7, 7])).tolist()
         [[0.25, 0.25], [0.25, 0.25]]
     """
-    _, row, count = np.unique(ties, return_inverse=True, return_counts=True)
-    tied = count[row] > 1
+    labels, count = np.unique(ties, return_counts=True)
+    if len(labels) == len(ties):
+        return matrix
     result = matrix.copy()
-    for label in np.unique(row[tied]):
-        members = row == label
+    for label in labels[count > 1]:
+        members = np.flatnonzero(ties == label)
         total = masses[members].sum()
         if total > 0:
-            result[members] = masses[members, None] / total * matrix[members].sum(0)
+            result[members] = (masses[members] / total)[:, None] * matrix[members].sum(0)
     return result
 
 
@@ -121,7 +126,8 @@ def network_simplex(cost: np.ndarray, source: np.ndarray, target: np.ndarray) ->
     """
     import ot
 
-    return np.asarray(ot.emd(source, target, np.ascontiguousarray(cost), numItermax=10_000_000))
+    cost = np.ascontiguousarray(cost)
+    return np.asarray(ot.emd(source, target, cost, numItermax=10_000_000, center_dual=False, check_marginals=False))
 
 
 def linear_program(cost: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -108,8 +108,10 @@ def solve(
     if solver == "exact":
         solver = "emd" if importlib.util.find_spec("ot") else "linprog"
     flat = given._replace(cost=np.asarray(cost, np.float64)).flat()
-    plans = [exact.plan(Problem(*one), HOST[solver]) for one in zip(*flat, strict=True)]
-    matrices, columns = (np.reshape([plan[k] for plan in plans], np.shape(cost)) for k in (0, 1))
+    matrices, columns = np.empty(flat.cost.shape), np.empty(flat.cost.shape)
+    for k, one in enumerate(zip(*flat, strict=True)):
+        matrices[k], columns[k] = exact.plan(Problem(*one), HOST[solver])
+    matrices, columns = (found.reshape(given.cost.shape) for found in (matrices, columns))
     gaps = (matrices.sum(-1) - given.source, matrices.sum(-2) - given.target)
     return Plan(matrices, columns, sum(np.abs(gap).sum(-1) for gap in gaps), np.ones(stack, bool))
 

@@ -59,7 +59,8 @@ def problem(
     Raises:
         ValueError: masses that are negative, not finite, all zero or of the wrong shape.
     """
-    *stack, rows, columns = np.shape(cost)
+    cost = cost if isinstance(cost, jax.Array) else np.asarray(cost)
+    *stack, rows, columns = cost.shape
 
     def labels(ties: jax.typing.ArrayLike | None, size: int) -> np.ndarray:
         return np.broadcast_to(np.arange(size) if ties is None else np.asarray(ties), (*stack, size))
