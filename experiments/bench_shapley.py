@@ -57,11 +57,11 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def bench(arch: str, stride: int, chunk: int) -> dict[str, Any]:
+def bench(arch: str, stride: int, chunk: int, fold: int | None) -> dict[str, Any]:
     model = models.build(arch, num_classes=10, input_shape=(32, 32, 3))
     variables = random_variables(model)
     images = jnp.asarray(np.random.default_rng(1).uniform(size=(IMAGES, 32, 32, 3)), jnp.float32)
-    game = Coalitions(channel_graph(model.apply_fn, variables, images))
+    game = Coalitions(channel_graph(model.apply_fn, variables, images), fold=fold)
     start = jax.jit(game.start)(variables, images)
     logits = jax.jit(game.logits)
     rank = np.argsort(np.random.default_rng(2).permutation(game.players))
@@ -100,7 +100,7 @@ def bench(arch: str, stride: int, chunk: int) -> dict[str, Any]:
         "channels": game.players,
         "images": IMAGES,
         "chunk": chunk,
-        "folds": [min(fold, chunk) for fold in game.folds(start.images)],
+        "folds": [min(fold, chunk) for fold in game.folds()],
         "coalitions_timed": len(blocks) * chunk,
         "milliseconds_per_coalition": {name: round(1e3 * value, 2) for name, value in medians.items()},
         "all_rounds": {name: [round(1e3 * value, 2) for value in values] for name, values in times.items()},
@@ -114,10 +114,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--chunk", type=int, default=32, help="coalitions evaluated together")
+    parser.add_argument("--fold", type=int, help="versions in one batch; the backend's default otherwise")
     arguments = parser.parse_args()
     results = {"environment": machine.environment(), "networks": {}}
     for arch in arguments.networks:
-        results["networks"][arch] = bench(arch, NETWORKS[arch], arguments.chunk)
+        results["networks"][arch] = bench(arch, NETWORKS[arch], arguments.chunk, arguments.fold)
         print(arch, json.dumps(results["networks"][arch], indent=1), flush=True)
         OUT.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -22,13 +22,12 @@ from jaxguard.graph.channels import Producer
 from jaxguard.graph.program import Equation, Program, Value
 from jaxguard.types import Variables
 
-FOLD_BYTES = {"cpu": 1 << 20}
-"""Largest activation, in bytes, that versions are folded into one batch for; without limit on other backends.
+FOLD = {"cpu": 1}
+"""Versions folded into one batch, by backend; as many as there are on the others.
 
-Beyond it two versions leave a core's cache and are slower together than one after the other; measured by
-`experiments/bench_shapley.py`.
+On CPU two versions leave a core's cache and are slower together than one after the other: 1.5 to 2 times for ResNet-20
+at 10 and at 100 images, whichever layers are folded (`experiments/bench_shapley.py --fold`).
 """
-
 
 _Place = tuple[int, Value]
 """A value as a segment left it; segment -1 is what comes before the first gate."""
@@ -115,7 +114,7 @@ class Coalitions:
         producers: names of the producers whose channels play, in any order; by default all but those that make the
             logits.
         fold: versions that go through a segment together, one number for each of `producers` in program order, or one
-            for all; None decides by `FOLD_BYTES` and the backend. Where an array has no axis of its own for the
+            for all; None decides by the backend, see `FOLD`. Where an array has no axis of its own for the
             images, versions go one by one whatever is asked for.
 
     Attributes:
@@ -218,7 +217,7 @@ class Coalitions:
             raise GraphError(f"expected gates of shape [B, {self.players}], got {gates.shape}")
         own = self.split(gates)
         versions = _versions(own)
-        folds = [min(fold, len(gates)) for fold in self.folds(start.images)]
+        folds = [min(fold, len(gates)) for fold in self.folds()]
         walked = max((k + 1 for k, fold in enumerate(folds) if fold == 1), default=0)
         runs = {fold: _Run(self.graph, variables, start.images, fold) for fold in {1, *folds}}
         stacks = {(-1, int(value)): _Stack(array[None]) for value, array in start.live.items()}
@@ -288,20 +287,13 @@ class Coalitions:
         written = jax.lax.fori_loop(0, -(-versions.total // fold), step, empty)
         return {(k, value): _Stack(array, versions) for value, array in written.items()}
 
-    def folds(self, images: jax.ShapeDtypeStruct) -> tuple[int, ...]:
-        """Versions that go through each segment together, for images of a given shape."""
-        limit = FOLD_BYTES.get(jax.default_backend())
-        program = self.graph.program_at(images)
+    def folds(self) -> tuple[int, ...]:
+        """Versions that go through each segment together."""
+        default = FOLD.get(jax.default_backend(), np.iinfo(np.int32).max)
         folds = []
         for k, segment in enumerate(self._segments):
-            values = [
-                *(v for _, v in segment.reads),
-                *(value for k in segment.equations for value in program.equations[k].outputs),
-            ]
-            largest = max(np.prod(program.shapes[v]) * np.dtype(program.dtypes[v]).itemsize for v in values)
-            fitting = max(1, int(limit // largest)) if limit else np.iinfo(np.int32).max
             can_fold = self.graph.batch_axes.keys() >= {*segment.writes, *(v for _, v in segment.reads)}
-            folds.append((self._fold[k] if self._fold else fitting) if can_fold else 1)
+            folds.append((self._fold[k] if self._fold else default) if can_fold else 1)
         return tuple(folds)
 
 
