@@ -11,8 +11,8 @@ against plans in which pruned channels are alike, since an optimum is not unique
 
 Hardware: whatever it runs on, named in the result; least times of all rounds are given beside the medians, because
 other work on the machine can only add to them. Time: 1 minute on 2 CPU cores.
-Expected: on two CPU cores 0.55 s for POT on the whole, 0.35 s for `emd` on the residuals and 1.9 s for `linprog`, at the
-same objective to 1e-9; Sinkhorn 1.4 s there, its objective within 1e-3 and its weights 14 % off.
+Expected: on two CPU cores 0.55 s for POT on the whole, 0.35 s for `emd` on the residuals and 1.9 s for `linprog`, at
+the same objective to 1e-9; Sinkhorn 1.4 s there, its objective within 1e-3 and its weights 14 % off.
 Result: experiments/results/transport.json.
 """
 
