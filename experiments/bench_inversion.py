@@ -15,7 +15,7 @@ same work for every way; median milliseconds per step and class. *Whole*: until 
 at 10 images: there, all at once pays for classes that have stopped already.
 
 Hardware: whatever it runs on, named in the result. Time: 10 minutes on two idle CPU cores.
-Expected: EXPECTED
+Expected: not measured yet on a quiet machine; no result is committed.
 Result: experiments/results/inversion.json.
 """
 

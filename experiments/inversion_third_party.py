@@ -10,7 +10,7 @@ that are not of its class; nothing is chosen on these networks or images. Each r
 --checkpoints and --sources run a part.
 
 Hardware: any. Time: 40 minutes on two idle CPU cores.
-Expected: EXPECTED
+Expected: not measured yet on a quiet machine; no result is committed.
 Result: experiments/results/inversion_third_party.json and .png.
 """
 
