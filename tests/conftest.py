@@ -3,7 +3,10 @@
 import os
 import pathlib
 
+import jax
 import pytest
+
+MANY_MAPS = 20_000
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +17,12 @@ def shared_data() -> pathlib.Path:
     if not (folder / "checkpoints").is_dir():
         pytest.skip(f"needs the third-party checkpoints: no folder {folder}/checkpoints; set JAXGUARD_SHARED_DATA")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_compiled_programs():
+    """Drop compiled programs when a worker has many: each takes memory maps, and Linux allows 65,530 of a process."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
