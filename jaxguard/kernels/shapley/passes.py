@@ -22,7 +22,12 @@ def partial(values_fn: ValuesFn) -> Partial:
 
 
 def marginals(
-    values_fn: ValuesFn, orders: jax.Array, *, full: jax.Array | float, threshold: float | None = None, chunk: int = 32
+    values_fn: ValuesFn,
+    orders: jax.Array,
+    *,
+    full: jax.Array | float,
+    threshold: jax.Array | float | None = None,
+    chunk: int = 32,
 ) -> tuple[jax.Array, jax.Array]:
     """What the value loses as players are removed in some orders, all orders at once.
 

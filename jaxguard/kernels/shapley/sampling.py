@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import Partial
 
 from jaxguard.kernels.shapley.estimate import Estimate, Moments
@@ -20,17 +20,15 @@ ROTATIONS = 4
 PASSES: dict[str, int] = {"none": 1, "antithetic": 2, "rotations": ROTATIONS}
 """Passes in one sample."""
 
+WORKERS = {"cpu": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1}
+"""Samples drawn at once on each device, by backend; one on the others.
+
+On CPU the loops inside a compiled program run on one core: a sample per core is as many times as fast
+(`experiments/bench_shapley.py`).
+"""
+
 Progress = Callable[[int, int], None]
 """`(samples drawn, samples in all)`."""
-
-
-class _Sampling(NamedTuple):
-    number: jax.Array
-    moments: Moments
-    evaluations: jax.Array
-
-    def is_precise(self, tolerance: float | jax.Array) -> jax.Array:
-        return (self.moments.samples > 1).all() & (self.moments.standard_errors() <= tolerance).all()
 
 
 def permutation_sampling(
@@ -44,9 +42,13 @@ def permutation_sampling(
     tolerance: float = 0.0,
     chunk: int = 32,
     devices: Sequence[Any] = (),
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
     """Estimate all Shapley values from passes in random orders.
+
+    The estimate depends on neither `devices` nor `workers`. Samples are drawn from host threads, so the call cannot
+    be traced; `marginals` can.
 
     Args:
         values_fn: `gates [B, N] -> values [B]`.
@@ -58,14 +60,15 @@ def permutation_sampling(
         threshold: see `marginals`; the bias of a player is at most `threshold - V(no players)`, None has none.
         tolerance: stop when no standard error exceeds it.
         chunk: coalitions of each pass evaluated together.
-        devices: among which samples are shared out; by default one device draws them all.
-        progress: told after each sample (of all devices); the call cannot be traced then.
+        devices: among which samples are shared out, each with its copy of the arrays in `values_fn`; by default JAX's.
+        workers: samples drawn at once on each device, >= 1, which memory is proportional to; see `WORKERS`.
+        progress: told after each sample.
 
     Returns:
         The estimate; `converged` says that the tolerance was met.
 
     Raises:
-        ValueError: an unknown pairing.
+        ValueError: an unknown pairing, or no worker.
 
     >>> game = lambda gates: gates @ jnp.array([1.0, -2.0, 0.5])
     >>> permutation_sampling(game, 3, jax.random.key(0), samples=2).values.tolist()
@@ -73,70 +76,61 @@ def permutation_sampling(
     """
     if pairing not in get_args(Pairing):
         raise ValueError(f"expected pairing of {', '.join(get_args(Pairing))}, got {pairing!r}")
-    step = functools.partial(
-        _until,
-        partial(values_fn),
-        key,
-        players=players,
-        pairing=pairing,
-        threshold=threshold,
-        chunk=chunk,
-        devices=tuple(devices),
-    )
-    zero = jnp.zeros((), jnp.int32)
-    state = _Sampling(zero, Moments.none(players), zero)
-    if progress is None:
-        state = step(state, samples, tolerance)
-    else:
-        for drawn in range(0, samples, max(len(devices), 1)):
-            state = step(state, drawn + 1, tolerance)
-            progress(int(state.moments.samples[0]), samples)
-            if state.is_precise(tolerance):
+    workers = WORKERS.get(jax.default_backend(), 1) if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"expected workers >= 1, got {workers}; leave it out for one per core")
+    draw = functools.partial(_sample, players=players, pairing=pairing, chunk=chunk)
+    game = partial(values_fn)
+    full = _whole(game, players)
+    shared = (game, key, full, jnp.asarray(-jnp.inf if threshold is None else threshold, full.dtype))
+    places = [jax.device_put(shared, device) for device in devices] or [shared]
+    moments, evaluations, precise = Moments.none(players), 1, jnp.zeros((), bool)
+    pool = ThreadPoolExecutor(workers * len(places))
+    try:
+        drawn = [
+            pool.submit(lambda number: jax.block_until_ready(draw(*places[number % len(places)], number)), number)
+            for number in range(samples)
+        ]
+        for number, sample in enumerate(drawn):
+            values, count = jax.device_put(sample.result(), moments.mean.sharding)
+            moments, precise = _add(moments, values, tolerance)
+            evaluations += int(count)
+            if progress is not None:
+                progress(number + 1, samples)
+            if precise:
                 break
-    return state.moments.estimate(state.evaluations + 1, state.is_precise(tolerance))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return moments.estimate(jnp.asarray(evaluations), precise)
 
 
-@functools.partial(jax.jit, static_argnames=("players", "pairing", "threshold", "chunk", "devices"))
-def _until(
+@functools.partial(jax.jit, static_argnames="players")
+def _whole(values_fn: Partial, players: int) -> jax.Array:
+    return values_fn(jnp.ones((1, players)))[0]
+
+
+@jax.jit
+def _add(moments: Moments, values: jax.Array, tolerance: float) -> tuple[Moments, jax.Array]:
+    moments = moments.add(values, jnp.ones(values.shape, bool))
+    return moments, (moments.standard_errors() <= tolerance).all()
+
+
+@functools.partial(jax.jit, static_argnames=("players", "pairing", "chunk"))
+def _sample(
     values_fn: Partial,
     key: jax.Array,
-    state: _Sampling,
-    samples: jax.Array,
-    tolerance: jax.Array,
+    full: jax.Array,
+    threshold: jax.Array,
+    number: jax.Array,
     *,
     players: int,
     pairing: Pairing,
-    threshold: float | None,
     chunk: int,
-    devices: tuple[Any, ...],
-) -> _Sampling:
-    """Draw samples until there are so many, or the tolerance is met."""
-    full = values_fn(jnp.ones((1, players)))[0]
-    width = max(len(devices), 1)
-
-    def sample(values_fn: Partial, full: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        orders = _orders(keys[0], players, pairing)
-        values, evaluations = marginals(values_fn, orders, full=full, threshold=threshold, chunk=chunk)
-        return values.mean(axis=0)[None], evaluations[None]
-
-    if devices:
-        mesh = Mesh(np.array(devices), ("samples",))
-        shared, split = PartitionSpec(), PartitionSpec("samples")
-        sample = jax.shard_map(
-            sample, mesh=mesh, in_specs=(shared, shared, split), out_specs=(split, split), check_vma=False
-        )
-
-    def step(state: _Sampling) -> _Sampling:
-        number, moments, evaluations = state
-        keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(number * width + jnp.arange(width))
-        values, counts = sample(values_fn, full, keys)
-        for one in values:
-            moments = moments.add(one, jnp.ones(players, bool))
-        return _Sampling(number + 1, moments, evaluations + counts.sum())
-
-    return jax.lax.while_loop(
-        lambda state: (state.number * width < samples) & ~state.is_precise(tolerance), step, state
-    )
+) -> tuple[jax.Array, jax.Array]:
+    """`[N]` marginals, mean over the passes of one sample; and the coalitions evaluated."""
+    orders = _orders(jax.random.fold_in(key, number), players, pairing)
+    values, evaluations = marginals(values_fn, orders, full=full, threshold=threshold, chunk=chunk)
+    return values.mean(axis=0), evaluations
 
 
 def _orders(key: jax.Array, players: int, pairing: Pairing) -> jax.Array:
