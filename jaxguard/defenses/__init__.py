@@ -1,6 +1,7 @@
 """Published defenses, one per file; `DEFENSES` is the table of them."""
 
 from jaxguard.defenses.clp import channel_bounds, clp
+from jaxguard.defenses.fine_pruning import fine_pruning
 from jaxguard.defenses.ft import ft
 from jaxguard.defenses.ft_sam import ft_sam
 from jaxguard.defenses.otbr import otbr
@@ -10,6 +11,7 @@ from jaxguard.defenses.tsbd import tsbd
 
 DEFENSES: dict[str, Defense] = {
     "clp": clp,
+    "fine-pruning": fine_pruning,
     "ft": ft,
     "ft-sam": ft_sam,
     "otbr": otbr,
@@ -25,6 +27,7 @@ __all__ = [
     "DefenseReport",
     "channel_bounds",
     "clp",
+    "fine_pruning",
     "ft",
     "ft_sam",
     "otbr",

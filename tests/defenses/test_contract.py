@@ -34,6 +34,11 @@ class Row(NamedTuple):
 
 ROWS = {
     "clp": Row(needs_clean=False, quick={"u": 1.0}, neutral={"u": 1e6}),
+    "fine-pruning": Row(
+        needs_clean=True,
+        quick={"epochs": 1, "batch_size": 2, "stride": 0.2},
+        neutral={"epochs": 0, "max_share": 0.0},
+    ),
     "ft": Row(needs_clean=True, quick={"epochs": 1, "batch_size": 2}, neutral={"epochs": 0}),
     "ft-sam": Row(needs_clean=True, quick={"epochs": 1, "batch_size": 2}, neutral={"epochs": 0}),
     "otbr": Row(
