@@ -2,7 +2,7 @@
 
 A coalition is a vector of gates, 1 for a player that takes part. A pass removes the players one by one in some order
 and credits each with what the value loses. Passes in uniformly random orders estimate the Shapley value without bias
-(Castro, Gomez and Tejada, "Polynomial calculation of the Shapley value based on sampling", 2009). Everything is one
+(Castro, Gomez and Tejada, "Polynomial calculation of the Shapley value based on sampling", 2009). A sample is one
 compiled program; coalitions are evaluated `chunk` at a time, which bounds memory.
 
 Two ways to save evaluations bias the estimate, and both are kept apart or bounded: a pass that stops where the value
@@ -14,9 +14,10 @@ from jaxguard.kernels.shapley.bandit import top_k
 from jaxguard.kernels.shapley.estimate import Estimate
 from jaxguard.kernels.shapley.greedy import epsilon_greedy, greedy_order
 from jaxguard.kernels.shapley.passes import ValuesFn, marginals
-from jaxguard.kernels.shapley.sampling import Pairing, permutation_sampling
+from jaxguard.kernels.shapley.sampling import WORKERS, Pairing, permutation_sampling
 
 __all__ = [
+    "WORKERS",
     "Estimate",
     "Pairing",
     "ValuesFn",
