@@ -1,19 +1,23 @@
 """Published defenses, one per file; `DEFENSES` is the table of them."""
 
+from jaxguard.defenses.anp import anp
 from jaxguard.defenses.clp import channel_bounds, clp
 from jaxguard.defenses.fine_pruning import fine_pruning
 from jaxguard.defenses.ft import ft
 from jaxguard.defenses.ft_sam import ft_sam
+from jaxguard.defenses.nad import nad
 from jaxguard.defenses.otbr import otbr
 from jaxguard.defenses.protocol import Context, Defense, DefenseReport
 from jaxguard.defenses.shapley_pruning import shapley_pruning
 from jaxguard.defenses.tsbd import tsbd
 
 DEFENSES: dict[str, Defense] = {
+    "anp": anp,
     "clp": clp,
     "fine-pruning": fine_pruning,
     "ft": ft,
     "ft-sam": ft_sam,
+    "nad": nad,
     "otbr": otbr,
     "shapley": shapley_pruning,
     "tsbd": tsbd,
@@ -25,11 +29,13 @@ __all__ = [
     "Context",
     "Defense",
     "DefenseReport",
+    "anp",
     "channel_bounds",
     "clp",
     "fine_pruning",
     "ft",
     "ft_sam",
+    "nad",
     "otbr",
     "shapley_pruning",
     "tsbd",

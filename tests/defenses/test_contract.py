@@ -33,6 +33,11 @@ class Row(NamedTuple):
 
 
 ROWS = {
+    "anp": Row(
+        needs_clean=True,
+        quick={"steps": 2, "batch_size": 2, "learning_rate": 1.0, "threshold": 0.9},
+        neutral={"steps": 0},
+    ),
     "clp": Row(needs_clean=False, quick={"u": 1.0}, neutral={"u": 1e6}),
     "fine-pruning": Row(
         needs_clean=True,
@@ -41,6 +46,11 @@ ROWS = {
     ),
     "ft": Row(needs_clean=True, quick={"epochs": 1, "batch_size": 2}, neutral={"epochs": 0}),
     "ft-sam": Row(needs_clean=True, quick={"epochs": 1, "batch_size": 2}, neutral={"epochs": 0}),
+    "nad": Row(
+        needs_clean=True,
+        quick={"teacher_epochs": 1, "epochs": 1, "batch_size": 2},
+        neutral={"teacher_epochs": 0, "epochs": 0},
+    ),
     "otbr": Row(
         needs_clean=False,
         quick={"steps": 1, "batch_size": 4, "gamma": 0.2},

@@ -1,0 +1,188 @@
+"""ANP: channels whose small perturbation makes a model wrong carry a backdoor, and are pruned.
+
+Wu and Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxguard import training
+from jaxguard.defenses.gate_threshold import prune
+from jaxguard.defenses.holdout import hold_out
+from jaxguard.defenses.learned_gates import (
+    Form,
+    GateGradient,
+    Layers,
+    Statistics,
+    gating,
+    learn,
+    model_of,
+    require_in_range,
+)
+from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_finite
+from jaxguard.types import Batch, Variables
+
+Noise = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
+"""`delta` of the weights and `xi` of the biases, `[C]` per layer."""
+
+
+@dataclass(frozen=True)
+class AdversarialGateGradient:
+    """The gradient with respect to the gates, a part of it under the worst noise that was found.
+
+        max over |delta|, |xi| <= eps of L(m (1 + delta) w, m (1 + xi) b)
+        min over m of alpha L(m w, m b) + (1 - alpha) L(m (1 + delta) w, m (1 + xi) b)
+
+    The noise is relative to a channel's own weight and bias, and a closed gate shuts it out. In the form `weight` of
+    the paper and its code the perturbed model is `(m + delta) w, (1 + xi) b`: noise passes closed gates.
+
+    Attributes:
+        plain: the gradient without noise.
+        alpha: weight of the loss without noise, in [0, 1].
+        eps: bound of the noise, >= 0.
+        ascent_steps: of the noise, by signs, `eps / ascent_steps` each, from a uniform draw.
+        project: whether the noise stays within its bound; the reference code's draw and ascent add up to twice that.
+    """
+
+    plain: GateGradient
+    alpha: float
+    eps: float
+    ascent_steps: int
+    project: bool
+
+    def __call__(self, gates: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
+        """Differentiates.
+
+        Args:
+            gates: `[C]` per layer.
+            state: `model`, the variables, and `draw`, uint32 `[2]`: a seed and the number of draws so far.
+            batch: images and labels.
+
+        Returns:
+            `loss` without noise and `perturbed_loss`; the state, one draw on; the gradient.
+        """
+        seed, count = state["draw"]
+        noise = self.perturb(gates, state["model"], batch, jax.random.fold_in(jax.random.key(seed), count))
+
+        def objective(gates: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            clean = self.plain.loss(gates, state["model"], batch)
+            perturbed = self.plain.loss(gates, state["model"], batch, noise)
+            mixture = self.alpha * clean + (1 - self.alpha) * perturbed
+            return mixture, {"loss": clean, "perturbed_loss": perturbed}
+
+        gradient, metrics = jax.grad(objective, has_aux=True)(gates)
+        return metrics, {**state, "draw": state["draw"] + jnp.array([0, 1], jnp.uint32)}, gradient
+
+    def perturb(self, gates: Any, model: Variables, batch: Batch, key: jax.Array) -> Noise:
+        """Climbs the loss.
+
+        Args:
+            gates: `[C]` per layer.
+            model: the variables.
+            batch: images and labels.
+            key: draws where to start.
+
+        Returns:
+            The noise.
+        """
+        leaves, structure = jax.tree.flatten((gates, gates))
+        keys = jax.random.split(key, len(leaves))
+        drawn = [jax.random.uniform(k, leaf.shape, leaf.dtype, -1, 1) for k, leaf in zip(keys, leaves, strict=True)]
+        noise = jax.tree.unflatten(structure, [self.eps * one for one in drawn])
+        for _ in range(self.ascent_steps):
+            slope = jax.grad(self.plain.loss, argnums=3)(gates, model, batch, noise)
+            noise = jax.tree.map(lambda n, g: n + self.eps / self.ascent_steps * jnp.sign(g), noise, slope)
+            if self.project:
+                noise = jax.tree.map(lambda n: jnp.clip(n, -self.eps, self.eps), noise)
+        return noise
+
+
+def anp(
+    variables: Variables,
+    context: Context,
+    key: jax.Array,
+    *,
+    eps: float = 0.4,
+    ascent_steps: int = 1,
+    alpha: float = 0.2,
+    steps: int = 2000,
+    batch_size: int = 256,
+    learning_rate: float = 0.01,
+    momentum: float = 0.9,
+    threshold: float | None = None,
+    max_drop: float = 0.1,
+    holdout: float = 0.2,
+    layers: Layers = "all",
+    form: Form = "channel",
+    statistics: Statistics = "batch",
+    project: bool = True,
+    augment: training.Augment | None = None,
+) -> tuple[Variables, DefenseReport]:
+    """Learns gates that keep the model right under adversarial noise on its channels, and cuts those that close.
+
+    Numbers are BackdoorBench's for CIFAR-10. Its code is had with `layers="norms", form="weight", project=False`, but
+    for the threshold: it takes the one of the lowest test ASR among those that keep 90 % of the test accuracy. Here it
+    is chosen on held-out clean images, which is ours; see `gate_threshold.choose`.
+
+    Args:
+        variables: the suspect, left untouched.
+        context: needs `clean`, `graph` and `train_fn`, the last not for `statistics="running"`.
+        key: draws held-out images, batches, noise and augmentation.
+        eps: bound of the noise, relative to a channel's weight and bias, >= 0.
+        ascent_steps: of the noise per step, >= 0.
+        alpha: weight of the loss without noise, in [0, 1].
+        steps: of the gates; 0 leaves them open.
+        batch_size: images per step; all of them where there are fewer.
+        learning_rate: of the gates.
+        momentum: of SGD, in [0, 1).
+        threshold: gates up to it are cut, in [0, 1]; by default it is chosen.
+        max_drop: most relative loss of held-out accuracy, in [0, 1].
+        holdout: share of the clean images to choose the threshold on, in (0, 1); none if it is given.
+        layers: `all` that CLP scores, or those with BatchNorm, `norms`.
+        form: `channel` gates weight and bias, `weight` leaves the bias.
+        statistics: BatchNorm's while gates are learned: the `batch`'s, which take the common part of the noise out
+            again and for which `eps` is made, or `running`, which wants a much smaller one.
+        project: whether the noise stays within `eps`.
+        augment: `(key, images) -> images`, such as `training.CropFlip(padding=2, flip=False)`.
+
+    Returns:
+        The repaired variables, and a report with `1 - gate` and the cut channels of every layer, the curves `loss` and
+        `perturbed_loss`, `[steps]`, and where the threshold was chosen `accuracy_by_threshold`.
+
+    Raises:
+        DefenseError: the context lacks something, a hyper-parameter is out of range, or the loss or a parameter is not
+            finite.
+        UnscorableError: no layer can be gated.
+        DataError: a clean label that the model has no class for.
+    """
+    options = {name: value for name, value in locals().items() if name not in ("variables", "context", "key")}
+    clean = require_clean(context, "anp")
+    require_in_range(options, "anp")
+    where = gating(context.graph, layers, form)
+    require_finite(variables)
+    key_held, key_learn, key_noise = jax.random.split(key, 3)
+    learned, held = (clean, clean) if threshold is not None else hold_out(clean, holdout, key_held, "anp")
+    plain = GateGradient(where, model_of(context, statistics, "anp"))
+    draw = jnp.stack([jax.random.bits(key_noise, dtype=jnp.uint32), jnp.uint32(0)])
+    gates, curves = learn(
+        AdversarialGateGradient(plain, alpha, eps, ascent_steps, project),
+        where.ones(),
+        {"model": variables, "draw": draw},
+        learned,
+        key_learn,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        augment=augment,
+        progress=context.progress,
+    )
+    pruned = prune(where, variables, gates, threshold, apply_fn=context.apply_fn, held=held, max_drop=max_drop)
+    options |= {"threshold": pruned.threshold, "augment": repr(augment)}
+    curves = {**curves, **pruned.curves}
+    return pruned.variables, DefenseReport("anp", options, pruned.layers, pruned.notes, curves)

@@ -1,0 +1,316 @@
+"""Gates learned on clean images: what ANP and RNP share.
+
+A gate multiplies one channel where CLP would cut it: at the BatchNorm behind it, or at its kernel and bias where there
+is none, so that every architecture has gates and a gate of 0 is a cut. Only a kernel that is standardised before it is
+applied undoes its gates, and keeps them open. Gates are descended within [0, 1].
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxguard import surgery, training
+from jaxguard.defenses.protocol import Context, require_training
+from jaxguard.errors import DefenseError, UnscorableError
+from jaxguard.graph import ChannelGraph, LeafView, pairing
+from jaxguard.graph.pairing import Layer
+from jaxguard.types import ApplyFn, Batch, TrainFn, Variables
+
+Layers = Literal["all", "norms"]
+Form = Literal["channel", "weight"]
+Statistics = Literal["running", "batch"]
+
+
+@dataclass(frozen=True)
+class BatchStatistics:
+    """A model whose norms use the statistics of the batch at hand; a value, so that equal ones share a program.
+
+    Attributes:
+        train_fn: training-mode model.
+    """
+
+    train_fn: TrainFn
+
+    def __call__(self, variables: Variables, images: jax.Array) -> jax.Array:
+        """Logits `[B, K]`; what becomes of the running statistics is forgotten.
+
+        Args:
+            variables: of the model.
+            images: `[B, ...]`.
+
+        Returns:
+            `[B, K]`.
+        """
+        return self.train_fn(variables, images)[0]
+
+
+@dataclass(frozen=True)
+class Gating:
+    """Where a model is gated; a value, so that equal ones share a compiled step.
+
+    Attributes:
+        graph: the model's channel graph.
+        layers: one vector of gates for each.
+        form: `channel` gates weight and bias, so that 0 switches the channel off, noise and all; `weight`, as in the
+            reference codes, leaves the bias of a norm (of a convolution, where it has none) and the noise as they are.
+    """
+
+    graph: ChannelGraph
+    layers: tuple[Layer, ...]
+    form: Form
+
+    def ones(self) -> tuple[jax.Array, ...]:
+        """Open gates, float32 `[C]` per layer."""
+        return tuple(jnp.ones(layer.channels) for layer in self.layers)
+
+    def apply(
+        self,
+        variables: Variables,
+        gates: Sequence[jax.Array],
+        noise: tuple[Sequence[jax.Array], Sequence[jax.Array]] | None = None,
+    ) -> Any:
+        """`m (1 + delta) w` and `m (1 + xi) b`; in the form `weight`, `(m + delta) w` and `(1 + xi) b`.
+
+        Args:
+            variables: of the model.
+            gates: `m`, `[C]` per layer.
+            noise: `delta` and `xi`, each `[C]` per layer; none by default.
+
+        Returns:
+            Variables of the same tree, shapes and dtypes.
+        """
+        weight_noise, bias_noise = noise or [[jnp.zeros_like(gate) for gate in gates]] * 2
+        for layer, gate, delta, xi in zip(self.layers, gates, weight_noise, bias_noise, strict=True):
+            if self.form == "channel":
+                weight, bias = gate * (1 + delta), gate * (1 + xi)
+            else:
+                weight, bias = gate + delta, 1 + xi
+            weight_view, bias_view = _views(self.graph, layer)
+            if weight_view is not None:
+                variables = surgery.edit(variables, {weight_view.path: _multiply(weight_view, weight)})
+            if bias_view is not None:
+                variables = surgery.edit(variables, {bias_view.path: _multiply(bias_view, bias)})
+        return variables
+
+    def cut(self, variables: Variables, masks: Sequence[np.ndarray]) -> Any:
+        """The model with gates of 0.
+
+        Args:
+            variables: of the model; not modified.
+            masks: bool `[C]` per layer, True where the channel is cut.
+
+        Returns:
+            The edited variables.
+        """
+        for layer, mask in zip(self.layers, masks, strict=True):
+            if not mask.any():
+                continue
+            weight, _ = _views(self.graph, layer)
+            if self.form == "channel":
+                variables = surgery.cut(self.graph, variables, layer, mask)
+            elif weight is not None:
+                variables = surgery.edit(variables, {weight.path: surgery.zero(weight, jnp.asarray(mask))})
+        return variables
+
+
+def gating(graph: ChannelGraph | None, layers: Layers, form: Form) -> Gating:
+    """Finds the channels of a model that can be gated.
+
+    Args:
+        graph: the model's channel graph.
+        layers: `all` hidden layers that CLP scores; `norms`, as in the reference codes, those with a BatchNorm.
+        form: see `Gating`.
+
+    Returns:
+        The gating. Layers behind a norm without a scale have no gates.
+
+    Raises:
+        DefenseError: no graph.
+        UnscorableError: no layer is left.
+    """
+    if graph is None:
+        raise DefenseError("expected a channel graph, got None in context.graph; derive it with channel_graph(...)")
+    found = tuple(layer for layer in pairing.layers(graph) if _views(graph, layer)[0] is not None)
+    chosen = tuple(layer for layer in found if layers == "all" or layer.affine is not None)
+    if not chosen:
+        raise UnscorableError(
+            f"expected layers that can be gated, got none with {layers=} among {len(graph.producers)} producers; "
+            "layers='all' gates kernels where there is no norm, but no norm without a scale"
+        )
+    return Gating(graph, chosen, form)
+
+
+@dataclass(frozen=True)
+class GateGradient:
+    """The gradient of a batch's cross-entropy with respect to the gates.
+
+    Attributes:
+        gating: where the model is gated.
+        logits_fn: the model.
+        alpha: factor of the loss.
+    """
+
+    gating: Gating
+    logits_fn: ApplyFn
+    alpha: float = 1.0
+
+    def __call__(self, gates: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
+        """Differentiates.
+
+        Args:
+            gates: `[C]` per layer.
+            state: `model`, the variables.
+            batch: images and labels.
+
+        Returns:
+            `loss`, without the factor; the state as it was; the gradient.
+        """
+        loss, gradient = jax.value_and_grad(self.loss)(gates, state["model"], batch)
+        return {"loss": loss}, state, jax.tree.map(lambda g: self.alpha * g, gradient)
+
+    def loss(self, gates: Any, model: Variables, batch: Batch, noise: Any = None) -> jax.Array:
+        """Cross-entropy of the gated model.
+
+        Args:
+            gates: `[C]` per layer.
+            model: its variables.
+            batch: images and labels.
+            noise: see `Gating.apply`.
+
+        Returns:
+            float32 `[]`.
+        """
+        logits = self.logits_fn(self.gating.apply(model, gates, noise), jnp.asarray(batch.images))
+        return training.cross_entropy(logits, jnp.asarray(batch.labels))
+
+
+def learn(
+    gradient_fn: training.GradientFn,
+    gates: Any,
+    state: Mapping[str, Any],
+    data: Batch,
+    key: jax.Array,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    momentum: float,
+    augment: training.Augment | None,
+    progress: training.Progress | None,
+) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """Descends gates within [0, 1], from where they are.
+
+    Args:
+        gradient_fn: with respect to the gates.
+        gates: `[C]` per layer.
+        state: what the gradient needs, the variables `model` above all.
+        data: clean images.
+        key: draws batches and augmentation.
+        steps: >= 0.
+        batch_size: images per step; all of them where there are fewer.
+        learning_rate: of SGD, without decay or schedule.
+        momentum: of SGD, in [0, 1).
+        augment: `(key, images) -> images`.
+        progress: told how far the descent is.
+
+    Returns:
+        The gates, `[C]` per layer, and what the gradient recorded, `[steps]` each.
+
+    Raises:
+        DefenseError: the loss became NaN or infinite.
+    """
+    step = training.Step(gradient_fn, _optimizer(learning_rate, momentum), min(batch_size, len(data.images)), augment)
+    carry = step.init({"params": gates, **state}, data)
+    last, curves = training.descend(step.on(data, key), carry, steps, progress=progress)
+    finite = np.isfinite(curves["loss"])
+    if not finite.all():
+        raise DefenseError(
+            f"expected a finite loss, came {curves['loss'][~finite][0]} at step {int(np.argmin(finite))} of {steps} of "
+            "learning gates; lower its learning rate, or check the model and the images for NaN"
+        )
+    return [np.asarray(gate) for gate in last.params], curves
+
+
+def model_of(context: Context, statistics: Statistics, method: str) -> ApplyFn:
+    """The model that gates are learned in.
+
+    Args:
+        context: what the defender has.
+        statistics: `running` is the model as it will be used; `batch`, as in the reference codes, needs a
+            training-mode model.
+        method: row of the DEFENSES table.
+
+    Returns:
+        `(variables, images) -> logits`.
+
+    Raises:
+        DefenseError: `batch` without a training-mode model.
+    """
+    return context.apply_fn if statistics == "running" else BatchStatistics(require_training(context, method))
+
+
+def require_in_range(options: Mapping[str, Any], method: str) -> None:
+    """Refuses hyper-parameters out of range, those that all methods with learned gates have.
+
+    Args:
+        options: name -> value.
+        method: row of the DEFENSES table.
+
+    Raises:
+        DefenseError: one is out of range.
+    """
+    shares = {name: options[name] for name in ("alpha", "threshold", "max_drop", "momentum")}
+    counts = {name: options[name] for name in ("steps", "epochs", "eps", "ascent_steps") if name in options}
+    wrong = [f"{name}={value}" for name, value in shares.items() if value is not None and not 0 <= value <= 1]
+    wrong += [f"{name}={value}" for name, value in counts.items() if not value >= 0]
+    if not 0 < options["holdout"] < 1:
+        wrong.append(f"holdout={options['holdout']}")
+    if not options["batch_size"] >= 1:
+        wrong.append(f"batch_size={options['batch_size']}")
+    for name, known in (("layers", Layers), ("form", Form), ("statistics", Statistics)):
+        if options[name] not in get_args(known):
+            wrong.append(f"{name}={options[name]!r}, which is none of {', '.join(get_args(known))}")
+    if wrong:
+        raise DefenseError(
+            "expected shares in [0, 1], holdout within (0, 1), batch_size >= 1 and other counts and eps >= 0, came "
+            f"{'; '.join(wrong)} in {method}(); leave them out for the defaults"
+        )
+
+
+def _views(graph: ChannelGraph, layer: Layer) -> tuple[LeafView | None, LeafView | None]:
+    """Where a layer's weight and bias lie: its norm's, or else its kernel's and bias's."""
+    if layer.affine is not None:
+        return graph.affines[layer.affine].scale, graph.affines[layer.affine].bias
+    ((number, _),) = layer.sources
+    return graph.producers[number].kernel, graph.producers[number].bias
+
+
+def _multiply(view: LeafView, factor: jax.Array) -> surgery.Edit:
+    """Edit that multiplies the channels of a leaf by `factor`, `[C]`."""
+
+    def apply(leaf: jax.Array) -> jax.Array:
+        leaf, shape = jnp.asarray(leaf), [1] * np.ndim(leaf)
+        for axis, size in zip(view.axes, view.shape, strict=True):
+            shape[axis] = size
+        grid = jnp.transpose(factor.reshape(view.shape), np.argsort(view.axes).tolist()).reshape(shape)
+        return leaf.at[view.index].set(leaf[view.index] * grid.astype(leaf.dtype))
+
+    return apply
+
+
+@functools.lru_cache(maxsize=64)
+def _optimizer(learning_rate: float, momentum: float) -> optax.GradientTransformation:
+    """SGD within [0, 1]; the identical one for equal arguments, so that a compiled step is found again."""
+
+    def within(updates: Any, gates: Any) -> Any:
+        return jax.tree.map(lambda update, gate: jnp.clip(gate + update, 0, 1) - gate, updates, gates)
+
+    return optax.chain(training.sgd(learning_rate, momentum=momentum, weight_decay=0.0), optax.stateless(within))

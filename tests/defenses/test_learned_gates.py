@@ -1,0 +1,197 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import zoo
+
+from jaxguard.defenses.gate_threshold import THRESHOLDS, choose, prune
+from jaxguard.defenses.holdout import hold_out
+from jaxguard.defenses.learned_gates import BatchStatistics, GateGradient, Gating, gating, learn
+from jaxguard.errors import DefenseError, UnscorableError
+from jaxguard.graph import channel_graph
+from jaxguard.types import Batch
+
+KEY = jax.random.key(0)
+MODELS = ("mlp", "cnn", "preactresnet18", "vit", "mobile", "nnx", "per_example", "fused_attention", "scanned_layers")
+
+
+@functools.cache
+def of(name):
+    apply_fn, variables, images = zoo.ZOO[name]()
+    return apply_fn, variables, images, channel_graph(apply_fn, variables, images)
+
+
+def drawn(where, seed=0):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.uniform(0.2, 1, layer.channels), jnp.float32) for layer in where.layers]
+
+
+# ---------------------------------------------------------------- gates
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gates_in_the_weights_are_the_graphs_gates(name):
+    """Wherever a layer is what one producer makes for itself, and none of its leaves is used twice."""
+    apply_fn, variables, images, graph = of(name)
+    where = gating(graph, "all", "channel")
+    own, gates = {}, []
+    for layer, gate in zip(where.layers, drawn(where), strict=True):
+        producer = graph.producers[layer.sources[0][0]]
+        reused = sum(other.kernel == producer.kernel for other in graph.producers) > 1
+        is_own = len(layer.sources) == 1 and producer.affine == layer.affine and not reused
+        own |= {producer.name: gate} if is_own else {}
+        gates.append(gate if is_own else jnp.ones_like(gate))
+    gated = where.apply(variables, gates)
+    logits, expected = jax.jit(apply_fn), jax.jit(graph.run)(variables, jnp.asarray(images), own)
+    scale = max(1, float(np.abs(expected).max()))
+    assert own and not np.allclose(expected, logits(variables, images), atol=1e-3 * scale)
+    np.testing.assert_allclose(logits(gated, images), expected, atol=2e-5 * scale)
+    for ours, theirs in zip(jax.tree.leaves(gated), jax.tree.leaves(variables), strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+
+
+@pytest.mark.parametrize("form", ["channel", "weight"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_closed_gate_is_a_cut(name, form):
+    _, variables, _, graph = of(name)
+    where = gating(graph, "all", form)
+    masks = [np.random.default_rng(k).random(layer.channels) < 0.3 for k, layer in enumerate(where.layers)]
+    gated = where.apply(variables, [jnp.asarray(~mask, jnp.float32) for mask in masks])
+    for ours, theirs in zip(jax.tree.leaves(gated), jax.tree.leaves(where.cut(variables, masks)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_standardised_kernel_undoes_its_gates():
+    """A limit: such a kernel has no other leaf to gate it by."""
+    apply_fn, variables, images, graph = of("standardised")
+    where = gating(graph, "all", "channel")
+    same = apply_fn(where.apply(variables, [jnp.full(layer.channels, 0.5) for layer in where.layers]), images)
+    np.testing.assert_allclose(same, apply_fn(variables, images), rtol=1e-3)
+
+
+def norm_then_dense():
+    def apply_fn(v, x):
+        x = (x @ v["w"] - v["mean"]) / jnp.sqrt(v["var"] + 1e-5) * v["scale"] + v["bias"]
+        return (jax.nn.relu(x) @ v["w2"] + v["b2"]) @ v["head"]
+
+    shapes = {"w": (3, 4), "mean": (4,), "var": (4,), "scale": (4,), "bias": (4,), "w2": (4, 5), "b2": (5,)}
+    structs = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in (shapes | {"head": (5, 2)}).items()}
+    variables = zoo.randomise(structs)
+    return variables, channel_graph(apply_fn, variables, zoo.images(3))
+
+
+@pytest.mark.parametrize(("form", "weight", "bias"), [("channel", 0.625, 0.4375), ("weight", 0.75, 0.875)])
+def test_noise_is_relative_to_weight_and_bias(form, weight, bias):
+    variables, graph = norm_then_dense()
+    where = gating(graph, "all", form)
+    assert [layer.channels for layer in where.layers] == [4, 5]
+    noise = tuple(tuple(jnp.full(c, number) for c in (4, 5)) for number in (0.25, -0.125))
+    gated = where.apply(variables, [jnp.full(4, 0.5), jnp.full(5, 0.5)], noise)
+    for name, factor in {"scale": weight, "bias": bias, "w2": weight, "b2": bias}.items():
+        np.testing.assert_allclose(gated[name], factor * variables[name], rtol=1e-6)
+    for name in ("w", "mean", "var", "head"):
+        np.testing.assert_array_equal(gated[name], variables[name])
+
+
+def test_which_layers_have_gates():
+    _, graph = norm_then_dense()
+    assert [layer.name for layer in gating(graph, "norms", "channel").layers] == ["w -> scale"]
+    with pytest.raises(UnscorableError, match="layers='norms' among"):
+        gating(of("mlp")[3], "norms", "channel")
+    with pytest.raises(DefenseError, match=r"None in context\.graph"):
+        gating(None, "all", "channel")
+
+
+# ---------------------------------------------------------------- learning
+
+
+def test_three_steps_of_gates_by_hand():
+    rng = np.random.default_rng(3)
+    images, labels = rng.normal(size=(6, 2)).astype(np.float32), np.array([0, 1, 2, 0, 1, 2], np.int32)
+    v = {"w1": rng.normal(size=(2, 4)).astype(np.float32), "w2": 3 * rng.normal(size=(4, 3)).astype(np.float32)}
+
+    def linear(v, x):
+        return (x @ v["w1"]) @ v["w2"]
+
+    graph = channel_graph(linear, v, images)
+    where = gating(graph, "all", "channel")
+    (found,), curves = learn(
+        GateGradient(where, BatchStatistics(lambda v, x: (linear(v, x), v)), alpha=0.5), where.ones(), {"model": v},
+        Batch(images, labels), KEY,
+        steps=3, batch_size=99, learning_rate=0.4, momentum=0.9, augment=None, progress=None,
+    )  # fmt: skip
+    m, velocity, hidden = np.ones(4), 0.0, (images @ v["w1"]).astype(np.float64)
+    trace = []
+    for step in range(3):
+        logits = (hidden * m) @ v["w2"]
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        np.testing.assert_allclose(curves["loss"][step], -np.log(p[np.arange(6), labels]).mean(), rtol=1e-5)
+        gradient = (((p - np.eye(3)[labels]) / 6 @ v["w2"].T) * hidden).sum(0)
+        velocity = 0.9 * velocity + 0.5 * gradient
+        trace.append(m - 0.4 * velocity)
+        m = np.clip(trace[-1], 0, 1)
+    np.testing.assert_allclose(found, m, rtol=1e-4, atol=1e-6)
+    assert min(map(np.min, trace)) < 0 and max(map(np.max, trace)) > 1  # both ends of the box were met
+
+
+def test_no_step_leaves_the_gates_open():
+    _, variables, images, graph = of("cnn")
+    where = gating(graph, "all", "channel")
+    gates, curves = learn(
+        GateGradient(where, graph.apply_fn), where.ones(), {"model": variables}, Batch(images, np.arange(3)), KEY,
+        steps=0, batch_size=2, learning_rate=0.1, momentum=0.9, augment=None, progress=None,
+    )  # fmt: skip
+    assert all((gate == 1).all() for gate in gates) and curves["loss"].shape == (0,)
+
+
+# ---------------------------------------------------------------- the threshold
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "max_drop", "number"),
+    [
+        ([0.9, 0.9, 0.9, 0.9], 0.0, 2),
+        ([0.9, 0.89, 0.9], 0.0, -1),
+        ([0.9, 0.9, 0.81, 0.8], 0.1, 1),
+        ([0.9, 0.9, 0.5, 0.9], 0.1, 0),
+        ([0.5, 1.0, 0.1], 1.0, 1),
+    ],
+)
+def test_the_rule_stops_before_the_first_harm(accuracies, max_drop, number):
+    assert choose(accuracies, max_drop) == number
+
+
+def test_held_out_images_are_never_learned_from():
+    clean = Batch(np.arange(10.0).reshape(10, 1), np.arange(10))
+    learned, held = hold_out(clean, 0.3, KEY, "anp")
+    assert len(held.labels) == 3 and sorted([*learned.labels, *held.labels]) == list(range(10))
+    np.testing.assert_array_equal(held.images[:, 0], held.labels)
+    assert [len(part.labels) for part in hold_out(Batch(*(a[:2] for a in clean)), 0.01, KEY, "anp")] == [1, 1]
+    assert [len(part.labels) for part in hold_out(clean, 0.999, KEY, "anp")] == [1, 9]
+    with pytest.raises(DefenseError, match=r"expected at least 2 clean images.* came 1 in anp"):
+        hold_out(Batch(*(a[:1] for a in clean)), 0.2, KEY, "anp")
+
+
+def test_the_threshold_is_the_last_that_keeps_the_accuracy():
+    """Class k is read off channel k; gates name classes that few, then all, held-out images have."""
+    v = {"w1": jnp.eye(3), "w2": jnp.eye(3)}
+    graph = channel_graph(lambda v, x: (x @ v["w1"]) @ v["w2"], v, jnp.ones((1, 3)))
+    where = Gating(graph, gating(graph, "all", "channel").layers, "channel")
+    labels = np.array([2] * 8 + [1] + [0])
+    # Without its channel, an image of class 2 or 1 is taken for class 0, the first of equal logits.
+    held, gates = Batch(np.eye(3, dtype=np.float32)[labels], labels), [np.array([0.32, 0.5, 0.71], np.float32)]
+    found = prune(where, v, gates, None, apply_fn=graph.apply_fn, held=held, max_drop=0.15)
+    assert found.threshold == 0.7 and found.layers[0].mask.tolist() == [True, True, False]
+    expected = [1.0 if t < 0.5 else 0.9 if t < 0.71 else 0.1 for t in THRESHOLDS]
+    np.testing.assert_allclose(found.curves["accuracy_by_threshold"], expected)
+    np.testing.assert_allclose(found.layers[0].scores, [0.68, 0.5, 0.29], rtol=1e-6)
+    assert found.layers[0].threshold == pytest.approx(0.29)
+    assert "Threshold 0.7 was chosen on 10 held-out" in found.notes[0] and "100.0 % to 90.0 %" in found.notes[0]
+    np.testing.assert_array_equal(found.variables["w1"], np.diag([0, 0, 1.0]))
+    nothing = prune(where, v, [np.array([1, 1, 0.0])], None, apply_fn=graph.apply_fn, held=held, max_drop=0.15)
+    assert nothing.threshold == -1 and not nothing.layers[0].mask.any() and "nothing was cut" in nothing.notes[0]
+    given = prune(where, v, gates, 0.5, apply_fn=graph.apply_fn, held=held, max_drop=0.0)
+    assert given.layers[0].mask.tolist() == [True, True, False] and given.notes == () and given.curves == {}
