@@ -8,6 +8,7 @@ from jaxguard.defenses.ft_sam import ft_sam
 from jaxguard.defenses.nad import nad
 from jaxguard.defenses.otbr import otbr
 from jaxguard.defenses.protocol import Context, Defense, DefenseReport
+from jaxguard.defenses.rnp import rnp
 from jaxguard.defenses.shapley_pruning import shapley_pruning
 from jaxguard.defenses.tsbd import tsbd
 
@@ -19,6 +20,7 @@ DEFENSES: dict[str, Defense] = {
     "ft-sam": ft_sam,
     "nad": nad,
     "otbr": otbr,
+    "rnp": rnp,
     "shapley": shapley_pruning,
     "tsbd": tsbd,
 }
@@ -37,6 +39,7 @@ __all__ = [
     "ft_sam",
     "nad",
     "otbr",
+    "rnp",
     "shapley_pruning",
     "tsbd",
 ]

@@ -56,6 +56,11 @@ ROWS = {
         quick={"steps": 1, "batch_size": 4, "gamma": 0.2},
         neutral={"steps": 1, "batch_size": 4, "gamma": 0.0},
     ),
+    "rnp": Row(
+        needs_clean=True,
+        quick={"unlearn_epochs": 1, "epochs": 1, "batch_size": 2, "learning_rate": 10.0, "threshold": 0.9},
+        neutral={"unlearn_epochs": 1, "epochs": 0, "batch_size": 2},
+    ),
     "shapley": Row(
         needs_clean=False,
         quick={"synthesised": 1, "synthesis_steps": 2, "inversion_steps": 2, "samples": 1, "restore_steps": 1},

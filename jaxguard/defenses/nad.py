@@ -1,0 +1,239 @@
+"""NAD, neural attention distillation: a fine-tuned copy teaches the suspect where to look.
+
+Li, Lyu, Koren, Lyu, Li and Ma, "Neural Attention Distillation: Erasing Backdoor Triggers from Deep Neural Networks",
+ICLR 2021.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import Partial
+
+from jaxguard import training
+from jaxguard.defenses.feature_maps import FeatureMap, attention, feature_maps, train_with_maps
+from jaxguard.defenses.ft import ft
+from jaxguard.defenses.layer_inputs import activations
+from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_training
+from jaxguard.defenses.recovery import staged
+from jaxguard.errors import DefenseError
+from jaxguard.graph import ChannelGraph
+from jaxguard.types import Batch, TrainFn, Variables
+
+
+@dataclass(frozen=True)
+class AttentionGradient:
+    """The gradient of `CE + sum_l beta_l MSE(A_l(student), A_l(teacher))`, the student in training mode.
+
+    Attributes:
+        graph: of the model in evaluation mode, which the teacher is run in.
+        train_fn: the model in training mode.
+        maps: whose attention is compared.
+        beta: weight of each.
+        power: `p` of the attention.
+    """
+
+    graph: ChannelGraph
+    train_fn: TrainFn
+    maps: tuple[FeatureMap, ...]
+    beta: tuple[float, ...]
+    power: float
+
+    def __call__(
+        self, teacher: Variables, params: Any, state: Any, batch: Batch
+    ) -> tuple[dict[str, jax.Array], Any, Any]:
+        """Differentiates.
+
+        Args:
+            teacher: variables of the teacher.
+            params: those of the student that the gradient is taken of.
+            state: the student's other collections.
+            batch: images and labels.
+
+        Returns:
+            `loss` and `attention`, the part of it that is the teacher's; the state after the batch; the gradient.
+        """
+        images = jnp.asarray(batch.images)
+        taught = activations(self.graph, teacher, images, [one.value for one in self.maps])
+
+        def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            logits, after, shown = train_with_maps(self.train_fn, training.combine(params, state), images, self.maps)
+            distance = jnp.float32(0)
+            for one, weight, ours, theirs in zip(self.maps, self.beta, shown, taught, strict=True):
+                gap = attention(ours, one, self.power) - attention(theirs, one, self.power)
+                distance += weight * jnp.mean(jnp.square(gap))
+            return training.cross_entropy(logits, jnp.asarray(batch.labels)) + distance, (distance, after)
+
+        (loss, (distance, after)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, state)
+        return {"loss": loss, "attention": distance}, after, gradient
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """A training step with a teacher; a value, so that equal ones share a compiled program."""
+
+    gradient_fn: AttentionGradient
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    augment: training.Augment | None
+
+    def __call__(
+        self, teacher: Variables, data: Batch, key: jax.Array, carry: training.TrainState, index: jax.Array
+    ) -> tuple[training.TrainState, dict[str, jax.Array]]:
+        return self.taught_by(teacher)(data, key, carry, index)
+
+    def taught_by(self, teacher: Variables) -> training.Step:
+        return training.Step(
+            functools.partial(self.gradient_fn, teacher), self.optimizer, self.batch_size, self.augment
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def published_rate(learning_rate: float, epoch_steps: int) -> optax.Schedule:
+    """`learning_rate` for two epochs, then at most 0.01, from the 20th on at most 0.0001.
+
+    Args:
+        learning_rate: of the first epochs; the authors' is 0.1, BackdoorBench's 0.01.
+        epoch_steps: steps in an epoch.
+
+    Returns:
+        A schedule `step -> rate`.
+
+    Example:
+        >>> [round(float(published_rate(0.1, 10)(step)), 4) for step in (0, 19, 20, 199, 200)]
+        [0.1, 0.1, 0.01, 0.01, 0.0001]
+    """
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        epoch = jnp.asarray(step) // epoch_steps
+        later = jnp.where(epoch < 20, min(learning_rate, 1e-2), min(learning_rate, 1e-4))
+        return jnp.where(epoch < 2, learning_rate, later)
+
+    return schedule
+
+
+def nad(
+    variables: Variables,
+    context: Context,
+    key: jax.Array,
+    *,
+    teacher_epochs: int = 10,
+    epochs: int = 20,
+    beta: Sequence[float] = (500.0, 1000.0, 1000.0),
+    power: float = 2.0,
+    batch_size: int = 256,
+    learning_rate: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    schedule_epochs: int | None = None,
+    augment: training.Augment | None = None,
+) -> tuple[Any, DefenseReport]:
+    """Fine-tunes a copy, then the suspect itself with the copy's attention maps as a second goal.
+
+    Attention is `A = sum_c |F|^p`, of norm 1 for each image, of the maps that `jaxguard.defenses.feature_maps` finds:
+    the ends of the last stages, before any pooling. BackdoorBench takes PreActResNet-18's last map behind the pooling,
+    where one position is left and its attention is 1 whatever the network does. A perceptron has no positions, and
+    each of its units counts as one; a vision transformer has tokens, and its maps lie at even distances. Where there
+    are fewer maps than weights, the last weights count.
+
+    The defaults are BackdoorBench's for CIFAR-10 but for the augmentation, which there is `CropFlip()`, and for the
+    number of epochs, which is the authors': BackdoorBench's student takes `teacher_epochs`, whatever its `epochs` are.
+    Its teacher's rate falls with `schedule_epochs=100`. They count on some thousand clean images.
+
+    Args:
+        variables: the suspect, left untouched.
+        context: needs `clean`, `train_fn` and `graph`.
+        key: draws batches and augmentation.
+        teacher_epochs: passes over the clean images that make the teacher, see `jaxguard.defenses.ft.ft`.
+        epochs: passes of the student; 0 changes nothing.
+        beta: weight of each map, first to last, >= 0; at least one.
+        power: `p`, >= 1.
+        batch_size: images per step; all clean images where there are fewer.
+        learning_rate: of the teacher's first epoch, and of the student's first two, see `published_rate`.
+        momentum: of SGD, in [0, 1).
+        weight_decay: of SGD.
+        schedule_epochs: of the teacher: epochs until its rate would be 0; `teacher_epochs` by default.
+        augment: `(key, images) -> images`, such as `training.CropFlip(padding=2, flip=False)`.
+
+    Returns:
+        The student, and a report with the curves `teacher_loss`, `loss` and `attention`, its distance from the
+        teacher's maps, `[steps]`.
+
+    Raises:
+        DefenseError: the context lacks something, a hyper-parameter is out of range, the model has other layers in
+            training mode or none but the logits', or a loss became NaN or infinite.
+    """
+    clean, train_fn = require_clean(context, "nad"), require_training(context, "nad")
+    if context.graph is None:
+        raise DefenseError("expected a channel graph, got None in context.graph; derive it with channel_graph(...)")
+    beta = tuple(float(weight) for weight in beta)
+    if min(teacher_epochs, epochs, batch_size - 1, power - 1, *beta) < 0 or not beta:
+        raise DefenseError(
+            "expected epochs >= 0, batch_size and power >= 1 and at least one beta, none negative, came "
+            f"{teacher_epochs=}, {epochs=}, {batch_size=}, {power=}, {beta=} in nad(); the paper's are 10, 20, 64, 2 "
+            "and (500, 1000, 1000)"
+        )
+    maps = feature_maps(context.graph, len(beta))
+    if not maps:
+        raise DefenseError(
+            "expected a hidden layer whose output another layer reads, came none in nad(); a model with nothing but an "
+            "output layer has no attention to teach"
+        )
+    key_teacher, key_student = jax.random.split(key)
+    given = replace(context, progress=staged(context.progress, "teaching the teacher"))
+    teacher, taught = ft(
+        variables, given, key_teacher,
+        epochs=teacher_epochs, batch_size=batch_size, learning_rate=learning_rate, momentum=momentum,
+        weight_decay=weight_decay, schedule_epochs=schedule_epochs, augment=augment,
+    )  # fmt: skip
+    batch_size = min(batch_size, len(clean.images))
+    epoch_steps = training.steps_per_epoch(len(clean.images), batch_size)
+    gradient_fn = AttentionGradient(context.graph, train_fn, maps, beta[-len(maps) :], power)
+    optimizer = training.sgd(published_rate(learning_rate, epoch_steps), momentum=momentum, weight_decay=weight_decay)
+    lesson = _Lesson(gradient_fn, optimizer, batch_size, augment)
+    student, curves = training.descend(
+        Partial(lesson, teacher, jax.device_put(clean), key_student),
+        lesson.taught_by(teacher).init(variables, clean),
+        epochs * epoch_steps,
+        progress=staged(context.progress, "teaching the student"),
+    )
+    if not np.isfinite(curves["loss"]).all():
+        at = int(np.argmin(np.isfinite(curves["loss"])))
+        raise DefenseError(
+            f"expected a finite loss, came {curves['loss'][at]} at step {at} of {len(curves['loss'])} of nad()'s "
+            "student; lower learning_rate or beta, or check the model and the images for NaN"
+        )
+    options = {
+        "teacher_epochs": teacher_epochs,
+        "epochs": epochs,
+        "beta": beta,
+        "power": power,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "schedule_epochs": schedule_epochs,
+        "augment": repr(augment),
+    }
+    notes = [_note(maps)]
+    if epochs and epoch_steps == 1:
+        notes.append(
+            f"All {len(clean.images)} clean images went into one batch, so {epochs} epochs were as many steps; "
+            "BackdoorBench takes 100. If the backdoor stays, lower batch_size or raise learning_rate."
+        )
+    curves = {"teacher_loss": taught.curves["loss"], **curves}
+    return student.variables(like=variables), DefenseReport("nad", options, notes=tuple(notes), curves=curves)
+
+
+def _note(maps: Sequence[FeatureMap]) -> str:
+    sizes = ("x".join(map(str, one.shape)) if one.positions > 1 else "no" for one in maps)
+    places = ", ".join(f"{one.layer} ({size} positions)" for one, size in zip(maps, sizes, strict=True))
+    return f"Attention was taught on the way to {places}, before any pooling."
