@@ -17,11 +17,12 @@ import numpy as np
 
 from jaxguard import evaluation, surgery, training
 from jaxguard.defenses.ft import ft
+from jaxguard.defenses.holdout import hold_out
 from jaxguard.defenses.layer_inputs import mean_activations
 from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_finite, require_training
 from jaxguard.errors import DefenseError, UnscorableError
 from jaxguard.graph import ChannelGraph, Member
-from jaxguard.types import Batch, LayerScores, Variables
+from jaxguard.types import LayerScores, Variables
 
 Prune = Literal["channels", "inputs"]
 Dormancy = Literal["magnitude", "mean"]
@@ -194,7 +195,7 @@ def fine_pruning(
             )
     require_finite(variables)
     key_split, key_tune = jax.random.split(key)
-    judges, learned = _split(clean, holdout, key_split)
+    learned, judges = hold_out(clean, holdout, key_split, "fine-pruning")
     layers = last_hidden(graph, variables, learned.images, prune=prune, dormancy=dormancy)
     activations = np.concatenate([layer.activations for layer in layers])
     order = np.argsort(activations, kind="stable")
@@ -241,21 +242,6 @@ def fine_pruning(
         notes=(_note(chosen, len(order), accuracies, stops, len(judges.images)),),
         curves={"accuracy_by_cut": np.array(accuracies), **tuned.curves},
     )
-
-
-def _split(clean: Batch, holdout: float, key: jax.Array) -> tuple[Batch, Batch]:
-    """Held-out images, and the others."""
-    total = len(clean.images)
-    if total < 2:
-        raise DefenseError(
-            f"expected two clean images at least, came {total} in context.clean, and fine-pruning holds some out to "
-            "judge its cuts; give more"
-        )
-    order = np.asarray(jax.random.permutation(key, total))
-    count = min(max(1, round(holdout * total)), total - 1)
-    images, labels = np.asarray(clean.images), np.asarray(clean.labels)
-    first, second = (Batch(images[rows], labels[rows]) for rows in (order[:count], order[count:]))
-    return first, second
 
 
 def _note(chosen: int, total: int, accuracies: list[float], stops: range, judged: int) -> str:
