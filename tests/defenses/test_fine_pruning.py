@@ -215,7 +215,7 @@ def test_what_is_missing_or_out_of_range_is_said():
     with pytest.raises(DefenseError, match="channel graph"):
         fine_pruning(variables, Context(model, train_model, clean=clean), KEY)
     one = Batch(clean.images[:1], clean.labels[:1])
-    with pytest.raises(DefenseError, match="at least 2 clean images.*fine-pruning"):
+    with pytest.raises(DefenseError, match=r"at least 2 clean images.*fine-pruning"):
         fine_pruning(variables, Context(model, train_model, context.graph, one), KEY)
     linear = lambda v, x: x.reshape(len(x), -1) @ v["w"]  # noqa: E731
     shallow = {"w": jnp.ones((5, 4))}
