@@ -6,6 +6,7 @@ from jaxguard.defenses.fine_pruning import fine_pruning
 from jaxguard.defenses.ft import ft
 from jaxguard.defenses.ft_sam import ft_sam
 from jaxguard.defenses.nad import nad
+from jaxguard.defenses.neural_cleanse import neural_cleanse
 from jaxguard.defenses.otbr import otbr
 from jaxguard.defenses.protocol import Context, Defense, DefenseReport
 from jaxguard.defenses.rnp import rnp
@@ -19,6 +20,7 @@ DEFENSES: dict[str, Defense] = {
     "ft": ft,
     "ft-sam": ft_sam,
     "nad": nad,
+    "neural-cleanse": neural_cleanse,
     "otbr": otbr,
     "rnp": rnp,
     "shapley": shapley_pruning,
@@ -38,6 +40,7 @@ __all__ = [
     "ft",
     "ft_sam",
     "nad",
+    "neural_cleanse",
     "otbr",
     "rnp",
     "shapley_pruning",

@@ -51,6 +51,11 @@ ROWS = {
         quick={"teacher_epochs": 1, "epochs": 1, "batch_size": 2},
         neutral={"teacher_epochs": 0, "epochs": 0},
     ),
+    "neural-cleanse": Row(
+        needs_clean=True,
+        quick={"target": 4, "inversion_steps": 2, "epochs": 1, "batch_size": 2},
+        neutral={"target": 4, "inversion_steps": 2, "epochs": 0},
+    ),
     "otbr": Row(
         needs_clean=False,
         quick={"steps": 1, "batch_size": 4, "gamma": 0.2},
