@@ -15,7 +15,7 @@ from jaxguard.types import ApplyFn, Batch, LayerScores, PruningPath, RecoveredTr
 
 @dataclass(frozen=True)
 class Context:
-    """What a defender has; never poisoned data, never a test metric.
+    """What a defender has; never a test metric, and poisoned data only where nobody knows which they are.
 
     Attributes:
         apply_fn: the model in evaluation mode.
@@ -23,6 +23,9 @@ class Context:
         graph: the model's ChannelGraph; None for a method that needs no structure.
         clean: the few images the defender owns; None for a data-free method.
         progress: told how far a method that descends is.
+        mixed: images `[N, H, W, C]` of the suspect's own training set, as they come: some may be poisoned, the defender
+            does not know which, and labels would not tell. None unless the training set is at hand; only EP, and BNP
+            for layers without running statistics, look at them.
     """
 
     apply_fn: ApplyFn
@@ -30,6 +33,7 @@ class Context:
     graph: Any = None
     clean: Batch | None = None
     progress: Progress | None = None
+    mixed: jax.Array | np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,29 @@ def require_clean(context: Context, method: str) -> Batch:
             f"{np.shape(clean.labels)} in context.clean of {method}; check how the batch was made"
         )
     return clean
+
+
+def require_mixed(context: Context, method: str) -> jax.Array | np.ndarray:
+    """Training images of which some may be poisoned, which the method cannot do without.
+
+    Args:
+        context: what the defender has.
+        method: row of the DEFENSES table.
+
+    Returns:
+        `context.mixed`.
+
+    Raises:
+        DefenseError: there are fewer than two.
+    """
+    mixed = context.mixed
+    if mixed is None or len(mixed) < 2:
+        raise DefenseError(
+            f"expected images of the suspect's own training set, came {'none' if mixed is None else len(mixed)} in "
+            f"context.mixed, and {method} looks for what poisoned ones among them do; pass a batch (256 is usual), or "
+            "take a defense that does without"
+        )
+    return mixed
 
 
 def require_training(context: Context, method: str) -> TrainFn:

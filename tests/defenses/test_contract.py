@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import zoo
 
 from jaxguard import models
 from jaxguard.defenses import DEFENSES, Context, DefenseReport
-from jaxguard.errors import DefenseError
+from jaxguard.errors import DefenseError, UnscorableError
 from jaxguard.graph import channel_graph
 from jaxguard.types import Batch
 
@@ -22,6 +23,7 @@ class Row(NamedTuple):
     Attributes:
         needs_clean: it raises without clean images.
         takes_clean: it does something else with them than without.
+        needs_mixed: it raises without training images of unknown kind, if only where norms record nothing.
         quick: options with which it edits every family of network within seconds.
         neutral: options with which it is the identity.
     """
@@ -30,6 +32,7 @@ class Row(NamedTuple):
     quick: dict[str, Any]
     neutral: dict[str, Any]
     takes_clean: bool = False
+    needs_mixed: bool = False
 
 
 ROWS = {
@@ -38,7 +41,9 @@ ROWS = {
         quick={"steps": 2, "batch_size": 2, "learning_rate": 1.0, "threshold": 0.9},
         neutral={"steps": 0},
     ),
+    "bnp": Row(needs_clean=True, quick={"u": 0.5}, neutral={"u": 1e6}, needs_mixed=True),
     "clp": Row(needs_clean=False, quick={"u": 1.0}, neutral={"u": 1e6}),
+    "ep": Row(needs_clean=False, quick={"u": 0.5, "bin_width": 0.5}, neutral={"u": 1e6}, needs_mixed=True),
     "fine-pruning": Row(
         needs_clean=True,
         quick={"epochs": 1, "batch_size": 2, "stride": 0.2},
@@ -46,6 +51,7 @@ ROWS = {
     ),
     "ft": Row(needs_clean=True, quick={"epochs": 1, "batch_size": 2}, neutral={"epochs": 0}),
     "ft-sam": Row(needs_clean=True, quick={"epochs": 1, "batch_size": 2}, neutral={"epochs": 0}),
+    "i-bau": Row(needs_clean=True, quick={"rounds": 1, "batch_size": 2, "iterations": 2}, neutral={"rounds": 0}),
     "nad": Row(
         needs_clean=True,
         quick={"teacher_epochs": 1, "epochs": 1, "batch_size": 2},
@@ -109,18 +115,24 @@ def case(family):
 
 
 def given(name, family):
-    """Clean images reach only the methods that need them."""
+    """Clean and mixed images reach only the methods that need them."""
     variables, context = case(family)
-    return variables, context if ROWS[name].needs_clean else Context(context.apply_fn, graph=context.graph)
+    context = context if ROWS[name].needs_clean else Context(context.apply_fn, graph=context.graph)
+    return variables, replace(context, mixed=mixed(family)) if ROWS[name].needs_mixed else context
+
+
+def mixed(family):
+    shape = case(family)[1].clean.images.shape[1:]
+    return np.random.default_rng(6).uniform(size=(12, *shape)).astype(np.float32)
 
 
 @functools.cache
 def repair(name, family):
     """`(repaired, report)`, and whether the defense left its input as it was."""
     variables, context = given(name, family)
-    before = contents((variables, context.clean))
+    before = contents((variables, context.clean, context.mixed))
     result = DEFENSES[name](variables, context, KEY, **ROWS[name].quick)
-    return *result, before == contents((variables, context.clean))
+    return *result, before == contents((variables, context.clean, context.mixed))
 
 
 def contents(tree):
@@ -198,7 +210,8 @@ def test_repairs_can_be_chained(name):
 @every_defense
 def test_clean_images_are_asked_for_where_they_are_needed(name):
     variables, context = case("mlp")
-    without = Context(context.apply_fn, context.train_fn, context.graph)
+    context = replace(context, mixed=mixed("mlp")) if ROWS[name].needs_mixed else context
+    without = replace(context, clean=None)
     if ROWS[name].needs_clean:
         with pytest.raises(DefenseError, match=rf"expected clean images, came none in context\.clean, and {name}"):
             DEFENSES[name](variables, without, KEY, **ROWS[name].quick)
@@ -206,6 +219,13 @@ def test_clean_images_are_asked_for_where_they_are_needed(name):
         repaired, _ = DEFENSES[name](variables, without, KEY, **ROWS[name].quick)
         with_images, _ = DEFENSES[name](variables, context, KEY, **ROWS[name].quick)
         assert (contents(repaired) != contents(with_images)) == ROWS[name].takes_clean
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.needs_mixed])
+def test_mixed_images_are_asked_for_where_they_are_needed(name):
+    variables, context = given(name, "mlp")
+    with pytest.raises((DefenseError, UnscorableError), match=rf"{name} .*context\.mixed|context\.mixed, and {name}"):
+        DEFENSES[name](variables, replace(context, mixed=None), KEY, **ROWS[name].quick)
 
 
 @every_defense
