@@ -127,6 +127,7 @@ def repair(
     key: jax.Array,
     *,
     clean: Batch | None = None,
+    mixed: np.ndarray | None = None,
     test: Batch | None = None,
     attack: Attack | None = None,
     progress: Progress | None = None,
@@ -134,13 +135,14 @@ def repair(
 ) -> tuple[Suspect, RepairReport]:
     """Apply a defense, and measure before and after where there is test data.
 
-    The defense sees the clean images alone; test images and trigger are for the proof.
+    The defense sees the clean and the mixed images alone; test images and trigger are for the proof.
 
     Args:
         suspect: the model; not modified.
         method: row of `jaxguard.defenses.DEFENSES`.
         key: for methods that draw; the same key gives the same result.
         clean: the few images the defender owns, for methods that need them.
+        mixed: training images of the suspect, some perhaps poisoned, `[N, H, W, C]`, for EP.
         test: images to measure on.
         attack: the trigger, if one is known.
         progress: told how far a method that descends is.
@@ -159,7 +161,7 @@ def repair(
     defense = _defense(method, options)
     apply_fn = _runnable(suspect)
     before = None if test is None else measure(suspect, test, attack)
-    context = Context(apply_fn, suspect.train_fn, suspect.graph, clean, progress)
+    context = Context(apply_fn, suspect.train_fn, suspect.graph, clean, progress, mixed)
     start = time.perf_counter()
     variables, report = defense(suspect.variables, context, key, **options)
     jax.block_until_ready(variables)

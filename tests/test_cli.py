@@ -1,6 +1,7 @@
 """The command line: exit codes, one clear error for each bad input, nothing written half."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -373,6 +374,29 @@ def test_unknown_methods_and_options_name_what_exists(jaxguard, checkpoint, tmp_
     assert code == 2
     assert "u, pairing, eps" in err
     assert not out.exists()
+
+
+def test_help_says_what_every_method_needs(jaxguard):
+    code, out, _ = jaxguard("repair", "--help")
+    assert code == 0
+    groups = re.search(r"No data:(.*?)Clean images:(.*?)Training images:(.*?)\[default", out, re.DOTALL)
+    named = [set(re.findall(r"[a-z]+(?:-[a-z]+)*", group)) & DEFENSES.keys() for group in groups.groups()]
+    assert set.union(*named) == DEFENSES.keys()
+    assert sum(map(len, named)) == len(DEFENSES)
+
+
+def test_ep_from_the_command_line(jaxguard, checkpoint, tmp_path):
+    out = tmp_path / "repaired.safetensors"
+    code, _, err = jaxguard("repair", checkpoint, "--out", out, "--method", "ep")
+    assert code == 2
+    assert "context.mixed" in err and "--mixed" in err
+    digits = data.load("digits", seed=0)
+    np.savez(tmp_path / "mixed.npz", images=digits.train.images[:64])
+    code, _, err = jaxguard(
+        "repair", checkpoint, "--out", out, "--method", "ep", "--set", "u=1", "--mixed", tmp_path / "mixed.npz"
+    )
+    assert code == 0, err
+    assert out.exists()
 
 
 def test_an_existing_file_is_not_overwritten_unasked(jaxguard, checkpoint):

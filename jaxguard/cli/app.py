@@ -101,7 +101,7 @@ def scan(
 def repair(
     checkpoint: options.Checkpoint,
     out: Annotated[pathlib.Path, typer.Option(help="Where the repaired checkpoint goes.", show_default=False)],
-    method: Annotated[str, typer.Option(help="clp (no data), ft-sam (clean images).")] = "clp",
+    method: options.Method = "clp",
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="Hyper-parameter NAME=VALUE, repeatable.", show_default=False)
     ] = None,
@@ -114,6 +114,7 @@ def repair(
     data: options.Data = None,
     clean: Annotated[float, typer.Option(help="Share of the training split that the defender owns.")] = 0.05,
     images_per_class: Annotated[int | None, typer.Option(help="Instead of --clean: so many per class.")] = None,
+    mixed: options.Mixed = None,
     attack: options.AttackName = None,
     trigger: options.Trigger = None,
     target: options.Target = 0,
@@ -127,11 +128,12 @@ def repair(
 ) -> None:
     """Take a backdoor out, and prove it where there is test data.
 
-    The defense sees at most the clean images; test images and trigger are for the proof.
+    The defense sees at most the clean and the mixed images; test images and trigger are for the proof.
     """
     import jax
 
     from jaxguard import audit, suspects
+    from jaxguard.data import load_images
     from jaxguard.types import AuditReport
 
     chosen = options.hyperparameters(assignments or [])
@@ -145,6 +147,7 @@ def repair(
             method,
             jax.random.key(seed),
             clean=found and found.clean,
+            mixed=mixed and load_images(mixed),
             test=found and found.test,
             attack=known,
             progress=progress,

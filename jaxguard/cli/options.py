@@ -40,6 +40,17 @@ Std = Annotated[str | None, typer.Option(help="Per channel, what they are divide
 Data = Annotated[
     str | None, typer.Option(help="digits, tfds:NAME or npz:PATH; its test split is measured on.", show_default=False)
 ]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="No data: clp, otbr, shapley (better with a few images). Clean images: anp, bnp, fine-pruning, ft, "
+        "ft-sam, i-bau, nad, neural-cleanse, rnp, tsbd. Training images: ep."
+    ),
+]
+Mixed = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="Training images, some perhaps poisoned: npz with `images`.", show_default=False),
+]
 AttackName = Annotated[str | None, typer.Option("--attack", help="A known attack to measure: badnets, blended.")]
 Trigger = Annotated[
     pathlib.Path | None, typer.Option(help="A known trigger to measure: npz with `mask` and `pattern` in [0, 1].")

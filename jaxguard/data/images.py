@@ -24,6 +24,23 @@ def batch(images: np.ndarray, labels: np.ndarray, where: str) -> Batch:
     Raises:
         DataError: wrong number of axes, channels first, wrong dtype or range, NaN, or lengths that differ.
     """
+    pixels = nhwc(images, where)
+    return Batch(pixels, _checked_labels(labels, len(pixels), where))
+
+
+def nhwc(images: np.ndarray, where: str) -> np.ndarray:
+    """Checks and normalises images.
+
+    Args:
+        images: `[N, H, W, C]` or `[N, H, W]` (one channel); uint8, or floating-point numbers in [0, 1].
+        where: file and keys, for the message.
+
+    Returns:
+        `[N, H, W, C]` float32 in [0, 1].
+
+    Raises:
+        DataError: wrong number of axes, channels first, wrong dtype or range, or NaN.
+    """
     pixels = unit_range(images, where)
     if pixels.ndim == 3:
         pixels = pixels[..., None]
@@ -35,7 +52,7 @@ def batch(images: np.ndarray, labels: np.ndarray, where: str) -> Batch:
             f"{where}: expected images [N, H, W, C] of 1 to {_MAX_CHANNELS} channels, found shape {images.shape}; "
             f"{remedy}"
         )
-    return Batch(pixels, _checked_labels(labels, len(pixels), where))
+    return pixels
 
 
 def unit_range(images: np.ndarray, where: str) -> np.ndarray:

@@ -71,6 +71,25 @@ def load_trigger(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     return mask, pattern
 
 
+def load_images(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads images without labels.
+
+    Args:
+        path: npz with `images`, see `jaxguard.data.images.nhwc`.
+
+    Returns:
+        float32 `[N, H, W, C]` in [0, 1], N >= 1.
+
+    Raises:
+        DataError: no such file, not an npz, a missing key, bad dtype or range, or no images.
+    """
+    name = os.fspath(path)
+    found = images.nhwc(_required(_arrays(name, expected="images"), "images", name), f"{name} (images)")
+    if len(found) == 0:
+        raise DataError(f"{name}: expected images, found none; store some in the file")
+    return found
+
+
 def _arrays(name: str, *, expected: str) -> dict[str, np.ndarray]:
     if not pathlib.Path(name).is_file():
         raise DataError(f"{name}: expected an npz file, found no such file; check the path")

@@ -127,8 +127,8 @@ def require_mixed(context: Context, method: str) -> jax.Array | np.ndarray:
     if mixed is None or len(mixed) < 2:
         raise DefenseError(
             f"expected images of the suspect's own training set, came {'none' if mixed is None else len(mixed)} in "
-            f"context.mixed, and {method} looks for what poisoned ones among them do; pass a batch (256 is usual), or "
-            "take a defense that does without"
+            f"context.mixed, and {method} looks for what poisoned ones among them do; pass a batch (256 is usual; "
+            "--mixed on the command line), or take a defense that does without"
         )
     return mixed
 

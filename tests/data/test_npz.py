@@ -153,6 +153,30 @@ def test_a_wrong_trigger_is_one_clear_error(change, message, tmp_path):
     assert "t.npz" in str(caught.value)
 
 
+def test_images_without_labels(tmp_path):
+    path = tmp_path / "images.npz"
+    np.savez(path, images=np.full((3, 4, 5), 51, np.uint8))
+    found = data.load_images(path)
+    assert found.shape == (3, 4, 5, 1) and found.dtype == np.float32
+    np.testing.assert_allclose(found, 0.2, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pictures": np.zeros((1, 4, 4, 3))}, "expected the key images, found pictures"),
+        ({"images": np.zeros((0, 4, 4, 3))}, "expected images, found none"),
+        ({"images": np.zeros((1, 3, 8, 8))}, "transpose them from NCHW"),
+        ({"images": np.full((1, 4, 4, 3), 2.0)}, r"expected images in \[0, 1\]"),
+    ],
+)
+def test_wrong_images_are_one_clear_error(arrays, message, tmp_path):
+    np.savez(tmp_path / "images.npz", **arrays)
+    with pytest.raises(DataError, match=message) as caught:
+        data.load_images(tmp_path / "images.npz")
+    assert "images.npz" in str(caught.value)
+
+
 def test_the_published_triggers_open(shared_data):
     files = sorted((shared_data / "checkpoints" / "triggers").glob("*.npz"))
     assert files
