@@ -26,6 +26,7 @@ import optax
 from jax.tree_util import Partial
 
 from jaxguard import training
+from jaxguard.defenses.guided_step import GuidedStep
 from jaxguard.defenses.protocol import Context, DefenseReport, require_clean
 from jaxguard.defenses.recovery import staged
 from jaxguard.errors import DefenseError
@@ -148,24 +149,6 @@ class Hypergradient:
         return {"loss": loss}, state, jax.tree.map(lambda d, i: (d - self.rate * i).astype(d.dtype), direct, implicit)
 
 
-@dataclass(frozen=True)
-class _Given:
-    """A training step whose gradient also needs arrays; a value, so that equal ones share a compiled program."""
-
-    gradient_fn: Any
-    optimizer: optax.GradientTransformation
-    batch_size: int
-    augment: training.Augment | None
-
-    def __call__(
-        self, given: Any, data: Batch, key: jax.Array, carry: training.TrainState, index: jax.Array
-    ) -> tuple[training.TrainState, dict[str, jax.Array]]:
-        return self.step(given)(data, key, carry, index)
-
-    def step(self, given: Any) -> training.Step:
-        return training.Step(functools.partial(self.gradient_fn, given), self.optimizer, self.batch_size, self.augment)
-
-
 @functools.lru_cache(maxsize=64)
 def _amsgrad(learning_rate: float, betas: tuple[float, float]) -> optax.GradientTransformation:
     return optax.amsgrad(learning_rate, *betas)
@@ -251,21 +234,21 @@ def i_bau(
     batch_size = min(batch_size, len(clean.images))
     epoch_steps = training.steps_per_epoch(len(clean.images), batch_size)
     game = Game(context.apply_fn, penalty, clip, share)
-    search = _Given(Search(game), training.sgd(search_rate, momentum=0.0, weight_decay=0.0), batch_size, augment)
+    search = GuidedStep(Search(game), training.sgd(search_rate, momentum=0.0, weight_decay=0.0), batch_size, augment)
     gradient_fn = Hypergradient(game, inner_rate, iterations, inner)
-    unlearn = _Given(gradient_fn, _amsgrad(learning_rate, tuple(betas)), batch_size, augment)
+    unlearn = GuidedStep(gradient_fn, _amsgrad(learning_rate, tuple(betas)), batch_size, augment)
     data = jax.device_put(Batch(jnp.asarray(clean.images, jnp.float32), jnp.asarray(clean.labels)))
     first = Batch(data.images[:batch_size], data.labels[:batch_size])
     still: Any = jnp.zeros(data.images.shape[1:])
     key_search, key_unlearn = jax.random.split(key)
-    state = unlearn.step(None).init(variables, data)
+    state = unlearn.guided(None).init(variables, data)
     searching, unlearning, norms = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)], []
     for turn in range(rounds):
         count = f"round {turn + 1} of {rounds}"
         suspect = state.variables(like=variables)
         hunt, metrics = training.descend(
             Partial(search, suspect, data, jax.random.fold_in(key_search, turn)),
-            search.step(suspect).init(still, data),
+            search.guided(suspect).init(still, data),
             search_epochs * epoch_steps,
             progress=staged(context.progress, f"searching a perturbation, {count}"),
         )

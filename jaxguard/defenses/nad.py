@@ -20,6 +20,7 @@ from jax.tree_util import Partial
 from jaxguard import training
 from jaxguard.defenses.feature_maps import FeatureMap, attention, feature_maps, train_with_maps
 from jaxguard.defenses.ft import ft
+from jaxguard.defenses.guided_step import GuidedStep
 from jaxguard.defenses.layer_inputs import activations
 from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_training
 from jaxguard.defenses.recovery import staged
@@ -74,26 +75,6 @@ class AttentionGradient:
         (loss, (distance, after)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
         after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, state)
         return {"loss": loss, "attention": distance}, after, gradient
-
-
-@dataclass(frozen=True)
-class _Lesson:
-    """A training step with a teacher; a value, so that equal ones share a compiled program."""
-
-    gradient_fn: AttentionGradient
-    optimizer: optax.GradientTransformation
-    batch_size: int
-    augment: training.Augment | None
-
-    def __call__(
-        self, teacher: Variables, data: Batch, key: jax.Array, carry: training.TrainState, index: jax.Array
-    ) -> tuple[training.TrainState, dict[str, jax.Array]]:
-        return self.taught_by(teacher)(data, key, carry, index)
-
-    def taught_by(self, teacher: Variables) -> training.Step:
-        return training.Step(
-            functools.partial(self.gradient_fn, teacher), self.optimizer, self.batch_size, self.augment
-        )
 
 
 @functools.lru_cache(maxsize=64)
@@ -198,10 +179,10 @@ def nad(
     epoch_steps = training.steps_per_epoch(len(clean.images), batch_size)
     gradient_fn = AttentionGradient(context.graph, train_fn, maps, beta[-len(maps) :], power)
     optimizer = training.sgd(published_rate(learning_rate, epoch_steps), momentum=momentum, weight_decay=weight_decay)
-    lesson = _Lesson(gradient_fn, optimizer, batch_size, augment)
+    lesson = GuidedStep(gradient_fn, optimizer, batch_size, augment)
     student, curves = training.descend(
         Partial(lesson, teacher, jax.device_put(clean), key_student),
-        lesson.taught_by(teacher).init(variables, clean),
+        lesson.guided(teacher).init(variables, clean),
         epochs * epoch_steps,
         progress=staged(context.progress, "teaching the student"),
     )

@@ -1,0 +1,65 @@
+"""A training step whose gradient needs more than weights and a batch: a teacher, or a perturbation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from jaxguard import training
+from jaxguard.types import Batch
+
+GuidedGradientFn = Callable[[Any, Any, Any, Batch], tuple[dict[str, jax.Array], Any, Any]]
+"""`(guide, params, state, batch) -> (scalars to record, state, gradient)`."""
+
+
+@dataclass(frozen=True)
+class GuidedStep:
+    """A step for `training.descend`; a value, so that equal ones share a compiled program whatever guides them.
+
+        step = GuidedStep(gradient_fn, sgd(0.1), batch_size=128)
+        state, metrics = descend(Partial(step, guide, data, key), step.guided(guide).init(variables, data), num_steps)
+
+    Attributes:
+        gradient_fn: what is descended.
+        optimizer: makes updates of gradients.
+        batch_size: images per step, at most the number of images.
+        augment: `(key, images) -> images`, or None.
+    """
+
+    gradient_fn: GuidedGradientFn
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    augment: training.Augment | None = None
+
+    def __call__(
+        self, guide: Any, data: Batch, key: jax.Array, carry: training.TrainState, index: jax.Array
+    ) -> tuple[training.TrainState, dict[str, jax.Array]]:
+        """Takes one step.
+
+        Args:
+            guide: pytree of arrays, what the gradient needs.
+            data: `N` images.
+            key: draws batches and augmentation.
+            carry: the state before.
+            index: int32 `[]`, counted from 0 over all epochs.
+
+        Returns:
+            The state after, and what `gradient_fn` records.
+        """
+        return self.guided(guide)(data, key, carry, index)
+
+    def guided(self, guide: Any) -> training.Step:
+        """The plain step, its guide bound.
+
+        Args:
+            guide: see above.
+
+        Returns:
+            A step that is equal to no other.
+        """
+        return training.Step(functools.partial(self.gradient_fn, guide), self.optimizer, self.batch_size, self.augment)
