@@ -57,8 +57,9 @@ def last_hidden(
         variables: its variables.
         images: `[N, ...]`.
         prune: `channels` are the graph's groups, everywhere they lie: kernels that make or read them, biases, norms.
-            Where several groups share an input, as after grouped convolutions, the largest is taken. `inputs` are rows
-            of the logits' kernel alone.
+            Behind residual sums that is a channel of the whole last stage, and with padded shortcuts, as in ResNet-20,
+            of earlier ones too. Where several groups share an input, as after grouped convolutions, the largest is
+            taken. `inputs` are rows of the logits' kernel alone.
         dormancy: mean over the images of the activation's `magnitude`, or `mean`, as BackdoorBench has it, which cuts
             strongly negative channels first where no ReLU comes before the logits.
 

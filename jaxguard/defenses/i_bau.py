@@ -273,7 +273,8 @@ def i_bau(
     notes = ()
     if rounds and epoch_steps == 1:
         notes = (
-            f"All {len(clean.images)} clean images went into one batch, so {rounds} rounds were as many steps of "
-            f"{learning_rate:g}; BackdoorBench takes 50. If the backdoor stays, raise rounds or learning_rate.",
+            f"All {len(clean.images)} clean images went into one batch, so each round was a single step of "
+            f"{learning_rate:g}, {rounds} in all; BackdoorBench takes 50. If the backdoor stays, lower batch_size or raise "
+            "learning_rate.",
         )
     return state.variables(like=variables), DefenseReport("i-bau", options, notes=notes, curves=curves)

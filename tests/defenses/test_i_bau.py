@@ -144,7 +144,7 @@ def test_one_round_by_hand():
     # Adam's first step is the sign of the gradient.
     np.testing.assert_allclose(repaired, WEIGHTS - 1e-4 * np.sign(gradient), atol=2e-6)
     assert report.curves["search_loss"].tolist() == pytest.approx([-entropy(WEIGHTS, IMAGES, own.labels)], rel=1e-5)
-    assert "6 clean images went into one batch, so 1 rounds were as many steps" in report.notes[0]
+    assert "6 clean images went into one batch, so each round was a single step of 0.0001, 1 in all" in report.notes[0]
 
 
 def planted():
