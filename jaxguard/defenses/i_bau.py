@@ -274,7 +274,7 @@ def i_bau(
     if rounds and epoch_steps == 1:
         notes = (
             f"All {len(clean.images)} clean images went into one batch, so each round was a single step of "
-            f"{learning_rate:g}, {rounds} in all; BackdoorBench takes 50. If the backdoor stays, lower batch_size or raise "
-            "learning_rate.",
+            f"{learning_rate:g}, {rounds} in all; BackdoorBench takes 50. If the backdoor stays, lower batch_size or "
+            "raise learning_rate.",
         )
     return state.variables(like=variables), DefenseReport("i-bau", options, notes=notes, curves=curves)
