@@ -23,6 +23,7 @@ from jaxguard.defenses.learned_gates import (
     learn,
     model_of,
     require_in_range,
+    ungated,
 )
 from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_finite
 from jaxguard.types import Batch, Variables
@@ -185,4 +186,5 @@ def anp(
     pruned = prune(where, variables, gates, threshold, apply_fn=context.apply_fn, held=held, max_drop=max_drop)
     options |= {"threshold": pruned.threshold, "augment": repr(augment)}
     curves = {**curves, **pruned.curves}
-    return pruned.variables, DefenseReport("anp", options, pruned.layers, pruned.notes, curves)
+    notes = (*pruned.notes, *ungated(where.graph))
+    return pruned.variables, DefenseReport("anp", options, pruned.layers, notes, curves)

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxguard import surgery
 from jaxguard.defenses.clp import ChannelBounds, layer_scores
-from jaxguard.defenses.learned_gates import Form, Gating, Layers, gating
+from jaxguard.defenses.learned_gates import Form, Gating, Layers, gating, ungated
 from jaxguard.defenses.preactivations import Moments, moments
 from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_finite
 from jaxguard.errors import DefenseError, UnscorableError
@@ -114,7 +114,7 @@ def bnp(
     require_finite(variables)
     recorded = [running(graph, variables, layer) for layer in where.layers]
     stateless = tuple(layer for layer, own in zip(where.layers, recorded, strict=True) if own is None)
-    notes = []
+    notes = list(ungated(graph))
     if stateless and context.mixed is not None:
         seen = iter(moments(graph, variables, context.mixed, stateless, batch_size=batch_size))
         recorded = [next(seen) if own is None else own for own in recorded]

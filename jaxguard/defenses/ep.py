@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxguard.defenses.clp import ChannelBounds, layer_scores
-from jaxguard.defenses.learned_gates import Form, Layers, gating
+from jaxguard.defenses.learned_gates import Form, Layers, gating, ungated
 from jaxguard.defenses.preactivations import peaks
 from jaxguard.defenses.protocol import Context, DefenseReport, require_finite, require_mixed
 from jaxguard.errors import DefenseError
@@ -96,7 +96,7 @@ def ep(
     found = peaks(where.graph, variables, mixed, where.layers, batch_size=batch_size)
     results = layer_scores(ChannelBounds(where.layers, [-entropy(values, bin_width) for values in found]), u)
     undefined = sum(int(layer.undefined.sum()) for layer in results)
-    notes = ()
+    notes = ungated(where.graph)
     if undefined:
         notes = (
             f"{undefined} channels have one value on all {len(mixed)} images, so no entropy; they were left alone.",

@@ -148,6 +148,23 @@ def gating(graph: ChannelGraph | None, layers: Layers, form: Form) -> Gating:
     return Gating(graph, chosen, form)
 
 
+def ungated(graph: ChannelGraph) -> tuple[str, ...]:
+    """A note on the layers that can have no gates, for a report.
+
+    Args:
+        graph: the model's channel graph.
+
+    Returns:
+        The note; nothing where there is no such layer.
+    """
+    names = [layer.name for layer in pairing.layers(graph) if _views(graph, layer)[0] is None]
+    if not names:
+        return ()
+    return (
+        f"{len(names)} layers behind a norm without a scale cannot be cut and were left alone: {', '.join(names)}.",
+    )
+
+
 @dataclass(frozen=True)
 class GateGradient:
     """The gradient of a batch's cross-entropy with respect to the gates.

@@ -21,6 +21,7 @@ from jaxguard.defenses.learned_gates import (
     learn,
     model_of,
     require_in_range,
+    ungated,
 )
 from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_finite, require_training
 from jaxguard.defenses.recovery import staged
@@ -131,7 +132,7 @@ def rnp(
         **curves,
         **pruned.curves,
     }
-    notes = pruned.notes
+    notes = (*pruned.notes, *ungated(where.graph))
     if unlearned.accuracies[-1] > forgotten:
         notes = (
             f"Unlearning ended after {len(unlearned.accuracies)} epochs at {100 * unlearned.accuracies[-1]:.1f} % "

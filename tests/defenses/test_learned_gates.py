@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zoo
 
-from jaxguard.defenses.learned_gates import BatchStatistics, GateGradient, gating, learn
+from jaxguard.defenses.learned_gates import BatchStatistics, GateGradient, gating, learn, ungated
 from jaxguard.errors import DefenseError, UnscorableError
 from jaxguard.graph import channel_graph
 from jaxguard.types import Batch
@@ -100,6 +100,20 @@ def test_which_layers_have_gates():
         gating(of("mlp")[3], "norms", "channel")
     with pytest.raises(DefenseError, match=r"None in context\.graph"):
         gating(None, "all", "channel")
+
+
+def test_a_norm_without_a_scale_is_named():
+    def apply_fn(v, x):
+        x = jax.nn.relu((x @ v["w"] - v["mean"]) / jnp.sqrt(v["var"] + 1e-5))
+        return jax.nn.relu(x @ v["w2"]) @ v["head"]
+
+    shapes = {"w": (3, 4), "mean": (4,), "var": (4,), "w2": (4, 5), "head": (5, 2)}
+    variables = zoo.randomise({name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()})
+    graph = channel_graph(apply_fn, variables, zoo.images(3))
+    assert [layer.name for layer in gating(graph, "all", "channel").layers] == ["w2"]
+    (note,) = ungated(graph)
+    assert note.startswith("1 layers behind a norm without a scale") and "w -> " in note
+    assert ungated(norm_then_dense()[1]) == ()
 
 
 # ---------------------------------------------------------------- learning
