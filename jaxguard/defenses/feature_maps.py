@@ -1,8 +1,9 @@
 """Feature maps at several depths of any network, in evaluation mode and while it is trained.
 
 A map is what a layer reads, before any pooling, flattening or slicing on the way to it. In a network with spatial axes
-the last map of each size is an end of a stage; a perceptron or a transformer has one size only, and its maps lie at
-even distances. The layers of the training-mode model are those of the evaluation-mode one, in the same order.
+the last map of each size is an end of a stage, or what a strided convolution inside a bottleneck reads, one layer
+later; a perceptron or a transformer has one size only, and its maps lie at even distances. The layers of the
+training-mode model are those of the evaluation-mode one, in the same order.
 """
 
 from __future__ import annotations
