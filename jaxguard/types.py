@@ -96,6 +96,8 @@ class LayerScores:
 class RecoveredTrigger:
     """What an inversion found: for every class the smallest patch that turns images into it.
 
+    Where one class was named beforehand, only its norm and success are known; the rest is NaN.
+
     Attributes:
         norms: `[K]` L1 norm of each class's mask, in pixels.
         success: `[K]` share of the images of other classes that the patch turns into the class.

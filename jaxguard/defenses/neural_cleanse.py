@@ -171,7 +171,7 @@ def _nothing(recovered: Recovered) -> str:
 def _unlearned(recovered: Recovered, stamped: int, total: int) -> list[str]:
     notes = [f"{stamped} of {total} clean images bore class {recovered.target}'s trigger under their true labels."]
     others = np.flatnonzero(recovered.trigger.anomaly > FLAGGED)
-    others = others[others != recovered.target] if len(recovered.trigger.anomaly) > 1 else others[:0]
+    others = others[others != recovered.target]
     if others.size:
         names = ", ".join(map(str, others))
         notes.append(f"Also flagged, but not unlearned: {names}. Repair again with target= for each of them.")

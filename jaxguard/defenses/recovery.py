@@ -112,7 +112,7 @@ def recover(
                 f"2): the model may have no backdoor of this kind. Class {suspected}, of smallest patch, was taken.",
             )
     else:
-        trigger, suspected = _named(found, target, source), target
+        trigger, suspected = _named(found, target, num_classes, source), target
         notes = (f"Class {target} was named beforehand, so only its trigger was recovered.",)
     if (np.asarray(images.labels) == suspected).all():
         raise DefenseError(
@@ -133,11 +133,15 @@ def _some(clean: Batch, most: int, key: jax.Array) -> Batch:
     return Batch(np.asarray(clean.images)[chosen], np.asarray(clean.labels)[chosen])
 
 
-def _named(found: inversion.Inversion, target: int, source: str) -> RecoveredTrigger:
+def _named(found: inversion.Inversion, target: int, num_classes: int, source: str) -> RecoveredTrigger:
+    """Of the one class that was inverted; nothing is known of the others, nor how far it stands out."""
+    unknown = np.full(num_classes, np.nan, np.float32)
+    norms, success = unknown.copy(), unknown.copy()
+    norms[target], success[target] = found.norms[0], found.success[0]
     return RecoveredTrigger(
-        norms=found.norms,
-        success=found.success,
-        anomaly=np.zeros(1),
+        norms=norms,
+        success=success,
+        anomaly=unknown,
         target=target,
         shown=np.array([target]),
         masks=found.masks,

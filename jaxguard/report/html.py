@@ -110,6 +110,7 @@ def to_html(report: AuditReport, *, written: datetime.datetime | None = None) ->
         symbols=wording.SYMBOLS,
         change=wording.change,
         suspicion=wording.suspicion,
+        is_named=wording.is_named,
         cuts_kept=wording.cuts_kept,
         removed_asr=wording.REMOVED_ASR,
         harmful_acc_drop=wording.HARMFUL_ACC_DROP,

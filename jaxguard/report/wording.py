@@ -24,8 +24,13 @@ Tone = Literal["good", "bad", "open"]
 SYMBOLS: dict[Tone, str] = {"good": "✓", "bad": "✗", "open": "?"}
 """A sign per tone, so that colour never carries meaning alone."""
 
-_ACRONYMS = frozenset({"abl", "anp", "bnp", "clp", "ft", "nad", "npd", "otbr", "rnp", "sam", "tsbd"})
-_NAMES = {"shapley": "ShapPruning"}
+_ACRONYMS = frozenset({"abl", "anp", "bnp", "clp", "ep", "ft", "nad", "npd", "otbr", "rnp", "sam", "tsbd"})
+_NAMES = {
+    "fine-pruning": "Fine-Pruning",
+    "i-bau": "i-BAU",
+    "neural-cleanse": "Neural Cleanse",
+    "shapley": "ShapPruning",
+}
 
 
 class Headline(NamedTuple):
@@ -144,8 +149,8 @@ def printable(text: str) -> str:
 def method_name(method: str) -> str:
     """Names a method as its paper does.
 
-    >>> method_name("ft_sam"), method_name("fine_pruning"), method_name("shapley")
-    ('FT-SAM', 'Fine-pruning', 'ShapPruning')
+    >>> method_name("ft-sam"), method_name("i-bau"), method_name("shapley"), method_name("my_own")
+    ('FT-SAM', 'i-BAU', 'ShapPruning', 'My-own')
     """
     if method.lower() in _NAMES:
         return _NAMES[method.lower()]
@@ -178,12 +183,19 @@ def suspicion(trigger: RecoveredTrigger) -> str:
     """
     if trigger.target is not None:
         norm, anomaly = trigger.norms[trigger.target], trigger.anomaly[trigger.target]
+        if is_named(trigger):
+            return f"class {trigger.target} was named beforehand (L1 norm {pixels(norm)})"
         doubt = "" if anomaly > FLAGGED_ANOMALY else ", though not flagged"
         return f"class {trigger.target} suspected{doubt} (L1 norm {pixels(norm)}, anomaly index {deviations(anomaly)})"
     if not np.isfinite(trigger.anomaly).any():
         return "no class suspected (no anomaly index is defined)"
     highest = int(np.nanargmax(np.where(np.isfinite(trigger.anomaly), trigger.anomaly, np.nan)))
     return f"no class suspected (highest anomaly index {deviations(trigger.anomaly[highest])}, of class {highest})"
+
+
+def is_named(trigger: RecoveredTrigger) -> bool:
+    """Whether its class was named beforehand, so that no other was looked at."""
+    return trigger.target is not None and math.isnan(trigger.anomaly[trigger.target])
 
 
 def cuts_kept(path: PruningPath) -> str:
@@ -231,8 +243,8 @@ def repair_headline(repair: RepairReport) -> Headline:
             numbers.append(f"ASR {change(repair.before.asr, repair.after.asr)}")
         numbers.append(f"ACC {change(repair.before.acc, repair.after.acc)}")
     if repair.trigger is not None:
-        target = repair.trigger.target
-        numbers.append("no class suspected" if target is None else f"class {target} suspected")
+        target, word = repair.trigger.target, "named" if is_named(repair.trigger) else "suspected"
+        numbers.append("no class suspected" if target is None else f"class {target} {word}")
     if repair.layers:
         cut, total = cut_count(repair.layers)
         numbers.append(f"{cut} of {total} channels cut")

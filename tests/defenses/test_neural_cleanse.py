@@ -96,7 +96,7 @@ def test_nothing_is_changed_where_no_class_is_flagged():
 def test_a_named_class_is_unlearned_flagged_or_not():
     variables, context, clean = network(backdoored=True)
     repaired, report = neural_cleanse(variables, context, KEY, target=TARGET, **QUICK)
-    assert report.trigger is not None and report.trigger.norms.shape == (1,)
+    assert report.trigger is not None and np.isfinite(report.trigger.norms).sum() == 1
     assert "named beforehand" in report.notes[0]
     assert attacked(repaired, clean) == 0
     clean_one, other, _ = network(backdoored=False)

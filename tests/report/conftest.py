@@ -119,6 +119,17 @@ def no_suspect() -> AuditReport:
 
 
 @pytest.fixture
+def named() -> AuditReport:
+    """One class, named beforehand: nothing is known of the others."""
+    found, unknown = recovered(10), np.full(10, np.nan)
+    norms, success = (
+        np.where(np.arange(10) == found.target, values, np.nan) for values in (found.norms, found.success)
+    )
+    found = dataclasses.replace(found, norms=norms, success=success, anomaly=unknown)
+    return shapley_report(found, shapley_layers(), pruning_path(shapley_layers()))
+
+
+@pytest.fixture
 def undefined() -> AuditReport:
     """Two classes, nothing but NaN, no patches kept, and a path without a cut."""
     nothing = np.full(2, np.nan)
@@ -129,7 +140,7 @@ def undefined() -> AuditReport:
 
 
 @pytest.fixture(
-    params=["full", "scan_only", "deep", "bare", "hostile", "shapley", "no_suspect", "undefined"],
+    params=["full", "scan_only", "deep", "bare", "hostile", "shapley", "no_suspect", "named", "undefined"],
 )
 def any_report(request: pytest.FixtureRequest) -> AuditReport:
     return request.getfixturevalue(request.param)

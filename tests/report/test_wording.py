@@ -87,7 +87,15 @@ def test_printable_leaves_no_control_or_direction_mark():
 
 @pytest.mark.parametrize(
     ("method", "name"),
-    [("shapley", "ShapPruning"), ("Shapley", "ShapPruning"), ("tsbd", "TSBD"), ("otbr", "OTBR"), ("ft-sam", "FT-SAM")],
+    [
+        ("shapley", "ShapPruning"),
+        ("i-bau", "i-BAU"),
+        ("fine-pruning", "Fine-Pruning"),
+        ("Shapley", "ShapPruning"),
+        ("tsbd", "TSBD"),
+        ("otbr", "OTBR"),
+        ("ft-sam", "FT-SAM"),
+    ],
 )
 def test_methods_are_named_as_in_their_papers(method, name):
     assert wording.method_name(method) == name
@@ -102,6 +110,9 @@ def test_suspicion():
     assert wording.suspicion(nobody) == "no class suspected (highest anomaly index 1.50, of class 2)"
     undefined = dataclasses.replace(nobody, anomaly=np.full(10, np.nan))
     assert wording.suspicion(undefined) == "no class suspected (no anomaly index is defined)"
+    named = dataclasses.replace(found, anomaly=np.full(10, np.nan))
+    assert wording.suspicion(named) == "class 0 was named beforehand (L1 norm 5.80)"
+    assert wording.is_named(named) and not wording.is_named(found) and not wording.is_named(undefined)
 
 
 def test_cuts_kept():
