@@ -20,19 +20,18 @@ import json
 import pathlib
 from typing import Any
 
+import demo_networks
 import jax
 import machine
 import matplotlib.figure
 import numpy as np
+from demo_networks import Network
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from jaxguard import data, demo, evaluation, models, training, weight_change
-from jaxguard.attacks import ATTACKS, Attack, poison
-from jaxguard.graph import channel_graph
-from jaxguard.models import Model
-from jaxguard.types import Batch, Dataset, Variables
+from jaxguard import evaluation, weight_change
+from jaxguard.types import Batch
 
 RESULT = pathlib.Path(__file__).parent / "results" / "nwc_correlation.json"
 RATE = 1e-3
@@ -41,19 +40,9 @@ RATE = 1e-3
 Scores = list[np.ndarray]
 
 
-def train(model: Model, batch: Batch, key: jax.Array) -> Variables:
-    key_init, key_fit = jax.random.split(key)
-    return training.fit(
-        model.train_fn, model.init(key_init), batch, key_fit,
-        steps=demo.STEPS, batch_size=demo.BATCH_SIZE, augment=demo.AUGMENT,
-    ).variables  # fmt: skip
-
-
-def weight_changes(
-    model: Model, variables: Variables, digits: Dataset, attack: Attack, key: jax.Array
-) -> tuple[dict[str, Scores], list[str]]:
+def weight_changes(network: Network) -> tuple[dict[str, Scores], list[str]]:
     """NWC of the hidden layers by each way of unlearning, and the L1 norms of the kernels; names of the layers."""
-    graph = channel_graph(model.apply_fn, variables, digits.test.images)
+    model, graph, variables, digits, attack, key = network
     clean = digits.clean
     wanted = np.asarray(attack.relabel(clean.labels))
     changed = wanted != clean.labels
@@ -110,16 +99,10 @@ def draw(found: dict[str, Scores], names: list[str], title: str, path: pathlib.P
     figure.savefig(path, metadata={"Date": None})
 
 
-def network(seed: int, attack_name: str, backdoored: bool) -> tuple[dict[str, Any], dict[str, Scores], list[str]]:
-    digits = data.load("digits", seed=seed, clean=demo.CLEAN)
-    attack = ATTACKS[attack_name](target=0)
-    shape = tuple(digits.test.images.shape[1:])
-    model = models.build(demo.ARCHITECTURE, num_classes=digits.num_classes, input_shape=shape)
-    key_poison, key_backdoored, key_clean, key_unlearn = jax.random.split(jax.random.key(seed), 4)
-    poisoned, _ = poison(attack, digits.train, demo.POISON_RATE, key_poison)
-    variables = train(model, poisoned, key_backdoored) if backdoored else train(model, digits.train, key_clean)
-    metrics = evaluation.evaluate(model.apply_fn, variables, digits.test, attack)
-    found, names = weight_changes(model, variables, digits, attack, key_unlearn)
+def compare(seed: int, attack_name: str, backdoored: bool) -> tuple[dict[str, Any], dict[str, Scores], list[str]]:
+    network = demo_networks.train(seed, attack_name, backdoored=backdoored)
+    metrics = evaluation.evaluate(network.model.apply_fn, network.variables, network.digits.test, network.attack)
+    found, names = weight_changes(network)
     pairs = (("noise", "poison"), ("clean", "poison"), ("noise", "clean"), ("norm", "poison"))
     row = {
         "seed": seed,
@@ -141,7 +124,7 @@ def main() -> None:
     table = Table("network", "attack", "seed", "noise - poison", "clean - poison", "noise - clean", "norm - poison")
     for seed in arguments.seeds:
         for attack, backdoored in (("badnets", True), ("blended", True), ("badnets", False)):
-            row, found, names = network(seed, attack, backdoored)
+            row, found, names = compare(seed, attack, backdoored)
             rows.append(row)
             cells = [
                 "{all layers:.2f} / {within layers:.2f} / {shared:.0%}".format(**row[h.header])

@@ -21,15 +21,24 @@ BATCH_SIZE = 128
 POISON_RATE = 0.1
 CLEAN = 0.1
 AUGMENT = CropFlip(padding=1, flip=False)
-METHODS = ("clp", "ft-sam", "shapley")
-"""Rows of the DEFENSES table to try; the others have no settings chosen for these data yet."""
+METHODS = ("clp", "otbr", "ft-sam", "shapley", "tsbd")
+"""Rows of the DEFENSES table to try; the other baselines have no settings chosen for these data."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "otbr": {"weight": 0.7, "chain": "parameter_order"},
     "ft-sam": {"epochs": 60, "batch_size": 64, "learning_rate": 0.075, "augment": AUGMENT},
+    "tsbd": {
+        "unlearn_rate": 1e-3,
+        "epochs": 30,
+        "batch_size": 64,
+        "learning_rate": 0.1,
+        "schedule": "cosine",
+        "augment": AUGMENT,
+    },
 }
-"""Hyper-parameters other than a method's defaults, which are made for thousands of clean images and fail on these 144.
+"""Hyper-parameters other than a method's defaults, which are made for thousands of clean images and wide networks.
 
-They were chosen on seeds 10-14; `experiments/demo_seeds.py` measures them on seeds 0-4.
+They were chosen on seeds 10-14; `experiments/demo_seeds.py` measures them on others.
 """
 
 Stage = Callable[[str], AbstractContextManager[Progress | None]]

@@ -30,6 +30,12 @@ from jaxguard.types import ApplyFn, Variables
 SWEEP = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 """Values of `gamma` that the reference code tries."""
 
+FACTOR = 3.0
+"""How far above the median a channel's weight change must lie to be pruned, by the rule for `gamma`.
+
+Chosen on the demo's networks of seeds 10-13; `experiments/sweep_rules.py` measures it on others.
+"""
+
 
 class Repair(NamedTuple):
     """The model repaired with one value of `gamma`.
@@ -68,7 +74,7 @@ class RunningStatistics:
         return self.apply_fn(variables, images), variables
 
 
-def choose(scores: Sequence[np.ndarray], *, factor: float = 2.0) -> float:
+def choose(scores: Sequence[np.ndarray], *, factor: float = FACTOR) -> float:
     """The rule for `gamma`, which is ours: the share of channels whose NWC is `factor` times the median or more.
 
     Unlearning moves most channels alike and a few much farther; how many those are is read off the scores, with no
@@ -283,7 +289,7 @@ def _notes(ranking: Ranking, repair: Repair, *, chosen: bool, batch_statistics: 
     if chosen:
         notes.append(
             f"gamma = {repair.gamma:.3g} was chosen without images: in {round(repair.gamma * total)} of {total} "
-            "channels unlearning noise changed the weights at least twice as much as in the median channel."
+            f"channels unlearning noise changed the weights at least {FACTOR:g} times as much as in the median channel."
         )
     if not repair.alignments:
         notes.append(f"gamma = {repair.gamma:g} of {total} channels is less than one channel; nothing was changed.")

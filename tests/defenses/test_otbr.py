@@ -162,8 +162,8 @@ def test_solvers_give_nearly_the_same_model(solver):
     assert np.abs(logits[2] - logits[1]).max() < (1e-4 if solver == "linprog" else 0.1) * moved
 
 
-def test_the_rule_counts_what_moved_twice_as_far_as_the_median():
-    scores = [np.array([1.0, 1.0, 1.0, 2.0]), np.array([1.0, 1.0, 1.0, 1.9, 1.0, 9.0])]
+def test_the_rule_counts_what_moved_three_times_as_far_as_the_median():
+    scores = [np.array([1.0, 1.0, 1.0, 3.0]), np.array([1.0, 1.0, 1.0, 2.9, 1.0, 9.0])]
     assert choose(scores) == 0.2
     assert choose([np.ones(8)]) == 1 / 8
     assert choose(scores, factor=5.0) == 0.1
