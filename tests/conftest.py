@@ -3,6 +3,10 @@
 import os
 import pathlib
 
+# Before jax is imported, here and in the processes that tests start: the suite compiles thousands of programs that run
+# once, and without LLVM's optimisations that takes two thirds of the time.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import pytest
 

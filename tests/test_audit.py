@@ -81,7 +81,7 @@ def test_equal_channels_are_unscorable(suspect):
 
 
 def test_unknown_methods_and_options_are_refused(suspect):
-    with pytest.raises(DefenseError, match="one of the defenses clp"):
+    with pytest.raises(DefenseError, match=r"one of the defenses anp, bnp, clp, .*tsbd, got 'magic'"):
         audit.repair(suspect, "magic", jax.random.key(0))
     with pytest.raises(DefenseError, match="options of clp among u, pairing, eps, got epochs"):
         audit.repair(suspect, "clp", jax.random.key(0), options={"epochs": 3})

@@ -1,6 +1,7 @@
 """The README does what it says: its demo, its commands and its Python, in one folder, in order."""
 
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -9,6 +10,8 @@ import sys
 import time
 
 import pytest
+
+from jaxguard.demo import METHODS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -19,9 +22,12 @@ def blocks(language):
 
 
 def jaxguard(*arguments, folder):
+    """As a user calls it: without what the other tests tell the compiler."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.run(
-        [sys.executable, "-m", "jaxguard", *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-m", "jaxguard", *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +47,13 @@ def test_the_demo_finds_a_backdoor_and_takes_it_out(demo):
     assert clean["metrics"]["asr"] < 0.1
     assert {scan["verdict"] for scan in report["scans"]} == {"inconclusive"}
     repairs = {repair["method"]: repair for repair in report["repairs"]}
-    ft_sam = repairs["ft-sam"]
-    assert ft_sam["after"]["asr"] < 0.1
-    assert ft_sam["before"]["acc"] - ft_sam["after"]["acc"] < 0.03
+    assert repairs.keys() == set(METHODS)
+    for method, most in (("ft-sam", 0.03), ("shapley", 0.03), ("tsbd", 0.1)):
+        assert repairs[method]["after"]["asr"] < 0.1, method
+        assert repairs[method]["before"]["acc"] - repairs[method]["after"]["acc"] < most, method
     assert repairs["clp"]["layers"]
     assert len((demo / "demo" / "report.html").read_text()) > 50_000
-    for name in ("backdoored", "clean", "repaired-clp", "repaired-ft-sam"):
+    for name in ("backdoored", "clean", *(f"repaired-{method}" for method in METHODS)):
         assert (demo / "demo" / f"{name}.safetensors").is_file()
 
 
