@@ -4,7 +4,7 @@
 
 One whole permutation: all channels of a network leave one by one in a random order, and the logits of 100 images are
 wanted after each. jaxguard computes what differs from the coalition before (`jaxguard.graph.Coalitions`), on as many
-host threads as the estimator has (`jaxguard.kernels.shapley.WORKERS`; `one_worker` is one of them alone); the
+host threads as the estimator has (`jaxguard.backend.workers`; `one_worker` is one of them alone); the
 references compute the masked network from the start: a compiled JAX function of the gates, one at a time as a loop
 does and from as many threads (`jax_loop_threads`), and torch with forward hooks where torch is importable. ResNet-20
 goes through whole permutations. Of PreActResNet-18 every thirtieth chunk is evaluated, evenly spread over the
@@ -30,9 +30,8 @@ import jax.numpy as jnp
 import machine
 import numpy as np
 
-from jaxguard import models
+from jaxguard import backend, models
 from jaxguard.graph import Coalitions, channel_graph
-from jaxguard.kernels import shapley
 
 OUT = pathlib.Path(__file__).parent / "results" / "shapley.json"
 NETWORKS = {"resnet20": 1, "preactresnet18": 30}
@@ -95,7 +94,7 @@ def bench(arch: str, stride: int, chunk: int, fold: int | None) -> dict[str, Any
     compile_seconds = seconds(lambda: logits(variables, start, first).block_until_ready())
     expected = np.stack([masked(variables, images, row) for row in first])
     error = float(np.abs(np.asarray(logits(variables, start, first)) - expected).max() / np.abs(expected).max())
-    workers = shapley.WORKERS.get(jax.default_backend(), 1)
+    workers = backend.workers()
 
     def evaluate(block: int) -> None:
         logits(variables, start, gates(block)).block_until_ready()

@@ -13,7 +13,7 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 LONGEST = 360
 
 LEVELS = (
-    {"errors", "logs", "types"},
+    {"backend", "errors", "logs", "types"},
     {"kernels", "checkpoints", "data", "models", "report"},
     {"graph"},
     {"surgery", "attacks", "training"},

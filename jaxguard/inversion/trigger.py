@@ -23,7 +23,6 @@ BackdoorBench's for CIFAR-10, except for:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -33,13 +32,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxguard import training
+from jaxguard import backend, training
 from jaxguard.errors import DataError, JaxguardError
-from jaxguard.inversion.descent import Descent, Patch, State, stamped_logits, where
+from jaxguard.inversion.descent import Descent, Patch, State, stamped_logits
+from jaxguard.inversion.workers import run
 from jaxguard.types import ApplyFn, Batch, Variables
 
-IMAGES_PER_CORE, IMAGES_ON_ACCELERATOR = 32, 1024
-"""Stamped images in one step, unless the caller says how many classes.
+IMAGES_ON_CPU, IMAGES_ON_ACCELERATOR = 32, 1024
+"""Stamped images in one step of one worker, unless the caller says how many classes.
 
 On CPU a step's time is proportional to its images from a few on, and places left empty by classes that have stopped are
 wasted, so that few classes at a time are best; on an accelerator the number bounds memory.
@@ -47,12 +47,6 @@ wasted, so that few classes at a time are best; on an accelerator the number bou
 
 EPOCH_STEPS = (2, 10)
 """Fewest and most steps of an epoch, unless the caller says; see above."""
-
-CHUNK = 16
-"""Steps between two looks at which classes have stopped."""
-
-FREE = -1
-"""In place of a class's number: nothing is left for this slot, it stays as it is."""
 
 
 class Inversion(NamedTuple):
@@ -95,6 +89,7 @@ def invert(
     stop_patience: int = 25,
     stop_ratio: float = 0.99,
     classes_at_once: int | None = None,
+    workers: int | None = None,
     progress: training.Progress | None = None,
 ) -> Inversion:
     """Recovers a patch for every class.
@@ -122,6 +117,7 @@ def invert(
         stop_ratio: progress is a norm below this share of the best one before.
         classes_at_once: classes in one forward pass; by default what suits the backend. When a class stops, the next
             one takes its place.
+        workers: such descents at once; by default `jaxguard.backend.workers()`.
         progress: told how far the descent is, a few times per second; the total is an upper bound.
 
     Returns:
@@ -145,6 +141,7 @@ def invert(
         patience=patience,
         stop_patience=stop_patience,
         classes_at_once=classes_at_once,
+        workers=workers,
     )
     if multiplier <= 1 or not 0 < threshold <= 1:
         raise ValueError(
@@ -156,7 +153,9 @@ def invert(
     if not wanted or min(wanted) < 0 or max(wanted) >= num_classes:
         raise DataError(f"expected classes in [0, {num_classes}), came {wanted[:10]} in invert(); name others")
     batch_size = min(batch_size, len(data.images))
-    slots = min(classes_at_once or max(1, _images_at_once() // batch_size), len(wanted))
+    workers = min(workers or backend.workers(), len(wanted))
+    images_at_once = IMAGES_ON_CPU if jax.default_backend() == "cpu" else IMAGES_ON_ACCELERATOR
+    slots = min(classes_at_once or max(1, images_at_once // batch_size), -(-len(wanted) // workers))
     epoch_steps = epoch_steps or int(np.clip(training.steps_per_epoch(len(data.images), batch_size), *EPOCH_STEPS))
     descent = Descent(
         apply_fn=apply_fn,
@@ -177,12 +176,14 @@ def invert(
     def start(classes: Sequence[int]) -> State:
         return descent.start(jnp.asarray(classes), data.images.shape[1:], key_start)
 
-    rows = _run(Partial(descent, variables, data, key_batch), start, wanted, slots, progress)
+    rows = run(
+        Partial(descent, variables, data, key_batch), start, wanted, slots=slots, workers=workers, progress=progress
+    )
     masks, patterns = (np.stack([row.best[part] for row in rows]) for part in (0, 1))
     classify = partial(_stamped_classes, apply_fn, variables)
-    found = _classify(classify, np.asarray(data.images), (masks, patterns), (slots, batch_size))
+    assigned = _classify(classify, np.asarray(data.images), (masks, patterns), (slots, batch_size))
     other = np.asarray(data.labels)[None] != np.asarray(wanted)[:, None]
-    hits = other & (found == np.asarray(wanted)[:, None])
+    hits = other & (assigned == np.asarray(wanted)[:, None])
     return Inversion(
         masks=masks,
         patterns=patterns,
@@ -191,43 +192,6 @@ def invert(
         reached=np.array([np.isfinite(row.best_norm) for row in rows]),
         steps=np.array([row.step for row in rows]),
     )
-
-
-def _run(
-    step_fn: Partial,
-    start: Callable[[Sequence[int]], State],
-    wanted: Sequence[int],
-    slots: int,
-    progress: training.Progress | None,
-) -> list[State]:
-    """Last state of each wanted class, as NumPy rows; a slot whose class has stopped takes the next one in line."""
-    steps: int = step_fn.func.steps  # pyright: ignore[reportFunctionMemberAccess]
-    held, waiting = np.arange(slots), list(range(slots, len(wanted)))
-    rows: dict[int, State] = {}
-    state = start(wanted[:slots])
-    done, chunk, total = 0, min(CHUNK, steps), -(-len(wanted) // slots) * steps
-    report = progress and (lambda now, _, metrics: progress(min(now, total), total, metrics))
-    while len(rows) < len(wanted):
-        state, metrics = training.descend(step_fn, state, chunk, start=done, progress=report)
-        done += chunk
-        if not np.isfinite(metrics["loss"]).all():
-            raise JaxguardError(
-                f"expected finite logits of stamped images, came a loss of {metrics['loss'][-1]} in invert(); "
-                "check the model's variables for overflow, or lower learning_rate"
-            )
-        ended = np.asarray(state.stopped) & (held != FREE)
-        for slot in np.flatnonzero(ended):
-            rows[int(held[slot])] = jax.tree.map(lambda leaf, slot=slot: np.asarray(leaf[slot]), state)
-            held[slot] = waiting.pop(0) if waiting else FREE
-        renewed = ended & (held != FREE)
-        if renewed.any():
-            state = where(jnp.asarray(renewed), start([wanted[int(number)] for number in held]), state)
-    return [rows[number] for number in range(len(wanted))]
-
-
-def _images_at_once() -> int:
-    on_cpu = jax.default_backend() == "cpu"
-    return IMAGES_PER_CORE * (os.cpu_count() or 1) if on_cpu else IMAGES_ON_ACCELERATOR
 
 
 @partial(jax.jit, static_argnums=0)

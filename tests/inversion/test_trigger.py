@@ -263,14 +263,24 @@ def test_two_hundred_classes_in_chunks_of_one_program():
     rng = np.random.default_rng(0)
     weights, images = rng.normal(size=(48, 200)), rng.uniform(size=(20, 4, 4, 3))
     model = tiny.Counted(linear)
-    found = invert(model, weights, images, None, KEY, steps=20, classes_at_once=32)
+    found = invert(model, weights, images, None, KEY, steps=20, classes_at_once=16)
     # the clean images, the step and the last classification, however many chunks there are
     traces = model.calls
     assert traces <= 4
     assert found.masks.shape == (200, 4, 4, 1) and np.isfinite(found.norms).all()
-    few = invert(model, weights, images, None, KEY, steps=20, classes_at_once=32, classes=range(100, 140))
+    few = invert(model, weights, images, None, KEY, steps=20, classes_at_once=16, classes=range(100, 140))
     assert model.calls == traces
     np.testing.assert_allclose(few.masks, found.masks[100:140], atol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_workers_share_the_classes_and_find_the_same(workers):
+    options = {"steps": 60, "classes_at_once": 2}
+    alone, shared = (
+        invert(backdoored, BLOCKS, *few_images(2), KEY, workers=number, **options) for number in (1, workers)
+    )
+    for one, other in zip(alone, shared, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_caller_hears_of_progress():
@@ -352,6 +362,7 @@ def test_a_model_of_another_shape_is_refused():
         {"patience": 0},
         {"stop_patience": 0},
         {"classes_at_once": 0},
+        {"workers": 0},
         {"multiplier": 1.0},
         {"threshold": 0.0},
     ],

@@ -14,10 +14,9 @@ from jaxguard.kernels.shapley.bandit import top_k
 from jaxguard.kernels.shapley.estimate import Estimate
 from jaxguard.kernels.shapley.greedy import epsilon_greedy, greedy_order
 from jaxguard.kernels.shapley.passes import ValuesFn, marginals
-from jaxguard.kernels.shapley.sampling import WORKERS, Pairing, permutation_sampling
+from jaxguard.kernels.shapley.sampling import Pairing, permutation_sampling
 
 __all__ = [
-    "WORKERS",
     "Estimate",
     "Pairing",
     "ValuesFn",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from jaxguard import backend
 from jaxguard.kernels.shapley.estimate import Estimate, Moments
 from jaxguard.kernels.shapley.passes import ValuesFn, marginals, partial
 
@@ -19,13 +19,6 @@ Pairing = Literal["none", "antithetic", "rotations"]
 ROTATIONS = 4
 PASSES: dict[str, int] = {"none": 1, "antithetic": 2, "rotations": ROTATIONS}
 """Passes in one sample."""
-
-WORKERS = {"cpu": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1}
-"""Samples drawn at once on each device, by backend; one on the others.
-
-On CPU the loops inside a compiled program run on one core: a sample per core is as many times as fast
-(`experiments/bench_shapley.py`).
-"""
 
 Progress = Callable[[int, int], None]
 """`(samples drawn, samples in all)`."""
@@ -61,7 +54,7 @@ def permutation_sampling(
         tolerance: stop when no standard error exceeds it.
         chunk: coalitions of each pass evaluated together.
         devices: among which samples are shared out, each with its copy of the arrays in `values_fn`; by default JAX's.
-        workers: samples drawn at once on each device, >= 1, which memory is proportional to; see `WORKERS`.
+        workers: samples drawn at once on each device, >= 1; by default `jaxguard.backend.workers()`.
         progress: told after each sample.
 
     Returns:
@@ -76,7 +69,7 @@ def permutation_sampling(
     """
     if pairing not in get_args(Pairing):
         raise ValueError(f"expected pairing of {', '.join(get_args(Pairing))}, got {pairing!r}")
-    workers = WORKERS.get(jax.default_backend(), 1) if workers is None else workers
+    workers = backend.workers() if workers is None else workers
     if workers < 1:
         raise ValueError(f"expected workers >= 1, got {workers}; leave it out for one per core")
     draw = functools.partial(_sample, players=players, pairing=pairing, chunk=chunk)
