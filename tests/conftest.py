@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import itertools
 import os
 import pathlib
 
@@ -11,6 +12,7 @@ import jax
 import pytest
 
 MANY_MAPS = 20_000
+TESTS = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
@@ -23,10 +25,8 @@ def shared_data() -> pathlib.Path:
     return folder
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _few_compiled_programs():
-    """Drop compiled programs when a worker has many: each takes memory maps, and Linux allows 65,530 of a process."""
-    yield
+def pytest_runtest_teardown():
+    """Drops compiled programs where there are many: each takes memory maps, and Linux allows a process 65,530."""
     maps = pathlib.Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
+    if next(TESTS) % 20 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
         jax.clear_caches()

@@ -195,7 +195,7 @@ def suspicion(trigger: RecoveredTrigger) -> str:
 
 def is_named(trigger: RecoveredTrigger) -> bool:
     """Whether its class was named beforehand, so that no other was looked at."""
-    return trigger.target is not None and math.isnan(trigger.anomaly[trigger.target])
+    return np.flatnonzero(~np.isnan(trigger.norms)).tolist() == [trigger.target]
 
 
 def cuts_kept(path: PruningPath) -> str:

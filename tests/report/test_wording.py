@@ -110,7 +110,7 @@ def test_suspicion():
     assert wording.suspicion(nobody) == "no class suspected (highest anomaly index 1.50, of class 2)"
     undefined = dataclasses.replace(nobody, anomaly=np.full(10, np.nan))
     assert wording.suspicion(undefined) == "no class suspected (no anomaly index is defined)"
-    named = dataclasses.replace(found, anomaly=np.full(10, np.nan))
+    named = dataclasses.replace(found, norms=np.array([5.8, *np.full(9, np.nan)]), anomaly=np.full(10, np.nan))
     assert wording.suspicion(named) == "class 0 was named beforehand (L1 norm 5.80)"
     assert wording.is_named(named) and not wording.is_named(found) and not wording.is_named(undefined)
 
