@@ -35,7 +35,7 @@ from jaxguard.types import Batch
 
 RESULT = pathlib.Path(__file__).parent / "results" / "nwc_correlation.json"
 RATE = 1e-3
-"""Learning rate of clean and poison unlearning; the papers' 1e-4 counts on 2,500 images, here are 144."""
+"""Learning rate of clean and poison unlearning; the papers' 1e-4 counts on 2,500 images, here are 140."""
 
 Scores = list[np.ndarray]
 
