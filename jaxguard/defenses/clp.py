@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard import surgery
-from jaxguard.defenses.protocol import Context, DefenseReport, require_finite
+from jaxguard.defenses.protocol import Context, DefenseReport, require_finite, require_graph
 from jaxguard.errors import DefenseError
 from jaxguard.graph import ChannelGraph, LeafView, pairing
 from jaxguard.graph.pairing import Layer, Pairing
@@ -142,18 +142,17 @@ def clp(
         GraphError: nothing can be scored.
     """
     del key
-    if context.graph is None:
-        raise DefenseError("expected a channel graph, got None in context.graph; derive it with channel_graph(...)")
+    graph = require_graph(context.graph)
     if not u >= 0:
         raise DefenseError(f"expected u >= 0 standard deviations, got {u=} in clp(); the paper's value is 3")
     if not eps >= 0:
         raise DefenseError(f"expected eps >= 0, got {eps=} in clp(); the reference adds 0, the model itself some 1e-5")
-    bounds = channel_bounds(context.graph, variables, pairing=pairing, eps=eps)
+    bounds = channel_bounds(graph, variables, pairing=pairing, eps=eps)
     scored = layer_scores(bounds, u)
     repaired = variables
     for layer, result in zip(bounds.layers, scored, strict=True):
         if result.mask.any():
-            repaired = surgery.cut(context.graph, repaired, layer, result.mask)
+            repaired = surgery.cut(graph, repaired, layer, result.mask)
     options = {"u": u, "pairing": pairing, "eps": eps}
     return repaired, DefenseReport("clp", options, scored, notes=tuple(_notes(scored, u)))
 

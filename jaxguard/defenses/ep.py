@@ -98,7 +98,7 @@ def ep(
     undefined = sum(int(layer.undefined.sum()) for layer in results)
     notes = ungated(where.graph)
     if undefined:
-        notes = (
+        notes += (
             f"{undefined} channels have one value on all {len(mixed)} images, so no entropy; they were left alone.",
         )
     repaired = where.cut(variables, [layer.mask for layer in results])

@@ -19,7 +19,14 @@ from jaxguard import evaluation, surgery, training
 from jaxguard.defenses.ft import ft
 from jaxguard.defenses.holdout import hold_out
 from jaxguard.defenses.layer_inputs import mean_activations
-from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_finite, require_training
+from jaxguard.defenses.protocol import (
+    Context,
+    DefenseReport,
+    require_clean,
+    require_finite,
+    require_graph,
+    require_training,
+)
 from jaxguard.errors import DefenseError, UnscorableError
 from jaxguard.graph import ChannelGraph, Member
 from jaxguard.types import LayerScores, Variables
@@ -180,9 +187,7 @@ def fine_pruning(
         UnscorableError: no hidden channel reaches the logits' layer.
     """
     clean, train_fn = require_clean(context, "fine-pruning"), require_training(context, "fine-pruning")
-    graph: ChannelGraph = context.graph
-    if graph is None:
-        raise DefenseError("expected a channel graph, got None in context.graph; derive it with channel_graph(...)")
+    graph = require_graph(context.graph)
     shares = {"max_drop": max_drop, "max_share": max_share, "holdout": holdout}
     if not (0 < stride <= 1 and 0 < holdout < 1 and all(0 <= share <= 1 for share in shares.values())):
         raise DefenseError(

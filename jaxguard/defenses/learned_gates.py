@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from jaxguard import surgery, training
-from jaxguard.defenses.protocol import Context, require_training
+from jaxguard.defenses.protocol import Context, require_graph, require_training
 from jaxguard.errors import DefenseError, UnscorableError
 from jaxguard.graph import ChannelGraph, LeafView, pairing
 from jaxguard.graph.pairing import Layer
@@ -136,8 +136,7 @@ def gating(graph: ChannelGraph | None, layers: Layers, form: Form) -> Gating:
         DefenseError: no graph.
         UnscorableError: no layer is left.
     """
-    if graph is None:
-        raise DefenseError("expected a channel graph, got None in context.graph; derive it with channel_graph(...)")
+    graph = require_graph(graph)
     found = tuple(layer for layer in pairing.layers(graph) if _views(graph, layer)[0] is not None)
     chosen = tuple(layer for layer in found if layers == "all" or layer.affine is not None)
     if not chosen:

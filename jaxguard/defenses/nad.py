@@ -22,7 +22,7 @@ from jaxguard.defenses.feature_maps import FeatureMap, attention, feature_maps, 
 from jaxguard.defenses.ft import ft
 from jaxguard.defenses.guided_step import GuidedStep
 from jaxguard.defenses.layer_inputs import activations
-from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_training
+from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_graph, require_training
 from jaxguard.defenses.recovery import staged
 from jaxguard.errors import DefenseError
 from jaxguard.graph import ChannelGraph
@@ -153,8 +153,7 @@ def nad(
             training mode or none but the logits', or a loss became NaN or infinite.
     """
     clean, train_fn = require_clean(context, "nad"), require_training(context, "nad")
-    if context.graph is None:
-        raise DefenseError("expected a channel graph, got None in context.graph; derive it with channel_graph(...)")
+    graph = require_graph(context.graph)
     beta = tuple(float(weight) for weight in beta)
     if min(teacher_epochs, epochs, batch_size - 1, power - 1, *beta) < 0 or not beta:
         raise DefenseError(
@@ -162,7 +161,7 @@ def nad(
             f"{teacher_epochs=}, {epochs=}, {batch_size=}, {power=}, {beta=} in nad(); the paper's are 10, 20, 64, 2 "
             "and (500, 1000, 1000)"
         )
-    maps = feature_maps(context.graph, len(beta))
+    maps = feature_maps(graph, len(beta))
     if not maps:
         raise DefenseError(
             "expected a hidden layer whose output another layer reads, came none in nad(); a model with nothing but an "
@@ -177,7 +176,7 @@ def nad(
     )  # fmt: skip
     batch_size = min(batch_size, len(clean.images))
     epoch_steps = training.steps_per_epoch(len(clean.images), batch_size)
-    gradient_fn = AttentionGradient(context.graph, train_fn, maps, beta[-len(maps) :], power)
+    gradient_fn = AttentionGradient(graph, train_fn, maps, beta[-len(maps) :], power)
     optimizer = training.sgd(published_rate(learning_rate, epoch_steps), momentum=momentum, weight_decay=weight_decay)
     lesson = GuidedStep(gradient_fn, optimizer, batch_size, augment)
     student, curves = training.descend(

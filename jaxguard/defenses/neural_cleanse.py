@@ -13,7 +13,14 @@ import numpy as np
 
 from jaxguard import training
 from jaxguard.defenses.ft import ft
-from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_finite, require_training
+from jaxguard.defenses.protocol import (
+    Context,
+    DefenseReport,
+    require_clean,
+    require_finite,
+    require_graph,
+    require_training,
+)
 from jaxguard.defenses.recovery import Recovered, recover, staged, stamp
 from jaxguard.errors import DefenseError
 from jaxguard.types import Batch, Variables
@@ -111,8 +118,7 @@ def neural_cleanse(
     """
     clean = require_clean(context, "neural-cleanse")
     require_training(context, "neural-cleanse")
-    if context.graph is None:
-        raise DefenseError("expected a channel graph, got None in context.graph; derive it with channel_graph(...)")
+    require_graph(context.graph)
     if not 0 <= share <= 1 or inversion_steps < 1:
         raise DefenseError(
             f"expected share in [0, 1] and inversion_steps >= 1, came {share=}, {inversion_steps=} in "

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard import fusion, surgery, weight_change
-from jaxguard.defenses.protocol import Context, DefenseReport
+from jaxguard.defenses.protocol import Context, DefenseReport, require_graph
 from jaxguard.defenses.tsbd import Layers, Ranking, rank
 from jaxguard.errors import DefenseError
 from jaxguard.graph import ChannelGraph
@@ -221,9 +221,7 @@ def otbr(
         UnscorableError: no layer is left to rank.
         GraphError: `parameter_order` with layers that do not read each other.
     """
-    graph = context.graph
-    if graph is None:
-        raise DefenseError("expected a channel graph, got None in context.graph; derive it with channel_graph(...)")
+    graph = require_graph(context.graph)
     program = graph.program
     image_shape, num_classes = program.shapes[program.images][1:], program.shapes[program.logits][-1]
     num_labels = num_classes if label_high is None else label_high

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxguard.errors import DefenseError
+from jaxguard.graph import ChannelGraph
 from jaxguard.graph.program import leaf_paths
 from jaxguard.training import Progress
 from jaxguard.types import ApplyFn, Batch, LayerScores, PruningPath, RecoveredTrigger, TrainFn, Variables
@@ -108,6 +109,23 @@ def require_clean(context: Context, method: str) -> Batch:
             f"{np.shape(clean.labels)} in context.clean of {method}; check how the batch was made"
         )
     return clean
+
+
+def require_graph(graph: ChannelGraph | None) -> ChannelGraph:
+    """The channel graph, which the method cannot do without.
+
+    Args:
+        graph: `context.graph`.
+
+    Returns:
+        The same.
+
+    Raises:
+        DefenseError: it is None.
+    """
+    if graph is None:
+        raise DefenseError("expected a channel graph, got None in context.graph; derive it with channel_graph(...)")
+    return graph
 
 
 def require_mixed(context: Context, method: str) -> jax.Array | np.ndarray:

@@ -24,7 +24,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxguard import training
-from jaxguard.defenses.protocol import Context, DefenseReport, require_finite
+from jaxguard.defenses.protocol import Context, DefenseReport, require_finite, require_graph
 from jaxguard.defenses.pruning_path import cut, gates_of, walk
 from jaxguard.defenses.recovery import recover, staged
 from jaxguard.defenses.restoration import SHIFT, restore
@@ -195,8 +195,7 @@ def shapley_pruning(
 
 
 def _require(context: Context, options: dict[str, Any]) -> ChannelGraph:
-    if context.graph is None:
-        raise DefenseError("expected a channel graph, got None in context.graph; derive it with channel_graph(...)")
+    graph = require_graph(context.graph)
     for name, known in (("worth", get_args(Worth)), ("estimator", get_args(Estimator))):
         if options[name] not in known:
             raise DefenseError(
@@ -212,7 +211,7 @@ def _require(context: Context, options: dict[str, Any]) -> ChannelGraph:
             f"expected counts >= 1 and shares in [0, 1], came {counts | shares} in shapley_pruning(); "
             "leave them out for the defaults"
         )
-    return context.graph
+    return graph
 
 
 def _estimate(

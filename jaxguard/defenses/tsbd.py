@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxguard import evaluation, training, weight_change
 from jaxguard.defenses.activeness import Norm, Schedule, Statistics, fine_tune
-from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_training
+from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_graph, require_training
 from jaxguard.errors import DefenseError, UnscorableError
 from jaxguard.graph import ChannelGraph
 from jaxguard.types import LayerScores, Variables
@@ -219,9 +219,7 @@ def tsbd(
         DataError: a clean label that the model has no class for.
     """
     clean, train_fn = require_clean(context, "tsbd"), require_training(context, "tsbd")
-    graph, apply_fn = context.graph, context.apply_fn
-    if graph is None:
-        raise DefenseError("expected a channel graph, got None in context.graph; derive it with channel_graph(...)")
+    graph, apply_fn = require_graph(context.graph), context.apply_fn
     _require_in_range(
         shares={"n": n or 0, "m": m, "alpha": alpha},
         counts={"unlearn_epochs": unlearn_epochs - 1, "epochs": epochs, "batch_size": batch_size - 1, "r": r},
