@@ -105,16 +105,33 @@ def zero(view: LeafView, mask: jax.Array) -> Edit:
     Returns:
         `leaf -> leaf`, for `edit`.
     """
+    return _edited(view, mask, lambda run, masked: jnp.where(masked, 0, run))
+
+
+def scale(view: LeafView, factor: jax.Array) -> Edit:
+    """Edit that multiplies the channels of a leaf.
+
+    Args:
+        view: where the channels lie.
+        factor: `[C]`.
+
+    Returns:
+        `leaf -> leaf`, for `edit`.
+    """
+    return _edited(view, factor, lambda run, factors: run * factors.astype(run.dtype))
+
+
+def _edited(view: LeafView, per_channel: jax.Array, change: Callable[[jax.Array, jax.Array], jax.Array]) -> Edit:
+    """Edit that changes a leaf's channels by one value each, `[C]`, laid out as the channels are."""
 
     def apply(leaf: jax.Array) -> jax.Array:
         leaf = jnp.asarray(leaf)
-        run = leaf[view.index]
-        grid = jnp.asarray(mask).reshape(view.shape)
         shape = [1] * leaf.ndim
         for axis, size in zip(view.axes, view.shape, strict=True):
             shape[axis] = size
+        grid = jnp.asarray(per_channel).reshape(view.shape)
         in_leaf_order = jnp.transpose(grid, np.argsort(view.axes).tolist()).reshape(shape)
-        return leaf.at[view.index].set(jnp.where(in_leaf_order, 0, run).astype(leaf.dtype))
+        return leaf.at[view.index].set(change(leaf[view.index], in_leaf_order).astype(leaf.dtype))
 
     return apply
 

@@ -95,9 +95,9 @@ class Gating:
                 weight, bias = gate + delta, 1 + xi
             weight_view, bias_view = _views(self.graph, layer)
             if weight_view is not None:
-                variables = surgery.edit(variables, {weight_view.path: _multiply(weight_view, weight)})
+                variables = surgery.edit(variables, {weight_view.path: surgery.scale(weight_view, weight)})
             if bias_view is not None:
-                variables = surgery.edit(variables, {bias_view.path: _multiply(bias_view, bias)})
+                variables = surgery.edit(variables, {bias_view.path: surgery.scale(bias_view, bias)})
         return variables
 
     def cut(self, variables: Variables, masks: Sequence[np.ndarray]) -> Any:
@@ -307,19 +307,6 @@ def _views(graph: ChannelGraph, layer: Layer) -> tuple[LeafView | None, LeafView
         return graph.affines[layer.affine].scale, graph.affines[layer.affine].bias
     ((number, _),) = layer.sources
     return graph.producers[number].kernel, graph.producers[number].bias
-
-
-def _multiply(view: LeafView, factor: jax.Array) -> surgery.Edit:
-    """Edit that multiplies the channels of a leaf by `factor`, `[C]`."""
-
-    def apply(leaf: jax.Array) -> jax.Array:
-        leaf, shape = jnp.asarray(leaf), [1] * np.ndim(leaf)
-        for axis, size in zip(view.axes, view.shape, strict=True):
-            shape[axis] = size
-        grid = jnp.transpose(factor.reshape(view.shape), np.argsort(view.axes).tolist()).reshape(shape)
-        return leaf.at[view.index].set(leaf[view.index] * grid.astype(leaf.dtype))
-
-    return apply
 
 
 @functools.lru_cache(maxsize=64)
