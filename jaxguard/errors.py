@@ -30,3 +30,7 @@ class UnscorableError(GraphError):
 
 class DefenseError(JaxguardError):
     """A defense that lacks what it needs, such as clean images or a training-mode model."""
+
+
+class EndpointError(JaxguardError):
+    """A model behind an endpoint that cannot be reached, or whose answers are not one row of scores per image."""

@@ -1,0 +1,219 @@
+"""A model that can only be queried: batches, checks, answers kept, no verdict from half of them."""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxguard.endpoints import answers
+from jaxguard.endpoints.answers import Kind
+from jaxguard.endpoints.cache import Cache
+from jaxguard.errors import DataError, EndpointError
+
+QueryFn = Callable[[np.ndarray], Any]
+"""`images [N, H, W, C] float32 in [0, 1] -> scores [N, K]`: the one protocol of every suspect; an `Endpoint` is one."""
+
+Progress = Callable[[int, int], None]
+"""Called with `(images answered, images)`."""
+
+
+class Source(Protocol):
+    """Answers one batch at a time; may be called from several threads."""
+
+    @property
+    def where(self) -> str:
+        """Its name in errors; without secrets."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """All that an answer depends on beside the pixels; only a hash of it is kept."""
+        ...
+
+    def pixels(self, images: np.ndarray) -> np.ndarray:
+        """What is sent of images `[N, H, W, C]`; images of the same pixels are asked for once."""
+        ...
+
+    def ask(self, pixels: np.ndarray) -> Any:
+        """Answers to `[B, ...]`, unchecked; an EndpointError without the place, which `Endpoint` adds."""
+        ...
+
+
+@dataclass(frozen=True, repr=False)
+class Endpoint:
+    """A function `images -> scores` that asks a source in batches and believes no answer unchecked.
+
+    Attributes:
+        source: who is asked.
+        batch_size: images per question.
+        kind: `scores`, or `labels`, which become one-hot rows.
+        num_classes: `K` where it is known; needed for labels.
+        workers: questions under way at a time.
+        cache: file of answers; see `Cache`.
+
+    Raises:
+        EndpointError: an argument outside its range.
+    """
+
+    source: Source
+    batch_size: int
+    kind: Kind = "scores"
+    num_classes: int | None = None
+    workers: int = 1
+    cache: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 1:
+            raise EndpointError(
+                f"batch_size, workers: expected 1 or more, found {self.batch_size} and {self.workers}; pass 1"
+            )
+        if self.kind not in ("scores", "labels"):
+            raise EndpointError(f"kind: expected 'scores' or 'labels', found {self.kind!r}; check its spelling")
+        if self.num_classes is None and self.kind == "labels":
+            raise EndpointError("num_classes: expected the number of classes with kind='labels', found none; pass it")
+        if self.num_classes is not None and not 2 <= self.num_classes <= answers.MAX_CLASSES:
+            raise EndpointError(
+                f"num_classes: expected 2 to {answers.MAX_CLASSES}, found {self.num_classes}; pass the model's"
+            )
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.source.where}, {self.kind})"
+
+    def __call__(self, images: np.ndarray, *, progress: Progress | None = None) -> np.ndarray:
+        """Scores of all images.
+
+        Args:
+            images: `[N, H, W, C]` float32 in [0, 1].
+            progress: called once for what the cache holds, and after every batch.
+
+        Returns:
+            `[N, K]` float64, finite.
+
+        Raises:
+            EndpointError: a question without an answer, an answer that is not one row of finite numbers per image, or a
+                `K` that changes. What was answered before is kept in the cache, if there is one.
+            DataError: images of another shape, or values outside [0, 1].
+        """
+        pixels = self._pixels(_checked_images(images))
+        keys = self._keys(pixels)
+        counts = Counter(keys)
+        with contextlib.nullcontext() if self.cache is None else Cache(self.cache) as cache:
+            rows = {} if cache is None else cache.read(counts)
+            self._check_kept(rows)
+            first: dict[bytes, int] = {}
+            for index, key in enumerate(keys):
+                first.setdefault(key, index)
+            missing = [index for key, index in first.items() if key not in rows]
+            done = sum(counts[key] for key in rows)
+            if progress is not None and done:
+                progress(done, len(keys))
+            try:
+                for place, batch, scores in self._asked(pixels, missing):
+                    classes = len(next(iter(rows.values()), scores[0]))
+                    if scores.shape[1] != classes:
+                        raise EndpointError(
+                            f"{place}: expected {classes} scores per image as in the answers before, found "
+                            f"{scores.shape[1]}; no verdict from a model whose classes change, pass num_classes= as "
+                            "they should be"
+                        )
+                    fresh = {keys[index]: row for index, row in zip(batch, scores, strict=True)}
+                    if cache is not None:
+                        cache.write(fresh)
+                    rows.update(fresh)
+                    done += sum(counts[key] for key in fresh)
+                    if progress is not None:
+                        progress(done, len(keys))
+            except EndpointError as error:
+                raise EndpointError(f"{error}; {self._kept(done, len(keys))}") from error.__cause__
+        return np.stack([rows[key] for key in keys])
+
+    def _pixels(self, images: np.ndarray) -> np.ndarray:
+        pixels = np.asarray(self.source.pixels(images))
+        if len(pixels) != len(images):
+            raise EndpointError(
+                f"{self.source.where}: expected pixels of {len(images)} images, found {len(pixels)}; "
+                "let the encoding's pixels_fn keep the first axis"
+            )
+        return pixels
+
+    def _keys(self, pixels: np.ndarray) -> list[bytes]:
+        classes = self.num_classes if self.kind == "labels" else None
+        asked = f"{self.source.identity} {self.kind} {classes} {pixels.shape[1:]} {pixels.dtype.str}"
+        prefix = hashlib.sha256(asked.encode()).digest()
+        return [hashlib.sha256(prefix + image.tobytes()).digest() for image in pixels]
+
+    def _check_kept(self, rows: dict[bytes, np.ndarray]) -> None:
+        """Rows are kept once they were checked, but perhaps from runs between which the model changed."""
+        found = sorted({len(row) for row in rows.values()})
+        expected = found[:1] if self.num_classes is None else [self.num_classes]
+        if found and found != expected:
+            raise EndpointError(
+                f"{self.cache}: expected {expected[0]} scores per image of {self.source.where}, found answers with "
+                f"{' and '.join(map(str, found))}; where the model has changed, pass another version= or cache="
+            )
+
+    def _asked(self, pixels: np.ndarray, missing: list[int]) -> Iterator[tuple[str, list[int], np.ndarray]]:
+        """Place, images and scores of every batch, as they come; after an error, those under way come first."""
+        batches = [missing[start : start + self.batch_size] for start in range(0, len(missing), self.batch_size)]
+        places = [
+            f"{self.source.where}, batch {number} of {len(batches)} (images[{batch[0]}] to images[{batch[-1]}])"
+            for number, batch in enumerate(batches, start=1)
+        ]
+        if self.workers == 1:
+            for place, batch in zip(places, batches, strict=True):
+                yield place, batch, self._checked(place, pixels[batch])
+            return
+        stopped = threading.Event()
+
+        def work(number: int) -> np.ndarray | None:
+            return None if stopped.is_set() else self._checked(places[number], pixels[batches[number]])
+
+        executor = concurrent.futures.ThreadPoolExecutor(self.workers, "jaxguard-endpoint")
+        try:
+            futures = {executor.submit(work, number): number for number in range(len(batches))}
+            failed = None
+            for future in concurrent.futures.as_completed(futures):
+                number = futures[future]
+                try:
+                    scores = future.result()
+                except EndpointError as error:
+                    stopped.set()
+                    failed = failed or error
+                else:
+                    if scores is not None:
+                        yield places[number], batches[number], scores
+            if failed is not None:
+                raise failed
+        finally:
+            stopped.set()
+            executor.shutdown(cancel_futures=True)
+
+    def _checked(self, place: str, pixels: np.ndarray) -> np.ndarray:
+        try:
+            return answers.checked(self.source.ask(pixels), len(pixels), self.kind, self.num_classes)
+        except EndpointError as error:
+            raise EndpointError(f"{place}: {error}") from error.__cause__
+
+    def _kept(self, done: int, total: int) -> str:
+        if self.cache is None:
+            return f"{done} of {total} answers came and none is kept, pass cache=PATH to resume where a run ends"
+        return f"{done} of {total} answers are kept in {self.cache}, the next run asks for the others only"
+
+
+def _checked_images(images: np.ndarray) -> np.ndarray:
+    found = np.asarray(images)
+    if found.ndim != 4 or not found.size:
+        raise DataError(f"images: expected at least one, [N, H, W, C], found shape {found.shape}; reshape them")
+    if not np.issubdtype(found.dtype, np.floating) or not (found.min() >= 0 and found.max() <= 1):
+        raise DataError(
+            f"images: expected floating-point numbers in [0, 1], found {found.dtype} from {found.min()} to "
+            f"{found.max()}; divide 0..255 by 255"
+        )
+    return np.ascontiguousarray(found, np.float32)
