@@ -107,22 +107,14 @@ class Endpoint:
         with contextlib.nullcontext() if self.cache is None else Cache(self.cache) as cache:
             rows = {} if cache is None else cache.read(counts)
             self._check_kept(rows)
-            first: dict[bytes, int] = {}
-            for index, key in enumerate(keys):
-                first.setdefault(key, index)
-            missing = [index for key, index in first.items() if key not in rows]
+            first = {key: index for index, key in reversed([*enumerate(keys)])}
+            missing = sorted(index for key, index in first.items() if key not in rows)
             done = sum(counts[key] for key in rows)
             if progress is not None and done:
                 progress(done, len(keys))
             try:
                 for place, batch, scores in self._asked(pixels, missing):
-                    classes = len(next(iter(rows.values()), scores[0]))
-                    if scores.shape[1] != classes:
-                        raise EndpointError(
-                            f"{place}: expected {classes} scores per image as in the answers before, found "
-                            f"{scores.shape[1]}; no verdict from a model whose classes change, pass num_classes= as "
-                            "they should be"
-                        )
+                    self._check_classes(scores.shape[1], rows, place)
                     fresh = {keys[index]: row for index, row in zip(batch, scores, strict=True)}
                     if cache is not None:
                         cache.write(fresh)
@@ -148,6 +140,14 @@ class Endpoint:
         asked = f"{self.source.identity} {self.kind} {classes} {pixels.shape[1:]} {pixels.dtype.str}"
         prefix = hashlib.sha256(asked.encode()).digest()
         return [hashlib.sha256(prefix + image.tobytes()).digest() for image in pixels]
+
+    def _check_classes(self, found: int, rows: dict[bytes, np.ndarray], place: str) -> None:
+        before = next(map(len, rows.values()), found)
+        if found != before:
+            raise EndpointError(
+                f"{place}: expected {before} scores per image as in the answers before, found {found}; "
+                "there is no verdict on a model whose classes change, pass num_classes= as they should be"
+            )
 
     def _check_kept(self, rows: dict[bytes, np.ndarray]) -> None:
         """Rows are kept once they were checked, but perhaps from runs between which the model changed."""

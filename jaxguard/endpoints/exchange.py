@@ -1,6 +1,5 @@
 """One HTTP request and its answer: rate-limited, retried, bounded in time and size."""
 
-import time
 import zlib
 
 import urllib3
@@ -16,6 +15,7 @@ from urllib3.exceptions import (
 )
 from urllib3.response import BaseHTTPResponse
 
+from jaxguard.endpoints import deadlines
 from jaxguard.endpoints.pace import Pace
 from jaxguard.endpoints.target import EXCERPT_BYTES, Target
 from jaxguard.errors import EndpointError
@@ -70,7 +70,7 @@ class Exchange:
         self._timeout = timeout
         self._retries = retries
         self._max_bytes = max_bytes
-        self._pool = urllib3.PoolManager(num_pools=1, maxsize=connections)
+        self._pool = deadlines.pools(connections)
         self._policy = urllib3.Retry(
             total=retries,
             other=0,  # certificates and malformed answers do not get better
@@ -161,14 +161,15 @@ class Exchange:
         return content
 
     def _read(self, response: BaseHTTPResponse, limit: int) -> bytes:
-        """Bytes as they come over the network, at most `limit` of them; slow drops do not get longer than `timeout`."""
-        end = time.monotonic() + self._timeout
+        """Bytes as they come over the network, at most `limit` of them."""
         blocks, left = [], limit
-        while left > 0 and (block := response.read1(min(left, _BLOCK_BYTES), decode_content=False)):
-            blocks.append(block)
-            left -= len(block)
-            if time.monotonic() > end:
-                raise ReadTimeoutError(self._pool.connection_from_url(self.target.url), None, "body too slow")
+        try:
+            with deadlines.hanging_up(response.shutdown, self._timeout):
+                while left > 0 and (block := response.read1(min(left, _BLOCK_BYTES), decode_content=False)):
+                    blocks.append(block)
+                    left -= len(block)
+        except TimeoutError as error:
+            raise ReadTimeoutError(self._pool.connection_from_url(self.target.url), None, str(error)) from None
         return b"".join(blocks)
 
     def _refusal(self, response: BaseHTTPResponse) -> str:

@@ -83,7 +83,8 @@ def http(
     """A model that answers JSON with JSON: `{"instances": [image, ...]}` with `{"predictions": [[score, ...], ...]}`.
 
     Args:
-        url: http or https. Redirects are not followed: they end in an error that says where they lead.
+        url: http or https. Redirects are not followed: they end in an error that says where they lead. A key belongs
+            into `headers` rather than into the URL, whose query other software may log.
         batch_size: images per request.
         encoding: how an image is sent, `floats` (`[H, W, C]` in [0, 1]), `floats-nchw`, `uint8` or `png`, see
             `ENCODINGS`; or an `Encoding` of your own, which is also the place for a normalisation.

@@ -161,6 +161,22 @@ def dripping(handler: Handler, scores: list) -> None:
     handler.close_connection = True
 
 
+def dripping_headers(handler: Handler, scores: list) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    for index in range(40):
+        handler.wfile.write(f"X-{index}: 1\r\n".encode())
+        time.sleep(0.05)
+    handler.close_connection = True
+
+
+def dripping_chunks(handler: Handler, scores: list) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4;")
+    for _ in range(40):
+        handler.wfile.write(b"x")
+        time.sleep(0.05)
+    handler.close_connection = True
+
+
 def endless(handler: Handler, scores: list) -> None:
     """A body without announced length that goes on until the client hangs up."""
     handler.send_response(200)

@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 
 import faulty_server as faults
@@ -90,6 +93,8 @@ PASSING = {
     "closed": faults.closed,
     "no HTTP": faults.no_http,
     "dripping": faults.dripping,
+    "dripping headers": faults.dripping_headers,
+    "dripping chunks": faults.dripping_chunks,
 }
 
 
@@ -106,6 +111,8 @@ def test_what_may_pass_is_tried_again(server, name):
         ("503", "status 503, 'busy'"),
         ("late", "no whole answer within 0.2 s"),
         ("dripping", "no whole answer within 0.2 s"),
+        ("dripping headers", "no whole answer within 0.2 s"),
+        ("dripping chunks", "no whole answer within 0.2 s"),
         ("closed", "Remote end closed connection"),
         ("truncated", "Incomplete|cut short"),
     ],
@@ -166,6 +173,27 @@ def test_a_tls_failure_is_final(server):
     endpoint = endpoints.http(server.url.replace("http:", "https:"), retries=5, timeout=2)
     with pytest.raises(EndpointError, match=r"a TLS failure .* at attempt 1 of 6"):
         endpoint(images(1))
+
+
+def test_tls_with_a_certificate_that_is_trusted_and_no_other(server, tmp_path, monkeypatch):
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    key, certificate = str(tmp_path / "key"), str(tmp_path / "certificate")
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*made, "-keyout", key, "-out", certificate, *names], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    url = server.url.replace("http:", "https:")
+    with pytest.raises(EndpointError, match=r"a TLS failure .*certificate.* at attempt 1 of 3"):
+        endpoints.http(url, retries=2, timeout=2)(images(1))
+    assert server.requests == []
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    server.faults = [faults.dripping_headers, faults.dripping_chunks, faults.closed, None]
+    scores = endpoints.http(url, retries=3, timeout=0.5, backoff=0.001)(images(2))
+    np.testing.assert_allclose(scores, scores_of(images(2)))
+    assert len(server.requests) == 4
 
 
 def test_the_rate_is_kept_by_all_attempts_and_workers(server):
