@@ -1,0 +1,96 @@
+"""Weight quantisation: kernels rounded to a few levels, symmetric about zero. No training, no data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxguard import surgery
+from jaxguard.graph import LeafView
+from jaxguard.theft import protocol
+from jaxguard.theft.protocol import Network, TheftError, TheftReport
+from jaxguard.types import Batch
+
+Per = Literal["tensor", "channel"]
+
+
+def rounded(view: LeafView, bits: int, per: Per) -> surgery.Edit:
+    """Edit that rounds a kernel to `2^bits - 1` levels.
+
+        w  ->  s round(L w / s) / L,   L = 2^(bits - 1) - 1,   s = max |w| over the tensor or the output channel
+
+    Args:
+        view: the kernel's output channels.
+        bits: per weight, sign included.
+        per: what shares a scale `s`.
+
+    Returns:
+        `leaf -> leaf`; a kernel of zeros stays.
+
+    Example:
+        >>> whole = LeafView("w", (slice(0, 1), slice(0, 4)), (1,), (4,))
+        >>> rounded(whole, 2, "tensor")(jnp.array([[-1.0, 0.4, 0.6, 2.0]])).tolist()  # L = 1, s = 2
+        [[-0.0, 0.0, 0.0, 2.0]]
+    """
+    kept = view.axes if per == "channel" else ()
+
+    def apply(leaf: jax.Array) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        others = tuple(axis for axis in range(leaf.ndim) if axis not in kept)
+        return leaf.at[view.index].set(_rounded(leaf[view.index], 2 ** (bits - 1) - 1, others))
+
+    return apply
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _rounded(kernel: jax.Array, levels: int, axes: tuple[int, ...]) -> jax.Array:
+    """Rounds with one scale for what lies along `axes`."""
+    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    peak = jnp.abs(wide).max(axes, keepdims=True)
+    steps = jnp.round(wide / jnp.where(peak > 0, peak, 1) * levels)
+    return (steps / levels * peak).astype(kernel.dtype)
+
+
+def quantisation(
+    owner: Network,
+    data: Batch | None = None,
+    key: jax.Array | None = None,
+    *,
+    bits: int = 8,
+    per: Per = "tensor",
+) -> tuple[Network, TheftReport]:
+    """Rounds all kernels, as the graph finds them; biases, norms and embeddings stay.
+
+    Weights keep their dtype, so that the copy runs where the owner's model does: quantisation as a change of values.
+
+    Args:
+        owner: the stolen model; its graph is needed.
+        data: ignored.
+        key: ignored; nothing is drawn.
+        bits: per weight, sign included, 2 to 16.
+        per: one scale for each kernel (`tensor`) or for each of its output channels (`channel`).
+
+    Returns:
+        The copy and a report.
+
+    Raises:
+        TheftError: the graph is missing, an option is out of range, or a weight is NaN or infinite.
+    """
+    del data, key
+    graph = protocol.require_graph(owner, "quantisation")
+    if not 2 <= bits <= 16 or per not in ("tensor", "channel"):
+        raise TheftError(
+            f"expected bits in 2 ... 16 and per to be tensor or channel, came {bits=}, {per=} in quantisation(); "
+            "8 bits per tensor is usual"
+        )
+    protocol.require_finite(owner.variables, "quantisation")
+    variables: Any = owner.variables
+    views = {repr(producer.kernel): producer.kernel for producer in graph.producers}
+    for view in views.values():
+        variables = surgery.edit(variables, {view.path: rounded(view, bits, per)})
+    note = f"{len(views)} kernels were rounded to {2**bits - 1} levels each."
+    return replace(owner, variables=variables), TheftReport("quantisation", {"bits": bits, "per": per}, (note,))
