@@ -15,6 +15,8 @@ from PIL import Image
 
 SHAPE = (4, 4, 3)
 CLASSES = 5
+DROPS = 40
+DRIPPING_SECONDS = 2.0
 _WEIGHTS = np.random.default_rng(7).normal(size=(np.prod(SHAPE), CLASSES))
 
 Fault = Callable[["Handler", list], None]
@@ -79,6 +81,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.times: list[float] = []
         self.sent = 0
         self.connections = 0
+        self.blocks = 0
         self.decode: Callable[[dict], np.ndarray] = lambda request: np.array(request["instances"])
         self.encode: Callable[[np.ndarray], bytes | dict] = lambda scores: {"predictions": scores.tolist()}
 
@@ -154,26 +157,26 @@ def dripping(handler: Handler, scores: list) -> None:
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
-    for _ in range(40):
+    for _ in range(DROPS):
         handler.wfile.write(b" ")
         handler.wfile.flush()
-        time.sleep(0.05)
+        time.sleep(DRIPPING_SECONDS / DROPS)
     handler.close_connection = True
 
 
 def dripping_headers(handler: Handler, scores: list) -> None:
     handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
-    for index in range(40):
+    for index in range(DROPS):
         handler.wfile.write(f"X-{index}: 1\r\n".encode())
-        time.sleep(0.05)
+        time.sleep(DRIPPING_SECONDS / DROPS)
     handler.close_connection = True
 
 
 def dripping_chunks(handler: Handler, scores: list) -> None:
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4;")
-    for _ in range(40):
+    for _ in range(DROPS):
         handler.wfile.write(b"x")
-        time.sleep(0.05)
+        time.sleep(DRIPPING_SECONDS / DROPS)
     handler.close_connection = True
 
 
@@ -182,8 +185,9 @@ def endless(handler: Handler, scores: list) -> None:
     handler.send_response(200)
     handler.end_headers()
     handler.close_connection = True
-    for _ in range(10_000):
+    for _ in range(1_000):
         handler.wfile.write(b" " * 2**16)
+        handler.server.blocks += 1
 
 
 def bomb(handler: Handler, scores: list) -> None:

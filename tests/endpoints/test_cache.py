@@ -95,10 +95,20 @@ def test_only_the_same_question_has_the_same_answer(server, path):
         scores = endpoints.http(server.url, cache=path, **options)(images(2))
         assert server.sent == 2 * sent
         np.testing.assert_allclose(scores, scores_of(images(2)) * (2 if "scores_path" in options else 1))
-    endpoints.http(server.url + "?model=b", cache=path)(images(2))
-    assert server.sent == 2 * (sent + 1)
+    for model in ("b", "c", "b"):
+        endpoints.http(f"{server.url}?model={model}", cache=path)(images(2))
+    assert server.sent == 2 * (sent + 2)
     endpoints.http(server.url, cache=path, headers={"X-Key": "another"}, rate=100, batch_size=1)(images(2))
-    assert server.sent == 2 * (sent + 1)
+    assert server.sent == 2 * (sent + 2)
+
+
+def test_labels_and_scores_are_different_answers(server, path):
+    endpoints.http(server.url, cache=path)(images(2))
+    server.encode = lambda scores: {"predictions": scores.argmax(1).tolist()}
+    for classes in (5, 6, 5):
+        labels = endpoints.http(server.url, cache=path, kind="labels", num_classes=classes)(images(2))
+        np.testing.assert_array_equal(labels, np.eye(classes)[scores_of(images(2)).argmax(1)])
+    assert server.sent == 6
 
 
 def test_functions_are_told_apart_by_version(path):

@@ -110,9 +110,6 @@ def test_what_may_pass_is_tried_again(server, name):
     [
         ("503", "status 503, 'busy'"),
         ("late", "no whole answer within 0.2 s"),
-        ("dripping", "no whole answer within 0.2 s"),
-        ("dripping headers", "no whole answer within 0.2 s"),
-        ("dripping chunks", "no whole answer within 0.2 s"),
         ("closed", "Remote end closed connection"),
         ("truncated", "Incomplete|cut short"),
     ],
@@ -122,6 +119,36 @@ def test_attempts_end(server, name, words):
     with pytest.raises(EndpointError, match=rf"(?s)found .*({words}).* at attempt 3 of 3; .*none is kept, pass cache="):
         quick(server)(images(2))
     assert len(server.requests) == 3
+
+
+def test_an_endless_body_is_not_read_to_its_end(server):
+    server.faults = [faults.endless]
+    with pytest.raises(EndpointError, match="at most 100000 bytes"):
+        quick(server, max_bytes=100_000, timeout=5)(images(2))
+    time.sleep(0.1)
+    assert server.blocks < 500  # what fits into the buffers of the network
+
+
+@pytest.mark.parametrize("fault", [faults.dripping, faults.dripping_headers, faults.dripping_chunks])
+def test_drops_are_not_waited_for(server, fault):
+    server.faults = [fault]
+    began = time.monotonic()
+    with pytest.raises(EndpointError, match=r"no whole answer within 0.2 s at attempt 1 of 1"):
+        quick(server, retries=0)(images(2))
+    assert time.monotonic() - began < faults.DRIPPING_SECONDS / 2
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_redirects_are_not_followed(server, code):
+    with faults.running() as other:
+        server.faults = [faults.status(code, Location=other.url)]
+        with pytest.raises(EndpointError, match=rf"status {code}, a redirect to {other.url}, not followed"):
+            quick(server)(images(2))
+        server.faults = [faults.status(code, Location="/elsewhere")]
+        with pytest.raises(EndpointError, match=r"a redirect to http://127.0.0.1:\d+/elsewhere, not followed"):
+            quick(server)(images(2))
+        assert len(server.requests) == 2
+        assert other.connections == 0
 
 
 def test_no_retries(server):
