@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import hashlib
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -170,30 +169,27 @@ class Endpoint:
             for place, batch in zip(places, batches, strict=True):
                 yield place, batch, self._checked(place, pixels[batch])
             return
-        stopped = threading.Event()
-
-        def work(number: int) -> np.ndarray | None:
-            return None if stopped.is_set() else self._checked(places[number], pixels[batches[number]])
-
-        executor = concurrent.futures.ThreadPoolExecutor(self.workers, "jaxguard-endpoint")
-        try:
-            futures = {executor.submit(work, number): number for number in range(len(batches))}
-            failed = None
-            for future in concurrent.futures.as_completed(futures):
-                number = futures[future]
-                try:
-                    scores = future.result()
-                except EndpointError as error:
-                    stopped.set()
-                    failed = failed or error
-                else:
-                    if scores is not None:
+        left = iter(range(len(batches)))
+        pending: dict[concurrent.futures.Future[np.ndarray], int] = {}
+        failed = None
+        with concurrent.futures.ThreadPoolExecutor(self.workers, "jaxguard-endpoint") as executor:
+            while True:
+                # No more than the workers have in hand: an answer that waits to be kept would be lost with the process.
+                while failed is None and len(pending) < self.workers and (number := next(left, None)) is not None:
+                    pending[executor.submit(self._checked, places[number], pixels[batches[number]])] = number
+                if not pending:
+                    break
+                finished, _ = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in finished:
+                    number = pending.pop(future)
+                    try:
+                        scores = future.result()
+                    except EndpointError as error:
+                        failed = failed or error
+                    else:
                         yield places[number], batches[number], scores
-            if failed is not None:
-                raise failed
-        finally:
-            stopped.set()
-            executor.shutdown(cancel_futures=True)
+        if failed is not None:
+            raise failed
 
     def _checked(self, place: str, pixels: np.ndarray) -> np.ndarray:
         try:
