@@ -126,9 +126,9 @@ def quietest(activations: Sequence[np.ndarray], masks: Sequence[np.ndarray], cou
     Example:
         >>> loud, quiet = np.array([5.0, 7.0, 6.0, 8.0]), np.array([1.0, 2.0, 3.0, 4.0])
         >>> none = [np.zeros(4, bool)] * 2
-        >>> [mask.sum() for mask in quietest([loud, quiet], none, 4, "layer")]
+        >>> [int(mask.sum()) for mask in quietest([loud, quiet], none, 4, "layer")]
         [2, 2]
-        >>> [mask.sum() for mask in quietest([loud, quiet], none, 4, "network")]
+        >>> [int(mask.sum()) for mask in quietest([loud, quiet], none, 4, "network")]
         [1, 3]
     """
     keys = []

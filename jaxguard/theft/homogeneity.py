@@ -64,7 +64,7 @@ def symmetries(graph: ChannelGraph, pinned: Collection[str] = ()) -> tuple[Symme
         rule(units, eqn)
     units.cancel_all(graph.program.logits)
     names = {
-        (member.path, member.axis, int(member.positions.flat[0])): group.name
+        (member.path, member.axis, member.positions.tobytes()): group.name
         for group in graph.groups
         for member in group.members
     }
@@ -73,6 +73,6 @@ def symmetries(graph: ChannelGraph, pinned: Collection[str] = ()) -> tuple[Symme
         basis = units.solutions(atom)
         if len(basis):
             first = places[0]
-            name = names[first.path, first.axis, int(first.positions.flat[0])]
+            name = names[first.path, first.axis, first.positions.tobytes()]
             found.append(Symmetry(name, atom.size, tuple(places), basis))
     return tuple(found)

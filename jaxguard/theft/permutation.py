@@ -44,10 +44,10 @@ def permutation(owner: Network, data: Batch | None = None, key: jax.Array | None
             f"expected a key and a model with permutable channels, came key={key} and {len(groups)} groups in "
             "permutation(); a model with nothing but an output layer has none"
         )
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
     variables: Any = owner.variables
-    for number, group in enumerate(groups):
-        order = np.asarray(jax.random.permutation(jax.random.fold_in(key, number), group.size))
-        variables = surgery.permute(variables, group, order)
+    for group in groups:
+        variables = surgery.permute(variables, group, rng.permutation(group.size))
     hidden = [group for group in graph.groups if group.frozen not in ("input", "output")]
     note = (
         f"{len(groups)} of {len(hidden)} groups of hidden channels were permuted, "

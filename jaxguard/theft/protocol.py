@@ -81,7 +81,7 @@ class Network:
             >>> from jaxguard import models
             >>> model = models.build("mlp:hidden=8", num_classes=3, input_shape=(4, 4, 1))
             >>> Network.of(model, model.init(jax.random.key(0))).graph
-            ChannelGraph(2 producers, 0 affines, 3 groups, 1 permutable)
+            ChannelGraph(2 producers, 0 affines, 4 groups, 1 permutable)
         """
         leaves, structure = jax.tree.flatten(variables)
         structs = tuple(jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
@@ -289,7 +289,7 @@ def require_finite(variables: Variables, method: str) -> None:
         TheftError: a leaf holds NaN or infinity.
     """
     for path, leaf in zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True):
-        if not bool(jnp.isfinite(leaf).all()):
+        if not np.isfinite(np.asarray(leaf)).all():  # on the host, where no shape has to be compiled
             raise TheftError(
                 f"expected finite weights, came NaN or infinity in leaf '{path}' of the owner's model in {method}(); "
                 "load the checkpoint again or train it anew"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxguard import surgery
 from jaxguard.graph import LeafView
@@ -29,30 +29,24 @@ def rounded(view: LeafView, bits: int, per: Per) -> surgery.Edit:
         per: what shares a scale `s`.
 
     Returns:
-        `leaf -> leaf`; a kernel of zeros stays.
+        `leaf -> leaf`, computed on the host, where no shape has to be compiled; a kernel of zeros stays.
 
     Example:
         >>> whole = LeafView("w", (slice(0, 1), slice(0, 4)), (1,), (4,))
         >>> rounded(whole, 2, "tensor")(jnp.array([[-1.0, 0.4, 0.6, 2.0]])).tolist()  # L = 1, s = 2
         [[-0.0, 0.0, 0.0, 2.0]]
     """
-    kept = view.axes if per == "channel" else ()
+    kept, levels = view.axes if per == "channel" else (), 2 ** (bits - 1) - 1
 
     def apply(leaf: jax.Array) -> jax.Array:
-        leaf = jnp.asarray(leaf)
-        others = tuple(axis for axis in range(leaf.ndim) if axis not in kept)
-        return leaf.at[view.index].set(_rounded(leaf[view.index], 2 ** (bits - 1) - 1, others))
+        whole = np.array(leaf)
+        run = whole[view.index].astype(np.promote_types(whole.dtype, np.float32))
+        peak = np.abs(run).max(tuple(axis for axis in range(run.ndim) if axis not in kept), keepdims=True)
+        steps = np.round(run / np.where(peak > 0, peak, 1) * levels)
+        whole[view.index] = (steps / levels * peak).astype(whole.dtype)
+        return jnp.asarray(whole)
 
     return apply
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def _rounded(kernel: jax.Array, levels: int, axes: tuple[int, ...]) -> jax.Array:
-    """Rounds with one scale for what lies along `axes`."""
-    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
-    peak = jnp.abs(wide).max(axes, keepdims=True)
-    steps = jnp.round(wide / jnp.where(peak > 0, peak, 1) * levels)
-    return (steps / levels * peak).astype(kernel.dtype)
 
 
 def quantisation(

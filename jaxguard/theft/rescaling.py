@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,11 +64,12 @@ def rescaling(
             f"expected hidden channels whose scale cancels out, came none among {len(hidden)} groups in rescaling(); "
             "nothing between layers is positively homogeneous, as ReLU is: take permutation() instead"
         )
-    variables: Any = owner.variables
-    for number, symmetry in enumerate(found):
-        factors = _draw(symmetry, factor, jax.random.fold_in(key, number))
-        for place, values in zip(symmetry.places, factors, strict=True):
-            variables = surgery.edit(variables, {place.path: _scaled(place, values)})
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
+    factors: dict[str, list[tuple[Member, np.ndarray]]] = defaultdict(list)
+    for symmetry in found:
+        for place, values in zip(symmetry.places, _draw(symmetry, factor, rng), strict=True):
+            factors[place.path].append((place, values))
+    variables = surgery.edit(owner.variables, {path: _scaled(places) for path, places in factors.items()})
     names = {symmetry.name for symmetry in found}
     left = sorted({group.name for group in hidden} - names)
     notes = [f"{sum(one.size for one in found)} hidden channels in {len(found)} of {len(hidden)} groups were rescaled."]
@@ -86,23 +87,24 @@ def _pinned(graph: ChannelGraph, variables: Variables) -> frozenset[str]:
     return frozenset(pinned)
 
 
-def _draw(symmetry: Symmetry, factor: float, key: jax.Array) -> Iterator[np.ndarray]:
-    """Factors `[C]` for each place: a random direction among the exponents for each channel, of random length."""
-    key_direction, key_length = jax.random.split(key)
-    direction = np.asarray(jax.random.normal(key_direction, (symmetry.size, len(symmetry.exponents))), np.float64)
-    length = np.asarray(jax.random.uniform(key_length, (symmetry.size, 1)), np.float64)
-    exponents = direction @ symmetry.exponents
+def _draw(symmetry: Symmetry, factor: float, rng: np.random.Generator) -> np.ndarray:
+    """Factors `[places, C]`: a random direction among the exponents for each channel, of random length."""
+    exponents = rng.standard_normal((symmetry.size, len(symmetry.exponents))) @ symmetry.exponents
     largest = np.abs(exponents).max(axis=1, keepdims=True)
-    return iter(np.exp(length * math.log(factor) * exponents / np.maximum(largest, 1e-12)).T)
+    length = rng.uniform(0, 1, (symmetry.size, 1)) * math.log(factor)
+    return np.exp(length * exponents / np.maximum(largest, 1e-12)).T
 
 
-def _scaled(place: Member, factors: np.ndarray) -> surgery.Edit:
+def _scaled(places: Sequence[tuple[Member, np.ndarray]]) -> surgery.Edit:
+    """Edit that multiplies a leaf by factors along some axes; on the host, where no shape has to be compiled."""
+
     def apply(leaf: jax.Array) -> jax.Array:
-        leaf = jnp.asarray(leaf)
-        along = np.ones(leaf.shape[place.axis])
-        along[place.positions] = factors
-        shape = [1] * leaf.ndim
-        shape[place.axis] = -1
-        return (leaf * jnp.asarray(along.reshape(shape), leaf.dtype)).astype(leaf.dtype)
+        whole = np.asarray(leaf)
+        product = whole.astype(np.float64)
+        for place, factors in places:
+            along = np.ones(whole.shape[place.axis])
+            along[place.positions] = factors
+            product = product * along.reshape([-1 if axis == place.axis else 1 for axis in range(whole.ndim)])
+        return jnp.asarray(product.astype(whole.dtype))
 
     return apply

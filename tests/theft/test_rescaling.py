@@ -1,5 +1,7 @@
 """Exponents by hand, and the function unchanged on every network of the zoo."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,13 +18,20 @@ RIGID = {"remat", "scanned_layers"}
 """Networks in which nothing is positively homogeneous."""
 
 
+@functools.cache
 def network(name):
+    """The same function for every test, so that it is compiled once."""
     apply_fn, variables, images = zoo.ZOO[name]()
     return Network(variables, apply_fn, graph=channel_graph(apply_fn, variables, images)), images
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def logits(apply_fn, variables, images):
+    return apply_fn(variables, images)
+
+
 def assert_same_function(apply_fn, ours, theirs, images):
-    ours, theirs = (np.asarray(jax.jit(apply_fn)(variables, images)) for variables in (ours, theirs))
+    ours, theirs = (np.asarray(logits(apply_fn, variables, images)) for variables in (ours, theirs))
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 
 
@@ -160,6 +169,17 @@ def test_factors_stay_within_their_bounds_and_reach_far():
 def test_factors_out_of_range_are_refused(factor):
     with pytest.raises(TheftError, match="finite factor >= 1"):
         rescaling(network("mlp")[0], key=KEY, factor=factor)
+
+
+def test_a_flattened_map_bears_its_channels_name():
+    """Its positions are a group of their own at the same place."""
+
+    def model(v, x):
+        h = jnp.broadcast_to(jax.nn.relu(x @ v["w1"])[:, None], (len(x), 5, 3))
+        return h.reshape(len(x), -1) @ v["w2"]
+
+    found = places_of(model, {"w1": (2, 3), "w2": (15, 4)}, jnp.ones((1, 2)))
+    assert found == {"w1": ({("w1", 1): 1, ("w2", 0): -1}, 1)}
 
 
 def test_what_cannot_be_rescaled_is_named():

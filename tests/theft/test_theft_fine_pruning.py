@@ -1,0 +1,167 @@
+"""Pruning in a walk: which channels go, that they stay away, and what a snapshot is."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import zoo
+
+from jaxguard import data, evaluation, models
+from jaxguard.graph import channel_graph
+from jaxguard.theft import Network, TheftError, fine_pruning, independent, snapshots
+from jaxguard.theft.fine_pruning import magnitudes, prunable, quietest
+from jaxguard.types import Batch
+
+KEY = jax.random.key(0)
+QUICK = {"batch_size": 8, "learning_rate": 0.05}
+
+
+@functools.cache
+def network(spec="cnn:width=0.25", size=8):
+    model = models.build(spec, num_classes=4, input_shape=(size, size, 3))
+    return Network.of(model, zoo.randomise(model.shapes()))
+
+
+def batch(num_images=16):
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(num_images, 8, 8, 3)).astype(np.float32)
+    return Batch(images, rng.integers(0, 4, num_images).astype(np.int32))
+
+
+def silent(copy):
+    """Channels that are zero on noise, layer by layer: cut ones, since the zoo's weights leave none dead."""
+    layers = prunable(copy.graph)
+    noise = np.random.default_rng(9).normal(size=(8, 8, 8, 3)).astype(np.float32)
+    return [np.asarray(row) == 0 for row in magnitudes(copy.graph, layers, copy.variables, noise)]
+
+
+def test_magnitudes_by_hand():
+    def apply_fn(v, x):
+        return jax.nn.relu(x.reshape(len(x), -1) @ v["w1"] + v["b1"]) @ v["w2"]
+
+    variables = {"w1": jnp.array([[1.0, -1.0], [0.0, 2.0]]), "b1": jnp.array([0.0, -4.0]), "w2": jnp.ones((2, 3))}
+    images = jnp.array([[1.0, 1.0], [-3.0, 0.5]]).reshape(2, 2, 1, 1)
+    graph = channel_graph(apply_fn, variables, images)
+    layers = prunable(graph)
+    assert [layer.name for layer in layers] == ["w1"]
+    (found,) = magnitudes(graph, layers, variables, images)
+    # first channel: 1 and -3; second: -1 + 2 - 4 = -3 and 3 + 1 - 4 = 0
+    np.testing.assert_allclose(found, [2.0, 1.5])
+
+
+def test_convolutions_are_measured_behind_their_norm():
+    owner = network()
+    layers = prunable(owner.graph)
+    assert [layer.name for layer in layers] == [f"conv{k}" for k in range(1, 7)]
+    assert [layer.name for layer in prunable(owner.graph, only_convolutions=True)] == [f"conv{k}" for k in range(1, 7)]
+    params, running = owner.variables["params"], owner.variables["batch_stats"]["bn1"]
+    images = batch().images
+    x = jax.lax.conv_general_dilated(
+        images, params["conv1"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    x = (x - running["mean"]) / np.sqrt(running["var"] + 1e-5) * params["bn1"]["scale"] + params["bn1"]["bias"]
+    np.testing.assert_allclose(
+        magnitudes(owner.graph, layers, owner.variables, images)[0], np.abs(x).mean((0, 1, 2)), rtol=1e-4
+    )
+
+
+def test_cut_channels_are_passed_over_and_one_always_stays():
+    activations = [np.array([3.0, 1.0, 2.0]), np.array([5.0, 4.0])]
+    masks = [np.array([False, True, False]), np.array([False, False])]
+    assert [mask.tolist() for mask in quietest(activations, masks, 1, "network")] == [[False, True, True], [False] * 2]
+    for scope in ("layer", "network"):
+        everything = quietest(activations, masks, 99, scope)
+        assert [mask.tolist() for mask in everything] == [[False, True, True], [False, True]]
+
+
+@pytest.mark.parametrize("scope", ["layer", "network"])
+@pytest.mark.parametrize("spec", ["cnn:width=0.25", "wideresnet-10-1:width=0.5", "mlp:hidden=16x8"])
+def test_the_share_is_cut_and_stays_cut_while_the_rest_learns(spec, scope):
+    owner = network(spec)
+    copy, report = fine_pruning(owner, batch(), KEY, share=0.4, every=7, scope=scope, epochs=2, **QUICK)
+    masks = silent(copy)
+    total, cut = sum(map(len, masks)), sum(int(mask.sum()) for mask in masks)
+    assert cut == round(0.4 * total)
+    assert not any(mask.all() for mask in masks)
+    bursts = -(-cut // 7)
+    assert len(report.curves["loss"]) == bursts * 2 * 2
+    assert f"{cut} of {total} hidden channels" in report.notes[0] and f"with {bursts} bursts" in report.notes[0]
+    if scope == "layer":
+        for mask in masks:
+            assert abs(mask.mean() - 0.4) <= 1 / len(mask)
+
+
+def test_the_quietest_go_first():
+    owner, images = network(), batch()
+    layers = prunable(owner.graph)
+    copy, _ = fine_pruning(owner, images, KEY, share=0.25, every=1000, epochs=0)
+    for row, mask in zip(magnitudes(owner.graph, layers, owner.variables, images.images), silent(copy), strict=True):
+        assert mask.sum() == len(mask) // 4
+        assert np.asarray(row)[mask].max() < np.asarray(row)[~mask].min()
+
+
+def test_without_fine_tuning_pruning_is_gating():
+    owner, images = network(), batch()
+    copy, _ = fine_pruning(owner, images, KEY, share=0.5, every=1000, epochs=0)
+    layers = prunable(owner.graph)
+    gates = {layer.name: 1.0 - mask for layer, mask in zip(layers, silent(copy), strict=True)}
+    expected = owner.graph.run(owner.variables, images.images, gates)
+    np.testing.assert_allclose(copy.apply_fn(copy.variables, images.images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_snapshots_are_one_walk():
+    owner, images = network(), batch()
+    walk = list(snapshots(owner, images, KEY, shares=(0.1, 0.3, 0.6), every=5, **QUICK))
+    assert [one.share for one in walk] == [0.1, 0.3, 0.6]
+    masks = [np.concatenate(silent(one.network)) for one in walk]
+    for fewer, more in itertools.pairwise(masks):
+        assert fewer.sum() < more.sum() and (more | ~fewer).all()
+    alone, report = fine_pruning(owner, images, KEY, share=0.1, every=5, **QUICK)
+    jax.tree.map(np.testing.assert_array_equal, alone.variables, walk[0].network.variables)
+    assert report.options == walk[0].report.options
+    assert len(walk[2].report.curves["loss"]) > len(walk[1].report.curves["loss"]) > len(report.curves["loss"])
+
+
+def test_all_bursts_share_a_compiled_step():
+    counted = tiny.Counted(tiny.train_fn)
+    images, variables = tiny.images(12, KEY), tiny.init(KEY)
+    owner = Network(variables, tiny.apply_fn, counted, channel_graph(tiny.apply_fn, variables, images.images))
+    for share in (0.5, 0.75):
+        fine_pruning(owner, images, KEY, share=share, every=1, batch_size=4)
+    assert counted.calls == 1
+
+
+def test_a_copy_is_still_the_classifier():
+    digits = data.load("digits")
+    model = models.build("mlp:hidden=64", num_classes=10, input_shape=(16, 16, 1))
+    owner, _ = independent(model, digits.train, KEY, epochs=10, batch_size=64)
+    copy, _ = fine_pruning(owner, digits.train, KEY, share=0.5, every=4, batch_size=64)
+    assert evaluation.accuracy(model.apply_fn, copy.variables, digits.test) > 0.85
+
+
+@pytest.mark.parametrize(
+    "option", [{"share": 1.0}, {"share": -0.1}, {"every": 0}, {"burst": 0}, {"scope": "everywhere"}]
+)
+def test_options_out_of_range(option):
+    with pytest.raises(TheftError, match=r"expected shares in \[0, 1\) that rise, every and burst >= 1"):
+        fine_pruning(network(), batch(), KEY, **option)
+
+
+def test_shares_that_fall_are_refused():
+    with pytest.raises(TheftError, match="that rise"):
+        next(snapshots(network(), batch(), KEY, shares=(0.3, 0.1)))
+
+
+def test_a_model_without_hidden_layers():
+    linear = lambda v, x: x.reshape(len(x), -1) @ v["w"]  # noqa: E731
+    images = Batch(np.ones((2, 2, 2, 1), np.float32), np.array([0, 1]))
+    variables = {"w": jnp.ones((4, 2))}
+    owner = Network(variables, linear, lambda v, x: (linear(v, x), v), channel_graph(linear, variables, images.images))
+    with pytest.raises(TheftError, match="expected hidden layers to prune, came none among 1"):
+        fine_pruning(owner, images, KEY)
+    with pytest.raises(TheftError, match="only_convolutions=True"):
+        fine_pruning(network("mlp:hidden=8"), batch(), KEY, only_convolutions=True)
