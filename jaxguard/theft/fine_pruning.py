@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jaxguard.training import Augment, CrossEntropyGradient, Progress
 from jaxguard.types import Batch, TrainFn, Variables
 
 Scope = Literal["layer", "network"]
+Dormancy = Literal["magnitude", "mean"]
 
 
 class Snapshot(NamedTuple):
@@ -84,17 +85,23 @@ def prunable(graph: ChannelGraph, *, only_convolutions: bool = False) -> tuple[p
     return tuple(pairing.alone(graph, name) for name in found.values())
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def magnitudes(
-    graph: ChannelGraph, layers: tuple[pairing.Layer, ...], variables: Variables, images: jax.Array
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="dormancy")
+def activations(
+    graph: ChannelGraph,
+    layers: tuple[pairing.Layer, ...],
+    variables: Variables,
+    images: jax.Array,
+    *,
+    dormancy: Dormancy = "magnitude",
 ) -> list[jax.Array]:
-    """Mean absolute value of every channel over images and positions, behind its own bias and norm, before the ReLU.
+    """Mean activation of every channel over images and positions, behind its own bias and norm, before the ReLU.
 
     Args:
         graph: the model's channel graph.
         layers: of `prunable`.
         variables: its weights.
         images: `[N, ...]`.
+        dormancy: mean of the absolute value (`magnitude`), or of the value itself (`mean`).
 
     Returns:
         float32 `[C]` per layer.
@@ -104,21 +111,22 @@ def magnitudes(
     found = []
     for layer in layers:
         producer = graph.producer(layer.name)
-        value = jnp.abs(values[producer.gate].astype(jnp.float32))
+        value = values[producer.gate].astype(jnp.float32)
+        value = jnp.abs(value) if dormancy == "magnitude" else value
         others = [axis for axis in range(value.ndim) if axis not in producer.gate_axes]
         found.append(jnp.transpose(value, (*others, *producer.gate_axes)).mean(range(len(others))).reshape(-1))
     return found
 
 
-def quietest(activations: Sequence[np.ndarray], masks: Sequence[np.ndarray], count: int, scope: Scope) -> list[Any]:
+def quietest(measured: Sequence[np.ndarray], masks: Sequence[np.ndarray], count: int, scope: Scope) -> list[Any]:
     """Cuts more channels, those of the smallest activation; one channel of each layer always stays.
 
     Args:
-        activations: `[C]` per layer.
+        measured: `[C]` per layer, of `activations`.
         masks: bool `[C]` per layer, what is cut already.
         count: how many more.
-        scope: whether activations are compared within their `layer`, which cuts the same share of each, or all over
-            the `network`.
+        scope: whether channels are compared within their `layer`, which cuts the same share of each, or all over the
+            `network`.
 
     Returns:
         The new masks.
@@ -132,7 +140,7 @@ def quietest(activations: Sequence[np.ndarray], masks: Sequence[np.ndarray], cou
         [1, 3]
     """
     keys = []
-    for activation, mask in zip(activations, masks, strict=True):
+    for activation, mask in zip(measured, masks, strict=True):
         ranks = np.argsort(np.argsort(np.where(mask, -np.inf, activation), kind="stable"), kind="stable")
         key = (ranks + 0.5) / len(ranks) if scope == "layer" else activation.astype(np.float64)
         keys.append(np.where(mask | (ranks == len(ranks) - 1), np.inf, key))
@@ -151,6 +159,7 @@ def snapshots(
     shares: Sequence[float] = tuple(k / 20 for k in range(1, 17)),
     every: int = 50,
     scope: Scope = "layer",
+    dormancy: Dormancy = "magnitude",
     only_convolutions: bool = False,
     burst: int = 2056,
     epochs: int = 1,
@@ -171,6 +180,7 @@ def snapshots(
         shares: of the hidden channels, rising; a copy is handed out at each. By default 5 % to 80 %.
         every: channels cut between two bursts of fine-tuning.
         scope: what activations are compared within.
+        dormancy: of what activations are the mean.
         only_convolutions: whether dense layers are left alone.
         burst: images of a burst.
         epochs: passes over them.
@@ -194,10 +204,11 @@ def snapshots(
         "fine_pruning", epochs, batch_size, learning_rate, momentum, weight_decay, schedule, augment
     )  # fmt: skip
     rising = list(shares) == sorted(shares) and all(0 <= share < 1 for share in shares)
-    if not rising or min(every, burst) < 1 or scope not in ("layer", "network"):
+    if not rising or min(every, burst) < 1 or scope not in get_args(Scope) or dormancy not in get_args(Dormancy):
         raise TheftError(
-            f"expected shares in [0, 1) that rise, every and burst >= 1 and scope to be layer or network, came "
-            f"{tuple(shares)}, {every=}, {burst=}, {scope=} in fine_pruning(); SAC's are 0.05, 0.1, ..., 50 and 2056"
+            "expected shares in [0, 1) that rise, every and burst >= 1, a scope of layer or network and a dormancy of "
+            f"magnitude or mean, came {tuple(shares)}, {every=}, {burst=}, {scope=}, {dormancy=} in fine_pruning(); "
+            "SAC's are 0.05, 0.1, ..., 50 and 2056"
         )
     train_fn = protocol.require_training(owner.train_fn, "fine_pruning")
     graph = protocol.require_graph(owner, "fine_pruning")
@@ -209,15 +220,21 @@ def snapshots(
     variables: Any = owner.variables
     pruner, gradient_fn = _Pruner(graph, layers), CrossEntropyGradient(Pruned(train_fn))
     losses, bursts, count = [], 0, 0
-    options = {"every": every, "scope": scope, "only_convolutions": only_convolutions, "burst": burst}
+    options = {
+        "every": every,
+        "scope": scope,
+        "dormancy": dormancy,
+        "only_convolutions": only_convolutions,
+        "burst": burst,
+    }
     for share in shares:
         wanted = min(round(share * total), total - len(layers))
         while count < wanted:
             key_burst, key_learn = jax.random.split(jax.random.fold_in(key, bursts))
             chosen = jax.random.permutation(key_burst, len(data.images))[:burst]
             drawn = Batch(*(jnp.asarray(part)[chosen] for part in data))
-            activations = jax.device_get(magnitudes(graph, layers, variables, drawn.images[:batch_size]))
-            masks = quietest(activations, masks, min(every, wanted - count), scope)
+            seen = activations(graph, layers, variables, drawn.images[:batch_size], dormancy=dormancy)
+            masks = quietest(jax.device_get(seen), masks, min(every, wanted - count), scope)
             count = sum(int(mask.sum()) for mask in masks)
             parts, loss = recipe.learn(gradient_fn, pruner.split(variables, masks), drawn, key_learn, progress=progress)
             variables = pruner.join(parts, variables)
@@ -265,6 +282,7 @@ def fine_pruning(
     share: float = 0.5,
     every: int = 50,
     scope: Scope = "layer",
+    dormancy: Dormancy = "magnitude",
     only_convolutions: bool = False,
     burst: int = 2056,
     epochs: int = 1,
@@ -290,6 +308,8 @@ def fine_pruning(
         every: channels cut between two bursts of fine-tuning; activations are measured anew for each cut, on a batch.
         scope: whether activations are compared within their `layer`, which cuts the same share of each, or all over the
             `network`.
+        dormancy: whether activations, before the ReLU, are means of the `magnitude`, or of the value (`mean`), as in
+            the code of SAC's second paper; a channel that is always negative is then cut first.
         only_convolutions: whether dense layers are left alone, as in SAC.
         burst: most images of a burst, drawn anew each time.
         epochs: passes over them; 0 only prunes.
@@ -310,9 +330,9 @@ def fine_pruning(
     """
     walk = snapshots(
         owner, data, key,
-        shares=(share,), every=every, scope=scope, only_convolutions=only_convolutions, burst=burst, epochs=epochs,
-        batch_size=batch_size, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay,
-        schedule=schedule, augment=augment, progress=progress,
+        shares=(share,), every=every, scope=scope, dormancy=dormancy, only_convolutions=only_convolutions, burst=burst,
+        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, momentum=momentum,
+        weight_decay=weight_decay, schedule=schedule, augment=augment, progress=progress,
     )  # fmt: skip
     _, copy, report = next(walk)
     return copy, report

@@ -25,7 +25,10 @@ class TheftError(JaxguardError):
 
 
 class Blueprint(Protocol):
-    """An architecture without weights, hashable; `jaxguard.models.build` makes one."""
+    """An architecture without weights, hashable; `jaxguard.models.build` makes one.
+
+    Networks share what is compiled where they are made with the very same object: methods of two are never equal.
+    """
 
     @property
     def input_shape(self) -> tuple[int, ...]:

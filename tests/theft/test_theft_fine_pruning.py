@@ -13,7 +13,7 @@ import zoo
 from jaxguard import data, evaluation, models
 from jaxguard.graph import channel_graph
 from jaxguard.theft import Network, TheftError, fine_pruning, independent, snapshots
-from jaxguard.theft.fine_pruning import magnitudes, prunable, quietest
+from jaxguard.theft.fine_pruning import activations, prunable, quietest
 from jaxguard.types import Batch
 
 KEY = jax.random.key(0)
@@ -36,10 +36,11 @@ def silent(copy):
     """Channels that are zero on noise, layer by layer: cut ones, since the zoo's weights leave none dead."""
     layers = prunable(copy.graph)
     noise = np.random.default_rng(9).normal(size=(8, 8, 8, 3)).astype(np.float32)
-    return [np.asarray(row) == 0 for row in magnitudes(copy.graph, layers, copy.variables, noise)]
+    return [np.asarray(row) == 0 for row in activations(copy.graph, layers, copy.variables, noise)]
 
 
-def test_magnitudes_by_hand():
+@pytest.mark.parametrize(("dormancy", "expected"), [("magnitude", [2.0, 1.5]), ("mean", [-1.0, -1.5])])
+def test_activations_by_hand(dormancy, expected):
     def apply_fn(v, x):
         return jax.nn.relu(x.reshape(len(x), -1) @ v["w1"] + v["b1"]) @ v["w2"]
 
@@ -48,9 +49,9 @@ def test_magnitudes_by_hand():
     graph = channel_graph(apply_fn, variables, images)
     layers = prunable(graph)
     assert [layer.name for layer in layers] == ["w1"]
-    (found,) = magnitudes(graph, layers, variables, images)
+    (found,) = activations(graph, layers, variables, images, dormancy=dormancy)
     # first channel: 1 and -3; second: -1 + 2 - 4 = -3 and 3 + 1 - 4 = 0
-    np.testing.assert_allclose(found, [2.0, 1.5])
+    np.testing.assert_allclose(found, expected)
 
 
 def test_convolutions_are_measured_behind_their_norm():
@@ -65,16 +66,16 @@ def test_convolutions_are_measured_behind_their_norm():
     )
     x = (x - running["mean"]) / np.sqrt(running["var"] + 1e-5) * params["bn1"]["scale"] + params["bn1"]["bias"]
     np.testing.assert_allclose(
-        magnitudes(owner.graph, layers, owner.variables, images)[0], np.abs(x).mean((0, 1, 2)), rtol=1e-4
+        activations(owner.graph, layers, owner.variables, images)[0], np.abs(x).mean((0, 1, 2)), rtol=1e-4
     )
 
 
 def test_cut_channels_are_passed_over_and_one_always_stays():
-    activations = [np.array([3.0, 1.0, 2.0]), np.array([5.0, 4.0])]
+    measured = [np.array([3.0, 1.0, 2.0]), np.array([5.0, 4.0])]
     masks = [np.array([False, True, False]), np.array([False, False])]
-    assert [mask.tolist() for mask in quietest(activations, masks, 1, "network")] == [[False, True, True], [False] * 2]
+    assert [mask.tolist() for mask in quietest(measured, masks, 1, "network")] == [[False, True, True], [False] * 2]
     for scope in ("layer", "network"):
-        everything = quietest(activations, masks, 99, scope)
+        everything = quietest(measured, masks, 99, scope)
         assert [mask.tolist() for mask in everything] == [[False, True, True], [False, True]]
 
 
@@ -99,7 +100,7 @@ def test_the_quietest_go_first():
     owner, images = network(), batch()
     layers = prunable(owner.graph)
     copy, _ = fine_pruning(owner, images, KEY, share=0.25, every=1000, epochs=0)
-    for row, mask in zip(magnitudes(owner.graph, layers, owner.variables, images.images), silent(copy), strict=True):
+    for row, mask in zip(activations(owner.graph, layers, owner.variables, images.images), silent(copy), strict=True):
         assert mask.sum() == len(mask) // 4
         assert np.asarray(row)[mask].max() < np.asarray(row)[~mask].min()
 
@@ -144,7 +145,8 @@ def test_a_copy_is_still_the_classifier():
 
 
 @pytest.mark.parametrize(
-    "option", [{"share": 1.0}, {"share": -0.1}, {"every": 0}, {"burst": 0}, {"scope": "everywhere"}]
+    "option",
+    [{"share": 1.0}, {"share": -0.1}, {"every": 0}, {"burst": 0}, {"scope": "everywhere"}, {"dormancy": "sum"}],
 )
 def test_options_out_of_range(option):
     with pytest.raises(TheftError, match=r"expected shares in \[0, 1\) that rise, every and burst >= 1"):
