@@ -120,7 +120,7 @@ def _extract(
     if recipe.augment is not None:  # an answer to an image is none to a view of it
         teacher = (oracle, owner.variables)
         batch_size = min(recipe.batch_size, queries)
-        queries = recipe.epochs * training.steps_per_epoch(queries, batch_size) * batch_size
+        queries += recipe.epochs * training.steps_per_epoch(queries, batch_size) * batch_size
     copy, losses = recipe.learn(gradient_fn, start, answers, key_learn, teacher=teacher, progress=progress)
     return Network.of(student, copy), losses, queries
 
@@ -151,8 +151,8 @@ def label_extraction(
     every epoch, so that it rises again after 200 steps: `schedule="cosine by step"`.
 
     Args:
-        owner: the stolen model; it is asked about the thief's images, once each. With `augment` it is asked about
-            every view that is learned instead.
+        owner: the stolen model; it is asked about the thief's images, once each, and with `augment` then about every
+            view that is learned.
         data: the thief's images; their labels are not looked at.
         key: draws the student's weights, batches and augmentation.
         student: architecture of the copy; the owner's by default.

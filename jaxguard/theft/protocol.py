@@ -107,7 +107,7 @@ class TheftReport:
         options: hyper-parameters as used.
         notes: what a reader must know, in whole sentences.
         curves: what was recorded step by step, `{name: [steps]}`.
-        queries: images whose answers the owner's model was asked for, once per image and view.
+        queries: images, or views of them, that the owner's model was asked about.
     """
 
     method: str
