@@ -5,8 +5,8 @@
 
 NAD's and ABL's WideResNet-16-1 (BadNets, 3x3 grid), 2,500 clean CIFAR-10 training images (5 %) for the methods that
 take any, defaults of the papers or of BackdoorBench and its augmentation, whole test set, true trigger. Nothing is
-chosen on these networks. --epochs shortens the methods that fine-tune for BackdoorBench's 100 epochs; what ran is in
-each row. CLP, FT-SAM and ShapPruning are in `third_party.py` and `shapley_third_party.py`, and EP needs the attacker's
+chosen on these networks. --epochs shortens the methods that fine-tune for BackdoorBench's 100 epochs, and --set changes
+any other option, such as unlearn_rate=1e-3, with which TSBD unlearns in hours less; what ran is in each row. CLP, FT-SAM and ShapPruning are in `third_party.py` and `shapley_third_party.py`, and EP needs the attacker's
 training images. Rows are stored as they are done.
 
 Hardware: any. Time: from seconds (CLP's kin) to half an hour (TSBD, FT) a row on two CPU cores.
@@ -34,7 +34,7 @@ ELSEWHERE = ("clp", "ft-sam", "shapley", "ep")
 OUT = RESULTS / "defenses_third_party.json"
 
 
-def row(case: Case, dataset: Dataset, method: str, epochs: int) -> dict[str, Any]:
+def row(case: Case, dataset: Dataset, method: str, epochs: int, changed: dict[str, float]) -> dict[str, Any]:
     """One repair, measured before and after."""
     suspect, defense = case.suspect, DEFENSES[method]
     assert suspect.apply_fn is not None
@@ -42,6 +42,7 @@ def row(case: Case, dataset: Dataset, method: str, epochs: int) -> dict[str, Any
     options: dict[str, Any] = {"augment": CropFlip()} if "augment" in defaults else {}
     if defaults.get("epochs", 0) > epochs:
         options["epochs"] = epochs
+    options |= {name: value for name, value in changed.items() if name in defaults}
     context = Context(suspect.apply_fn, suspect.train_fn, suspect.graph, dataset.clean)
     start = time.perf_counter()
     repaired, report = defense(suspect.variables, context, jax.random.key(SEED), **options)
@@ -68,12 +69,14 @@ def main() -> None:
     parser.add_argument("--checkpoints", nargs="*", default=CHECKPOINTS)
     parser.add_argument("--methods", nargs="*", default=[name for name in DEFENSES if name not in ELSEWHERE])
     parser.add_argument("--epochs", type=int, default=100, help="at most, of fine-tuning")
+    parser.add_argument("--set", nargs="*", default=[], help="NAME=NUMBER, for the methods that have the option")
     arguments = parser.parse_args()
+    changed = {name: float(value) for name, value in (one.split("=") for one in arguments.set)}
     results = stored(OUT)
     dataset = data.load(arguments.data, seed=SEED, clean=CLEAN)
     for method in arguments.methods:
         for name in arguments.checkpoints:
-            found = row(open_case(name), dataset, method, arguments.epochs)
+            found = row(open_case(name), dataset, method, arguments.epochs, changed)
             results.setdefault(name, {})[method] = found | {"environment": machine.environment(seed=SEED)}
             OUT.write_text(json.dumps(results, indent=2) + "\n")
             print(name, method, json.dumps(found), flush=True)

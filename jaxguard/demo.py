@@ -25,7 +25,7 @@ METHODS = ("clp", "otbr", "ft-sam", "shapley", "tsbd")
 """Rows of the DEFENSES table to try; the other baselines have no settings chosen for these data."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "otbr": {"weight": 0.7, "chain": "parameter_order"},
+    "otbr": {"learning_rate": 0.03, "factor": 1.6, "weight": 1.0, "statistics": "synthesised"},
     "ft-sam": {"epochs": 60, "batch_size": 64, "learning_rate": 0.075, "augment": AUGMENT},
     "tsbd": {
         "unlearn_rate": 1e-3,

@@ -14,12 +14,12 @@ LONGEST = 360
 
 LEVELS = (
     {"backend", "errors", "logs", "types"},
-    {"kernels", "checkpoints", "data", "models", "report"},
+    {"kernels", "checkpoints", "data", "endpoints", "models", "report"},
     {"graph"},
     {"surgery", "attacks", "training"},
     {"inversion", "evaluation"},
     {"weight_change", "fusion"},
-    {"defenses", "structural", "suspects"},
+    {"defenses", "structural", "suspects", "theft"},
     {"audit"},
     {"demo"},
     {"cli"},
@@ -31,7 +31,7 @@ LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units}
 
 THIRD_PARTY = {
     "flax": {"models"},
-    "optax": {"training", "inversion", "defenses", "kernels"},
+    "optax": {"training", "inversion", "defenses", "kernels", "theft"},
     "ott": {"kernels"},
     "ot": {"kernels"},
     "orbax": {"checkpoints", "training"},
@@ -42,7 +42,8 @@ THIRD_PARTY = {
     "numcodecs": {"checkpoints"},
     "pyfive": {"checkpoints"},
     "jinja2": {"report"},
-    "PIL": {"data", "report"},
+    "PIL": {"data", "endpoints", "report"},
+    "urllib3": {"endpoints"},
     "typer": {"cli"},
     "rich": {"cli", "report"},
 }

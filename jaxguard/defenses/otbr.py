@@ -5,25 +5,28 @@ Lin, Liu, Wang, Liu: Fusing Pruned and Backdoored Models: Optimal Transport-base
 the original, channels of high weight change becoming mixtures of many of low weight change, and the average of both is
 said to keep the accuracy and to dilute the backdoor.
 
-Norms keep the original's statistics, and that is what the method works by: with statistics estimated anew on noise,
-the demo's networks get their accuracy back, and their backdoor with it.
+In the paper norms keep the original's statistics. On networks too narrow to spare what is pruned that costs most of the
+accuracy: the statistics no longer fit. `statistics="synthesised"` estimates them anew on images made of the suspect
+itself, by matching its BatchNorms. That gives accuracy back, and half-pruned backdoors as well, so that more must be
+pruned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import fusion, surgery, weight_change
+from jaxguard import fusion, surgery, training, weight_change
 from jaxguard.defenses.protocol import Context, DefenseReport, require_graph
 from jaxguard.defenses.tsbd import Layers, Ranking, rank
 from jaxguard.errors import DefenseError
 from jaxguard.graph import ChannelGraph
+from jaxguard.inversion import Synthesis, synthesise
 from jaxguard.kernels import transport
 from jaxguard.types import ApplyFn, Variables
 
@@ -35,6 +38,11 @@ FACTOR = 3.0
 
 Chosen on the demo's networks of seeds 10-13; `experiments/sweep_rules.py` measures it on others.
 """
+
+IMAGES_PER_CLASS = 20
+"""Images synthesised of each class, where running statistics are estimated on some."""
+
+Statistics = Literal["stored", "synthesised"]
 
 
 class Repair(NamedTuple):
@@ -169,7 +177,9 @@ def otbr(
     key: jax.Array,
     *,
     gamma: float | None = None,
+    factor: float = FACTOR,
     weight: float = 0.5,
+    statistics: Statistics = "stored",
     steps: int = 20,
     learning_rate: float = 1e-4,
     momentum: float = 0.9,
@@ -195,7 +205,10 @@ def otbr(
         context: needs `graph`; without `train_fn`, norms unlearn with their running statistics.
         key: draws the noise.
         gamma: share of the channels that are pruned, in [0, 1]; by default `choose` finds it.
+        factor: of `choose`, > 0.
         weight: of the pruned model in the average, in [0, 1]; the paper's lambda.
+        statistics: of the norms: `stored`, the suspect's, as in the paper; or estimated anew on images `synthesised` of
+            the suspect.
         steps: of gradient ascent on noise, >= 1.
         learning_rate: of the ascent.
         momentum: of SGD, in [0, 1).
@@ -227,12 +240,14 @@ def otbr(
     num_labels = num_classes if label_high is None else label_high
     if noise_size is not None:
         image_shape = (noise_size, noise_size, *image_shape[2:])
-    is_possible = 0 <= (gamma or 0) <= 1 and 0 <= weight <= 1 and min(steps, batch_size) >= 1
-    if not (is_possible and 1 <= num_labels <= num_classes and layers in get_args(Layers)):
+    is_possible = 0 <= (gamma or 0) <= 1 and 0 <= weight <= 1 and factor > 0 and min(steps, batch_size) >= 1
+    is_known = layers in get_args(Layers) and statistics in get_args(Statistics)
+    if not (is_possible and is_known and 1 <= num_labels <= num_classes):
         raise DefenseError(
-            f"expected gamma and weight in [0, 1], steps and batch_size >= 1, label_high in [1, {num_classes}] and "
-            f"layers among {', '.join(get_args(Layers))}, came {gamma=}, {weight=}, {steps=}, {batch_size=}, "
-            f"label_high={num_labels}, {layers=} in otbr()"
+            f"expected gamma and weight in [0, 1], factor > 0, steps and batch_size >= 1, label_high in "
+            f"[1, {num_classes}], layers among {', '.join(get_args(Layers))} and statistics among "
+            f"{', '.join(get_args(Statistics))}, came {gamma=}, {weight=}, {factor=}, {steps=}, {batch_size=}, "
+            f"label_high={num_labels}, {layers=}, {statistics=} in otbr()"
         )
     unlearned = weight_change.unlearn_noise(
         context.train_fn or RunningStatistics(context.apply_fn),
@@ -247,7 +262,7 @@ def otbr(
         progress=context.progress,
     )
     ranking = rank(graph, variables, unlearned.variables, layers=layers, exclude=exclude, decimals=decimals)
-    share = choose(ranking.scores) if gamma is None else gamma
+    share = choose(ranking.scores, factor=factor) if gamma is None else gamma
     (repair,) = repairs(
         graph,
         variables,
@@ -259,9 +274,14 @@ def otbr(
         canonical=canonical,
         solver=solver,
     )
+    repaired, made = repair.variables, None
+    if statistics == "synthesised" and repair.alignments:
+        repaired, made = _with_new_statistics(context, graph, variables, repaired, jax.random.fold_in(key, 1))
     options = {
         "gamma": share,
+        "factor": factor,
         "weight": weight,
+        "statistics": statistics,
         "steps": steps,
         "learning_rate": learning_rate,
         "momentum": momentum,
@@ -276,23 +296,50 @@ def otbr(
         "canonical": canonical,
         "solver": solver,
     }
-    notes = _notes(ranking, repair, chosen=gamma is None, batch_statistics=context.train_fn is not None)
+    notes = _notes(
+        ranking,
+        repair,
+        factor=factor if gamma is None else None,
+        batch_statistics=context.train_fn is not None,
+        made=made,
+    )
     scored = ranking.layers(graph, share)
-    return repair.variables, DefenseReport("otbr", options, scored, notes, curves={"unlearn_loss": unlearned.losses})
+    return repaired, DefenseReport("otbr", options, scored, notes, curves={"unlearn_loss": unlearned.losses})
 
 
-def _notes(ranking: Ranking, repair: Repair, *, chosen: bool, batch_statistics: bool) -> tuple[str, ...]:
+def _with_new_statistics(
+    context: Context, graph: ChannelGraph, suspect: Variables, repaired: Variables, key: jax.Array
+) -> tuple[Variables, Synthesis]:
+    if context.train_fn is None:
+        raise DefenseError(
+            "expected a model with a training mode, came none in otbr(statistics='synthesised'); pass train_fn in the "
+            "context, or statistics='stored'"
+        )
+    labels = np.repeat(np.arange(graph.program.shapes[graph.program.logits][-1]), IMAGES_PER_CLASS)
+    made = synthesise(graph, suspect, key, labels=labels, progress=context.progress)
+    if not made.norms:
+        return repaired, made
+    return training.estimate_statistics(context.train_fn, repaired, made.images), made
+
+
+def _notes(
+    ranking: Ranking, repair: Repair, *, factor: float | None, batch_statistics: bool, made: Synthesis | None
+) -> tuple[str, ...]:
     notes = []
     total = sum(len(scores) for scores in ranking.scores)
-    if chosen:
+    if factor is not None:
         notes.append(
             f"gamma = {repair.gamma:.3g} was chosen without images: in {round(repair.gamma * total)} of {total} "
-            f"channels unlearning noise changed the weights at least {FACTOR:g} times as much as in the median channel."
+            f"channels unlearning noise changed the weights at least {factor:g} times as much as in the median channel."
         )
     if not repair.alignments:
         notes.append(f"gamma = {repair.gamma:g} of {total} channels is less than one channel; nothing was changed.")
     if not batch_statistics:
         notes.append("No training mode is known; unlearning used the norms' running statistics.")
+    if made is not None and made.norms:
+        notes.append(f"The norms' running statistics were estimated anew on {made.source}.")
+    elif made is not None:
+        notes.append("No BatchNorm, and so no running statistics to estimate.")
     unconverged = [alignment for alignment in repair.alignments if not alignment.converged]
     if unconverged:
         worst = max(unconverged, key=lambda alignment: alignment.error)

@@ -19,6 +19,7 @@ from jaxguard.training.objective import (
     sgd,
 )
 from jaxguard.training.sampling import draw, steps_per_epoch
+from jaxguard.training.statistics import estimate_statistics
 from jaxguard.training.step import Step, TrainState
 from jaxguard.training.supervised import TrainResult, fit
 
@@ -37,6 +38,7 @@ __all__ = [
     "cross_entropy",
     "descend",
     "draw",
+    "estimate_statistics",
     "fit",
     "partition",
     "sgd",
