@@ -5,8 +5,9 @@
 
 NAD's and ABL's WideResNet-16-1 (BadNets, 3x3 grid), 2,500 clean CIFAR-10 training images (5 %) for the methods that
 take any, defaults of the papers or of BackdoorBench and its augmentation, whole test set, true trigger. Nothing is
-chosen on these networks. --epochs shortens the methods that fine-tune for BackdoorBench's 100 epochs, and --set changes
-any other option, such as unlearn_rate=1e-3, with which TSBD unlearns in hours less; what ran is in each row. CLP, FT-SAM and ShapPruning are in `third_party.py` and `shapley_third_party.py`, and EP needs the attacker's
+chosen on these networks. --epochs shortens the methods that fine-tune for BackdoorBench's 100 epochs, and --set
+changes any other option, such as unlearn_rate=1e-3, with which TSBD need not unlearn for hours; what ran is in each
+row. CLP, FT-SAM and ShapPruning are in `third_party.py` and `shapley_third_party.py`, and EP needs the attacker's
 training images. Rows are stored as they are done.
 
 Hardware: any. Time: from seconds (CLP's kin) to half an hour (TSBD, FT) a row on two CPU cores.

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import zoo
 
-from jaxguard import weight_change
+from jaxguard import models, weight_change
 from jaxguard.defenses import Context
-from jaxguard.defenses.otbr import choose, otbr, repairs
+from jaxguard.defenses.otbr import IMAGES_PER_CLASS, choose, otbr, repairs
 from jaxguard.defenses.protocol import relative_change
 from jaxguard.defenses.tsbd import rank
 from jaxguard.errors import DefenseError
 from jaxguard.graph import channel_graph
+from jaxguard.inversion import synthesise
 
 KEY = jax.random.key(0)
 PARITY = {
@@ -194,6 +195,41 @@ def test_noise_of_another_size_and_labels_are_what_is_asked_for(monkeypatch):
     assert seen == [((16, 16, 3), 10), ((32, 32, 3), 9)]
 
 
+# ---------------------------------------------------------------- statistics
+
+
+def with_training():
+    model = models.build("cnn", num_classes=10, input_shape=(8, 8, 1))
+    variables = model.init(KEY)
+    graph = channel_graph(model.apply_fn, variables, jnp.zeros((1, 8, 8, 1)))
+    return variables, Context(model.apply_fn, model.train_fn, graph)
+
+
+def test_statistics_estimated_anew_are_those_of_synthesised_images_and_parameters_stay():
+    variables, context = with_training()
+    options = {**QUICK, "gamma": 0.1, "weight": 1.0}
+    stored, _ = otbr(variables, context, KEY, **options)
+    anew, report = otbr(variables, context, KEY, statistics="synthesised", **options)
+    same = jax.tree.map(np.array_equal, stored["params"], anew["params"])
+    assert jax.tree.all(same)
+    made = synthesise(
+        context.graph, variables, jax.random.fold_in(KEY, 1), labels=np.repeat(np.arange(10), IMAGES_PER_CLASS)
+    )
+    first = jax.lax.conv_general_dilated(
+        made.images, stored["params"]["conv1"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    found = anew["batch_stats"]["bn1"]
+    np.testing.assert_allclose(found["mean"], first.mean((0, 1, 2)), atol=0.01 * float(first.std()))
+    np.testing.assert_allclose(found["var"], first.var((0, 1, 2)), rtol=0.05, atol=0.01)
+    assert "estimated anew on 200 synthesised images" in report.notes[-1]
+
+
+def test_statistics_cannot_be_estimated_without_a_training_mode():
+    variables, context = of("cnn")
+    with pytest.raises(DefenseError, match=r"expected a model with a training mode.*statistics='stored'"):
+        otbr(variables, context, KEY, gamma=0.1, statistics="synthesised", **QUICK)
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -205,6 +241,8 @@ def test_noise_of_another_size_and_labels_are_what_is_asked_for(monkeypatch):
         ({"steps": 0}, "steps=0"),
         ({"label_high": 11}, "label_high=11"),
         ({"layers": "all"}, "layers='all'"),
+        ({"factor": 0.0}, r"factor=0\.0"),
+        ({"statistics": "noise"}, "statistics='noise'"),
     ],
 )
 def test_bad_options_are_refused(options, came):
