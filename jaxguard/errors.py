@@ -34,3 +34,11 @@ class DefenseError(JaxguardError):
 
 class EndpointError(JaxguardError):
     """A model behind an endpoint that cannot be reached, or whose answers are not one row of scores per image."""
+
+
+class TheftError(JaxguardError):
+    """A theft lacks what it needs, such as images or a channel graph, or failed."""
+
+
+class FingerprintError(JaxguardError):
+    """A fingerprint cannot be made or compared: data, graph or outputs are of the wrong kind."""

@@ -20,6 +20,7 @@ LEVELS = (
     {"inversion", "evaluation"},
     {"weight_change", "fusion"},
     {"defenses", "structural", "suspects", "theft"},
+    {"fingerprints"},
     {"audit"},
     {"demo"},
     {"cli"},
@@ -31,7 +32,7 @@ LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units}
 
 THIRD_PARTY = {
     "flax": {"models"},
-    "optax": {"training", "inversion", "defenses", "kernels", "theft"},
+    "optax": {"training", "inversion", "defenses", "kernels", "theft", "fingerprints"},
     "ott": {"kernels"},
     "ot": {"kernels"},
     "orbax": {"checkpoints", "training"},

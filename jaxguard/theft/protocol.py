@@ -11,17 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard.errors import DataError, JaxguardError
+from jaxguard.errors import DataError, TheftError
 from jaxguard.graph import ChannelGraph, channel_graph
 from jaxguard.graph.program import leaf_paths
 from jaxguard.types import ApplyFn, Batch, TrainFn, Variables
 
 Access = Literal["weights", "queries"]
 """What a thief has of the owner's model: all its weights, or its answers to images alone."""
-
-
-class TheftError(JaxguardError):
-    """A theft that lacks what it needs, such as images or a channel graph, or that failed."""
 
 
 class Blueprint(Protocol):
