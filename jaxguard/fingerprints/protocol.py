@@ -118,10 +118,10 @@ class Fingerprint:
         """The paper's numbers turned so that higher is more stolen.
 
         Args:
-            distances: `[S]`.
+            distances: `[S]`, or of any shape.
 
         Returns:
-            float64 `[S]`.
+            float64, of the same shape.
         """
         found = np.asarray(distances, np.float64)
         return -found if self.stolen == "low" else found

@@ -1,0 +1,105 @@
+"""Outputs of many models on the same probes: checkpoints bucket by bucket, everything else as an endpoint."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxguard import backend, endpoints
+from jaxguard.endpoints import QueryFn
+from jaxguard.errors import FingerprintError
+from jaxguard.suspects import Suspect
+from jaxguard.types import ApplyFn, Variables
+
+BATCH_SIZE = 250
+"""Probes per forward pass."""
+
+
+def outputs_of(models: Sequence[Suspect | QueryFn], images: np.ndarray) -> list[np.ndarray]:
+    """What each model answers to the probes.
+
+    Checkpoints of one architecture and one set of shapes share one compiled program; on a CPU several run at once.
+
+    Args:
+        models: suspects of known architecture, or functions and endpoints `images -> scores`.
+        images: `[N, H, W, C]` float32 in [0, 1].
+
+    Returns:
+        One `[N, K]` per model, in order; `K` may differ.
+
+    Raises:
+        FingerprintError: a checkpoint of unknown architecture, one that takes other images, or outputs that are not
+            finite.
+        EndpointError: an endpoint that did not answer, or answered wrongly.
+    """
+    found: dict[int, np.ndarray] = {}
+    buckets: dict[Any, list[int]] = defaultdict(list)
+    for index, model in enumerate(models):
+        if isinstance(model, Suspect):
+            buckets[_bucket(model)].append(index)
+        else:
+            found[index] = endpoints.query(model, images)
+    chunks, count = _chunked(images)
+    for members in buckets.values():
+        apply_fn = _apply_fn(models[members[0]])
+        suspects = [models[index] for index in members]
+        found |= dict(zip(members, _asked(apply_fn, suspects, chunks, count), strict=True))
+    return [found[index] for index in range(len(models))]
+
+
+def _bucket(suspect: Suspect) -> Any:
+    leaves, structure = jax.tree.flatten(suspect.variables)
+    shapes = tuple((np.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
+    return (suspect.model or suspect.apply_fn, structure, shapes)
+
+
+def _apply_fn(suspect: Any) -> ApplyFn:
+    if suspect.apply_fn is None:
+        raise FingerprintError(
+            f"{suspect.name}: expected a model that can be run, came names and shapes of an unknown architecture; pass "
+            "--arch, or --apply MODULE:FUNCTION"
+        )
+    return suspect.apply_fn
+
+
+def _chunked(images: np.ndarray) -> tuple[jax.Array, int]:
+    count = len(images)
+    size = min(BATCH_SIZE, count)
+    num_chunks = -(-count // size)
+    padded = np.pad(images, ((0, num_chunks * size - count), *[(0, 0)] * (images.ndim - 1)))
+    return jnp.asarray(padded.reshape(num_chunks, size, *images.shape[1:]), jnp.float32), count
+
+
+@partial(jax.jit, static_argnums=0)
+def _answers(apply_fn: ApplyFn, variables: Variables, chunks: jax.Array) -> jax.Array:
+    outputs = lax.map(lambda images: apply_fn(variables, images), chunks).astype(jnp.float32)
+    return outputs.reshape(chunks.shape[0] * chunks.shape[1], -1)
+
+
+def _asked(apply_fn: ApplyFn, suspects: Sequence[Any], chunks: jax.Array, count: int) -> list[np.ndarray]:
+    def one(suspect: Suspect) -> np.ndarray:
+        try:
+            outputs = np.asarray(_answers(apply_fn, suspect.variables, chunks))[:count]
+        except (TypeError, ValueError) as error:
+            raise FingerprintError(
+                f"{suspect.name}: expected a model that takes images {chunks.shape[2:]}, came {type(error).__name__}: "
+                f"{error}; give its image shape with --input, and its architecture with --arch"
+            ) from error
+        if not np.isfinite(outputs).all():
+            raise FingerprintError(
+                f"{suspect.name}: expected finite outputs, came NaN or infinity for "
+                f"{int((~np.isfinite(outputs)).any(1).sum())} of {count} probes; no verdict can be given, check its "
+                "weights and normalisation"
+            )
+        return outputs
+
+    with concurrent.futures.ThreadPoolExecutor(min(backend.workers(), len(suspects))) as pool:
+        return list(pool.map(one, suspects))

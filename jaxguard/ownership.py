@@ -1,0 +1,253 @@
+"""Is that model a stolen copy of mine? The data flow, readable top to bottom.
+
+certify   owner -> probes -> signature -> what independent models score      once, kept in a certificate
+verify    suspects -> outputs on the probes -> distances -> p-values         weights or API alike
+matrix    every owner against every suspect
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxguard import verdict
+from jaxguard.endpoints import QueryFn
+from jaxguard.errors import FingerprintError
+from jaxguard.fingerprints import FINGERPRINTS, Fingerprint, Owner
+from jaxguard.fingerprints.asking import outputs_of
+from jaxguard.fingerprints.certificate import Certificate, Reference
+from jaxguard.fingerprints.spaces import to_space
+from jaxguard.fingerprints.verification import ALPHA, compare, judge
+from jaxguard.suspects import Suspect
+from jaxguard.training import Progress
+from jaxguard.types import Batch, FingerprintMatrix, OwnershipReport
+
+Gives = Literal["logits", "probs"]
+"""What an endpoint answers; a checkpoint gives logits."""
+
+
+def build(method: str, options: Mapping[str, Any] | None = None) -> Fingerprint:
+    """A method with its options.
+
+    Args:
+        method: row of FINGERPRINTS.
+        options: of its factory.
+
+    Returns:
+        The fingerprint.
+
+    Raises:
+        FingerprintError: no such method, or an option it does not have.
+    """
+    if method not in FINGERPRINTS:
+        raise FingerprintError(
+            f"expected a method among {', '.join(FINGERPRINTS)}, came {method!r} in fingerprint; check its spelling"
+        )
+    try:
+        return FINGERPRINTS[method](**(options or {}))
+    except TypeError as error:
+        raise FingerprintError(f"expected options of {method}, came {dict(options or {})}: {error}") from error
+
+
+def certify(
+    owner: Suspect,
+    method: str,
+    key: jax.Array,
+    *,
+    data: Batch | None = None,
+    independents: Sequence[Suspect | QueryFn] = (),
+    options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Certificate:
+    """Makes what a suspect is judged by later.
+
+    Args:
+        owner: the model that may be stolen.
+        method: row of FINGERPRINTS.
+        key: of the probes.
+        data: images and labels of the owner's, for methods that need them; best such that it was not trained on.
+        independents: models known to be independent of the owner's; with fewer than `verdict.needed_references(alpha)`
+            no verdict can be given, except by a method with a null distribution of its own.
+        options: of the method.
+        progress: told how far long work is.
+
+    Returns:
+        The certificate.
+
+    Raises:
+        FingerprintError: the method does not exist, lacks what it needs, or cannot compare one of the models.
+    """
+    fingerprint = build(method, options)
+    probes = fingerprint.make(_owner(owner, data), key, progress=progress)
+    (outputs,) = outputs_of([owner], probes.images)
+    signature = np.asarray(fingerprint.signature_fn(probes, jnp.asarray(outputs)[None])[0])
+    num_classes = outputs.shape[1]
+    answers = outputs_of(independents, probes.images)
+    scores = fingerprint.scores(compare(fingerprint, probes, signature, num_classes, answers))
+    names = [_name(model, k) for k, model in enumerate(independents)]
+    references = tuple(Reference(*name, float(score)) for name, score in zip(names, scores, strict=True))
+    return Certificate(
+        method, fingerprint.options, probes, signature, num_classes, owner.name, owner.sha256, references
+    )
+
+
+def verify(
+    certificate: Certificate,
+    suspects: Sequence[Suspect | QueryFn],
+    *,
+    alpha: float = ALPHA,
+    gives: Gives = "logits",
+) -> OwnershipReport:
+    """Judges suspects.
+
+    Args:
+        certificate: of the owner.
+        suspects: checkpoints, functions or endpoints.
+        alpha: accepted rate of accusing an independent model.
+        gives: what functions and endpoints answer.
+
+    Returns:
+        The verdicts in the suspects' order, with what they rest on.
+
+    Raises:
+        FingerprintError: a suspect whose outputs cannot be compared.
+        EndpointError: an endpoint that did not answer, or wrongly; there is no verdict on any suspect then.
+    """
+    start = time.perf_counter()
+    fingerprint = build(certificate.method, certificate.options)
+    outputs = outputs_of(suspects, certificate.probes.images)
+    outputs = [
+        one if isinstance(model, Suspect) else _as_logits(one, gives, fingerprint, _name(model, k)[0])
+        for k, (model, one) in enumerate(zip(suspects, outputs, strict=True))
+    ]
+    distances = compare(fingerprint, certificate.probes, certificate.signature, certificate.num_classes, outputs)
+    references = np.array([reference.score for reference in certificate.references])
+    verifications = judge(
+        fingerprint,
+        certificate.probes,
+        distances,
+        outputs=outputs,
+        names=[_name(model, k) for k, model in enumerate(suspects)],
+        references=references,
+        alpha=alpha,
+    )
+    return OwnershipReport(
+        owner=certificate.owner,
+        owner_sha256=certificate.owner_sha256,
+        certificate=certificate.digest,
+        method=certificate.method,
+        options=certificate.options,
+        num_probes=len(certificate.probes.images),
+        alpha=alpha,
+        references=references,
+        reference_names=tuple(reference.name for reference in certificate.references),
+        verifications=tuple(verifications),
+        sees=fingerprint.sees,
+        blind=fingerprint.blind,
+        notes=(*_doubts(certificate, alpha), *certificate.probes.notes),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def matrix(
+    owners: Sequence[Suspect],
+    suspects: Sequence[Suspect],
+    method: str,
+    key: jax.Array,
+    *,
+    data: Batch | None = None,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> FingerprintMatrix:
+    """Scores every suspect against every owner; a suspect is asked once where owners share their probes.
+
+    Args:
+        owners: models that may have been stolen.
+        suspects: models that may be copies.
+        method: row of FINGERPRINTS.
+        key: of the probes, the same for all owners.
+        data: images and labels, for methods that need them.
+        options: of the method.
+        progress: told how many owners are done.
+
+    Returns:
+        All scores.
+
+    Raises:
+        FingerprintError: as for `certify` and `verify`.
+    """
+    start = time.perf_counter()
+    fingerprint = build(method, options)
+    asked: dict[bytes, list[np.ndarray]] = {}
+    rows = []
+    for k, owner in enumerate(owners):
+        probes = fingerprint.make(_owner(owner, data), key)
+        digest = hashlib.sha256(np.ascontiguousarray(probes.images).data).digest()
+        if digest not in asked:
+            asked = {digest: outputs_of(suspects, probes.images)}
+        (outputs,) = outputs_of([owner], probes.images)
+        signature = fingerprint.signature_fn(probes, jnp.asarray(outputs)[None])[0]
+        rows.append(compare(fingerprint, probes, signature, outputs.shape[1], asked[digest]))
+        if progress is not None:
+            progress(k + 1, len(owners), {})
+    distances = np.stack(rows)
+    return FingerprintMatrix(
+        method,
+        fingerprint.options,
+        tuple(owner.name for owner in owners),
+        tuple(suspect.name for suspect in suspects),
+        distances,
+        fingerprint.scores(distances),
+        time.perf_counter() - start,
+    )
+
+
+def _doubts(certificate: Certificate, alpha: float) -> list[str]:
+    needed, given = verdict.needed_references(alpha), len(certificate.references)
+    if given >= needed:
+        return []
+    return [
+        f"The certificate holds {given} independent models; no p-value of {alpha:g} can be reached with fewer than "
+        f"{needed}. Make it again with more of them."
+    ]
+
+
+def _owner(suspect: Suspect, data: Batch | None) -> Owner:
+    if suspect.apply_fn is None:
+        raise FingerprintError(
+            f"{suspect.name}: expected an owner's model that can be run, came names and shapes of an unknown "
+            "architecture; pass --arch, or --apply MODULE:FUNCTION"
+        )
+    return Owner(suspect.variables, suspect.apply_fn, suspect.train_fn, suspect.graph, data)
+
+
+def _name(model: Suspect | QueryFn, index: int) -> tuple[str, str]:
+    if isinstance(model, Suspect):
+        return model.name, model.sha256
+    where = getattr(getattr(model, "source", None), "where", None)
+    return str(where or getattr(model, "__name__", f"function {index}")), ""
+
+
+def _as_logits(outputs: np.ndarray, gives: Gives, fingerprint: Fingerprint, name: str) -> np.ndarray:
+    """Logits up to a constant per image; methods that compare raw ones refuse what has lost it."""
+    are_probabilities = (outputs >= 0).all() and np.allclose(outputs.sum(1), 1, atol=1e-3)
+    if gives == "logits" and are_probabilities and fingerprint.answers == "scores":
+        raise FingerprintError(
+            f"{name}: expected logits, came rows that sum to 1, as probabilities do; pass gives='probs' (--gives probs)"
+        )
+    if gives == "logits" or fingerprint.answers == "labels":
+        return outputs
+    if not (are_probabilities or np.allclose(outputs.sum(1), 1, atol=1e-2)):
+        raise FingerprintError(f"{name}: expected probabilities, came rows that do not sum to 1; pass gives='logits'")
+    if fingerprint.options.get("space") == "logits":
+        raise FingerprintError(
+            f"{name}: expected logits, which this certificate compares, came probabilities, from which they cannot be "
+            "had; make a certificate with --set space=clr or space=probs"
+        )
+    return np.asarray(to_space(jnp.asarray(outputs), "clr", given="probs"))
