@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import pathlib
-import sys
 from typing import Annotated
 
 import typer
 
 import jaxguard
-from jaxguard.cli import console, options
+from jaxguard.cli import console, fingerprints, options
 
 app = typer.Typer(
-    help="Audit neural-network checkpoints: find backdoors, take them out.",
+    help="Audit neural-network checkpoints: find backdoors, take them out, recognise stolen models.",
     epilog="Exit codes: 0 nothing found, 1 findings, 2 error, 3 nothing could be scored, 4 usage.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+app.add_typer(fingerprints.app, name="fingerprint")
 
 
 def _version(wanted: bool) -> None:
@@ -36,10 +38,6 @@ def _root(
     del version
 
 
-def _command() -> str:
-    return " ".join(["jaxguard", *sys.argv[1:]])
-
-
 @app.command()
 def demo(
     out: Annotated[pathlib.Path, typer.Option(help="Folder for the report and the checkpoints.")] = pathlib.Path(
@@ -50,7 +48,7 @@ def demo(
     """Train a backdoored and a clean network, scan both, repair the first."""
     from jaxguard import demo as main_job
 
-    report = main_job.run(out, seed=seed, stage=console.progress, command=_command())
+    report = main_job.run(out, seed=seed, stage=console.progress, command=console.command())
     console.show(report, as_json=False, folder=out)
 
 
@@ -90,7 +88,7 @@ def scan(
     result = audit.scan(suspect, u=u, pairing=pairing, test=test, attack=known)
     example = audit.trigger_example(known, test) if known and test else None
     title = f"Scan of {pathlib.Path(checkpoint).name}"
-    whole = AuditReport(title, _command(), (result,), trigger=example, environment=audit.environment(seed=seed))
+    whole = AuditReport(title, console.command(), (result,), trigger=example, environment=audit.environment(seed=seed))
     console.show(whole, as_json=as_json, folder=report)
     inconclusive = result.verdict == "inconclusive"
     if not inconclusive or fail_on_inconclusive:
@@ -158,7 +156,7 @@ def repair(
     title = f"Repair of {pathlib.Path(checkpoint).name}"
     environment = audit.environment(seed=seed)
     console.show(
-        AuditReport(title, _command(), repairs=(result,), trigger=example, environment=environment),
+        AuditReport(title, console.command(), repairs=(result,), trigger=example, environment=environment),
         as_json=as_json,
         folder=report,
     )

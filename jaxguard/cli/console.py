@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,15 @@ out = Console(highlight=False)
 
 err = Console(stderr=True, highlight=False)
 """Everything a pipe must not see: errors, progress, remarks."""
+
+
+def command() -> str:
+    """The command line as reports quote it: what stands behind `--header` may be a secret."""
+    told = ["jaxguard"]
+    for word, before in zip(sys.argv[1:], sys.argv, strict=False):
+        is_secret = before == "--header" or word.startswith("--header=")
+        told.append("--header=..." if word.startswith("--header=") else "..." if is_secret else word)
+    return " ".join(told)
 
 
 def error(kind: str, message: object) -> None:
@@ -66,7 +76,7 @@ def show(report: AuditReport, *, as_json: bool, folder: pathlib.Path | None) -> 
         folder: where `report.html` and `report.json` go; None for nowhere.
     """
     from jaxguard import report as reports
-    from jaxguard.report import schema, table
+    from jaxguard.report import ownership_table, schema, table
 
     if as_json:
         print(schema.to_json(report))
@@ -75,6 +85,10 @@ def show(report: AuditReport, *, as_json: bool, folder: pathlib.Path | None) -> 
             out.print(table.scan_table(report))
         if report.repairs:
             out.print(table.repair_table(report))
+        if report.ownerships:
+            out.print(ownership_table.ownership_table(report))
+        if report.matrices:
+            out.print(ownership_table.matrix_table(report))
     if folder is not None:
         page, _ = reports.write(report, folder)
         say(f"report: {page}")

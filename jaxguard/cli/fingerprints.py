@@ -1,0 +1,228 @@
+"""`jaxguard fingerprint make | verify | matrix`: is that model a stolen copy of mine?"""
+
+from __future__ import annotations
+
+import glob
+import os
+import pathlib
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jaxguard.cli import console, options
+
+if TYPE_CHECKING:
+    from jaxguard.suspects import Suspect
+    from jaxguard.types import Batch
+
+app = typer.Typer(
+    help="Is that model a stolen copy of mine?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Method = Annotated[
+    str,
+    typer.Option(
+        help="With images: sac, akh, ipguard, zest, lite-guard, metav. Without any, for ReLU networks: tafa-hinge."
+    ),
+]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", help="Setting of the method NAME=VALUE, repeatable.", show_default=False)
+]
+Data = Annotated[
+    str | None,
+    typer.Option(help="digits, tfds:NAME or npz:PATH; its test split makes the probes.", show_default=False),
+]
+Suspects = Annotated[
+    list[str], typer.Argument(help="Checkpoints, or http(s) addresses of models that answer JSON.", show_default=False)
+]
+Alpha = Annotated[float, typer.Option(help="Accepted rate of accusing an independent model.")]
+
+
+@app.command()
+def make(
+    owner: options.Checkpoint,
+    out: Annotated[pathlib.Path, typer.Option(help="Where the certificate goes, ends in .safetensors.")],
+    method: Method = "sac",
+    assignments: Assignments = None,
+    data: Data = None,
+    independent: Annotated[
+        list[str] | None,
+        typer.Option(help="Checkpoint known to be independent, or a pattern such as 'others/*'; repeatable."),
+    ] = None,
+    arch: options.Arch = None,
+    input_: options.Input = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing certificate.")] = False,
+    seed: options.Seed = 0,
+) -> None:
+    """Make a certificate: probes, the owner's signature, and what independent models score.
+
+    A verdict that errs once in twenty times needs nineteen independent models.
+    """
+    import jax
+
+    from jaxguard import ownership
+    from jaxguard.errors import CheckpointError
+    from jaxguard.fingerprints import certificate
+
+    if out.exists() and not overwrite:
+        raise CheckpointError(f"{out}: expected a path that is free, found a file; pass --overwrite, or another path")
+    opened = [
+        options.suspect(path, arch, input_, mean=mean, std=std, apply=None, init=None)
+        for path in [owner, *_files(independent or [])]
+    ]
+    with console.progress(f"fingerprint by {method}") as progress:
+        made = ownership.certify(
+            opened[0],
+            method,
+            jax.random.key(seed),
+            data=_images(data, seed),
+            independents=opened[1:],
+            options=options.hyperparameters(assignments or []),
+            progress=progress,
+        )
+    certificate.save(made, out, overwrite=overwrite)
+    count = len(made.references)
+    console.out.print(f"certificate {out}: {len(made.probes.images)} probes, {count} independent models")
+    console.out.print(f"sha256 {made.digest}")
+    for note in made.probes.notes:
+        console.say(note)
+
+
+@app.command()
+def verify(
+    certificate: Annotated[pathlib.Path, typer.Argument(help="Made by `fingerprint make`.", show_default=False)],
+    suspects: Suspects,
+    alpha: Alpha = 0.05,
+    arch: options.Arch = None,
+    input_: options.Input = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    gives: Annotated[str, typer.Option(help="What an endpoint answers: logits or probs.")] = "logits",
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Setting of endpoints NAME=VALUE, repeatable: encoding, scores_path, rate, cache, batch_size, ..."
+        ),
+    ] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(help="For endpoints, 'Authorization: Bearer $TOKEN'; variables are filled in.")
+    ] = None,
+    fail_on_inconclusive: Annotated[bool, typer.Option(help="Exit with 1 unless the verdict is conclusive.")] = False,
+    report: options.Report = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Judge suspects by a certificate, each with a p-value."""
+    from jaxguard import audit, endpoints, ownership
+    from jaxguard.fingerprints.certificate import load
+    from jaxguard.types import AuditReport
+
+    if gives not in ("logits", "probs"):
+        raise typer.BadParameter(f"expected logits or probs, got {gives!r}", param_hint="--gives")
+    held = load(certificate)
+    settings = options.hyperparameters(endpoint or [])
+    models: list[Any] = [
+        endpoints.http(path, headers=_headers(header or []), **settings)
+        if path.startswith(("http://", "https://"))
+        else options.suspect(path, arch, input_, mean=mean, std=std, apply=None, init=None)
+        for path in suspects
+    ]
+    found = ownership.verify(held, models, alpha=alpha, gives=gives)
+    title = f"Is it a copy of {pathlib.Path(held.owner).name}?"
+    console.show(
+        AuditReport(title, console.command(), ownerships=(found,), environment=audit.environment()),
+        as_json=as_json,
+        folder=report,
+    )
+    verdicts = {one.verdict for one in found.verifications}
+    if "copy suspected" in verdicts or (fail_on_inconclusive and "inconclusive" in verdicts):
+        raise typer.Exit(1)
+
+
+@app.command()
+def matrix(
+    models: Annotated[list[str], typer.Argument(help="Owners; also the suspects where none are named.")],
+    against: Annotated[
+        list[str] | None, typer.Option(help="Suspect, or a pattern such as 'market/*'; repeatable.")
+    ] = None,
+    method: Method = "sac",
+    assignments: Assignments = None,
+    data: Data = None,
+    arch: options.Arch = None,
+    input_: options.Input = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    seed: options.Seed = 0,
+    report: options.Report = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare every owner with every suspect."""
+    import jax
+
+    from jaxguard import audit, ownership
+    from jaxguard.types import AuditReport
+
+    def opened(paths: list[str]) -> list[Suspect]:
+        return [
+            options.suspect(path, arch, input_, mean=mean, std=std, apply=None, init=None) for path in _files(paths)
+        ]
+
+    owners = opened(models)
+    others = opened(against) if against else owners
+    with console.progress(f"matrix by {method}") as progress:
+        found = ownership.matrix(
+            owners,
+            others,
+            method,
+            jax.random.key(seed),
+            data=_images(data, seed),
+            options=options.hyperparameters(assignments or []),
+            progress=progress,
+        )
+    title = f"{len(found.owners)} owners, {len(found.suspects)} suspects"
+    whole = AuditReport(title, console.command(), matrices=(found,), environment=audit.environment(seed=seed))
+    console.show(whole, as_json=as_json, folder=report)
+
+
+def _images(spec: str | None, seed: int) -> Batch | None:
+    return options.dataset(spec, seed).test if spec else None
+
+
+def _files(patterns: list[str]) -> list[str]:
+    """Paths as they are, patterns as the files they stand for.
+
+    Raises:
+        typer.BadParameter: a pattern that no file has.
+    """
+    found = []
+    for pattern in patterns:
+        matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not os.path.exists(pattern) else [pattern]
+        if not matches:
+            raise typer.BadParameter(f"expected files of this pattern, found none: {pattern}")
+        found += matches
+    return found
+
+
+def _headers(lines: list[str]) -> dict[str, str]:
+    """Parse `Name: value`.
+
+    Raises:
+        typer.BadParameter: no colon, or an environment variable that is not set; the value is not shown.
+    """
+    headers = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise typer.BadParameter("expected 'Name: value', got no colon", param_hint="--header")
+        filled = os.path.expandvars(value.strip())
+        if "$" in filled:
+            raise typer.BadParameter(
+                f"expected the environment variables of {name.strip()} to be set, got one that is not",
+                param_hint="--header",
+            )
+        headers[name.strip()] = filled
+    return headers
