@@ -1,0 +1,229 @@
+"""How differently two models relate the same images to each other.
+
+Sample correlation of Guan et al., "Are You Stealing My Model? Sample Correlation for Fingerprinting Deep Neural
+Networks", NeurIPS 2022: a model's outputs on `N` probes, scaled to unit rows `u_i`, give an `[N, N]` matrix
+
+    cosine   C_ij = 1 - <u_i, u_j>            halved, as in SAC: (1 - <u_i, u_j>) / 2
+    rbf      C_ij = exp(-|u_i - u_j|^2)       of unit rows that is exp(-2 (1 - <u_i, u_j>)), no evidence of its own
+
+and two models differ by the mean of `|C_f - C_g|` over all entries, the zero diagonal included. Matrices are symmetric
+and compared tile by tile on and above the diagonal, so that no more than a few tiles are ever in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, get_args
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxguard import backend
+
+Kernel = Literal["cosine", "rbf"]
+
+LEAST_NORM = 1e-12
+"""A row shorter than this is divided by this."""
+
+OTHER_CLASS = 0.01
+"""What the reference puts at every class but the answered one, which gets 1, before a softmax."""
+
+_MOST_ROWS, _MOST_ROWS_ON_CPU = 1024, 160
+_ENTRIES_AT_ONCE = 2**25
+
+
+@jax.jit
+def unit_rows(outputs: jax.Array) -> jax.Array:
+    """Rows of Euclidean norm one.
+
+    Args:
+        outputs: `[..., K]`, one row per probe.
+
+    Returns:
+        float32 `[..., K]`; zero rows stay zero, and rows that are not finite, or whose norm is not, become NaN.
+
+    Example:
+        >>> unit_rows(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+        [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    outputs = jnp.asarray(outputs, jnp.float32)
+    norms = jnp.sqrt(jnp.sum(outputs * outputs, axis=-1, keepdims=True))
+    return outputs * jnp.where(jnp.isfinite(norms), 1 / jnp.maximum(norms, LEAST_NORM), jnp.nan)
+
+
+def label_rows(labels: jax.Array | np.ndarray, num_classes: int) -> jax.Array:
+    """Unit rows of answers that are classes: of the softmax of 1 at the class and `OTHER_CLASS` elsewhere.
+
+    Any two rows of one class are equal and any two of different classes equally far apart: `C_ij` is a constant times
+    whether the classes differ, halved 0.0880478 for ten classes.
+
+    Args:
+        labels: `[..., N]` integers in [0, K); others, such as -1, give rows of NaN.
+        num_classes: `K`.
+
+    Returns:
+        float32 `[..., N, K]`.
+
+    Example:
+        >>> rows = label_rows(np.array([3, 3, 7]), 10)
+        >>> matrix(rows, halved=True)[0].round(4).tolist()
+        [0.0, 0.0, 0.08799999952316284]
+    """
+    labels = jnp.asarray(labels)
+    softened = jax.nn.softmax(jnp.where(jnp.eye(num_classes, dtype=bool), 1.0, OTHER_CLASS), axis=-1)
+    known = (labels >= 0) & (labels < num_classes)
+    rows = unit_rows(softened)[jnp.clip(labels, 0, num_classes - 1)]
+    return jnp.where(known[..., None], rows, jnp.nan)
+
+
+@functools.partial(jax.jit, static_argnames=("kernel", "halved"))
+def matrix(rows: jax.Array, *, kernel: Kernel = "cosine", halved: bool = False) -> jax.Array:
+    """The sample-correlation matrix of one model, whole.
+
+    Args:
+        rows: `[N, K]`, see `unit_rows`.
+        kernel: see above.
+        halved: whether cosine distances are divided by two.
+
+    Returns:
+        `[N, N]`: cosine in [0, 2], halved in [0, 1]; rbf in (0, 1].
+
+    Example:
+        >>> matrix(jnp.eye(2)).tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
+    """
+    chex.assert_rank(rows, 2)
+    entries = _entries(rows, rows, jnp.zeros(len(rows)), jnp.zeros(len(rows)), kernel)
+    return (1 - entries) * _scale(kernel, halved) if kernel == "cosine" else entries
+
+
+def distances(
+    owner: jax.Array,
+    suspects: jax.Array,
+    *,
+    kernel: Kernel = "cosine",
+    halved: bool = False,
+    tile: int | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+) -> jax.Array:
+    """Mean absolute difference of the owner's matrix and each suspect's.
+
+    The number of classes may differ between owner and suspects. On CPU suspects are shared out among host threads,
+    because a loop inside a program runs on one core; such a call cannot be traced, one with `workers=1` can.
+
+    Args:
+        owner: `[N, K]` unit rows.
+        suspects: `[S, N, K']` unit rows.
+        kernel: see above.
+        halved: whether cosine distances are divided by two.
+        tile: most rows and columns of a tile; 160 on CPU, where a tile then stays in the cache and its product on one
+            core, and 1,024 elsewhere.
+        batch_size: suspects compared at once by each worker; one on CPU, elsewhere what gives 2^25 entries.
+        workers: host threads; by default `jaxguard.backend.workers()`.
+
+    Returns:
+        float32 `[S]`; 0 where the matrices are equal, NaN for a suspect with a row of NaN.
+
+    Raises:
+        ValueError: an unknown kernel, or tile, batch size or workers below 1.
+
+    Example:
+        >>> suspects = jnp.array([[[0.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]]])
+        >>> distances(jnp.eye(2), suspects).tolist()
+        [0.0, 0.5]
+    """
+    chex.assert_rank([owner, suspects], [2, 3])
+    chex.assert_equal_shape_prefix([owner, suspects[0]], 1)
+    if kernel not in get_args(Kernel):
+        raise ValueError(f"expected kernel of {', '.join(get_args(Kernel))}, came {kernel!r}")
+    on_cpu = jax.default_backend() == "cpu"
+    if tile is None:
+        tile = _MOST_ROWS_ON_CPU if on_cpu else _MOST_ROWS
+    workers = backend.workers() if workers is None else workers
+    if tile < 1 or workers < 1 or (batch_size is not None and batch_size < 1):
+        raise ValueError(
+            f"expected tile, batch_size and workers of at least 1, came {tile=}, {batch_size=}, {workers=}"
+        )
+    num_probes, num_suspects = len(owner), len(suspects)
+    tiles = -(-num_probes // tile)
+    rows = -(-num_probes // tiles)
+    if batch_size is None:
+        batch_size = 1 if on_cpu else max(1, _ENTRIES_AT_ONCE // rows**2)
+    workers = min(workers, num_suspects)
+    count = -(-num_suspects // workers)
+    compare = functools.partial(
+        _compare, count=count, rows=rows, tiles=tiles, batch_size=min(batch_size, count), kernel=kernel, halved=halved
+    )
+    if workers == 1:
+        return compare(owner, suspects, 0)
+    # Of equal length, for one compiled program: the last ones overlap where workers do not divide the suspects.
+    starts = [min(worker * count, num_suspects - count) for worker in range(workers)]
+    with ThreadPoolExecutor(workers) as pool:
+        parts = list(pool.map(lambda start: jax.block_until_ready(compare(owner, suspects, start)), starts))
+    fresh = [part[worker * count - start :] for worker, (start, part) in enumerate(zip(starts, parts, strict=True))]
+    return jnp.concatenate(fresh)
+
+
+@functools.partial(jax.jit, static_argnames=("count", "rows", "tiles", "batch_size", "kernel", "halved"))
+def _compare(
+    owner: jax.Array,
+    suspects: jax.Array,
+    start: jax.Array | int,
+    *,
+    count: int,
+    rows: int,
+    tiles: int,
+    batch_size: int,
+    kernel: Kernel,
+    halved: bool,
+) -> jax.Array:
+    """Distances `[count]` of the suspects from `start` on; each tile of the owner is computed once."""
+    num_probes = len(owner)
+    missing = rows * tiles - num_probes
+    owner = jnp.pad(owner, ((0, missing), (0, 0)))
+    suspects = jnp.pad(suspects, ((0, 0), (0, missing), (0, 0)))
+    # Rows that only fill the last tile are infinitely far from all others, and in both matrices.
+    far = jnp.where(jnp.arange(rows * tiles) < num_probes, 0.0, jnp.inf)
+    numbers = start + jnp.arange(count)
+
+    def pair(total: jax.Array, place: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        row, column, weight = place
+
+        def entries(model: jax.Array) -> jax.Array:
+            left, right = (jax.lax.dynamic_slice_in_dim(model, at * rows, rows) for at in (row, column))
+            far_left, far_right = (jax.lax.dynamic_slice_in_dim(far, at * rows, rows) for at in (row, column))
+            return _entries(left, right, far_left, far_right, kernel)
+
+        expected = entries(owner)
+
+        def difference(number: jax.Array) -> jax.Array:
+            # Over rows first: that sum runs along vectors.
+            return jnp.abs(entries(suspects[number]) - expected).sum(axis=0).sum()
+
+        # One at a time without a batch axis: the same product as the owner's, so that no rounding tells copies apart.
+        differences = jax.lax.map(difference, numbers, batch_size=batch_size if batch_size > 1 else None)
+        return total + weight * differences, None
+
+    row, column = map(jnp.asarray, np.triu_indices(tiles))
+    weight = jnp.where(row == column, 1.0, 2.0)
+    total, _ = jax.lax.scan(pair, jnp.zeros(count, jnp.float32), (row, column, weight))
+    return total * _scale(kernel, halved) / num_probes**2
+
+
+def _entries(left: jax.Array, right: jax.Array, far_left: jax.Array, far_right: jax.Array, kernel: Kernel) -> jax.Array:
+    """A tile of products, or of `exp(-|u - v|^2)`; `far` is added to the square."""
+    products = jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST)
+    if kernel == "cosine":
+        return products
+    squares_left, squares_right = (
+        jnp.sum(part * part, axis=-1) + far for part, far in ((left, far_left), (right, far_right))
+    )
+    return jnp.exp(2 * products - squares_left[:, None] - squares_right)
+
+
+def _scale(kernel: Kernel, halved: bool) -> float:
+    return 0.5 if kernel == "cosine" and halved else 1.0
