@@ -11,7 +11,7 @@ between any two descents to some degree. Two controls: the kernels' own L1 norms
 triggered images. `shared` is the part of the top tenth by poison unlearning that is in the other's top tenth.
 
 Hardware: any; about a minute per network on 2 CPU cores.
-Expected: not yet run to its end; no result is committed.
+Expected: see the README, "TSBD and OTBR".
 Result: experiments/results/nwc_correlation.json, .svg.
 """
 
@@ -24,6 +24,7 @@ import demo_networks
 import jax
 import machine
 import matplotlib.figure
+import matplotlib.ticker
 import numpy as np
 from demo_networks import Network
 from rich.console import Console
@@ -92,6 +93,8 @@ def draw(found: dict[str, Scores], names: list[str], title: str, path: pathlib.P
             ax.scatter(x, y, s=12, color=colour, label=name, linewidths=0)
         rates = agreement(found[way], found["poison"])
         ax.set(xscale="log", yscale="log", xlabel=f"weight change, unlearning {way}")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         ax.set_title(f"Spearman {rates['all layers']:.2f}, within layers {rates['within layers']:.2f}", fontsize=10)
     axes[0].set_ylabel("weight change, unlearning the backdoor")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
