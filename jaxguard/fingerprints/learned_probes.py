@@ -1,0 +1,283 @@
+"""Probes learned together with a verifier, which tells copies from independent networks by their outputs.
+
+    sum_pool weight_pool BCE(verifier(f_member(probes)), pool)        pool 1: owner, copies; 0: independents
+
+is descended by Adam in the probes, clipped to [0, 1], and in the verifier's weights; each step draws one member of each
+pool. MetaV and LiteGuard differ in the verifier alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import Partial
+
+from jaxguard import training
+from jaxguard.errors import FingerprintError
+from jaxguard.fingerprints import owners_images, pools
+from jaxguard.fingerprints.protocol import Owner, Probes, Space
+from jaxguard.fingerprints.spaces import to_space
+from jaxguard.theft import Network
+from jaxguard.theft.protocol import num_classes
+from jaxguard.training import Progress
+from jaxguard.types import ApplyFn, Variables
+
+Start = Literal["data", "noise"]
+Arrays = Mapping[str, Any]
+
+STEPS_AT_A_TIME = 10
+"""Steps between two draws of the pools' architectures; members of one architecture are drawn for every step."""
+
+
+class Verifier(Protocol):
+    """What a verifier is: hashable, and equal to one of equal settings."""
+
+    def init(self, key: jax.Array, num_probes: int, num_outputs: int) -> dict[str, jax.Array]:
+        """Random weights."""
+        ...
+
+    def __call__(self, weights: Arrays, outputs: jax.Array) -> jax.Array:
+        """Logits of any shape that outputs `[N, K]` come from a copy."""
+        ...
+
+
+class State(NamedTuple):
+    """What is learned.
+
+    Attributes:
+        images: `[N, H, W, C]` in [0, 1].
+        weights: of the verifier.
+        opt_states: Adam's of either.
+    """
+
+    images: jax.Array
+    weights: dict[str, jax.Array]
+    opt_states: tuple[Any, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How probes are learned.
+
+    Attributes:
+        points: probes.
+        steps: of Adam.
+        probe_rate: its learning rate for pixels.
+        verifier_rate: its learning rate for the verifier.
+        owner_weight: of the owner's term in the loss; 0 puts the owner among the copies.
+        positive_weight: of the copies' term.
+        negative_weight: of the independents' term.
+        start: probes begin as images of the owner's (`data`), or as uniform `noise` of the same shape.
+        space: what the verifier is given of outputs.
+    """
+
+    points: int
+    steps: int
+    probe_rate: float
+    verifier_rate: float
+    owner_weight: float
+    positive_weight: float
+    negative_weight: float
+    start: Start
+    space: Space
+
+    def options(self) -> dict[str, Any]:
+        """The settings by name, for a certificate."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    @property
+    def optimizers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+        """Adam for probes, and for the verifier."""
+        return optax.adam(self.probe_rate), optax.adam(self.verifier_rate)
+
+    def begin(self, images: jax.Array, weights: dict[str, jax.Array]) -> State:
+        """The state before the first step."""
+        first, second = self.optimizers
+        return State(images, weights, (first.init(images), second.init(weights)))
+
+    def check(self, method: str) -> None:
+        """Refuses settings that are out of range.
+
+        Args:
+            method: for the message.
+
+        Raises:
+            FingerprintError: one of them is.
+        """
+        rates = min(self.probe_rate, self.owner_weight) >= 0 and self.verifier_rate > 0
+        weights = min(self.positive_weight, self.negative_weight) > 0
+        known = self.start in get_args(Start) and self.space in get_args(Space)
+        if min(self.points, self.steps) < 1 or not (rates and weights and known):
+            raise FingerprintError(
+                "expected points and steps >= 1, verifier_rate, positive_weight and negative_weight > 0, probe_rate "
+                "and owner_weight >= 0, start of data or noise and space of "
+                f"{', '.join(get_args(Space))}, came {self.options()} in {method}(); leave them out for the defaults"
+            )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One step; a value, so that equal settings share a compiled program.
+
+    Attributes:
+        settings: how probes are learned.
+        verifier: what tells copies from others.
+        apply_fns: the models of owner, copies and independents.
+    """
+
+    settings: Settings
+    verifier: Verifier
+    apply_fns: tuple[ApplyFn, ApplyFn, ApplyFn]
+
+    def __call__(
+        self,
+        owner: Variables,
+        stacked: tuple[Variables, Variables],
+        key: jax.Array,
+        state: State,
+        index: jax.Array,
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """Takes one step with one member of each stack, leaves `[M, ...]`."""
+        keys = jax.random.split(jax.random.fold_in(key, index), len(stacked))
+        drawn = (owner, *(_member(stack, draw) for stack, draw in zip(stacked, keys, strict=True)))
+        settings = self.settings
+        weights = (settings.owner_weight, settings.positive_weight, settings.negative_weight)
+
+        def loss_fn(learned: tuple[jax.Array, dict[str, jax.Array]]) -> jax.Array:
+            images, verifier_weights = learned
+            loss = jnp.float32(0)
+            for weight, sign, apply_fn, variables in zip(weights, (-1, -1, 1), self.apply_fns, drawn, strict=True):
+                if weight:
+                    outputs = to_space(apply_fn(variables, images), settings.space)
+                    loss += weight * jax.nn.softplus(sign * self.verifier(verifier_weights, outputs)).mean()
+            return loss
+
+        learned: Any = (state.images, state.weights)
+        loss, gradients = jax.value_and_grad(loss_fn)(learned)
+        parts: Any = zip(settings.optimizers, gradients, state.opt_states, strict=True)
+        updates, opt_states = zip(*(optimizer.update(grad, old) for optimizer, grad, old in parts), strict=True)
+        moved: Any = optax.apply_updates(learned, updates)
+        return State(jnp.clip(moved[0], 0, 1), moved[1], opt_states), {"loss": loss}
+
+
+def _member(stack: Variables, key: jax.Array) -> Variables:
+    number = jax.random.randint(key, (), 0, len(jax.tree.leaves(stack)[0]))
+    return jax.tree.map(lambda leaf: leaf[number], stack)
+
+
+def learn(
+    settings: Settings,
+    verifier: Verifier,
+    source: pools.Source,
+    owner: Owner,
+    key: jax.Array,
+    *,
+    progress: Progress | None = None,
+) -> Probes:
+    """Probes and verifier for one owner.
+
+    Args:
+        settings: how probes are learned.
+        verifier: what tells copies from others.
+        source: where the pools come from.
+        owner: its data are needed, and all that the pools are made of.
+        key: the same key gives the same probes.
+        progress: told how far the work is.
+
+    Returns:
+        The probes; their arrays are the verifier's weights.
+
+    Raises:
+        FingerprintError: the owner lacks something, pools do not fit it, or the loss is not finite.
+    """
+    method = source.method
+    key_pools, key_images, key_verifier, key_draw = jax.random.split(key, 4)
+    wanted = settings.points if settings.start == "data" else 1
+    images = jnp.asarray(owners_images.draw(owner, wanted, key_images, method=method))
+    if settings.start == "noise":
+        images = jax.random.uniform(key_images, (settings.points, *images.shape[1:]))
+    found = source.pools(owner, key_pools, progress)
+    if not settings.owner_weight:
+        found = found._replace(positives=(Network(owner.variables, owner.apply_fn), *found.positives))
+    num_outputs = _num_outputs(method, owner, found, images)
+    positives, negatives = pools.stacks(found.positives), pools.stacks(found.negatives)
+    state = settings.begin(images, verifier.init(key_verifier, settings.points, num_outputs))
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key_draw)).ravel().tolist())
+    told = progress and (lambda done, stop, metrics: progress(done, settings.steps, metrics))
+    for first in range(0, settings.steps, STEPS_AT_A_TIME):
+        ours, theirs = _pick(positives, rng), _pick(negatives, rng)
+        lesson = Lesson(settings, verifier, (owner.apply_fn, ours.apply_fn, theirs.apply_fn))
+        step_fn = Partial(lesson, owner.variables, (ours.variables, theirs.variables), key_draw)
+        count = min(STEPS_AT_A_TIME, settings.steps - first)
+        state, metrics = training.descend(step_fn, state, count, start=first, progress=told)
+        if not np.isfinite(metrics["loss"]).all():
+            raise FingerprintError(
+                f"expected a finite loss, came {metrics['loss'][-1]} by step {first + count} of {settings.steps} in "
+                f"{method}(); lower probe_rate or verifier_rate, or check the weights of owner and pools for NaN"
+            )
+    probes = Probes(np.asarray(state.images), {name: np.asarray(value) for name, value in state.weights.items()})
+    return probes._replace(notes=(_note(verifier, settings.space, probes, found),))
+
+
+def confidences(verifier: Verifier, space: Space, probes: Probes, outputs: jax.Array) -> jax.Array:
+    """How sure a verifier is that outputs come from a copy.
+
+    Args:
+        verifier: what `probes` were learned with.
+        space: what it is given of outputs.
+        probes: of `learn`.
+        outputs: `[S, N, K]`.
+
+    Returns:
+        float32 `[S, ...]` in [0, 1].
+    """
+    weights = {name: jnp.asarray(value) for name, value in probes.arrays.items()}
+    return jax.nn.sigmoid(jax.vmap(partial(verifier, weights))(to_space(outputs, space)))
+
+
+def _note(verifier: Verifier, space: Space, probes: Probes, found: pools.Pools) -> str:
+    """What the verifier says of the networks that it was taught with."""
+    lowest, highest = (
+        fold(
+            float(
+                confidences(verifier, space, probes, _outputs(one.apply_fn, one.variables, probes.images)[None]).mean()
+            )
+            for one in pool
+        )
+        for fold, pool in zip((min, max), found, strict=True)
+    )
+    return (
+        f"Learned with {len(found.positives)} copies and {len(found.negatives)} independent networks; of these the "
+        f"least confidence in a copy is {lowest:.3f}, the highest in an independent one {highest:.3f}."
+    )
+
+
+def _pick(stacked: Sequence[pools.Stack], rng: np.random.Generator) -> pools.Stack:
+    """An architecture, as often as it has members."""
+    members = np.repeat(np.arange(len(stacked)), [stack.number for stack in stacked])
+    return stacked[rng.choice(members)]
+
+
+def _num_outputs(method: str, owner: Owner, found: pools.Pools, images: jax.Array) -> int:
+    """`K` of the owner's and all other models."""
+    expected, *others = (
+        num_classes(one.apply_fn, one.variables, images) for one in (owner, *found.positives, *found.negatives)
+    )
+    if set(others) - {expected}:
+        raise FingerprintError(
+            f"expected networks of the owner's {expected} outputs, came some of {sorted(set(others) - {expected})} in "
+            f"the pools of {method}(); leave them out"
+        )
+    return expected
+
+
+@partial(jax.jit, static_argnums=0)
+def _outputs(apply_fn: ApplyFn, variables: Variables, images: jax.Array) -> jax.Array:
+    return apply_fn(variables, images)

@@ -1,0 +1,109 @@
+"""LiteGuard: learned probes, each with a verifier of its own, a linear unit with a sigmoid.
+
+    confidence_n = sigmoid(<w_n, f(x_n)> + b_n),        the number is the mean over all N
+
+Probes and verifiers are learned together (`learned_probes`) with
+
+    0.5 BCE(owner, 1) + 1.0 BCE(a copy, 1) + 1.5 BCE(an independent network, 0)
+
+and one member of either pool per step. LiteGuard, ICLR 2026; it has so few parameters that pools of one real network
+do, which it enlarges by checkpoints from 35 % to 85 % of their training: pass those with the pools. Steps, learning
+rates and the pools made by default are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxguard.fingerprints import learned_probes
+from jaxguard.fingerprints.learned_probes import Arrays, Settings, Start
+from jaxguard.fingerprints.pools import Source
+from jaxguard.fingerprints.protocol import Fingerprint, Space
+from jaxguard.theft import Blueprint, Network
+
+
+@dataclass(frozen=True)
+class LinearVerifiers:
+    """One linear unit per probe."""
+
+    def init(self, key: jax.Array, num_probes: int, num_outputs: int) -> dict[str, jax.Array]:
+        """Random weights `[N, K]`, biases 0."""
+        weight = jax.random.normal(key, (num_probes, num_outputs)) / np.sqrt(num_outputs)
+        return {"weight": weight, "bias": jnp.zeros(num_probes)}
+
+    def __call__(self, weights: Arrays, outputs: jax.Array) -> jax.Array:
+        """Logits `[N]` of outputs `[N, K]`."""
+        return (weights["weight"] * outputs).sum(-1) + weights["bias"]
+
+
+def lite_guard(
+    *,
+    points: int = 100,
+    steps: int = 500,
+    probe_rate: float = 0.01,
+    verifier_rate: float = 0.01,
+    owner_weight: float = 0.5,
+    positive_weight: float = 1.0,
+    negative_weight: float = 1.5,
+    start: Start = "data",
+    space: Space = "logits",
+    positives: Sequence[Network] | None = None,
+    negatives: Sequence[Network] | None = None,
+    model: Blueprint | str | None = None,
+    copies: int = 1,
+    independents: int = 3,
+    epochs: int = 30,
+    batch_size: int = 128,
+) -> Fingerprint:
+    """Learned probes with a linear verifier each; the number is their mean confidence.
+
+    Args:
+        points: probes to learn.
+        steps: of Adam; each asks three networks about all probes.
+        probe_rate: learning rate of Adam for pixel values; 0 learns the verifiers alone.
+        verifier_rate: learning rate of Adam for the verifiers.
+        owner_weight: of the owner's term in the loss; 0 puts the owner among the copies.
+        positive_weight: of the copies' term.
+        negative_weight: of the independents' term.
+        start: probes begin as images of the owner's (`data`), drawn at random, or as uniform `noise`.
+        space: what verifiers are given of outputs; a suspect that answers in probabilities needs `probs` or `clr`.
+        positives: the owner's network stolen, in any ways; by default `copies` each by fine-tuning, fine-pruning and
+            distillation, with the owner's data.
+        negatives: independent networks, never those that verdicts are calibrated with; by default `independents`
+            trained from scratch on the owner's data.
+        model: the architecture of what is made by default, or its name, such as `resnet20`.
+        copies: see `positives`.
+        independents: see `negatives`.
+        epochs: passes over the owner's images for each network that is made; 30 suit some thousand images.
+        batch_size: images per step of that training.
+
+    Returns:
+        The fingerprint. Making probes raises FingerprintError where the owner has too few images, lacks what pools
+        are made of, pools do not fit it, or the loss is not finite.
+
+    Raises:
+        FingerprintError: an option is out of range, or a pool is empty.
+    """
+    source = Source("lite_guard", positives, negatives, model, copies, independents, epochs, batch_size)
+    settings = Settings(
+        points, steps, probe_rate, verifier_rate, owner_weight, positive_weight, negative_weight, start, space
+    )  # fmt: skip
+    settings.check("lite_guard")
+    verifier = LinearVerifiers()
+    return Fingerprint(
+        name="lite-guard",
+        options={**settings.options(), **source.options()},
+        make_fn=lambda owner, key, progress: learned_probes.learn(
+            settings, verifier, source, owner, key, progress=progress
+        ),
+        signature_fn=lambda probes, outputs: learned_probes.confidences(verifier, space, probes, outputs),
+        distance_fn=lambda probes, owner, suspects: suspects.mean(-1),
+        stolen="high",
+        sees="copies made in the ways of its pool, extraction included; others as far as they resemble those.",
+        blind="thefts unlike those of its pool; copies with other classes.",
+    )

@@ -1,0 +1,115 @@
+"""MetaV: learned probes and one verifier, a small network that is given the outputs on all probes at once.
+
+    confidence = sigmoid(w2 . relu(W1 concat(f(x_1), ..., f(x_N)) + b1) + b2)
+
+Probes and verifier are learned together (`learned_probes`) to say 1 of the owner and its copies and 0 of independent
+networks. Pan, Yan, Zhang, Yang: MetaV: A Meta-Verifier Approach to Task-Agnostic Model Fingerprinting, KDD 2022. Its
+verifier has `N K` weights for each hidden unit, which small pools do not suffice for: see `lite_guard`. Hidden units,
+steps, learning rates and the pools made by default are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxguard.errors import FingerprintError
+from jaxguard.fingerprints import learned_probes
+from jaxguard.fingerprints.learned_probes import Arrays, Settings, Start
+from jaxguard.fingerprints.pools import Source
+from jaxguard.fingerprints.protocol import Fingerprint, Space
+from jaxguard.theft import Blueprint, Network
+
+
+@dataclass(frozen=True)
+class JointVerifier:
+    """A network of one hidden layer.
+
+    Attributes:
+        hidden: its units.
+    """
+
+    hidden: int
+
+    def init(self, key: jax.Array, num_probes: int, num_outputs: int) -> dict[str, jax.Array]:
+        """Random weights `[N K, hidden]` and `[hidden, 1]`, biases 0."""
+        key_first, key_last = jax.random.split(key)
+        inputs = num_probes * num_outputs
+        return {
+            "weight1": jax.random.normal(key_first, (inputs, self.hidden)) * np.sqrt(2 / inputs),
+            "bias1": jnp.zeros(self.hidden),
+            "weight2": jax.random.normal(key_last, (self.hidden, 1)) / np.sqrt(self.hidden),
+            "bias2": jnp.zeros(1),
+        }
+
+    def __call__(self, weights: Arrays, outputs: jax.Array) -> jax.Array:
+        """The logit `[1]` of outputs `[N, K]`."""
+        hidden = jax.nn.relu(outputs.reshape(-1) @ weights["weight1"] + weights["bias1"])
+        return hidden @ weights["weight2"] + weights["bias2"]
+
+
+def metav(
+    *,
+    hidden: int = 64,
+    points: int = 100,
+    steps: int = 500,
+    probe_rate: float = 0.01,
+    verifier_rate: float = 0.001,
+    start: Start = "data",
+    space: Space = "logits",
+    positives: Sequence[Network] | None = None,
+    negatives: Sequence[Network] | None = None,
+    model: Blueprint | str | None = None,
+    copies: int = 1,
+    independents: int = 3,
+    epochs: int = 30,
+    batch_size: int = 128,
+) -> Fingerprint:
+    """Learned probes with one verifier for all; the number is its confidence.
+
+    Args:
+        hidden: units of the verifier.
+        points: probes to learn.
+        steps: of Adam; each asks one copy, or the owner, and one independent network about all probes.
+        probe_rate: learning rate of Adam for pixel values; 0 learns the verifier alone.
+        verifier_rate: learning rate of Adam for the verifier.
+        start: see `lite_guard`, as for the others.
+        space: what the verifier is given of outputs.
+        positives: copies; made by default.
+        negatives: independent networks; made by default.
+        model: the architecture of what is made.
+        copies: of each kind that is made.
+        independents: that are made.
+        epochs: passes over the owner's images for each.
+        batch_size: images per step of that training.
+
+    Returns:
+        The fingerprint. Making probes raises FingerprintError where the owner has too few images, lacks what pools
+        are made of, pools do not fit it, or the loss is not finite.
+
+    Raises:
+        FingerprintError: an option is out of range, or a pool is empty.
+    """
+    if hidden < 1:
+        raise FingerprintError(f"expected hidden >= 1, came {hidden} in metav(); leave it out for the default")
+    source = Source("metav", positives, negatives, model, copies, independents, epochs, batch_size)
+    settings = Settings(points, steps, probe_rate, verifier_rate, 0.0, 1.0, 1.0, start, space)
+    settings.check("metav")
+    verifier = JointVerifier(hidden)
+    named = {name: value for name, value in settings.options().items() if not name.endswith("_weight")}
+    return Fingerprint(
+        name="metav",
+        options={"hidden": hidden, **named, **source.options()},
+        make_fn=lambda owner, key, progress: learned_probes.learn(
+            settings, verifier, source, owner, key, progress=progress
+        ),
+        signature_fn=lambda probes, outputs: learned_probes.confidences(verifier, space, probes, outputs),
+        distance_fn=lambda probes, owner, suspects: suspects.mean(-1),
+        stolen="high",
+        sees="copies made in the ways of its pool, extraction included, where the pools are large.",
+        blind="thefts unlike those of its pool; copies with other classes.",
+    )
