@@ -1,0 +1,193 @@
+"""How well scores tell copies from independent models: AUC, rates at a threshold, ARUC, with 95 % intervals.
+
+All take scores that are higher for copies. Intervals say how sure a figure is on so few models: by bootstrap for the
+AUC, Clopper and Pearson's exact one for rates.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+from sklearn import metrics
+
+from jaxguard.errors import DataError
+
+RESAMPLES = 2000
+"""Bootstrap samples behind an interval of the AUC."""
+
+
+class Rate(NamedTuple):
+    """A figure in [0, 1] and its 95 % interval.
+
+    Attributes:
+        value: the figure.
+        low: lower end.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def roc_auc(copies: ArrayLike, independents: ArrayLike, *, seed: int = 0) -> Rate:
+    """Chance that a copy scores above an independent model, ties counted half.
+
+    Args:
+        copies: `[P]` scores.
+        independents: `[N]` scores.
+        seed: of the bootstrap, which draws copies and independents apart.
+
+    Returns:
+        The AUC and its interval; a sample without overlap has none to show, `[1, 1]`.
+
+    Raises:
+        DataError: no score on one side, or NaN.
+
+    Example:
+        >>> roc_auc([3.0, 2.0], [1.0, 2.0]).value
+        0.875
+    """
+    high, low = _checked(copies, independents)
+    rng = np.random.default_rng(seed)
+    drawn_high = high[rng.integers(len(high), size=(RESAMPLES, len(high)))]
+    drawn_low = low[rng.integers(len(low), size=(RESAMPLES, len(low)))]
+    above = drawn_high[:, :, None] > drawn_low[:, None, :]
+    tied = drawn_high[:, :, None] == drawn_low[:, None, :]
+    resampled = (above + 0.5 * tied).mean((1, 2))
+    truth = np.concatenate([np.ones(len(high)), np.zeros(len(low))])
+    value = float(metrics.roc_auc_score(truth, np.concatenate([high, low])))
+    return Rate(value, *(float(end) for end in np.quantile(resampled, (0.025, 0.975))))
+
+
+def rate_above(scores: ArrayLike, threshold: float) -> Rate:
+    """Share of scores of at least a threshold.
+
+    Args:
+        scores: `[N]`, N >= 1.
+        threshold: such as that of `calibrated_threshold`.
+
+    Returns:
+        The share with Clopper and Pearson's interval.
+
+    Example:
+        >>> rate_above([1.0, 2.0, 3.0, 4.0], 3.0).value
+        0.5
+    """
+    found = np.asarray(scores, np.float64)
+    count = int((found >= threshold).sum())
+    ends = stats.binomtest(count, len(found)).proportion_ci(method="exact")
+    return Rate(count / len(found), float(ends.low), float(ends.high))
+
+
+def calibrated_threshold(references: ArrayLike, alpha: float) -> float:
+    """Smallest score with a conformal p-value of `alpha` at most; infinite where there are too few references.
+
+    Args:
+        references: `[R]` scores of models known to be independent.
+        alpha: accepted rate of false accusations.
+
+    Returns:
+        The threshold; a score is accused from just above the reference that it names.
+
+    Example:
+        >>> calibrated_threshold(np.arange(19.0), 0.05) > 18, calibrated_threshold([1.0], 0.05)
+        (True, inf)
+    """
+    known = np.sort(np.asarray(references, np.float64))[::-1]
+    allowed = int(np.floor(round(alpha * (len(known) + 1), 9))) - 1  # references that may score as high
+    if allowed < 0:
+        return np.inf
+    return float(np.nextafter(known[allowed], np.inf)) if allowed < len(known) else -np.inf
+
+
+def tpr_at_fpr(copies: ArrayLike, independents: ArrayLike, rate: float = 0.05) -> Rate:
+    """Share of copies found where a threshold accuses `rate` of these very independents at most.
+
+    Args:
+        copies: `[P]` scores.
+        independents: `[N]` scores.
+        rate: accepted false positive rate, in [0, 1).
+
+    Returns:
+        The share, with an interval that knows the copies' number only.
+    """
+    high, low = _checked(copies, independents)
+    allowed = int(np.floor(round(rate * len(low), 9)))
+    return rate_above(high, float(np.nextafter(np.sort(low)[::-1][allowed], np.inf)))
+
+
+def f1(copies: ArrayLike, independents: ArrayLike, threshold: float) -> float:
+    """F1 of the accusation `score >= threshold`.
+
+    Args:
+        copies: `[P]` scores.
+        independents: `[N]` scores.
+        threshold: from which a model is accused.
+
+    Returns:
+        In [0, 1]; 0 where nothing is accused.
+    """
+    high, low = _checked(copies, independents)
+    truth = np.concatenate([np.ones(len(high)), np.zeros(len(low))])
+    never: Any = 0.0  # scikit-learn's stubs know strings only
+    return float(metrics.f1_score(truth, np.concatenate([high, low]) >= threshold, zero_division=never))
+
+
+def aruc(copies: ArrayLike, independents: ArrayLike) -> float:
+    """IPGuard's area: the mean over thresholds in [0, 1] of the smaller of robustness and uniqueness.
+
+    Robustness is the share of copies of at least the threshold, uniqueness that of independents below it.
+
+    Args:
+        copies: `[P]` scores in [0, 1], such as match rates.
+        independents: `[N]` scores in [0, 1].
+
+    Returns:
+        In [0, 1]; the integral is exact.
+
+    Raises:
+        DataError: scores outside [0, 1].
+
+    Example:
+        >>> aruc([1.0, 1.0], [0.25, 0.0])
+        0.875
+    """
+    high, low = _checked(copies, independents)
+    both = np.concatenate([high, low])
+    if both.min() < 0 or both.max() > 1:
+        raise DataError(
+            f"expected scores in [0, 1] for the ARUC, came {both.min():g} to {both.max():g}; take roc_auc for others"
+        )
+    edges = np.unique(np.concatenate([[0.0, 1.0], both]))
+    middles = (edges[1:] + edges[:-1]) / 2
+    robust = (high[:, None] >= middles).mean(0)
+    unique = (low[:, None] < middles).mean(0)
+    return float((np.minimum(robust, unique) * np.diff(edges)).sum())
+
+
+def aruc_curve(copies: ArrayLike, independents: ArrayLike) -> float:
+    """What other implementations call ARUC: uniqueness integrated over robustness, which is the AUC without ties.
+
+    Args:
+        copies: `[P]` scores.
+        independents: `[N]` scores.
+
+    Returns:
+        In [0, 1].
+    """
+    high, low = _checked(copies, independents)
+    return float((low[None] < high[:, None]).mean())
+
+
+def _checked(copies: ArrayLike, independents: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    high, low = np.asarray(copies, np.float64).ravel(), np.asarray(independents, np.float64).ravel()
+    if not high.size or not low.size or np.isnan(high).any() or np.isnan(low).any():
+        raise DataError(
+            f"expected scores of copies and of independent models, came {high.size} and {low.size}, "
+            f"{int(np.isnan(high).sum() + np.isnan(low).sum())} of them NaN; score both before they are compared"
+        )
+    return high, low
