@@ -1,0 +1,169 @@
+"""What answers along hinges tell: profiles, their similarity, and a p-value that needs no other model.
+
+Along the normal u of a hinge at x, outputs are asked for at `x + t delta u`. The profile, `t` in [-3, 3], is taken
+without its linear trend, so that a suspect's constants do not count. Second differences at the centre, `t = 0`, are
+compared with those at controls, `t` in {-3, -2, 2, 3}, where the owner's network was not chosen to bend. Controls are
+near, since models trained alike are dense with hyperplanes in the same regions: far from a hinge of the owner's,
+independent ones bend less.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from scipy import stats
+
+REACH = 3
+"""Of a profile, in deltas."""
+
+CONTROLS = (-3, -2, 2, 3)
+"""Where no hinge was sought, in deltas."""
+
+FARTHEST = 4
+"""What the second differences at the outer controls need."""
+
+LEAST_NORM = 1e-30
+"""Profiles shorter than this have no direction, and agree with nothing."""
+
+
+def offsets(points: int, *, controls: bool) -> np.ndarray:
+    """Where a hinge is asked at, in deltas.
+
+    Args:
+        points: of the profile, `6 k + 1`, so that whole deltas are among them.
+        controls: whether the points that second differences at the controls lack are asked for too.
+
+    Returns:
+        float64 `[T]`, profile first.
+
+    Example:
+        >>> offsets(7, controls=False).tolist()
+        [-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0]
+        >>> offsets(7, controls=True)[7:].tolist()
+        [-4.0, 4.0]
+    """
+    profile = np.linspace(-REACH, REACH, points)
+    return np.concatenate([profile, [-FARTHEST, FARTHEST]]) if controls else profile
+
+
+def profiles(answers: jax.Array, points: int) -> jax.Array:
+    """Profiles without their linear trend, `(I - A A^+) g` with `A = [1, t]`.
+
+    Args:
+        answers: `[..., T, m]` at `offsets`.
+        points: of the profile.
+
+    Returns:
+        float32 `[..., points, m]`.
+
+    Example:
+        >>> line = 5 + 2 * offsets(7, controls=False)
+        >>> bool(jnp.abs(profiles(jnp.asarray(line)[:, None], 7)).max() < 1e-5)
+        True
+    """
+    design = np.stack([np.ones(points), offsets(points, controls=False)], axis=1)
+    without = np.eye(points) - design @ np.linalg.pinv(design)
+    own = answers[..., :points, :].astype(jnp.float32)
+    # Less its middle first: what is left is small, and so is its rounding.
+    centred = own - own[..., points // 2 : points // 2 + 1, :]
+    return jnp.einsum("st,...tm->...sm", jnp.asarray(without, jnp.float32), centred, precision=lax.Precision.HIGHEST)
+
+
+def profile_similarity(owner: jax.Array, suspects: jax.Array) -> jax.Array:
+    """Mean cosine of profiles, hinge by hinge.
+
+    Args:
+        owner: `[N, T, m]`.
+        suspects: `[S, N, T, m]`.
+
+    Returns:
+        `[S]` in [-1, 1]; a hinge at which either answers linearly counts as 0.
+    """
+    first, second = (array.reshape(*array.shape[:-2], -1) for array in (owner, suspects))
+    first, second = _unit(first), _unit(second)
+    return jnp.einsum("nd,snd->sn", first, second, precision=lax.Precision.HIGHEST).mean(-1)
+
+
+def profile_cka(owner: jax.Array, suspects: jax.Array) -> jax.Array:
+    """Linear CKA of all profiles, `||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F)`, for outputs of any two widths.
+
+    Kornblith, Norouzi, Lee, Hinton: Similarity of Neural Network Representations Revisited, ICML 2019. Profiles have no
+    mean left to take out.
+
+    Args:
+        owner: `[N, T, m]`.
+        suspects: `[S, N, T, m']`.
+
+    Returns:
+        `[S]` in [0, 1]; 0 where either answers linearly everywhere.
+    """
+
+    def gram(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.linalg.norm(jnp.matmul(a.T, b, precision=lax.Precision.HIGHEST))
+
+    def similarity(other: jax.Array) -> jax.Array:
+        x, y = (_unit(array.reshape(-1)).reshape(-1, array.shape[-1]) for array in (owner, other))
+        whole = gram(x, x) * gram(y, y)
+        return jnp.where(whole > 0, gram(x, y) ** 2 / jnp.where(whole > 0, whole, 1), 0)
+
+    return lax.map(similarity, suspects)
+
+
+def _unit(rows: jax.Array) -> jax.Array:
+    """Rows of length one; those without a direction are 0."""
+    peaks = jnp.abs(rows).max(-1, keepdims=True)
+    scaled = rows / jnp.where(peaks > LEAST_NORM, peaks, 1)  # a square of small numbers would vanish
+    norms = jnp.linalg.norm(scaled, axis=-1, keepdims=True)
+    return jnp.where(peaks > LEAST_NORM, scaled / jnp.where(norms > 0, norms, 1), 0)
+
+
+def second_differences(answers: np.ndarray, points: int, at: int) -> np.ndarray:
+    """Norms of `f(t + 1) - 2 f(t) + f(t - 1)`, in deltas.
+
+    Args:
+        answers: `[..., T, m]` at `offsets(points, controls=True)`.
+        points: of the profile.
+        at: the centre `t`.
+
+    Returns:
+        float64 `[...]`.
+    """
+    asked = offsets(points, controls=True)
+    low, middle, high = (
+        answers[..., int(np.argmin(np.abs(asked - t))), :].astype(np.float64) for t in (at - 1, at, at + 1)
+    )
+    return np.linalg.norm((high - middle) - (middle - low), axis=-1)
+
+
+def self_null(answers: np.ndarray, points: int) -> np.ndarray:
+    """P-value of a model that does not know the hinges: it bends at them no more than beside them.
+
+    One-sided Wilcoxon signed-rank test over hinges of the second difference at the centre, less its mean over the
+    controls. That mean being less skewed than a single one, the test errs on the safe side.
+
+    Args:
+        answers: `[S, N, T, m]` at `offsets(points, controls=True)`.
+        points: of the profile.
+
+    Returns:
+        float64 `[S]`; 1 for a model that bends nowhere.
+
+    Example:
+        >>> t = offsets(7, controls=True)
+        >>> hinge, line = np.abs(t), t
+        >>> answers = np.stack([np.tile(g[:, None], (20, 1, 1)) for g in (hinge, line)])
+        >>> (self_null(answers, 7) < 1e-4).tolist()
+        [True, False]
+    """
+    centre = second_differences(answers, points, 0)
+    beside = np.mean([second_differences(answers, points, at) for at in CONTROLS], axis=0)
+    return np.array([_wilcoxon(row) for row in centre - beside])
+
+
+def _wilcoxon(differences: np.ndarray) -> float:
+    if not differences.any():
+        return 1.0
+    _, p_value = stats.wilcoxon(differences, alternative="greater")
+    return float(np.asarray(p_value))

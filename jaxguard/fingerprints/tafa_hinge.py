@@ -1,0 +1,241 @@
+"""TAFA-style fingerprints: where the hidden units of a ReLU network switch, whatever its task and without any data.
+
+The hyperplanes on which hidden units switch are inherited by every copy made of the weights: fine-tuned, pruned,
+quantised, its neurons permuted or rescaled. Probes are lines across such hyperplanes (`hinges`); a suspect's outputs
+along them bend where the owner's do, or not (`hinge_statistics`). Outputs may be logits, a regression or an image.
+
+Task-agnostic fingerprints of ReLU networks are the idea of Pan, Zhang, Lu, Yang: TAFA: A Task-Agnostic Fingerprinting
+Algorithm for Neural Networks, ESORICS 2021. Its algorithm is published in no form that could be consulted: this is a
+reconstruction from its abstract, of the same aims, and all its numbers are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxguard.errors import FingerprintError
+from jaxguard.fingerprints import hinge_layers, hinge_statistics, hinges
+from jaxguard.fingerprints.protocol import Fingerprint, Owner, Probes, Space
+from jaxguard.fingerprints.spaces import to_space
+from jaxguard.training import Progress
+
+Statistic = Literal["profile", "cka"]
+
+WIDEST = 0.49
+"""Distance from 0 and 1 that points can keep; what is left is the box they are drawn in."""
+
+ROUNDING = 1e-6
+"""Kept besides, so that no query leaves [0, 1] by the last bit."""
+
+SEES = (
+    "copies made of the owner's weights: fine-tuned, moderately pruned, quantised, permuted or rescaled; with "
+    "statistic='cka' also those with a new head."
+)
+BLIND = (
+    "extraction and distillation, which make hyperplanes of their own; copies pruned until they hardly work or with a "
+    "relearned head of one output; networks without ReLU; APIs that round images to 8 bits or answer in half precision."
+)
+
+
+def tafa_hinge(
+    *,
+    num_probes: int = 100,
+    candidates_per_probe: int = 8,
+    layers: Sequence[int] | str = (1, 2),
+    scale: float = 0.03,
+    points: int = 25,
+    statistic: Statistic = "profile",
+    space: Space = "logits",
+    controls: bool = True,
+) -> Fingerprint:
+    """Lines across hyperplanes of hidden units; the number is the similarity of how outputs bend along them.
+
+    Args:
+        num_probes: `N`, lines that are kept.
+        candidates_per_probe: lines that are looked at for each, of which those that bend the outputs most, far from
+            other hyperplanes, are kept.
+        layers: of the units: 1 for ReLUs behind no other, 2 behind one, ...; as text, `1,2`.
+        scale: largest change of a pixel within delta, of [0, 1]. Larger ones survive stronger changes of a copy, and
+            more independent models agree by chance. Lines reach 3 deltas to either side, 4 with controls: points
+            keep that distance from 0 and 1.
+        points: asked along each line, `6 k + 1`.
+        statistic: `profile`, the mean cosine, or `cka`, which compares outputs of other widths or with a new head.
+        space: of the outputs. `logits`: as they are, for outputs of any kind; `clr`: centred, for a suspect that gives
+            probabilities, whose logarithms are logits up to that centre.
+        controls: whether 2 more points a line are asked for, which give a p-value without other models.
+
+    Returns:
+        The fingerprint. Making probes raises FingerprintError for a network without ReLUs, or with too few
+        hyperplanes.
+
+    Raises:
+        FingerprintError: an option is out of range.
+
+    Example:
+        >>> from jaxguard import models
+        >>> from jaxguard.graph import channel_graph
+        >>> model = models.build("mlp:hidden=16x16", num_classes=3, input_shape=(4, 4, 1))
+        >>> variables = model.init(jax.random.key(0))
+        >>> graph = channel_graph(model.apply_fn, variables, np.zeros((1, 4, 4, 1), np.float32))
+        >>> method = tafa_hinge(num_probes=4)
+        >>> probes = method.make(Owner(variables, model.apply_fn, graph=graph), jax.random.key(1))
+        >>> probes.images.shape  # 4 lines of 25 + 2 points
+        (108, 4, 4, 1)
+        >>> outputs = model.apply_fn(variables, probes.images)[None]
+        >>> signature = method.signature_fn(probes, outputs)
+        >>> method.distance_fn(probes, signature[0], signature).round(4).tolist()
+        [1.0]
+    """
+    depths = _depths(layers)
+    reach = hinge_statistics.FARTHEST if controls else hinge_statistics.REACH
+    bad_points = points < 7 or points % 6 != 1
+    known = statistic in get_args(Statistic) and space in ("logits", "clr")
+    if min(num_probes, candidates_per_probe) < 1 or bad_points or not 0 < scale * reach < WIDEST or not known:
+        raise FingerprintError(
+            "expected num_probes and candidates_per_probe >= 1, points = 6 k + 1 and >= 7, scale above 0 and below "
+            f"{WIDEST / reach:.3g}, statistic of profile or cka and space of logits or clr, came {num_probes=}, "
+            f"{candidates_per_probe=}, {points=}, {scale=}, {statistic=}, {space=} in tafa_hinge(); leave them out for "
+            "the defaults"
+        )
+
+    def make(owner: Owner, key: jax.Array, progress: Progress | None) -> Probes:
+        count = num_probes * candidates_per_probe
+        found, notes = _search(owner, key, depths, count, scale=scale, reach=reach, space=space, progress=progress)
+        kept = _best(found, num_probes, depths)
+        asked = hinge_statistics.offsets(points, controls=controls)
+        steps = (asked[None] * kept.deltas[:, None]).astype(np.float32)
+        shape = kept.points.shape[1:]
+        lines = kept.points[:, None] + steps.reshape(*steps.shape, *[1] * len(shape)) * kept.directions[:, None]
+        arrays = {
+            "x": kept.points, "u": kept.directions, "delta": kept.deltas, "offsets": asked, "layer": kept.depths,
+            "unit": kept.units,
+        }  # fmt: skip
+        note = (
+            f"{len(kept.points)} hinges of {int(found.usable.sum())} that were found among {len(found.points)} "
+            f"candidates; {_counted(kept.depths)}."
+        )
+        return Probes(lines.reshape(-1, *shape), arrays, (note, *notes))
+
+    def signature(probes: Probes, outputs: jax.Array) -> jax.Array:
+        return hinge_statistics.profiles(_answers(probes, outputs, space), points)
+
+    def distance(probes: Probes, owner: jax.Array, suspects: jax.Array) -> jax.Array:
+        del probes
+        if statistic == "cka":
+            return hinge_statistics.profile_cka(owner, suspects)
+        if owner.shape[-1] != suspects.shape[-1]:
+            raise FingerprintError(
+                f"expected suspects with {owner.shape[-1]} outputs, as the owner's model, came {suspects.shape[-1]} in "
+                "tafa_hinge(); take statistic='cka', which compares other widths too"
+            )
+        return hinge_statistics.profile_similarity(owner, suspects)
+
+    def null(probes: Probes, outputs: jax.Array) -> np.ndarray:
+        return hinge_statistics.self_null(np.asarray(_answers(probes, outputs, space)), points)
+
+    return Fingerprint(
+        name="tafa_hinge",
+        options={
+            "num_probes": num_probes, "candidates_per_probe": candidates_per_probe,
+            "layers": ",".join(map(str, depths)), "scale": scale, "points": points, "statistic": statistic,
+            "space": space, "controls": controls,
+        },
+        make_fn=make,
+        signature_fn=signature,
+        distance_fn=distance,
+        stolen="high",
+        sees=SEES,
+        blind=BLIND,
+        across_classes=statistic == "cka",
+        null_fn=null if controls else None,
+    )  # fmt: skip
+
+
+def _depths(layers: Sequence[int] | str) -> tuple[int, ...]:
+    try:
+        depths = tuple(sorted({int(part) for part in (layers.split(",") if isinstance(layers, str) else layers)}))
+    except ValueError:
+        depths = ()
+    if not depths or depths[0] < 1:
+        raise FingerprintError(
+            f"expected layers >= 1, such as (1, 2) or '1,2', came {layers!r} in tafa_hinge(); leave it out for the "
+            "first two"
+        )
+    return depths
+
+
+def _search(
+    owner: Owner,
+    key: jax.Array,
+    depths: tuple[int, ...],
+    count: int,
+    *,
+    scale: float,
+    reach: int,
+    space: Space,
+    progress: Progress | None,
+) -> tuple[hinges.Hinges, tuple[str, ...]]:
+    """Candidates of all layers, and what a reader must know of the network."""
+    if owner.graph is None:
+        raise FingerprintError(
+            "expected an owner with a channel graph, came none in tafa_hinge(); pass Owner(..., graph=channel_graph("
+            "apply_fn, variables, images))"
+        )
+    found, smooth = hinge_layers.hinge_layers(owner.graph)
+    chosen = hinge_layers.of_depths(found, depths)
+    notes = []
+    if smooth and space != "clr":
+        notes.append(
+            f"The outputs are not piecewise linear, from {smooth} on: second differences are not hinges alone."
+        )
+    if missing := sorted(set(depths) - chosen.keys()):
+        notes.append(f"The model has no ReLU layer {missing}; hinges are of {sorted(chosen)}.")
+    linear = tuple(layer for layer in found if layer.is_linear)
+    parts = []
+    for depth, layers in chosen.items():
+        key_layer = jax.random.fold_in(key, depth)
+        parts.append(
+            hinges.search(
+                owner.graph, owner.variables, key_layer, layers, -(-count // len(chosen)), linear=linear, scale=scale,
+                margin=reach * scale + ROUNDING, space=space, progress=progress,
+            )
+        )  # fmt: skip
+    return hinges.Hinges(*(np.concatenate(column) for column in zip(*parts, strict=True))), tuple(notes)
+
+
+def _best(found: hinges.Hinges, number: int, depths: tuple[int, ...]) -> hinges.Hinges:
+    usable = np.flatnonzero(found.usable)
+    if len(usable) < number:
+        near = int((found.distances < hinges.NEAR).sum())
+        raise FingerprintError(
+            f"expected at least {number} hinges, found {len(usable)} among {len(found.points)} candidates of layers "
+            f"{depths} in tafa_hinge(): {near} lie on their hyperplane, and of those the rest do not bend the outputs; "
+            "raise candidates_per_probe, lower num_probes, or take other layers"
+        )
+    return found.take(usable[np.argsort(-found.ranks[usable], kind="stable")[:number]])
+
+
+def _answers(probes: Probes, outputs: jax.Array, space: Space) -> jax.Array:
+    """`[S, N, T, m]`, in the space that is compared."""
+    number, asked = len(probes.arrays["delta"]), len(probes.arrays["offsets"])
+    if outputs.ndim < 2 or outputs.shape[1] != number * asked:
+        raise FingerprintError(
+            f"expected outputs [S, {number * asked}, ...], {asked} for each of {number} hinges, came shape "
+            f"{tuple(outputs.shape)} in tafa_hinge(); ask the models for all of probes.images, in order"
+        )
+    if space == "clr" and outputs.shape[-1] == 1:
+        raise FingerprintError(
+            "expected two outputs or more with space='clr', came one, whose centre is itself, in tafa_hinge(); take "
+            "space='logits'"
+        )
+    answers = to_space(jnp.asarray(outputs), space)
+    return answers.reshape(len(outputs), number, asked, -1)
+
+
+def _counted(depths: np.ndarray) -> str:
+    return ", ".join(f"{int((depths == depth).sum())} of layer {depth}" for depth in np.unique(depths))
