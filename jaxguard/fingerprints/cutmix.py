@@ -1,0 +1,95 @@
+"""Probes of SAC-m: images with a box of another image pasted in.
+
+As in CutMix (Yun et al., ICCV 2019): a box of the share `1 - lambda` of the image, `lambda ~ Beta(alpha, alpha)`, its
+centre uniform over the image, what lies outside cut off. What made the probes of SAC's authors differs, and each
+difference is an option: a box of fixed side (0.2, the draw of lambda is unused), whose centre lies in a corner, the
+same for all images, and images that come out transposed.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxguard.errors import FingerprintError
+
+_MARGIN = 6
+
+
+def cutmix(
+    images: np.ndarray,
+    key: jax.Array,
+    *,
+    alpha: float = 1.0,
+    side: float | None = None,
+    corner: bool = False,
+    one_box: bool = False,
+) -> np.ndarray:
+    """Pastes a box of each image into another one.
+
+    Args:
+        images: `[N, H, W, C]`, at least two; left untouched.
+        key: draws partners, a single cycle through all images, and boxes.
+        alpha: of the Beta distribution of lambda, > 0.
+        side: of the box, as a share of the image's in (0, 1]; by default drawn, `sqrt(1 - lambda)`.
+        corner: the centre lies within a sixth of both height and width from a corner.
+        one_box: the same box for all images.
+
+    Returns:
+        `[N, H, W, C]`, of the same dtype.
+
+    Raises:
+        FingerprintError: fewer than two images, or an option out of range.
+
+    Example:
+        >>> black_and_white = np.stack([np.zeros((8, 8, 1)), np.ones((8, 8, 1))])
+        >>> mixed = cutmix(black_and_white, jax.random.key(0), side=0.5, corner=True, one_box=True)
+        >>> bool((mixed[0] == 1 - mixed[1]).all())
+        True
+    """
+    count, height, width = images.shape[:3]
+    if count < 2:
+        raise FingerprintError(
+            f"expected at least two images to mix, came {count} in cutmix(); give the owner more data"
+        )
+    require_settings(alpha, side)
+    key_partner, key_side, key_rows, key_columns = jax.random.split(key, 4)
+    order = np.asarray(jax.random.permutation(key_partner, count))
+    partner = np.empty(count, int)
+    partner[order] = np.roll(order, 1)
+    boxes = 1 if one_box else count
+    if side is None:
+        drawn = np.sqrt(1 - np.asarray(jax.random.beta(key_side, alpha, alpha, (boxes,)), np.float64))
+    else:
+        drawn = np.full(boxes, side)
+    inside_rows = _inside(height, drawn, key_rows, corner)
+    inside_columns = _inside(width, drawn, key_columns, corner)
+    box = inside_rows[:, :, None] & inside_columns[:, None, :]
+    return np.where(box[..., None], images[partner], images)
+
+
+def require_settings(alpha: float, side: float | None) -> None:
+    """Refuses what is out of range.
+
+    Args:
+        alpha: see `cutmix`.
+        side: see `cutmix`.
+
+    Raises:
+        FingerprintError: either is out of range.
+    """
+    if not alpha > 0 or (side is not None and not 0 < side <= 1):
+        raise FingerprintError(
+            f"expected alpha > 0 and side in (0, 1], came {alpha=}, {side=} for CutMix; leave them out for the defaults"
+        )
+
+
+def _inside(size: int, side: np.ndarray, key: jax.Array, corner: bool) -> np.ndarray:
+    """Which of `size` positions lie in each interval, bool `[boxes, size]`."""
+    positions = np.arange(size)
+    near_edge = (positions <= size / _MARGIN) | (positions >= size - size / _MARGIN)
+    allowed = positions[near_edge] if corner else positions
+    centre = np.asarray(jax.random.choice(key, jnp.asarray(allowed), side.shape))
+    half = (size * side).astype(int) // 2
+    return (positions >= (centre - half)[:, None]) & (positions < (centre + half)[:, None])
