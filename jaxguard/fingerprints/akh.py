@@ -1,0 +1,68 @@
+"""AKH, the Anna Karenina heuristic: happy models are all alike, every model is wrong in its own way.
+
+Only images are asked that the owner's model gets wrong; the number is the share on which a suspect gives the same wrong
+class. The simplest fingerprint there is, and the baseline that any other has to beat: its authors find it on par with
+far more complex ones.
+
+Godinot et al.: Queries, Representation, Detection: The Next 100 Model Fingerprinting Schemes, AAAI 2025.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxguard.errors import FingerprintError
+from jaxguard.fingerprints import misclassified
+from jaxguard.fingerprints.protocol import Fingerprint, Owner, Probes
+from jaxguard.training import Progress
+
+
+def akh(*, num_probes: int = 100, least: int = misclassified.LEAST) -> Fingerprint:
+    """Shared mistakes; the number is the share of the owner's wrong classes that a suspect gives as well.
+
+    Args:
+        num_probes: images asked; fewer where the owner makes fewer mistakes, which a note says.
+        least: mistakes without which it fails, >= 1.
+
+    Returns:
+        The fingerprint. Making probes raises FingerprintError where the owner has no labelled data or makes too few
+        mistakes on them.
+
+    Raises:
+        FingerprintError: an option is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxguard.types import Batch
+        >>> brightest = lambda variables, images: images.reshape(len(images), -1)
+        >>> owner = Owner({}, brightest, data=Batch(np.eye(3).reshape(3, 3, 1, 1), np.array([1, 2, 2])))
+        >>> method = akh(num_probes=2, least=2)
+        >>> probes = method.make(owner, jax.random.key(0))
+        >>> own = brightest({}, jnp.asarray(probes.images))
+        >>> signatures = method.signature_fn(probes, jnp.stack([own, own.at[0].set(0), -own]))
+        >>> method.distance_fn(probes, signatures[0], signatures)[0]
+        Array(1., dtype=float32)
+    """
+    if min(num_probes, least) < 1:
+        raise FingerprintError(
+            f"expected num_probes and least of at least 1, came {num_probes=}, {least=} in akh(); leave them out for "
+            "the defaults"
+        )
+
+    def make(owner: Owner, key: jax.Array, progress: Progress | None) -> Probes:
+        del progress
+        mistakes = misclassified.misclassified(owner, num_probes, key, method="akh", least=least)
+        return Probes(mistakes.images, {"labels": mistakes.answers}, misclassified.notes(mistakes, num_probes))
+
+    return Fingerprint(
+        name="akh",
+        options={"num_probes": num_probes, "least": least},
+        make_fn=make,
+        signature_fn=lambda probes, outputs: jnp.where(jnp.isnan(outputs).any(-1), -1, outputs.argmax(-1)),
+        distance_fn=lambda probes, owner, suspects: ((suspects == owner) & (owner >= 0)).mean(-1, dtype=jnp.float32),
+        stolen="high",
+        sees="copies that keep the owner's mistakes: fine-tuned, pruned, quantised or extracted.",
+        blind="copies with other classes, and those retrained until they make mistakes of their own.",
+        answers="labels",
+    )
