@@ -111,10 +111,10 @@ class Settings:
         Raises:
             FingerprintError: one of them is.
         """
-        rates = min(self.probe_rate, self.owner_weight) >= 0 and self.verifier_rate > 0
-        weights = min(self.positive_weight, self.negative_weight) > 0
+        positive = all(value > 0 for value in (self.verifier_rate, self.positive_weight, self.negative_weight))
+        in_range = positive and self.probe_rate >= 0 and self.owner_weight >= 0
         known = self.start in get_args(Start) and self.space in get_args(Space)
-        if min(self.points, self.steps) < 1 or not (rates and weights and known):
+        if min(self.points, self.steps) < 1 or not (in_range and known):
             raise FingerprintError(
                 "expected points and steps >= 1, verifier_rate, positive_weight and negative_weight > 0, probe_rate "
                 "and owner_weight >= 0, start of data or noise and space of "
