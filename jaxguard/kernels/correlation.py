@@ -116,7 +116,7 @@ def distances(
     because a loop inside a program runs on one core; such a call cannot be traced, one with `workers=1` can.
 
     Args:
-        owner: `[N, K]` unit rows.
+        owner: `[N, K]` unit rows, N >= 1.
         suspects: `[S, N, K']` unit rows.
         kernel: see above.
         halved: whether cosine distances are divided by two.
@@ -136,8 +136,9 @@ def distances(
         >>> distances(jnp.eye(2), suspects).tolist()
         [0.0, 0.5]
     """
+    owner, suspects = jnp.asarray(owner), jnp.asarray(suspects)
     chex.assert_rank([owner, suspects], [2, 3])
-    chex.assert_equal_shape_prefix([owner, suspects[0]], 1)
+    chex.assert_axis_dimension(suspects, 1, len(owner))
     if kernel not in get_args(Kernel):
         raise ValueError(f"expected kernel of {', '.join(get_args(Kernel))}, came {kernel!r}")
     on_cpu = jax.default_backend() == "cpu"
@@ -149,6 +150,8 @@ def distances(
             f"expected tile, batch_size and workers of at least 1, came {tile=}, {batch_size=}, {workers=}"
         )
     num_probes, num_suspects = len(owner), len(suspects)
+    if num_suspects == 0:
+        return jnp.zeros(0)
     tiles = -(-num_probes // tile)
     rows = -(-num_probes // tiles)
     if batch_size is None:

@@ -62,7 +62,7 @@ def test_numbers_of_the_authors_functions_for_labels():
     np.testing.assert_allclose(found, [0, 0.0048915], atol=1e-6)
 
 
-@pytest.mark.parametrize("num_classes", [2, 7, 10, 100])
+@pytest.mark.parametrize("num_classes", [2, 10, 100])
 def test_labels_give_a_constant_times_whether_they_differ(num_classes):
     labels = np.random.default_rng(1).integers(num_classes, size=30)
     one, other = np.exp(1.0), np.exp(0.01)
@@ -121,7 +121,7 @@ def test_suspects_may_have_another_number_of_classes():
 
 
 @pytest.mark.parametrize(("kernel", "halved"), KERNELS)
-@pytest.mark.parametrize("tile", [1, 7, 16, 25, 49])
+@pytest.mark.parametrize("tile", [1, 16, 49])
 def test_tiles_are_the_whole(tile, kernel, halved):
     owner, suspects = outputs(3, 50, num_classes=4)
     owner[3] = suspects[1, 7] = 0  # zero rows are no padding
@@ -130,13 +130,18 @@ def test_tiles_are_the_whole(tile, kernel, halved):
     np.testing.assert_allclose(correlation.distances(*rows, kernel=kernel, halved=halved, tile=tile), whole, rtol=1e-5)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 4, 9])
-@pytest.mark.parametrize("batch_size", [None, 2, 50])
+@pytest.mark.parametrize("workers", [1, 3, 9])
+@pytest.mark.parametrize("batch_size", [None, 2])
 def test_neither_workers_nor_batches_change_or_reorder_anything(workers, batch_size):
     owner, suspects = outputs(7, 30)
     rows = rows_of(owner, suspects)
     found = correlation.distances(*rows, tile=8, workers=workers, batch_size=batch_size)
     np.testing.assert_allclose(found, [reference(owner, each, "cosine", False) for each in suspects], rtol=2e-5)
+
+
+def test_no_suspects_have_no_distances():
+    owner, suspects = outputs(1, 5)
+    assert correlation.distances(*rows_of(owner, suspects[:0])).shape == (0,)
 
 
 def test_no_program_holds_matrices_of_all_suspects_or_a_whole_large_one():
