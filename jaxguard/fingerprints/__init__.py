@@ -6,9 +6,38 @@ far two signatures are apart. Whether a distance accuses is decided by models kn
 
 from collections.abc import Callable
 
+from jaxguard.fingerprints.akh import akh
+from jaxguard.fingerprints.ipguard import ipguard
+from jaxguard.fingerprints.lite_guard import lite_guard
+from jaxguard.fingerprints.metav import metav
 from jaxguard.fingerprints.protocol import Answers, Fingerprint, Owner, Probes, Space
+from jaxguard.fingerprints.sac import sac
+from jaxguard.fingerprints.tafa_hinge import tafa_hinge
+from jaxguard.fingerprints.zest import zest
 
-FINGERPRINTS: dict[str, Callable[..., Fingerprint]] = {}
+FINGERPRINTS: dict[str, Callable[..., Fingerprint]] = {
+    "akh": akh,
+    "ipguard": ipguard,
+    "lite-guard": lite_guard,
+    "metav": metav,
+    "sac": sac,
+    "tafa-hinge": tafa_hinge,
+    "zest": zest,
+}
 """Name on the command line -> `(**options) -> Fingerprint`."""
 
-__all__ = ["FINGERPRINTS", "Answers", "Fingerprint", "Owner", "Probes", "Space"]
+__all__ = [
+    "FINGERPRINTS",
+    "Answers",
+    "Fingerprint",
+    "Owner",
+    "Probes",
+    "Space",
+    "akh",
+    "ipguard",
+    "lite_guard",
+    "metav",
+    "sac",
+    "tafa_hinge",
+    "zest",
+]
