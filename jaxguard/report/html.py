@@ -7,11 +7,33 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxguard.report import class_norms, figures, pictures, pruning, wording
-from jaxguard.types import AuditReport, LayerScores, PruningPath, RecoveredTrigger, RepairReport, ScanReport
+from jaxguard.report import (
+    class_norms,
+    figures,
+    matrix_figures,
+    ownership_figures,
+    ownership_wording,
+    pictures,
+    pruning,
+    wording,
+)
+from jaxguard.types import (
+    AuditReport,
+    FingerprintMatrix,
+    LayerScores,
+    OwnershipReport,
+    PruningPath,
+    RecoveredTrigger,
+    RepairReport,
+    ScanReport,
+    Verification,
+)
 
 MAX_CUTS = 20
 """Rows of the table of cut channels; the rest is counted."""
+
+BEST = 3
+"""Suspects told of each owner where a heat map has no room for numbers."""
 
 
 class Recovery(NamedTuple):
@@ -54,6 +76,36 @@ class Pruning(NamedTuple):
     cuts: list[tuple[str, str, float, float]]
 
 
+class Judgement(NamedTuple):
+    """What the page shows of a certificate.
+
+    Attributes:
+        report: what was judged by it.
+        drawing: `<svg>` of the scores, may be empty.
+        rows: `(verification, tone, score in words)`.
+        has_null: whether the method has a null distribution of its own.
+    """
+
+    report: OwnershipReport
+    drawing: str
+    rows: list[tuple[Verification, wording.Tone, str]]
+    has_null: bool
+
+
+class Comparison(NamedTuple):
+    """What the page shows of owners against suspects.
+
+    Attributes:
+        matrix: the scores.
+        drawing: `<svg>` heat map, may be empty.
+        best: each owner with its `BEST` suspects; empty where the heat map holds all numbers.
+    """
+
+    matrix: FingerprintMatrix
+    drawing: str
+    best: list[tuple[str, list[tuple[str, str]]]]
+
+
 def to_html(report: AuditReport, *, written: datetime.datetime | None = None) -> str:
     """Renders the page: verdicts in large type, then the evidence, then how it was made.
 
@@ -84,6 +136,7 @@ def to_html(report: AuditReport, *, written: datetime.datetime | None = None) ->
         "deviations": wording.deviations,
         "printable": lambda text: wording.printable(str(text)),
         "method": wording.method_name,
+        "p_value": ownership_wording.p_value,
         "sentence": lambda text: f"{text[:1].upper()}{text[1:]}.",
         "tight": lambda text: text.replace(" %", "\u00a0%").replace(" → ", "\u00a0→ "),
     }
@@ -103,6 +156,8 @@ def to_html(report: AuditReport, *, written: datetime.datetime | None = None) ->
         ],
         recoveries=_recoveries(report),
         prunings=_prunings(report),
+        judgements=_judgements(report),
+        matrices=_comparisons(report),
         flagged_anomaly=wording.FLAGGED_ANOMALY,
         scan_rows=[(scan, wording.scan_headline(scan), _counts(scan.layers)) for scan in report.scans],
         repair_rows=[(repair, wording.repair_headline(repair), _counts(repair.layers)) for repair in report.repairs],
@@ -111,6 +166,8 @@ def to_html(report: AuditReport, *, written: datetime.datetime | None = None) ->
         change=wording.change,
         suspicion=wording.suspicion,
         is_named=wording.is_named,
+        references=ownership_wording.references,
+        accused_by_chance=ownership_wording.accused_by_chance,
         cuts_kept=wording.cuts_kept,
         removed_asr=wording.REMOVED_ASR,
         harmful_acc_drop=wording.HARMFUL_ACC_DROP,
@@ -161,6 +218,29 @@ def _prunings(report: AuditReport) -> list[Pruning]:
     return prunings
 
 
+def _judgements(report: AuditReport) -> list[Judgement]:
+    judgements = []
+    for index, one in enumerate(report.ownerships):
+        scores = ownership_wording.aligned(found.score for found in one.verifications)
+        drawing = ownership_figures.score_strip(one, name=f"strip{index}")
+        has_null = any(found.null_p_value is not None for found in one.verifications)
+        rows: list[tuple[Verification, wording.Tone, str]] = [
+            (found, ownership_wording.tone(found.verdict), score)
+            for found, score in zip(one.verifications, scores, strict=True)
+        ]
+        judgements.append(Judgement(one, _safe(drawing), rows, has_null))
+    return judgements
+
+
+def _comparisons(report: AuditReport) -> list[Comparison]:
+    comparisons = []
+    for index, matrix in enumerate(report.matrices):
+        has_numbers = max(len(matrix.owners), len(matrix.suspects)) <= matrix_figures.MAX_NUMBERS
+        best = [] if has_numbers else ownership_wording.best_suspects(matrix, BEST)
+        comparisons.append(Comparison(matrix, _safe(matrix_figures.heat_map(matrix, name=f"heat{index}")), best))
+    return comparisons
+
+
 def _cuts(path: PruningPath) -> list[tuple[str, str, float, float]]:
     rows = slice(min(path.chosen, MAX_CUTS))
     after = slice(1, rows.stop + 1)
@@ -169,12 +249,14 @@ def _cuts(path: PruningPath) -> list[tuple[str, str, float, float]]:
 
 
 def _verdicts(report: AuditReport) -> dict[str, list[wording.Headline]]:
-    """Groups the headlines by checkpoint: first what its scan found, then what became of each repair."""
+    """Groups the headlines by checkpoint: what its scan found, what became of each repair, whose copy it may be."""
     verdicts: dict[str, list[wording.Headline]] = {}
     for scan in report.scans:
         verdicts.setdefault(scan.checkpoint, []).append(wording.scan_headline(scan))
     for repair in report.repairs:
         verdicts.setdefault(repair.checkpoint, []).append(wording.repair_headline(repair))
+    for suspect, headline in ownership_wording.headlines(report):
+        verdicts.setdefault(suspect, []).append(headline)
     return verdicts
 
 
@@ -209,4 +291,5 @@ def _same_layers(first: Sequence[LayerScores], second: Sequence[LayerScores]) ->
 def _notes(report: AuditReport) -> list[tuple[str, str]]:
     scans = [(wording.printable(scan.checkpoint), note) for scan in report.scans for note in scan.notes]
     repairs = [(wording.method_name(repair.method), note) for repair in report.repairs for note in repair.notes]
-    return list(dict.fromkeys(scans + repairs))
+    ownerships = [(wording.method_name(one.method), note) for one in report.ownerships for note in one.notes]
+    return list(dict.fromkeys(scans + repairs + ownerships))

@@ -45,6 +45,25 @@ def shorten(name: str) -> str:
     return name if len(name) <= _LABEL_CHARS else f"{name[:half]}…{name[-half:]}"
 
 
+def distinct(names: Sequence[str]) -> list[str]:
+    """Short names that still differ: folders that all share are left out, and what is then alike is numbered.
+
+    >>> distinct(["runs/a/m.npz", "runs/b/m.npz"])
+    ['a/m.npz', 'b/m.npz']
+    """
+    parts = [name.split("/") for name in names]
+    shared = next((k for k, column in enumerate(zip(*parts, strict=False)) if len(set(column)) > 1), 0)
+    short = [shorten("/".join(part[shared:])) for part in parts]
+    if len(set(short)) == len(set(names)):
+        return short
+    return [f"{k}: {name}" for k, name in enumerate(short, 1)]
+
+
+def room(names: Sequence[str], *, size: float, least: float, most: float) -> float:
+    """Inches that the longest of some names takes at a size in points, bold or not, within bounds."""
+    return min(max(0.12 + 0.0087 * size * max(map(len, names), default=0), least), most)
+
+
 def baseline(axes: "Axes", *, size: float, sides: Sequence[str] = ("bottom",)) -> None:
     """Leaves of a frame the sides that carry ticks, in quiet colours."""
     axes.tick_params(colors=svg.INK, labelsize=size, length=3, width=0.6)

@@ -48,6 +48,8 @@ def to_json(report: AuditReport) -> str:
       "scans": [],
       "repairs": [],
       "trigger": null,
+      "ownerships": [],
+      "matrices": [],
       "environment": {}
     }
     """

@@ -29,14 +29,14 @@ def scan_table(report: AuditReport) -> Group:
     """
     if not report.scans:
         return Group(Text("No checkpoint was scanned."))
-    table = _table("#", "checkpoint", "verdict", "max z", "above", "ACC %", "ASR %", "RA %", "s")
+    table = columns("#", "checkpoint", "verdict", "max z", "above", "ACC %", "ASR %", "RA %", "s")
     for index, scan in enumerate(report.scans, 1):
         headline = wording.scan_headline(scan)
         above, total = wording.above_count(scan.layers)
         table.add_row(
             str(index),
             Text(wording.printable(scan.checkpoint)),
-            _verdict(headline.tone, wording.printable(scan.verdict)),
+            verdict_text(headline.tone, wording.printable(scan.verdict)),
             wording.number(scan.score),
             f"{above} of {total}",
             *_rates(scan.metrics),
@@ -48,7 +48,7 @@ def scan_table(report: AuditReport) -> Group:
         for index, scan in enumerate(report.scans, 1)
         if (count := wording.undefined_count(scan.layers))
     )
-    return Group(table, *_notes([*undefined, *numbered]))
+    return Group(table, *notes_below([*undefined, *numbered]))
 
 
 def repair_table(report: AuditReport) -> Group:
@@ -66,7 +66,7 @@ def repair_table(report: AuditReport) -> Group:
     """
     if not report.repairs:
         return Group(Text("No repair was tried."))
-    table = _table("method", "ACC %", "ASR %", "RA %", "DER %", "cut", "s")
+    table = columns("method", "ACC %", "ASR %", "RA %", "DER %", "cut", "s")
     outcomes: list[RenderableType] = []
     for repair in report.repairs:
         before, after = _rates(repair.before), _rates(repair.after)
@@ -79,11 +79,11 @@ def repair_table(report: AuditReport) -> Group:
             _seconds(repair.seconds),
         )
         headline = wording.repair_headline(repair)
-        outcomes.append(_verdict(headline.tone, f"{headline.lead}."))
+        outcomes.append(verdict_text(headline.tone, f"{headline.lead}."))
         if evidence := _evidence(repair):
             outcomes.append(Padding(Text(evidence), (0, 0, 0, 2), expand=False))
     notes = [(wording.method_name(repair.method), note) for repair in report.repairs for note in repair.notes]
-    return Group(table, *outcomes, *_notes(notes))
+    return Group(table, *outcomes, *notes_below(notes))
 
 
 def metrics_table(metrics: Metrics, checkpoint: str) -> Table:
@@ -96,7 +96,7 @@ def metrics_table(metrics: Metrics, checkpoint: str) -> Table:
     Returns:
         A renderable for `rich.console.Console.print`.
     """
-    table = _table("checkpoint", "ACC %", "ASR %", "RA %", "images", "triggered")
+    table = columns("checkpoint", "ACC %", "ASR %", "RA %", "images", "triggered")
     counts = (str(metrics.num_images), str(metrics.num_triggered) if metrics.asr is not None else "–")
     table.add_row(Text(wording.printable(checkpoint)), *_rates(metrics), *counts)
     return table
@@ -107,15 +107,17 @@ def _evidence(repair: RepairReport) -> str:
     return "; ".join([*found, *([wording.cuts_kept(repair.path)] if repair.path is not None else [])])
 
 
-def _table(*headings: str) -> Table:
+def columns(*headings: str) -> Table:
+    """A table without frame; columns of words stand left, columns of numbers right, nothing is cut off."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for heading in headings:
-        is_text = heading in ("checkpoint", "verdict", "method")
+        is_text = heading in ("checkpoint", "verdict", "method", "suspect", "owner")
         table.add_column(heading, justify="left" if is_text else "right", overflow="fold")
     return table
 
 
-def _verdict(tone: wording.Tone, words: str) -> Text:
+def verdict_text(tone: wording.Tone, words: str) -> Text:
+    """Words with the sign and the colour of their tone."""
     return Text(f"{wording.SYMBOLS[tone]} {words}", style=_STYLES[tone])
 
 
@@ -133,6 +135,7 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.2f}" if seconds < 10 else f"{seconds:.0f}"
 
 
-def _notes(notes: Iterable[tuple[str, str]]) -> list[Text]:
+def notes_below(notes: Iterable[tuple[str, str]]) -> list[Text]:
+    """Notes under a heading, each with what it is about; nothing where there are none."""
     lines = [Text(f"[{owner}] {wording.printable(note)}") for owner, note in notes]
     return [Text(), Text("Notes", style="bold"), *lines] if lines else []

@@ -1,4 +1,7 @@
-"""What a report says in plain words: one headline per scan and per repair, shared by the terminal and the page."""
+"""What a report says in plain words: one headline per scan and per repair, shared by the terminal and the page.
+
+Of ownership: see `jaxguard.report.ownership_wording`.
+"""
 
 import math
 import re
@@ -24,10 +27,16 @@ Tone = Literal["good", "bad", "open"]
 SYMBOLS: dict[Tone, str] = {"good": "✓", "bad": "✗", "open": "?"}
 """A sign per tone, so that colour never carries meaning alone."""
 
-_ACRONYMS = frozenset({"abl", "anp", "bnp", "clp", "ep", "ft", "nad", "npd", "otbr", "rnp", "sam", "tsbd"})
+_ACRONYMS = frozenset({
+    "abl", "akh", "anp", "bnp", "clp", "ep", "ft", "jc", "nad", "npd", "otbr", "rnp", "sac", "sam", "tafa", "tsbd",
+    "zest",
+})  # fmt: skip
 _NAMES = {
     "fine-pruning": "Fine-Pruning",
     "i-bau": "i-BAU",
+    "ipguard": "IPGuard",
+    "liteguard": "LiteGuard",
+    "metav": "MetaV",
     "neural-cleanse": "Neural Cleanse",
     "shapley": "ShapPruning",
 }

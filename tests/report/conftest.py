@@ -8,6 +8,9 @@ from samples import (
     HOSTILE,
     badnets,
     clp_layer,
+    fingerprint_matrix,
+    ownership,
+    ownership_report,
     pruning_path,
     recovered,
     resnet_layers,
@@ -50,7 +53,7 @@ def full() -> AuditReport:
     )  # fmt: skip
     return AuditReport(
         "Audit of suspect.safetensors", "jaxguard repair runs/2026-03/suspect.safetensors --method ft_sam,clp",
-        scans, repairs, badnets(), ENVIRONMENT,
+        scans, repairs, badnets(), environment=ENVIRONMENT,
     )  # fmt: skip
 
 
@@ -102,7 +105,21 @@ def hostile() -> AuditReport:
     )  # fmt: skip
     trigger = badnets(3, 2, 8)
     trigger = TriggerExample(trigger.clean, trigger.triggered, attack=HOSTILE, target=0)
-    return AuditReport(HOSTILE, HOSTILE, (scan,), (repair, pruned), trigger, {HOSTILE: HOSTILE})
+    judged = ownership(1, 1)
+    found = [dataclasses.replace(one, suspect=HOSTILE, sha256=HOSTILE) for one in judged.verifications]
+    found.append(dataclasses.replace(found[0], verdict=HOSTILE))
+    judged = dataclasses.replace(
+        judged, owner=HOSTILE, owner_sha256=HOSTILE, certificate=HOSTILE, method=HOSTILE, options={HOSTILE: HOSTILE},
+        verifications=tuple(found), sees=HOSTILE, blind=HOSTILE, notes=(HOSTILE,),
+    )  # fmt: skip
+    matrices = tuple(
+        dataclasses.replace(one, method=HOSTILE, options={HOSTILE: HOSTILE}, owners=(HOSTILE,) * len(one.owners),
+                            suspects=(HOSTILE,) * len(one.suspects))
+        for one in (fingerprint_matrix(2, 3), fingerprint_matrix(2, 20))
+    )  # fmt: skip
+    return AuditReport(
+        HOSTILE, HOSTILE, (scan,), (repair, pruned), trigger, (judged,), matrices, {HOSTILE: HOSTILE}
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -139,8 +156,49 @@ def undefined() -> AuditReport:
     return shapley_report(dataclasses.replace(trigger, masks=np.zeros(0), patterns=np.zeros(0)), layers, path)
 
 
+@pytest.fixture
+def owned() -> AuditReport:
+    """Two certificates, one of them with few references, and scores of five owners against twenty suspects and four."""
+    few = dataclasses.replace(ownership(1, 2, references=5), method="sac", owner="runs/older.npz")
+    return ownership_report(
+        ownership(null=True), few, matrices=(fingerprint_matrix(5, 20), fingerprint_matrix(1, 4))
+    )  # fmt: skip
+
+
+@pytest.fixture
+def crowd() -> AuditReport:
+    """Eighty suspects by one certificate, and thirty owners against a hundred suspects."""
+    return ownership_report(ownership(20, 60, references=400), matrices=(fingerprint_matrix(30, 100),))
+
+
+@pytest.fixture
+def unjudged() -> AuditReport:
+    """No suspects, no references, scores that are not finite, one owner with itself."""
+    nobody = dataclasses.replace(ownership(0, 0, references=0), sees="", blind="", options={}, notes=())
+    lost = ownership(1, 0, references=0)
+    lost = dataclasses.replace(
+        lost, verifications=tuple(dataclasses.replace(one, score=np.nan, distance=np.nan) for one in lost.verifications)
+    )
+    nothing = fingerprint_matrix(2, 3)
+    nothing = dataclasses.replace(nothing, scores=np.full((2, 3), np.nan))
+    return ownership_report(nobody, lost, matrices=(nothing, fingerprint_matrix(1, 1)))
+
+
 @pytest.fixture(
-    params=["full", "scan_only", "deep", "bare", "hostile", "shapley", "no_suspect", "named", "undefined"],
+    params=[
+        "full",
+        "scan_only",
+        "deep",
+        "bare",
+        "hostile",
+        "shapley",
+        "no_suspect",
+        "named",
+        "undefined",
+        "owned",
+        "crowd",
+        "unjudged",
+    ],
 )
 def any_report(request: pytest.FixtureRequest) -> AuditReport:
     return request.getfixturevalue(request.param)

@@ -4,12 +4,15 @@ import numpy as np
 
 from jaxguard.types import (
     AuditReport,
+    FingerprintMatrix,
     LayerScores,
     Metrics,
+    OwnershipReport,
     PruningPath,
     RecoveredTrigger,
     RepairReport,
     TriggerExample,
+    Verification,
 )
 
 HOSTILE = "runs/<script>alert('x')</script>&\"'$\\frac{$\x1b[2J\u202egnp.npz"
@@ -109,3 +112,54 @@ def shapley_report(trigger: RecoveredTrigger | None, layers=(), path: PruningPat
         "m.pt", "shapley", {"samples": 100}, layers, before=before, after=after, der=0.97, trigger=trigger, path=path
     )
     return AuditReport("Repair of m.pt", "jaxguard repair m.pt --method shapley", (), (repair,), badnets())
+
+
+THEFTS = ("fine-tuned", "pruned", "quantised", "distilled", "extracted by labels")
+
+
+def ownership(
+    copies: int = 3, others: int = 4, *, references: int = 39, alpha: float = 0.05, null: bool = False, seed: int = 0
+) -> OwnershipReport:
+    """Scores of independent models around -0.4, of copies around -0.05; p-values and verdicts by definition."""
+    rng = np.random.default_rng(seed)
+    known = np.sort(-rng.gamma(30.0, 0.4 / 30, references))
+    scores = np.concatenate([-rng.uniform(0.02, 0.1, copies), -rng.gamma(30.0, 0.4 / 30, others)])
+    found = []
+    for index, score in enumerate(scores):
+        p = (1 + int((known >= score).sum())) / (references + 1)
+        verdict = "copy suspected" if p <= alpha else "no evidence" if references >= 1 / alpha - 1 else "inconclusive"
+        kind = THEFTS[index % 5].replace(" ", "-") if index < copies else "vendor"
+        name = f"runs/suspects/{kind}-{index}.safetensors"
+        own = (10.0 ** -rng.uniform(5, 40) if index < copies else 0.4) if null else None
+        found.append(Verification(name, f"{index:04x}" * 16, float(-score), float(score), p, own, verdict))
+    return OwnershipReport(
+        "runs/owner.safetensors", "5e1f" * 16, "c0de" * 16, "zest", {"images": 128, "space": "clr"}, 128, alpha,
+        known, tuple(f"independent-{k}" for k in range(references)), tuple(found),
+        "fine-tuned, pruned and extracted copies, of any architecture.",
+        "copies with other classes; independent models trained on the owner's data look nearer than others.",
+        ("The probes are training images of the owner.",), 4.25,
+    )  # fmt: skip
+
+
+def fingerprint_matrix(owners: int, suspects: int, *, seed: int = 0) -> FingerprintMatrix:
+    """Suspects of families: each is near the owner that it comes from, and the family's members are near each other."""
+    rng = np.random.default_rng(seed)
+    family = rng.integers(0, owners + max(owners // 3, 1), suspects)
+    likeness = rng.normal(0.25, 0.05, (owners, suspects))
+    kin = family == np.arange(owners)[:, None]
+    likeness[kin] = rng.uniform(0.6, 1.0, kin.sum())
+    names = [
+        f"fleet/{THEFTS[k % 5].replace(' ', '-')}-of-{own}-{k}" if own < owners else f"fleet/independent-{k}"
+        for k, own in enumerate(family)
+    ]
+    return FingerprintMatrix(
+        "sac", {"space": "logits"}, tuple(f"owners/resnet20-seed{k}" for k in range(owners)), tuple(names),
+        1 - likeness, likeness - 1, 12.5,
+    )  # fmt: skip
+
+
+def ownership_report(*ownerships: OwnershipReport, matrices: tuple[FingerprintMatrix, ...] = ()) -> AuditReport:
+    return AuditReport(
+        "Is it a copy?", "jaxguard fingerprint verify owner.npz runs/suspects/*", ownerships=ownerships,
+        matrices=matrices,
+    )  # fmt: skip

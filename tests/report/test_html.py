@@ -54,7 +54,7 @@ class Page(HTMLParser):
         return " ".join("".join(self.text).split())
 
 
-@pytest.mark.parametrize("name", ["template.html.jinja", "style.css"])
+@pytest.mark.parametrize("name", ["template.html.jinja", "ownership.html.jinja", "style.css"])
 def test_template_is_package_data(name):
     assert resources.files("jaxguard.report").joinpath(name).is_file()
 

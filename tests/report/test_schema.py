@@ -126,6 +126,8 @@ GOLDEN = """{
     }
   ],
   "trigger": null,
+  "ownerships": [],
+  "matrices": [],
   "environment": {
     "jax": "0.10.2"
   }

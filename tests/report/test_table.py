@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from jaxguard.report import table
+from jaxguard.report import ownership_table, table
 
 
 def render(renderable, width: int, *, colour: bool = False) -> str:
@@ -17,7 +17,10 @@ def render(renderable, width: int, *, colour: bool = False) -> str:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("form", [table.scan_table, table.repair_table])
+FORMS = (table.scan_table, table.repair_table, ownership_table.ownership_table, ownership_table.matrix_table)
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_fits_without_truncation(any_report, form, width):
     text = render(form(any_report), width)
@@ -79,7 +82,7 @@ def test_colour_adds_nothing_but_colour(full):
 
 
 def test_hostile_strings_reach_no_terminal(hostile):
-    text = render(table.scan_table(hostile), 200) + render(table.repair_table(hostile), 200)
+    text = "".join(render(form(hostile), 200) for form in FORMS)
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "[bold]" in text  # rich markup is shown, not obeyed
