@@ -117,8 +117,8 @@ def to_html(report: AuditReport, *, written: datetime.datetime | None = None) ->
         A complete HTML document.
 
     Raises:
-        DataError: the trigger example is not a pair of equal image arrays, or the arrays of a recovered trigger or of
-            a pruning path do not fit each other.
+        DataError: the trigger example is not a pair of equal image arrays, or the arrays of a recovered trigger, of a
+            pruning path or of a fingerprint matrix do not fit each other.
     """
     import jinja2
 

@@ -46,14 +46,12 @@ def shorten(name: str) -> str:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Short names that still differ: folders that all share are left out, and what is then alike is numbered.
+    """Short names that still differ: what all paths share is left out, and what is then alike is numbered.
 
-    >>> distinct(["runs/a/m.npz", "runs/b/m.npz"])
-    ['a/m.npz', 'b/m.npz']
+    >>> distinct(["runs/a/resnet20-a-very-long-name-that-says-little-1/m.npz", "runs/b/m.npz"])
+    ['a/resnet20-a-ve…t-says-little-1', 'b']
     """
-    parts = [name.split("/") for name in names]
-    shared = next((k for k, column in enumerate(zip(*parts, strict=False)) if len(set(column)) > 1), 0)
-    short = [shorten("/".join(part[shared:])) for part in parts]
+    short = [shorten(name) for name in wording.unshared(names)]
     if len(set(short)) == len(set(names)):
         return short
     return [f"{k}: {name}" for k, name in enumerate(short, 1)]

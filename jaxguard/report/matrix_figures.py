@@ -81,10 +81,13 @@ def heat_map(matrix: FingerprintMatrix, *, name: str) -> str:
 
     Returns:
         An inline `<svg>` element; empty where no score is finite.
+
+    Raises:
+        DataError: not one score per owner and suspect.
     """
     from matplotlib.figure import Figure
 
-    scores = np.asarray(matrix.scores, np.float64)
+    scores = ownership_wording.checked_scores(matrix)
     if not np.isfinite(scores).any():
         return ""
     order = arrange(scores)
@@ -119,7 +122,8 @@ def heat_map(matrix: FingerprintMatrix, *, name: str) -> str:
             marks.literal(text)
     if column >= _LOWEST:
         is_alone = columns == 1
-        style = {"size": _SIZE, "va": "bottom", "ha": "left" if is_alone else "center", "rotation": 90 * (not is_alone)}
+        size = min(_SIZE, 68 * column)
+        style = {"size": size, "va": "bottom", "ha": "left" if is_alone else "center", "rotation": 90 * (not is_alone)}
         for place, index in enumerate(order.owners):
             marks.literal(axes.text(place - 0.5 * is_alone, -0.5 - 0.06 / row, owners[index], **style))
     if len(order.heights):

@@ -49,6 +49,9 @@ def matrix_table(report: AuditReport) -> Group:
     Returns:
         A renderable for `rich.console.Console.print`.
 
+    Raises:
+        DataError: a matrix has not one score per owner and suspect.
+
     >>> from rich.console import Console
     >>> Console(width=60).print(matrix_table(AuditReport(title="", command="")))
     No owners were compared with suspects.
@@ -106,14 +109,11 @@ def _facts(facts: Iterable[tuple[str, str]]) -> Table:
 
 
 def _side_by_side(matrix: FingerprintMatrix) -> list[RenderableType]:
-    scores = np.asarray(matrix.scores, np.float64)
-    texts = iter(ownership_wording.aligned(scores.ravel()))
+    texts = np.array(ownership_wording.aligned(ownership_wording.checked_scores(matrix).ravel()), object)
     numbers = [str(index) for index in range(1, len(matrix.suspects) + 1)]
     rows = table.columns("owner", *numbers)
-    for owner, row in zip(matrix.owners, scores, strict=True):
-        best = np.nanmax(row) if np.isfinite(row).any() else np.nan
-        cells = [Text(next(texts), style="bold" if value == best else "") for value in row]
-        rows.add_row(Text(wording.printable(owner)), *cells)
+    for owner, cells in zip(matrix.owners, texts.reshape(len(matrix.owners), len(matrix.suspects)), strict=True):
+        rows.add_row(Text(wording.printable(owner)), *map(str, cells))
     legend = _facts(zip(numbers, matrix.suspects, strict=True))
     return [rows, Padding(legend, (1, 0, 1, 0), expand=False)]
 

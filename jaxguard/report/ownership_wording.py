@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from jaxguard.errors import DataError
 from jaxguard.report import marks, wording
 from jaxguard.types import AuditReport, FingerprintMatrix, OwnershipReport, Verification
 
@@ -157,15 +158,43 @@ def aligned(values: Iterable[float], digits: int = 3) -> list[str]:
     return [f"{value:.{decimals}f}" if math.isfinite(value) else "–" for value in numbers]
 
 
-def best_suspects(matrix: FingerprintMatrix, count: int) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Each owner with the suspects of highest scores, highest first, and their scores in words."""
+def checked_scores(matrix: FingerprintMatrix) -> np.ndarray:
+    """Scores of owners against suspects as float64 `[A, B]`.
+
+    Raises:
+        DataError: not one score per owner and suspect.
+    """
     scores = np.asarray(matrix.scores, np.float64)
+    expected = len(matrix.owners), len(matrix.suspects)
+    if scores.shape != expected and scores.size + expected[0] * expected[1] > 0:
+        raise DataError(
+            f"expected scores of shape {expected}, one per owner and suspect, got {scores.shape} in the fingerprint "
+            "matrix; make it again"
+        )
+    return scores.reshape(expected)
+
+
+def best_suspects(matrix: FingerprintMatrix, count: int) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each owner with its suspects of highest scores, highest first; names without what all paths share.
+
+    Args:
+        matrix: of any size.
+        count: suspects told of each owner; the owner itself is none of them.
+
+    Returns:
+        `(owner, [(suspect, score in words), ...])`.
+
+    Raises:
+        DataError: not one score per owner and suspect.
+    """
+    scores = checked_scores(matrix)
     texts = np.array(aligned(scores.ravel()), object).reshape(scores.shape)
-    order = np.argsort(np.where(np.isnan(scores), np.inf, -scores), axis=1, kind="stable")[:, :count]
-    return [
-        (owner, [(matrix.suspects[k], str(texts[row, k])) for k in order[row]])
-        for row, owner in enumerate(matrix.owners)
-    ]
+    suspects, found = wording.unshared(matrix.suspects), []
+    for owner, name, row, written in zip(matrix.owners, wording.unshared(matrix.owners), scores, texts, strict=True):
+        order = np.argsort(np.where(np.isnan(row), np.inf, -row), kind="stable")
+        others = [k for k in order if matrix.suspects[k] != owner][:count]
+        found.append((name, [(suspects[k], str(written[k])) for k in others]))
+    return found
 
 
 def _rank(report: OwnershipReport, verification: Verification) -> str:

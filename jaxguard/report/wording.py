@@ -155,6 +155,27 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+def unshared(names: Sequence[str]) -> list[str]:
+    """Paths without the folders and file names that all of them share; one path alone stays whole.
+
+    >>> unshared(["runs/a/m.npz", "runs/b/c/m.npz"]), unshared(["runs/a.npz", "runs/a.npz"])
+    (['a', 'b/c'], ['runs/a.npz', 'runs/a.npz'])
+    """
+    if len(set(names)) < 2:
+        return list(names)
+    parts = [name.split("/") for name in names]
+    rest = [part[_alike(parts) :] for part in parts]
+    end = min(_alike([part[::-1] for part in rest]), max(min(map(len, rest)) - 1, 0))
+    short = ["/".join(part[: len(part) - end]) for part in rest]
+    return short if all(short) else list(names)
+
+
+def _alike(parts: Sequence[Sequence[str]]) -> int:
+    """How many first items all lists share."""
+    columns = zip(*parts, strict=False)
+    return next((k for k, column in enumerate(columns) if len(set(column)) > 1), min(map(len, parts)))
+
+
 def method_name(method: str) -> str:
     """Names a method as its paper does.
 
