@@ -56,7 +56,7 @@ def lite_guard(
     negatives: Sequence[Network] | None = None,
     model: Blueprint | str | None = None,
     copies: int = 1,
-    independents: int = 3,
+    independents: int = 6,
     epochs: int = 30,
     batch_size: int = 128,
 ) -> Fingerprint:
@@ -75,7 +75,7 @@ def lite_guard(
         positives: the owner's network stolen, in any ways; by default `copies` each by fine-tuning, fine-pruning and
             distillation, with the owner's data.
         negatives: independent networks, never those that verdicts are calibrated with; by default `independents`
-            trained from scratch on the owner's data.
+            trained from scratch, each on a random half of the owner's data.
         model: the architecture of what is made by default, or its name, such as `resnet20`.
         copies: see `positives`.
         independents: see `negatives`.

@@ -65,7 +65,7 @@ def metav(
     negatives: Sequence[Network] | None = None,
     model: Blueprint | str | None = None,
     copies: int = 1,
-    independents: int = 3,
+    independents: int = 6,
     epochs: int = 30,
     batch_size: int = 128,
 ) -> Fingerprint:

@@ -57,7 +57,8 @@ class Source:
         negatives: independent networks; None to make them.
         model: the architecture that distilled copies and independents are made in, or its name.
         copies: of each kind of `COPIES`.
-        independents: to train from scratch.
+        independents: to train from scratch, each on a random half of the owner's images of every class: other data
+            make them differ as unknown ones will.
         epochs: passes over the owner's images for each.
         batch_size: images per step.
 
@@ -117,7 +118,7 @@ class Source:
         positives, negatives, model = self.positives, self.negatives, self.blueprint(owner)
         if positives is None or negatives is None:
             lacking = [name for name in ("data", "train_fn", "graph") if getattr(owner, name) is None]
-            if lacking or model is None:
+            if lacking or owner.data is None or model is None:
                 raise FingerprintError(
                     "expected an architecture, and an owner with data, training mode and channel graph, to make "
                     f"networks of, came model={self.model!r} and an owner that lacks "
@@ -134,9 +135,10 @@ class Source:
                     for i in range(self.copies * len(COPIES))
                 ]
             if negatives is None:
+                keys = [jax.random.split(jax.random.fold_in(key_independents, i)) for i in range(self.independents)]
                 negatives = [
-                    theft.independent(model, owner.data, jax.random.fold_in(key_independents, i), **settings)[0]
-                    for i in range(self.independents)
+                    theft.independent(model, theft.halves(owner.data, half)[0], train, **settings)[0]
+                    for half, train in keys
                 ]
         return Pools(tuple(positives), tuple(negatives))
 
