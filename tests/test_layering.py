@@ -43,7 +43,7 @@ THIRD_PARTY = {
     "numcodecs": {"checkpoints"},
     "pyfive": {"checkpoints"},
     "jinja2": {"report"},
-    "PIL": {"data", "endpoints", "report"},
+    "PIL": {"data", "endpoints", "fingerprints", "report"},
     "urllib3": {"endpoints"},
     "typer": {"cli"},
     "rich": {"cli", "report"},

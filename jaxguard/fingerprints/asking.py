@@ -15,7 +15,7 @@ from jax import lax
 
 from jaxguard import backend, endpoints
 from jaxguard.endpoints import QueryFn
-from jaxguard.errors import FingerprintError
+from jaxguard.errors import DataError, FingerprintError
 from jaxguard.suspects import Suspect
 from jaxguard.types import ApplyFn, Variables
 
@@ -88,7 +88,7 @@ def _asked(apply_fn: ApplyFn, suspects: Sequence[Any], chunks: jax.Array, count:
     def one(suspect: Suspect) -> np.ndarray:
         try:
             outputs = np.asarray(_answers(apply_fn, suspect.variables, chunks))[:count]
-        except (TypeError, ValueError) as error:
+        except (DataError, TypeError, ValueError) as error:
             raise FingerprintError(
                 f"{suspect.name}: expected a model that takes images {chunks.shape[2:]}, came {type(error).__name__}: "
                 f"{error}; give its image shape with --input, and its architecture with --arch"
