@@ -175,7 +175,7 @@ def crowd() -> AuditReport:
 def unjudged() -> AuditReport:
     """No suspects, no references, scores that are not finite, one owner with itself."""
     nobody = dataclasses.replace(ownership(0, 0, references=0), sees="", blind="", options={}, notes=())
-    lost = ownership(1, 0, references=0)
+    lost = dataclasses.replace(ownership(1, 0, references=0), sees="", blind="")
     lost = dataclasses.replace(
         lost, verifications=tuple(dataclasses.replace(one, score=np.nan, distance=np.nan) for one in lost.verifications)
     )

@@ -13,12 +13,20 @@ from importlib import resources
 import numpy as np
 import pytest
 from PIL import Image
-from samples import HOSTILE, pruning_path, recovered, shapley_layers, shapley_report
+from samples import (
+    HOSTILE,
+    fingerprint_matrix,
+    ownership_report,
+    pruning_path,
+    recovered,
+    shapley_layers,
+    shapley_report,
+)
 
 from jaxguard import report as reports
 from jaxguard.errors import DataError, JaxguardError
 from jaxguard.inversion import anomaly
-from jaxguard.report import html, schema, wording
+from jaxguard.report import html, ownership_wording, schema, wording
 from jaxguard.types import AuditReport
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -243,6 +251,90 @@ def test_the_report_s_threshold_is_the_one_of_the_inversion():
     assert wording.FLAGGED_ANOMALY == anomaly.FLAGGED
 
 
+def test_ownership_is_told(owned):
+    words = Page(html.to_html(owned)).words()
+    one = owned.ownerships[0]
+    expected = [
+        f"{one.verifications[0].suspect} ✗ Copy of runs/owner.safetensors suspected",
+        "higher than all 39 independent models; an independent model would score as high once in 40 times",
+        "Copies of runs/owner.safetensors ? 4 more suspects: no evidence",
+        "Copies of runs/older.npz ? 3 suspects: inconclusive",
+        "Stolen or not",
+        "A suspected copy is not proven to be one, and without evidence a suspect is not proven innocent.",
+        "runs/owner.safetensors by ZEST",
+        f"{one.verifications[0].suspect} ✗ copy suspected -0.081 0.025 1.3e-39",
+        "Null p the same by the method’s own null distribution",
+        "Made forfine-tuned, pruned",
+        "Blind tocopies with other classes",
+        "Compared with39 independent models, scores",
+        "Questions128 images to each suspect",
+        f"Certificate{one.certificate}",
+        "runs/older.npz by SAC",
+        "Compared with5 independent models, scores",
+        "Owners against suspects",
+        "5 owners, 20 suspects by SAC",
+        "OwnerHighest scoreSecondThird",
+        "1 owner, 4 suspects by SAC",
+        "ZEST: The probes are training images of the owner.",
+        "How this was made",
+        one.owner_sha256,
+        one.verifications[1].sha256,
+    ]
+    positions = [words.find(part) for part in expected]
+    assert -1 not in positions, expected[positions.index(-1)]
+    assert positions == sorted(positions)
+    for claim in ("clean", "is innocent", "is a copy of", "is stolen", "proves"):
+        assert claim not in words
+
+
+def test_verdicts_on_suspects_are_never_good(owned, crowd):
+    for report in (owned, crowd):
+        text = html.to_html(report)
+        assert 'class="bad"' in text and 'class="open"' in text
+        assert 'class="good"' not in text
+
+
+def test_drawings_of_ownership_have_descriptions(owned):
+    page = Page(html.to_html(owned))
+    drawings = [a["aria-label"] for tag, a in page.tags if tag == "svg" and a.get("role") == "img"]
+    assert [text.split(" ", 1)[1][:14] for text in drawings] == ["scores against"] * 2 + [
+        "scores of 20 s",
+        "scores of 4 su",
+    ]
+
+
+def test_a_crowd_is_summed_up(crowd):
+    text = html.to_html(crowd)
+    assert text.count('<p class="lead">') <= ownership_wording.MAX_HEADLINES + 2
+    assert "about 4 of 80 suspects, were all independent" in text
+    assert text.count('data-label="Highest score"') == 30
+    assert len(text) < 1_000_000
+
+
+def test_nothing_judged_leaves_no_hole(unjudged):
+    words = Page(html.to_html(unjudged)).words()
+    for part in ("No suspect was asked.", "Nothing to draw: no score is defined.", "1 owner, 1 suspect by SAC"):
+        assert part in words
+    for part in ("Made for", "Blind to", "nan", "inf "):
+        assert part not in words
+
+
+def test_a_matrix_alone_needs_no_verdict(owned):
+    words = Page(html.to_html(dataclasses.replace(owned, ownerships=()))).words()
+    assert "Owners against suspects" in words
+    assert "Stolen or not" not in words
+    assert "neither a scan" not in words
+
+
+def test_owners_with_few_suspects_of_their_own_fill_their_rows():
+    """Thirteen owners, three of which are the suspects: those have two suspects besides themselves."""
+    matrix = fingerprint_matrix(13, 3)
+    matrix = dataclasses.replace(matrix, suspects=matrix.owners[:3])
+    text = html.to_html(ownership_report(matrices=(matrix,)))
+    body = text[text.index("Highest score</th>") :].split("</table>", maxsplit=1)[0]
+    assert [row.count("<td") for row in body.split("<tr")[1:]] == [3] * 13
+
+
 def test_date_of_writing_is_shown(bare):
     when = datetime.datetime(2026, 3, 9, 14, 5, tzinfo=datetime.UTC)
     assert "2026-03-09 14:05 UTC" in html.to_html(bare, written=when)
@@ -327,7 +419,7 @@ def screenshot(page, folder, *options: str) -> tuple[np.ndarray, list[str]]:
     return np.asarray(Image.open(picture).convert("RGB"), np.float32), console
 
 
-@pytest.mark.parametrize("name", ["full", "shapley"])
+@pytest.mark.parametrize("name", ["full", "shapley", "owned"])
 @pytest.mark.parametrize(("options", "is_dark"), [((), False), (("--blink-settings=preferredColorScheme=0",), True)])
 def test_browser_renders_without_complaint(request, tmp_path, name, options, is_dark):
     page, _ = reports.write(request.getfixturevalue(name), tmp_path)

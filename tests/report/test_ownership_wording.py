@@ -38,7 +38,8 @@ def test_details_carry_rank_and_odds():
     tied = dataclasses.replace(found, score=20.0, p_value=20 / 40, null_p_value=1e-12)
     assert ownership_wording.verification_headline(one, tied).detail == (
         "ZEST score 20, 19 of 39 independent models score as high; "
-        "an independent model would score as high 50 times in 100; by the method’s own null distribution, chance would do so less than once in a million times"
+        "an independent model would score as high 50 times in 100; "
+        "by the method’s own null distribution, chance would do so less than once in a million times"
     )
     alone = dataclasses.replace(one, references=np.zeros(0))
     assert ownership_wording.verification_headline(alone, found).detail == (

@@ -9,7 +9,18 @@ import pytest
 
 from jaxguard.errors import JaxguardError
 from jaxguard.report import schema
-from jaxguard.types import AuditReport, LayerScores, Metrics, PruningPath, RecoveredTrigger, RepairReport, ScanReport
+from jaxguard.types import (
+    AuditReport,
+    FingerprintMatrix,
+    LayerScores,
+    Metrics,
+    OwnershipReport,
+    PruningPath,
+    RecoveredTrigger,
+    RepairReport,
+    ScanReport,
+    Verification,
+)
 
 GOLDEN = """{
   "schema": "jaxguard.audit/1",
@@ -225,13 +236,112 @@ def test_what_an_inversion_found_is_read_as_it_was_written():
 
 def test_documents_of_older_versions_are_read(small):
     document = json.loads(GOLDEN)
+    del document["ownerships"], document["matrices"]
     for repair in document["repairs"]:
         del repair["trigger"], repair["path"]
         for layer in repair["layers"]:
             del layer["errors"]
-    pruned = schema.from_json(json.dumps(document)).repairs[1]
+    report = schema.from_json(json.dumps(document))
+    assert (report.ownerships, report.matrices) == ((), ())
+    pruned = report.repairs[1]
     assert (pruned.trigger, pruned.path, pruned.layers[0].errors) == (None, None, None)
     np.testing.assert_array_equal(pruned.layers[0].scores, small.repairs[1].layers[0].scores)
+
+
+JUDGED = """{
+  "schema": "jaxguard.audit/1",
+  "title": "",
+  "command": "",
+  "scans": [],
+  "repairs": [],
+  "trigger": null,
+  "ownerships": [
+    {
+      "owner": "m.npz",
+      "owner_sha256": "ab",
+      "certificate": "cd",
+      "method": "zest",
+      "options": {
+        "images": 128
+      },
+      "num_probes": 128,
+      "alpha": 0.05,
+      "references": [-0.5, -0.25],
+      "reference_names": [
+        "a",
+        "b"
+      ],
+      "verifications": [
+        {
+          "suspect": "s.npz",
+          "sha256": "ef",
+          "distance": 0.125,
+          "score": -0.125,
+          "p_value": 0.25,
+          "null_p_value": null,
+          "verdict": "inconclusive"
+        }
+      ],
+      "sees": "copies",
+      "blind": "others",
+      "notes": [],
+      "seconds": 0.0
+    }
+  ],
+  "matrices": [
+    {
+      "method": "sac",
+      "options": {},
+      "owners": [
+        "m.npz"
+      ],
+      "suspects": [
+        "s.npz",
+        "t.npz"
+      ],
+      "distances": [
+        [0.125, null]
+      ],
+      "scores": [
+        [-0.125, null]
+      ],
+      "seconds": 0.5
+    }
+  ],
+  "environment": {}
+}
+"""
+
+
+def test_ownership_is_written_and_read():
+    verification = Verification("s.npz", "ef", 0.125, -0.125, 0.25, None, "inconclusive")
+    judged = OwnershipReport(
+        "m.npz", "ab", "cd", "zest", {"images": np.int64(128)}, 128, 0.05, np.array([-0.5, -0.25]), ("a", "b"),
+        (verification,), "copies", "others",
+    )  # fmt: skip
+    distances = np.array([[0.125, np.nan]])
+    matrix = FingerprintMatrix("sac", {}, ("m.npz",), ("s.npz", "t.npz"), distances, -distances, 0.5)
+    assert schema.to_json(AuditReport("", "", ownerships=(judged,), matrices=(matrix,))) == JUDGED
+    read = schema.from_json(JUDGED)
+    assert read.ownerships[0].verifications == (verification,)
+    np.testing.assert_array_equal(read.ownerships[0].references, [-0.5, -0.25])
+    np.testing.assert_array_equal(read.matrices[0].scores, -distances)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        ('"distance": 0.125', '"distance": "near"', r"report\.ownerships\[0\]\.verifications\[0\]\.distance"),
+        ('"null_p_value": null', '"null_p_value": []', r"verifications\[0\]\.null_p_value"),
+        ("[-0.5, -0.25]", "[[1], [2, 3]]", r"report\.ownerships\[0\]\.references"),
+        ('"num_probes": 128', '"num_probes": 1.5', r"report\.ownerships\[0\]\.num_probes"),
+        ("[-0.125, null]", '["x"]', r"report\.matrices\[0\]\.scores"),
+    ],
+)
+def test_bad_ownership_names_the_place(old, new, where):
+    assert old in JUDGED
+    with pytest.raises(JaxguardError, match=where):
+        schema.from_json(JUDGED.replace(old, new))
 
 
 def test_round_trip(any_report):

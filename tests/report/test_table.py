@@ -87,3 +87,63 @@ def test_hostile_strings_reach_no_terminal(hostile):
     assert "\u202e" not in text
     assert "[bold]" in text  # rich markup is shown, not obeyed
     text.encode("utf-8")  # no lone surrogates
+
+
+def test_suspects_have_a_row_each(owned):
+    text = render(ownership_table.ownership_table(owned), 80)
+    lines = rows(text)
+    for one in owned.ownerships:
+        for found in one.verifications:
+            sign = {"copy suspected": "✗", "no evidence": "?", "inconclusive": "?"}[found.verdict]
+            (row,) = [
+                line for line in lines if line.startswith(f"{found.suspect} {sign} {found.verdict} {found.score:.3f}")
+            ]
+            assert f" {found.p_value:.2g}" in row
+    assert "compared with 5 independent models, scores" in " ".join(text.split())
+    assert "method ZEST, 128 questions, 4.25 s; images=128, space=clr" in lines
+    assert "blind to copies with other classes; independent models trained on the" in lines
+    assert "[ZEST] The probes are training images of the owner." in lines
+    first, second = [line for line in lines if line.startswith("suspect verdict score p")]
+    assert (first.endswith("null p"), second.endswith("null p")) == (True, False)
+
+
+def test_accusations_by_chance_are_told(crowd, owned):
+    lines = rows(render(ownership_table.ownership_table(crowd), 80))
+    assert "by chance about 4 of 80 suspects, were all independent" in lines
+    assert "by chance" not in render(ownership_table.ownership_table(owned), 80)
+
+
+def test_few_suspects_stand_side_by_side(owned):
+    matrix = owned.matrices[1]
+    lines = rows(render(ownership_table.matrix_table(owned), 80))
+    assert "owner 1 2 3 4" in lines
+    scores = " ".join(f"{score:.4f}" for score in matrix.scores[0])
+    assert any(line.startswith(f"owners/resnet20-seed0 {scores[:6]}") for line in lines)
+    assert [line for line in lines if re.match(r"[1-4] fleet/", line)] == [
+        f"{k} {name}" for k, name in enumerate(matrix.suspects, 1)
+    ]
+
+
+def test_of_many_suspects_the_best_are_told(owned):
+    matrix = owned.matrices[0]
+    lines = rows(render(ownership_table.matrix_table(owned), 80))
+    for k in range(5):
+        best = int(matrix.scores[k].argmax())
+        name = matrix.suspects[best].removeprefix("fleet/")
+        assert f"resnet20-seed{k} {name} {matrix.scores[k, best]:.3f}" in lines
+    assert "The 3 best of 20 suspects of each owner." in lines
+
+
+def test_a_verdict_is_never_painted_as_good(owned):
+    coloured = render(ownership_table.ownership_table(owned), 80, colour=True)
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == render(ownership_table.ownership_table(owned), 80)
+    assert "\x1b[31m✗ copy suspected" in coloured
+    assert "\x1b[33m? no evidence" in coloured
+    assert "\x1b[32m" not in coloured
+
+
+def test_empty_answers_are_said(unjudged):
+    text = render(ownership_table.ownership_table(unjudged), 80)
+    assert "No suspect was asked." in text
+    assert "no independent models: too few for p ≤ 0.05" in text
+    assert "–" in render(ownership_table.matrix_table(unjudged), 80)
