@@ -64,16 +64,16 @@ def test_one_step_descends_the_papers_loss():
 
 
 def test_each_step_draws_one_member_of_each_pool():
-    lesson = Lesson(SETTINGS, LinearVerifiers(), (scaled,) * 3)
+    step = jax.jit(Lesson(SETTINGS, LinearVerifiers(), (scaled,) * 3))
     images = np.full((6, 1, 3, 1), 0.5, np.float32)
     start = SETTINGS.begin(images, {"weight": jnp.ones((6, 3)), "bias": jnp.zeros(6)})
     pairs = {}
     for positive in (1.0, 2.0):
         for negative in (-1.0, -2.0, -3.0):
-            alone = Partial(lesson, jnp.float32(1), (stacked(positive), stacked(negative)), KEY)
-            pairs[round(float(alone(start, 0)[1]["loss"]), 5)] = (positive, negative)
-    pool = jax.jit(Partial(lesson, jnp.float32(1), (stacked(1, 2), stacked(-1, -2, -3)), KEY))
-    losses = [round(float(pool(start, index)[1]["loss"]), 5) for index in range(60)]
+            _, metrics = step(jnp.float32(1), (stacked(positive), stacked(negative)), KEY, start, 0)
+            pairs[round(float(metrics["loss"]), 5)] = (positive, negative)
+    pool = (stacked(1, 2), stacked(-1, -2, -3))
+    losses = [round(float(step(jnp.float32(1), pool, KEY, start, index)[1]["loss"]), 5) for index in range(60)]
     assert {pairs[loss] for loss in losses} == set(pairs.values())
 
 
