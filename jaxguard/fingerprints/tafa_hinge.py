@@ -38,7 +38,7 @@ SEES = (
 )
 BLIND = (
     "extraction and distillation, which make hyperplanes of their own; copies pruned until they hardly work or with a "
-    "relearned head of one output; networks without ReLU; APIs that round images to 8 bits or answer in half precision."
+    "relearned head of one output; networks without ReLU; probabilities rounded to a number of decimals."
 )
 
 
@@ -66,7 +66,7 @@ def tafa_hinge(
         points: asked along each line, `6 k + 1`.
         statistic: `profile`, the mean cosine, or `cka`, which compares outputs of other widths or with a new head.
         space: of the outputs. `logits`: as they are, for outputs of any kind; `clr`: centred, for a suspect that gives
-            probabilities, whose logarithms are logits up to that centre.
+            probabilities, whose logarithms are logits up to that centre; all digits of small ones count.
         controls: whether 2 more points a line are asked for, which give a p-value without other models.
 
     Returns:
