@@ -10,7 +10,6 @@ import pytest
 import stolen_digits as digits
 
 from jaxguard.errors import FingerprintError
-from jaxguard.fingerprints import zest as module
 from jaxguard.fingerprints.protocol import Owner, Probes
 from jaxguard.fingerprints.zest import draw_masks, grid, masked, quickshift, solver, zest
 from jaxguard.types import Batch
@@ -120,6 +119,7 @@ def test_quickshift_finds_the_halves_of_an_image():
 
 
 def test_superpixels_number_each_image_apart(monkeypatch):
+    module = sys.modules["jaxguard.fingerprints.zest"]  # the package has a function of that name
     monkeypatch.setattr(module, "quickshift", lambda image: grid(image.shape[:2], 1 + int(image[0, 0, 0] > 0.5)))
     images = np.array([0.0, 1.0]).reshape(2, 1, 1, 1) * np.ones((2, 4, 4, 1))
     owner = Owner({}, lambda variables, images: images, data=Batch(images, np.zeros(2, int)))
