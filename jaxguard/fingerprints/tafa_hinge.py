@@ -32,13 +32,10 @@ WIDEST = 0.49
 ROUNDING = 1e-6
 """Kept besides, so that no query leaves [0, 1] by the last bit."""
 
-SEES = (
-    "copies made of the owner's weights: fine-tuned, moderately pruned, quantised, permuted or rescaled; with "
-    "statistic='cka' also those with a new head."
-)
+SEES = "copies made of the owner's weights: fine-tuned, pruned or quantised lightly, permuted or rescaled."
 BLIND = (
-    "extraction and distillation, which make hyperplanes of their own; copies pruned until they hardly work or with a "
-    "relearned head of one output; networks without ReLU; probabilities rounded to a number of decimals."
+    "extraction and distillation, which make hyperplanes of their own; copies changed until little of the weights is "
+    "left, or with a relearned head of one output; networks without ReLU; probabilities rounded to a number of decimals."
 )
 
 
