@@ -35,7 +35,7 @@ ROUNDING = 1e-6
 SEES = "copies made of the owner's weights: fine-tuned, pruned or quantised lightly, permuted or rescaled."
 BLIND = (
     "extraction and distillation, which make hyperplanes of their own; copies changed until little of the weights is "
-    "left, or with a relearned head of one output; networks without ReLU; probabilities rounded to a number of decimals."
+    "left, or with a relearned head of one output; networks without ReLU; probabilities rounded to some decimals."
 )
 
 
