@@ -44,6 +44,7 @@ THIRD_PARTY = {
     "pyfive": {"checkpoints"},
     "jinja2": {"report"},
     "PIL": {"data", "endpoints", "fingerprints", "report"},
+    "skimage": {"fingerprints"},
     "urllib3": {"endpoints"},
     "typer": {"cli"},
     "rich": {"cli", "report"},

@@ -46,15 +46,15 @@ _DEFAULTS = {
 }  # fmt: skip
 
 _SEES = {
-    "logits": "fine-tuned and pruned copies, also for other classes.",
-    "clr": "fine-tuned and pruned copies, also for other classes.",
-    "probs": "copies extracted by querying, which answer alike.",
+    "logits": "fine-tuned, pruned and distilled copies, also for other classes.",
+    "clr": "fine-tuned, pruned and distilled copies, also for other classes.",
+    "probs": "fine-tuned copies, where a model tells probabilities alone.",
     "labels": "copies that answer alike, as far as classes alone can tell.",
 }
 _BLIND = {
-    "logits": "extraction: a network trained on answers has logits of its own; compare space=probs.",
-    "clr": "extraction: a network trained on answers has logits of its own; compare space=probs.",
-    "probs": "copies fine-tuned for long, which grow surer of themselves; compare space=logits.",
+    "logits": "networks trained on the labels alone that a model gives, which have logits of their own.",
+    "clr": "networks trained on the labels alone that a model gives, which have logits of their own.",
+    "probs": "heavily pruned copies, which are less sure, and networks trained on labels; compare logits if possible.",
     "labels": "most changes: equal classes say little; compare scores where they can be had.",
 }
 

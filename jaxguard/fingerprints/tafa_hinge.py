@@ -136,7 +136,7 @@ def tafa_hinge(
         return hinge_statistics.self_null(np.asarray(_answers(probes, outputs, space)), points)
 
     return Fingerprint(
-        name="tafa_hinge",
+        name="tafa-hinge",
         options={
             "num_probes": num_probes, "candidates_per_probe": candidates_per_probe,
             "layers": ",".join(map(str, depths)), "scale": scale, "points": points, "statistic": statistic,
