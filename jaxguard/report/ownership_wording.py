@@ -82,7 +82,7 @@ def verification_headline(report: OwnershipReport, verification: Verification) -
     Returns:
         `bad` for a suspected copy, else `open`.
     """
-    owner = marks.shorten(report.owner)
+    owner = marks.shorten(report.owner.rstrip("/").rpartition("/")[2])
     leads = {
         "copy suspected": f"Copy of {owner} suspected",
         "no evidence": f"No evidence of a copy of {owner}",

@@ -255,7 +255,7 @@ def test_ownership_is_told(owned):
     words = Page(html.to_html(owned)).words()
     one = owned.ownerships[0]
     expected = [
-        f"{one.verifications[0].suspect} ✗ Copy of runs/owner.safetensors suspected",
+        f"{one.verifications[0].suspect} ✗ Copy of owner.safetensors suspected",
         "higher than all 39 independent models; an independent model would score as high once in 40 times",
         "Copies of runs/owner.safetensors ? 4 more suspects: no evidence",
         "Copies of runs/older.npz ? 3 suspects: inconclusive",
