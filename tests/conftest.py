@@ -3,6 +3,7 @@
 import itertools
 import os
 import pathlib
+import sys
 
 # Before jax is imported, here and in the processes that tests start: the suite compiles thousands of programs that run
 # once, and without LLVM's optimisations that takes two thirds of the time.
@@ -23,6 +24,25 @@ def shared_data() -> pathlib.Path:
     if not (folder / "checkpoints").is_dir():
         pytest.skip(f"needs the third-party checkpoints: no folder {folder}/checkpoints; set JAXGUARD_SHARED_DATA")
     return folder
+
+
+@pytest.fixture
+def jaxguard(monkeypatch, capsys):
+    """The command line: `(*arguments) -> (exit code, output, errors)`."""
+    from jaxguard.cli import main
+
+    def run(*arguments: object) -> tuple[int | str, str, str]:
+        monkeypatch.setattr(sys, "argv", ["jaxguard", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        try:
+            main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
 
 
 def pytest_runtest_teardown():

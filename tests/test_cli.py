@@ -11,24 +11,7 @@ import pytest
 import safetensors.numpy
 
 from jaxguard import checkpoints, data, models, suspects
-from jaxguard.cli import main
 from jaxguard.defenses import DEFENSES
-
-
-@pytest.fixture
-def jaxguard(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["jaxguard", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        try:
-            main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,32 +1,20 @@
 """`jaxguard fingerprint`: certificates, verdicts and exit codes from the command line."""
 
+import functools
 import json
-import sys
 
 import jax
 import pytest
 
 from jaxguard import checkpoints, models, suspects
-from jaxguard.cli import main
 
 MODEL = models.build("mlp:hidden=24x24", num_classes=10, input_shape=(16, 16, 1))
 SETTINGS = ("--data", "digits", "--set", "variant=normal", "--set", "num_probes=40")
 
 
 @pytest.fixture
-def jaxguard(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["jaxguard", "fingerprint", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        try:
-            main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
+def fingerprint(jaxguard):
+    return functools.partial(jaxguard, "fingerprint")
 
 
 def save(path, seed, change=0.0):
@@ -44,44 +32,44 @@ def folder(tmp_path):
     return tmp_path
 
 
-def make(jaxguard, folder, *more, independents="other-*.safetensors"):
+def make(fingerprint, folder, *more, independents="other-*.safetensors"):
     out = folder / "certificate.safetensors"
-    found = jaxguard(
+    found = fingerprint(
         "make", folder / "mine.safetensors", "--out", out, *SETTINGS, "--independent", folder / independents, *more
     )
     return out, found
 
 
-def test_make_and_verify(jaxguard, folder):
-    held, (code, out, _) = make(jaxguard, folder)
+def test_make_and_verify(fingerprint, folder):
+    held, (code, out, _) = make(fingerprint, folder)
     assert code == 0
     assert "40 probes, 20 independent models" in out
     digest = out.split("sha256 ")[1].strip()
-    code, out, _ = jaxguard("verify", held, folder / "copy.safetensors", folder / "mine.safetensors", "--json")
+    code, out, _ = fingerprint("verify", held, folder / "copy.safetensors", folder / "mine.safetensors", "--json")
     assert code == 1
     (report,) = json.loads(out)["ownerships"]
     assert report["certificate"] == digest
     assert [one["verdict"] for one in report["verifications"]] == ["copy suspected"] * 2
-    code, out, _ = jaxguard("verify", held, folder / "copy.safetensors", "--report", folder / "report")
+    code, out, _ = fingerprint("verify", held, folder / "copy.safetensors", "--report", folder / "report")
     assert code == 1
     assert "copy suspected" in out
     assert "copy suspected" in (folder / "report" / "report.html").read_text()
 
 
-def test_a_stranger_is_no_finding_and_too_few_references_are_inconclusive(jaxguard, folder):
+def test_a_stranger_is_no_finding_and_too_few_references_are_inconclusive(fingerprint, folder):
     stranger = save(folder / "stranger.safetensors", 77)
-    held, _ = make(jaxguard, folder)
-    code, out, _ = jaxguard("verify", held, stranger)
+    held, _ = make(fingerprint, folder)
+    code, out, _ = fingerprint("verify", held, stranger)
     assert (code, "no evidence" in out) == (0, True)
-    held, _ = make(jaxguard, folder, "--overwrite", independents="other-1*.safetensors")
-    code, out, _ = jaxguard("verify", held, folder / "copy.safetensors")
+    held, _ = make(fingerprint, folder, "--overwrite", independents="other-1*.safetensors")
+    code, out, _ = fingerprint("verify", held, folder / "copy.safetensors")
     assert (code, "inconclusive" in out) == (0, True)
-    code, *_ = jaxguard("verify", held, folder / "copy.safetensors", "--fail-on-inconclusive")
+    code, *_ = fingerprint("verify", held, folder / "copy.safetensors", "--fail-on-inconclusive")
     assert code == 1
 
 
-def test_matrix(jaxguard, folder):
-    code, out, _ = jaxguard(
+def test_matrix(fingerprint, folder):
+    code, out, _ = fingerprint(
         "matrix", folder / "mine.safetensors", folder / "other-1.safetensors",
         "--against", folder / "copy.safetensors", "--against", folder / "other-[12].safetensors", *SETTINGS, "--json",
     )  # fmt: skip
@@ -95,10 +83,10 @@ def test_matrix(jaxguard, folder):
     assert max(rows[1]) == rows[1][1]
 
 
-def test_nothing_is_overwritten_unasked(jaxguard, folder):
-    held, _ = make(jaxguard, folder)
+def test_nothing_is_overwritten_unasked(fingerprint, folder):
+    held, _ = make(fingerprint, folder)
     before = held.read_bytes()
-    _, (code, _, err) = make(jaxguard, folder)
+    _, (code, _, err) = make(fingerprint, folder)
     assert code == 2
     assert "--overwrite" in err
     assert held.read_bytes() == before
@@ -116,23 +104,23 @@ def test_nothing_is_overwritten_unasked(jaxguard, folder):
         (("verify", "MINE", "MINE", "--gives", "votes"), 4, "expected logits or probs"),
     ],
 )
-def test_bad_usage_gets_one_clear_error(jaxguard, folder, arguments, code, message):
+def test_bad_usage_gets_one_clear_error(fingerprint, folder, arguments, code, message):
     known = {"MINE": folder / "mine.safetensors", "NEW": folder / "new.safetensors"}
-    found, _, err = jaxguard(*(known.get(word, word) for word in arguments))
+    found, _, err = fingerprint(*(known.get(word, word) for word in arguments))
     assert found == code
     assert message in err
     assert "Traceback" not in err
     assert not (folder / "new.safetensors").exists()
 
 
-def test_a_key_for_an_api_is_in_no_message(jaxguard, folder, monkeypatch):
-    held, _ = make(jaxguard, folder)
+def test_a_key_for_an_api_is_in_no_message(fingerprint, folder, monkeypatch):
+    held, _ = make(fingerprint, folder)
     monkeypatch.setenv("TOKEN", "hush-hush")
     address = ("http://127.0.0.1:9/predict", "--endpoint", "retries=0", "--endpoint", "timeout=1")
-    code, out, err = jaxguard("verify", held, *address, "--header", "X-Key: $TOKEN")
+    code, out, err = fingerprint("verify", held, *address, "--header", "X-Key: $TOKEN")
     assert code == 2
     assert "127.0.0.1:9" in err
-    code, *_, missing = jaxguard("verify", held, *address, "--header", "X-Key: $ABSENT")
+    code, *_, missing = fingerprint("verify", held, *address, "--header", "X-Key: $ABSENT")
     assert code == 4
     assert "X-Key" in missing
     assert "hush" not in out + err + missing

@@ -48,7 +48,7 @@ def test_the_demo_finds_a_backdoor_and_takes_it_out(demo):
     assert {scan["verdict"] for scan in report["scans"]} == {"inconclusive"}
     repairs = {repair["method"]: repair for repair in report["repairs"]}
     assert repairs.keys() == set(METHODS)
-    for method, most in (("ft-sam", 0.03), ("shapley", 0.03), ("tsbd", 0.1)):
+    for method, most in (("ft-sam", 0.03), ("shapley", 0.03), ("tsbd", 0.1), ("otbr", 0.25)):
         assert repairs[method]["after"]["asr"] < 0.1, method
         assert repairs[method]["before"]["acc"] - repairs[method]["after"]["acc"] < most, method
     assert repairs["clp"]["layers"]
