@@ -26,6 +26,26 @@ def _classes(apply_fn: ApplyFn, variables: Variables, chunks: jax.Array) -> tupl
     return classes, num_classes[0]
 
 
+def chunked(images: jax.Array | np.ndarray, batch_size: int) -> jax.Array:
+    """Images in batches of one size, so that a model is compiled once and mapped over them.
+
+    Args:
+        images: `[N, ...]`, N >= 1.
+        batch_size: images per batch; all of them where there are fewer.
+
+    Returns:
+        `[chunks, B, ...]`; the last batch is filled up with zeros.
+
+    Example:
+        >>> chunked(np.arange(3.0)[:, None], 2)[..., 0].tolist()
+        [[0.0, 1.0], [2.0, 0.0]]
+    """
+    images, size = jnp.asarray(images), min(batch_size, len(images))
+    num_chunks = -(-len(images) // size)
+    padded = jnp.pad(images, ((0, num_chunks * size - len(images)), *[(0, 0)] * (images.ndim - 1)))
+    return padded.reshape(num_chunks, size, *images.shape[1:])
+
+
 def _predict(
     apply_fn: ApplyFn, variables: Variables, images: jax.Array | np.ndarray, batch_size: int
 ) -> tuple[np.ndarray, int]:
@@ -35,12 +55,7 @@ def _predict(
             f"expected at least one test image and batch_size >= 1, came {num_images} images, {batch_size=} "
             "in evaluation; check how the test set was made"
         )
-    batch_size = min(batch_size, num_images)
-    num_chunks = -(-num_images // batch_size)
-    images = jnp.asarray(images)
-    padded = jnp.pad(images, ((0, num_chunks * batch_size - num_images), *[(0, 0)] * (images.ndim - 1)))
-    chunks = padded.reshape(num_chunks, batch_size, *images.shape[1:])
-    classes, num_classes = jax.device_get(_classes(apply_fn, variables, chunks))
+    classes, num_classes = jax.device_get(_classes(apply_fn, variables, chunked(images, batch_size)))
     return classes.reshape(-1)[:num_images], int(num_classes)
 
 

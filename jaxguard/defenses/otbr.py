@@ -14,7 +14,6 @@ pruned.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -28,7 +27,7 @@ from jaxguard.errors import DefenseError
 from jaxguard.graph import ChannelGraph
 from jaxguard.inversion import Synthesis, synthesise
 from jaxguard.kernels import transport
-from jaxguard.types import ApplyFn, Variables
+from jaxguard.types import Variables
 
 SWEEP = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 """Values of `gamma` that the reference code tries."""
@@ -57,29 +56,6 @@ class Repair(NamedTuple):
     gamma: float
     variables: Variables
     alignments: tuple[fusion.Alignment, ...]
-
-
-@dataclass(frozen=True)
-class RunningStatistics:
-    """A model that knows no training mode, unlearned as it is; a value, so that equal ones share a compiled step.
-
-    Attributes:
-        apply_fn: the model in evaluation mode.
-    """
-
-    apply_fn: ApplyFn
-
-    def __call__(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Variables]:
-        """Logits, and the variables as they are.
-
-        Args:
-            variables: of the model.
-            images: `[B, ...]`.
-
-        Returns:
-            `[B, K]` and `variables`.
-        """
-        return self.apply_fn(variables, images), variables
 
 
 def choose(scores: Sequence[np.ndarray], *, factor: float = FACTOR) -> float:
@@ -250,7 +226,7 @@ def otbr(
             f"label_high={num_labels}, {layers=}, {statistics=} in otbr()"
         )
     unlearned = weight_change.unlearn_noise(
-        context.train_fn or RunningStatistics(context.apply_fn),
+        context.train_fn or training.RunningStatistics(context.apply_fn),
         variables,
         image_shape,
         num_labels,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxguard import backend, endpoints
+from jaxguard import backend, endpoints, evaluation
 from jaxguard.endpoints import QueryFn
 from jaxguard.errors import DataError, FingerprintError
 from jaxguard.suspects import Suspect
@@ -47,11 +47,11 @@ def outputs_of(models: Sequence[Suspect | QueryFn], images: np.ndarray) -> list[
             buckets[_bucket(model)].append(index)
         else:
             found[index] = endpoints.query(model, images)
-    chunks, count = _chunked(images)
+    chunks = evaluation.chunked(np.asarray(images, np.float32), BATCH_SIZE)
     for members in buckets.values():
         apply_fn = _apply_fn(models[members[0]])
         suspects = [models[index] for index in members]
-        found |= dict(zip(members, _asked(apply_fn, suspects, chunks, count), strict=True))
+        found |= dict(zip(members, _asked(apply_fn, suspects, chunks, len(images)), strict=True))
     return [found[index] for index in range(len(models))]
 
 
@@ -68,14 +68,6 @@ def _apply_fn(suspect: Any) -> ApplyFn:
             "--arch, or --apply MODULE:FUNCTION"
         )
     return suspect.apply_fn
-
-
-def _chunked(images: np.ndarray) -> tuple[jax.Array, int]:
-    count = len(images)
-    size = min(BATCH_SIZE, count)
-    num_chunks = -(-count // size)
-    padded = np.pad(images, ((0, num_chunks * size - count), *[(0, 0)] * (images.ndim - 1)))
-    return jnp.asarray(padded.reshape(num_chunks, size, *images.shape[1:]), jnp.float32), count
 
 
 @partial(jax.jit, static_argnums=0)

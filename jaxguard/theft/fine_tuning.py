@@ -14,25 +14,10 @@ from jaxguard.theft import protocol
 from jaxguard.theft.last_layers import last_layers, parameters
 from jaxguard.theft.protocol import Network, TheftError, TheftReport
 from jaxguard.theft.recipe import Recipe, Schedule
-from jaxguard.training import Augment, CrossEntropyGradient, Progress
-from jaxguard.types import ApplyFn, Batch, TrainFn, Variables
+from jaxguard.training import Augment, CrossEntropyGradient, Progress, RunningStatistics
+from jaxguard.types import Batch, TrainFn, Variables
 
 Statistics = Literal["move", "stay"]
-
-
-@dataclass(frozen=True)
-class Still:
-    """A model in evaluation mode in the place of one in training mode: running statistics are used, and stay.
-
-    Attributes:
-        apply_fn: the model in evaluation mode.
-    """
-
-    apply_fn: ApplyFn
-
-    def __call__(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Variables]:
-        """Logits, and the variables as they were."""
-        return self.apply_fn(variables, images), variables
 
 
 @dataclass(frozen=True)
@@ -104,7 +89,7 @@ def tune(
     if statistics not in ("move", "stay"):
         raise TheftError(f"expected statistics to be move or stay, came {statistics!r} in {method}()")
     protocol.require_labels(data, protocol.num_classes(network.apply_fn, network.variables, data.images), method)
-    train_fn = Still(network.apply_fn)
+    train_fn = RunningStatistics(network.apply_fn)
     if statistics == "move":
         train_fn = protocol.require_training(network.train_fn, method)
     if layers is None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxguard import evaluation
 from jaxguard.theft.protocol import TheftError
 from jaxguard.types import ApplyFn, Variables
 
@@ -69,11 +70,7 @@ def ask(oracle: Oracle, variables: Variables, images: jax.Array | np.ndarray, *,
         [0, 1, 2]
     """
     num_images = len(images)
-    batch_size = min(batch_size, num_images)
-    num_chunks = -(-num_images // batch_size)
-    edges = ((0, num_chunks * batch_size - num_images), *[(0, 0)] * (np.ndim(images) - 1))
-    chunks = jnp.pad(jnp.asarray(images), edges).reshape(num_chunks, batch_size, *np.shape(images)[1:])
-    answers = _answers(oracle, variables, chunks)
+    answers = _answers(oracle, variables, evaluation.chunked(images, batch_size))
     answers = answers.reshape(-1, *answers.shape[2:])[:num_images]
     if not bool(jnp.isfinite(answers).all()) or (oracle.labels_only and bool((answers < 0).any())):
         raise TheftError(

@@ -19,7 +19,7 @@ from jaxguard.training.objective import (
     sgd,
 )
 from jaxguard.training.sampling import draw, steps_per_epoch
-from jaxguard.training.statistics import estimate_statistics
+from jaxguard.training.statistics import RunningStatistics, estimate_statistics
 from jaxguard.training.step import Step, TrainState
 from jaxguard.training.supervised import TrainResult, fit
 
@@ -30,6 +30,7 @@ __all__ = [
     "CrossEntropyGradient",
     "GradientFn",
     "Progress",
+    "RunningStatistics",
     "Step",
     "TrainResult",
     "TrainState",

@@ -1,9 +1,36 @@
-"""Estimate the running statistics of a model's norms anew, as after an edit that changes what reaches them."""
+"""Running statistics of a model's norms: used as they are while it learns, or estimated anew after an edit."""
+
+from dataclasses import dataclass
 
 import jax
 import numpy as np
 
-from jaxguard.types import TrainFn, Variables
+from jaxguard.types import ApplyFn, TrainFn, Variables
+
+
+@dataclass(frozen=True)
+class RunningStatistics:
+    """A model in evaluation mode in the place of one in training mode: running statistics are used, and stay.
+
+    A value, so that equal ones share a compiled step.
+
+    Attributes:
+        apply_fn: the model in evaluation mode.
+    """
+
+    apply_fn: ApplyFn
+
+    def __call__(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Variables]:
+        """Logits, and the variables as they are.
+
+        Args:
+            variables: of the model.
+            images: `[B, ...]`.
+
+        Returns:
+            `[B, K]` and `variables`.
+        """
+        return self.apply_fn(variables, images), variables
 
 
 def estimate_statistics(
