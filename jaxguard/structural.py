@@ -8,7 +8,6 @@ should say so; the channel graph then takes this module's place.
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,16 +118,28 @@ def channel_bounds(leaves: Mapping[str, np.ndarray]) -> tuple[tuple[Layer, ...],
     numbers = {name: leaf for name, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
     producers = find_producers({name: leaf.shape for name, leaf in numbers.items()})
     used = {name: numbers[name] for p in producers for name in (p.kernel, p.scale, p.var) if name is not None}
-    scores = [np.asarray(score) for score in _bounds(producers, used)]
-    layers = [
-        Layer(p.stem if p.norm is None else f"{p.stem} -> {p.norm}", (), None, len(score))
-        for p, score in zip(producers, scores, strict=True)
-    ]
-    return tuple(layers), scores
+    scores = [np.asarray(score) for score in _compiled_bounds(producers, used)]
+    return layers_of(producers, {name: leaf.shape for name, leaf in used.items()}), scores
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _bounds(producers: tuple[Producer, ...], leaves: Mapping[str, jax.Array]) -> list[jax.Array]:
+def layers_of(producers: Sequence[Producer], shapes: Mapping[str, Shape]) -> tuple[Layer, ...]:
+    """The layers of channels that producers and their norms are, in module order."""
+    return tuple(
+        Layer(p.stem if p.norm is None else f"{p.stem} -> {p.norm}", (), None, p.channels(shapes)) for p in producers
+    )
+
+
+def bounds_of(producers: tuple[Producer, ...], leaves: Mapping[str, jax.Array]) -> list[jax.Array]:
+    """Lipschitz bounds of the producers' channels, for programs that are compiled around it.
+
+    Args:
+        producers: of `find_producers`.
+        leaves: arrays or tracers by name, those of the producers at least.
+
+    Returns:
+        `[C]` scores of each producer.
+    """
+
     def read(name: str | None) -> jax.Array | None:
         return None if name is None else leaves[name].astype(jnp.float32)
 
@@ -143,6 +154,9 @@ def _bounds(producers: tuple[Producer, ...], leaves: Mapping[str, jax.Array]) ->
         norm * lipschitz.affine_scales(read(producer.scale), read(producer.var))
         for norm, producer in zip(norms, producers, strict=True)
     ]
+
+
+_compiled_bounds = jax.jit(bounds_of, static_argnums=0)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

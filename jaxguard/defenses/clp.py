@@ -57,7 +57,7 @@ def channel_bounds(
         DefenseError: a parameter is not finite.
     """
     found = _layers(graph, pairing)
-    scores, suspicious = _bounds(graph, found, eps, variables)
+    scores, suspicious = _compiled_bounds(graph, found, eps, variables)
     if suspicious:
         require_finite(variables)
     return ChannelBounds(found, [np.asarray(score) for score in scores])
@@ -68,11 +68,20 @@ def _layers(graph: ChannelGraph, how: Pairing) -> tuple[Layer, ...]:
     return pairing.layers(graph, how)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _bounds(
+def bounds_of(
     graph: ChannelGraph, layers: tuple[Layer, ...], eps: float, variables: Variables
 ) -> tuple[list[jax.Array], jax.Array]:
-    """Scores, and whether a leaf may hold NaN or infinity."""
+    """What `channel_bounds` computes, for programs that are compiled around it.
+
+    Args:
+        graph: the model's channel graph.
+        layers: of `jaxguard.graph.pairing.layers`.
+        eps: added to the variance.
+        variables: arrays or tracers.
+
+    Returns:
+        `[C]` scores per layer, and a bool: whether a leaf may hold NaN or infinity.
+    """
     leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
     kernels = [kernel.astype(jnp.float32) for kernel in graph.kernels(variables)]
     wanted = sorted({producer for layer in layers for producer, _ in layer.sources})
@@ -96,6 +105,9 @@ def _bounds(
     witnesses = [*norms.values(), *(leaf for path, leaf in leaves.items() if path not in read_whole)]
     sums = jnp.stack([jnp.sum(array, dtype=jnp.float32) for array in witnesses])
     return scores, ~jnp.isfinite(sums).all()
+
+
+_compiled_bounds = jax.jit(bounds_of, static_argnums=(0, 1, 2))
 
 
 def layer_scores(bounds: ChannelBounds, u: float) -> tuple[LayerScores, ...]:

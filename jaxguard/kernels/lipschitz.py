@@ -210,7 +210,7 @@ def thresholds(scores: jax.typing.ArrayLike, u: jax.typing.ArrayLike) -> jax.Arr
     Returns:
         Shape of `u`; infinite where fewer than two channels have a score, exactly the score where all are equal.
     """
-    mean, std = _moments(jnp.asarray(scores))
+    mean, std = moments(jnp.asarray(scores))
     return jnp.where(std == 0, mean, mean + jnp.asarray(u) * std)
 
 
@@ -224,12 +224,19 @@ def z_scores(scores: jax.typing.ArrayLike) -> jax.Array:
     Returns:
         `[C]`; NaN where there is no score or the layer has no spread.
     """
-    mean, std = _moments(jnp.asarray(scores))
+    mean, std = moments(jnp.asarray(scores))
     return jnp.where(std > 0, (jnp.asarray(scores) - mean) / _or_one(std), jnp.nan)
 
 
-def _moments(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and standard deviation (`ddof=1`) of the finite scores; the mean is infinite where fewer than two are."""
+def moments(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation (`ddof=1`) of the finite scores.
+
+    Args:
+        scores: `[C]`, NaN where undefined.
+
+    Returns:
+        Two scalars; infinity and 0 where fewer than two scores are finite.
+    """
     valid = jnp.isfinite(scores)
     count = valid.sum()
     unit = _unit(jnp.max(jnp.where(valid, jnp.abs(scores), 0), initial=0))

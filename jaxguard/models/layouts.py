@@ -121,7 +121,7 @@ def encode(array: np.ndarray, layout: Layout, leaf: Leaf) -> np.ndarray:
     if leaf.grid is not None:
         units = array.shape[-1]
         array = array.reshape(*leaf.grid, -1, units).transpose(2, 0, 1, 3).reshape(-1, units)
-    return np.moveaxis(array, (-1, -2), (0, 1)).reshape(leaf.shape)
+    return array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2)).reshape(leaf.shape)
 
 
 def decode(array: np.ndarray, layout: Layout, leaf: Leaf) -> np.ndarray:
@@ -134,4 +134,4 @@ def decode(array: np.ndarray, layout: Layout, leaf: Leaf) -> np.ndarray:
     if leaf.grid is not None:
         units = array.shape[0]
         array = array.reshape(units, -1, *leaf.grid).transpose(0, 2, 3, 1).reshape(units, -1)
-    return np.moveaxis(array, (0, 1), (-1, -2))
+    return array.transpose(*range(2, array.ndim), 1, 0)
