@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxguard import structural
-from jaxguard.defenses import clp
+from jaxguard.defenses.clp import bounds_of
 from jaxguard.graph import ChannelGraph
 from jaxguard.graph.pairing import Layer
 from jaxguard.kernels.spectrum import Spectrum, spectrum
@@ -44,7 +44,7 @@ def weight_features(graph: ChannelGraph, layers: tuple[Layer, ...], variables: V
     Returns:
         The features.
     """
-    scores, suspicious = clp.bounds_of(graph, layers, 0.0, variables)
+    scores, suspicious = bounds_of(graph, layers, 0.0, variables)
     return _features(scores, ~suspicious)
 
 
