@@ -1,7 +1,8 @@
 """From a score to a statement with an error rate: conformal p-values against references known to be innocent.
 
 A score above those of all references is no proof: with R references the smallest p-value is `1 / (R + 1)`. Whoever may
-be wrong once in twenty times needs nineteen of them at least.
+be wrong once in twenty times needs nineteen of them at least. Whoever judges many at once must expect one in twenty of
+the innocent below 0.05, and controls the share of false ones among his accusations instead.
 """
 
 from __future__ import annotations
@@ -12,6 +13,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxguard.errors import DataError
+
+SUSPECTED = "backdoor suspected"
+"""What is said of a checkpoint that innocent ones resemble too rarely."""
+
+NO_EVIDENCE = "no evidence"
+"""What is said of one that looks like the innocent ones; how much that means, the measured power tells."""
+
+INCONCLUSIVE = "inconclusive"
+"""What is said where there is too little to compare with."""
+
+ERROR = "error"
+"""What is said of a file that could not be read or scored."""
+
+VERDICTS = (SUSPECTED, NO_EVIDENCE, INCONCLUSIVE, ERROR)
+"""All that a fleet scan says of a checkpoint; it never says `clean`."""
 
 
 def p_values(scores: ArrayLike, references: ArrayLike) -> np.ndarray:
@@ -40,8 +56,59 @@ def p_values(scores: ArrayLike, references: ArrayLike) -> np.ndarray:
                 f"expected {name} that are numbers, came {int(np.isnan(values).sum())} NaN among {len(values)} in "
                 "p_values(); leave out what could not be scored, and say so"
             )
-    above = len(known) - np.searchsorted(known, found, side="left")
-    return (1 + above) / (len(known) + 1)
+    return (1 + as_high(found, known)) / (len(known) + 1)
+
+
+def as_high(scores: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """How many of the known scores are as high.
+
+    Args:
+        scores: `[S]`, no NaN.
+        known: `[R]`, ascending, no NaN.
+
+    Returns:
+        int64 `[S]`, in [0, R].
+
+    Example:
+        >>> as_high(np.array([0.9, 0.5]), np.array([0.2, 0.3, 0.5])).tolist()
+        [0, 1]
+    """
+    return len(known) - np.searchsorted(known, scores, side="left")
+
+
+def adjusted_p_values(p_values: ArrayLike) -> np.ndarray:
+    """Smallest false discovery rate at which each would be among the discoveries, after Benjamini and Hochberg.
+
+    Accusing all whose adjusted p-value is at most `alpha` keeps the expected share of innocent ones among the accused
+    at most `alpha`, for p-values that are independent or positively dependent, as those of one set of references are
+    (Bates et al., Testing for Outliers with Conformal p-values, Annals of Statistics 2023).
+
+    Args:
+        p_values: `[S]` in [0, 1]; NaN marks what was not judged, and does not count.
+
+    Returns:
+        float64 `[S]` in [0, 1], NaN where the p-value is.
+
+    Raises:
+        DataError: a number that is no p-value.
+
+    Example:
+        >>> adjusted_p_values([0.01, np.nan, 0.02, 0.9]).tolist()
+        [0.03, nan, 0.03, 0.9]
+    """
+    from scipy import stats
+
+    given = np.asarray(p_values, np.float64).ravel()
+    judged = ~np.isnan(given)
+    if ((given < 0) | (given > 1)).any():
+        raise DataError(
+            f"expected p-values in [0, 1], came {np.nanmin(given):.4g} to {np.nanmax(given):.4g} in "
+            "adjusted_p_values(); give p-values, not scores"
+        )
+    adjusted = np.full(len(given), np.nan)
+    if judged.any():
+        adjusted[judged] = stats.false_discovery_control(given[judged])
+    return adjusted
 
 
 def needed_references(alpha: float) -> int:
@@ -58,3 +125,28 @@ def needed_references(alpha: float) -> int:
         (19, 99)
     """
     return math.ceil(round(1 / alpha, 9)) - 1
+
+
+def power(p_values: ArrayLike, alpha: float) -> tuple[float, tuple[float, float]]:
+    """Share of models known to be guilty that would be found, with its exact (Clopper-Pearson) interval.
+
+    Args:
+        p_values: `[S]` of the guilty; NaN counts as not found.
+        alpha: accepted rate of false accusations.
+
+    Returns:
+        The share and its 95 % confidence interval; NaN and (0, 1) where there are none.
+
+    Example:
+        >>> found, (low, high) = power([0.01, 0.02, 0.03, 0.5], alpha=0.05)
+        >>> found, round(low, 3), round(high, 3)
+        (0.75, 0.194, 0.994)
+    """
+    from scipy import stats
+
+    given = np.asarray(p_values, np.float64).ravel()
+    if not len(given):
+        return math.nan, (0.0, 1.0)
+    test = stats.binomtest(int((given <= alpha).sum()), len(given))
+    interval = test.proportion_ci(0.95, method="exact")
+    return float(test.statistic), (float(interval.low), float(interval.high))
