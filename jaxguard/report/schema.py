@@ -53,7 +53,7 @@ def to_json(report: AuditReport) -> str:
       "environment": {}
     }
     """
-    text = json.dumps({"schema": SCHEMA, **_plain(report)}, indent=2, allow_nan=False)
+    text = json.dumps({"schema": SCHEMA, **plain(report)}, indent=2, allow_nan=False)
     # A line break can only stand between values (inside a string it is escaped), so no string is ever touched.
     return _NUMBERS_ON_LINES.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
@@ -86,10 +86,10 @@ def from_json(text: str) -> AuditReport:
     return _decode(AuditReport, document, "report")
 
 
-def _plain(value: Any) -> Any:  # noqa: PLR0911  # one return per kind of value
+def plain(value: Any) -> Any:  # noqa: PLR0911  # one return per kind of value
     """Turns a value into what `json` can write strictly."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int | np.integer):
@@ -97,16 +97,16 @@ def _plain(value: Any) -> Any:  # noqa: PLR0911  # one return per kind of value
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.bool_):
         return bool(value)
     if hasattr(value, "__array__"):
         array = np.asarray(value)
         if array.ndim == 4 and array.dtype.kind == "f":
             array = np.round(array.astype(np.float64), IMAGE_DECIMALS)
-        return _plain(array.tolist())
+        return plain(array.tolist())
     return str(value)
 
 
