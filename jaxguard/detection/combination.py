@@ -6,6 +6,7 @@ weighs them (`fitted`); with clean ones alone the score is how far a checkpoint 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,10 @@ FEWEST_BACKDOORED = 10
 
 LIMIT = 10.0
 """Standard deviations beyond which a feature counts no further: no single one may outvote all others."""
+
+STRENGTH = 0.3
+"""`C` of the regression: on normal features, 20 to 400 of them, independent or correlated, and 52 checkpoints of either
+class, the ROC-AUC was within 0.02 of the best of 0.01 to 10 wherever the features tell the classes apart at all."""
 
 CONSTANT = 1e-6
 """Spread, relative to the mean, below which a feature does not vary."""
@@ -73,9 +78,8 @@ class Combination:
 def fit(clean: np.ndarray, backdoored: np.ndarray, usable: np.ndarray) -> Combination:
     """Learns to tell backdoored checkpoints from clean ones.
 
-    L2-regularised logistic regression, both classes of equal weight. The strength is fixed rather than searched: `C`
-    is `1 / U`, by which the log-odds of a checkpoint have a standard deviation of about one before any is seen. So
-    the scores of several folds have one scale.
+    L2-regularised logistic regression, both classes of equal weight. The strength is fixed rather than searched, so
+    that the scores of several folds have one scale.
 
     Args:
         clean: `[R, F]`, finite where usable, R >= 2.
@@ -105,9 +109,11 @@ def fit(clean: np.ndarray, backdoored: np.ndarray, usable: np.ndarray) -> Combin
             f"{len(backdoored)} in fit(); calibrate with clean ones alone"
         )
     truth = np.repeat([0, 1], [len(innocent), len(guilty)])
-    model = LogisticRegression(C=1 / int(usable.sum()), class_weight="balanced", max_iter=1000, tol=1e-6)
+    model = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000, tol=1e-6)
     model.fit(np.concatenate([innocent, guilty]), truth)
-    return Combination(FITTED, usable, centre, scale, np.asarray(model.coef_), intercept=float(model.intercept_[0]))
+    return Combination(
+        FITTED, usable, centre, scale, np.asarray(model.coef_), intercept=np.asarray(model.intercept_).item()
+    )
 
 
 def fit_one_class(clean: np.ndarray, usable: np.ndarray) -> Combination:
@@ -142,6 +148,25 @@ def fit_one_class(clean: np.ndarray, usable: np.ndarray) -> Combination:
         kept[-1] = True
     coefficients = axes.T[kept] / np.sqrt(variances[kept])[:, None]
     return Combination(ONE_CLASS, usable, centre, scale, coefficients, rest=1 / floor if floor > 0 else 0.0)
+
+
+def cross_scores(
+    combinations: Sequence[Combination], features: np.ndarray, first: np.ndarray | None = None
+) -> np.ndarray:
+    """Scores of checkpoints by each of several combinations.
+
+    Args:
+        combinations: `K` of them.
+        features: `[M, F]`.
+        first: `[M, K]` a feature more, put before the others, that differs by combination.
+
+    Returns:
+        float64 `[M, K]`.
+    """
+    scores = np.empty((len(features), len(combinations)))
+    for k, one in enumerate(combinations):
+        scores[:, k] = one.score(features if first is None else np.column_stack([first[:, k], features]))
+    return scores
 
 
 def _standardised(values: np.ndarray, centre: np.ndarray, scale: np.ndarray) -> np.ndarray:
