@@ -9,6 +9,7 @@ the fold.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,15 +22,8 @@ from jaxguard.errors import DataError
 FOLDS = 5
 """Parts that the references of a bucket are dealt into."""
 
-FEWEST = 10
-"""References below which nothing is fitted: each fold would be scored by less than eight."""
-
 WEIGHTS_SCORE = "weights score"
 """First feature of the deep stage."""
-
-
-NONE = Scored((), np.empty(0, int), np.empty(0))
-"""No checkpoint."""
 
 
 class _Known(NamedTuple):
@@ -75,7 +69,7 @@ def calibrate(
         deep_names: of the `D` features of a search for triggers.
 
     Returns:
-        One bucket profile per bucket that has clean records. A bucket of fewer than `FEWEST` of them, or one in which
+        One bucket profile per bucket that has clean records. A bucket of fewer than `combination.FEWEST_CLEAN` of them, or one in which
         no feature is usable, has no combinations; the notes tell.
 
     Raises:
@@ -123,12 +117,12 @@ def _calibrated(
             f"undefined: {', '.join(missing[:5])}{', …' * (len(missing) > 5)}"
         )
     clean, backdoored = (_known(records, len(names), len(deep_names)) for records in (scorable, backdoored_records))
-    weights, deep = Stage(names, (), NONE, NONE), None
+    weights, deep = Stage(names, (), *(_unscored(known) for known in (clean, backdoored))), None
     try:
-        if len(scorable) < FEWEST:
-            raise DataError(f"{len(scorable)} clean checkpoints are too few to compare with, {FEWEST} are the fewest")
+        if len(scorable) < combination.FEWEST_CLEAN:
+            raise DataError(f"{len(scorable)} clean checkpoints, too few to compare with")
         weights = _weights_stage(names, clean, backdoored)
-        if clean.searched.sum() >= FEWEST:
+        if clean.searched.sum() >= combination.FEWEST_CLEAN:
             deep = _deep_stage((WEIGHTS_SCORE, *deep_names), weights, clean, backdoored)
     except DataError as error:
         notes.append(str(error))
@@ -176,9 +170,13 @@ def _cross_fitted(clean: _Known, backdoored: _Known, usable: np.ndarray, is_fitt
     )
 
 
+def _unscored(known: _Known) -> Scored:
+    return Scored(tuple(known.sha256.tolist()), known.folds, np.full(len(known.folds), np.nan))
+
+
 def _held_out(known: _Known, scores: np.ndarray) -> Scored:
     """Each with its score by the combination of its own fold, of `[R, K]`."""
-    return Scored(tuple(known.sha256.tolist()), known.folds, scores[np.arange(len(scores)), known.folds])
+    return replace(_unscored(known), scores=scores[np.arange(len(scores)), known.folds])
 
 
 def _weights_stage(names: tuple[str, ...], clean: _Known, backdoored: _Known) -> Stage:

@@ -19,6 +19,9 @@ FITTED = "fitted"
 ONE_CLASS = "one-class"
 """Distance from the clean ones."""
 
+FEWEST_CLEAN = 10
+"""References below which nothing is fitted: each of five folds would be scored by less than eight."""
+
 FEWEST_BACKDOORED = 10
 """Backdoored checkpoints from which weights are learned; fewer only measure how many would be found."""
 

@@ -82,7 +82,7 @@ class Stage:
 
     Attributes:
         names: of the `F` features.
-        combinations: one per fold, each fitted on all checkpoints outside of it.
+        combinations: one per fold, each fitted on all checkpoints outside of it; none where nothing could be fitted.
         clean: the references.
         backdoored: the known suspects; may be none.
     """
@@ -224,7 +224,7 @@ def _stage(told: Mapping[str, Any]) -> Stage:
 
 def _scored(told: Mapping[str, Any], num_folds: int) -> Scored:
     sha256, folds, scores = tuple(map(str, told["sha256"])), np.array(told["folds"], int), _numbers(told["scores"])
-    if not len(sha256) == len(folds) == len(scores) or not np.isin(folds, np.arange(num_folds)).all():
+    if not len(sha256) == len(folds) == len(scores) or (num_folds and not np.isin(folds, np.arange(num_folds)).all()):
         raise ValueError(f"{len(sha256)} hashes, {len(folds)} indices of {num_folds} folds, {len(scores)} scores")
     return Scored(sha256, folds, scores)
 
