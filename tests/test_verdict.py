@@ -1,4 +1,4 @@
-"""Conformal p-values against counting by hand, their error rate, and how many references they need."""
+"""Conformal p-values against counting by hand, their error rate alone and among many, and the references they need."""
 
 import numpy as np
 import pytest
@@ -35,3 +35,44 @@ def test_fewest_references(alpha, needed):
 def test_no_number_is_no_evidence(scores, references, name):
     with pytest.raises(DataError, match=f"expected {name} that are numbers, came 1 NaN"):
         verdict.p_values(scores, references)
+
+
+def test_adjusted_p_values_are_those_of_benjamini_and_hochberg():
+    # p * n / rank, made monotone from the largest down: 0.05, 0.0525 -> 0.0525, 0.065 -> 0.0525, 0.0525, 0.9.
+    given = np.array([0.9, 0.01, 0.039, 0.021, 0.042])
+    assert np.allclose(verdict.adjusted_p_values(given), [0.9, 0.05, 0.0525, 0.0525, 0.0525])
+
+
+def test_what_was_not_judged_does_not_count():
+    assert np.array_equal(
+        verdict.adjusted_p_values([np.nan, 0.02, np.nan, 0.04]), [np.nan, 0.04, np.nan, 0.04], equal_nan=True
+    )
+    assert verdict.adjusted_p_values([]).shape == (0,)
+    assert np.isnan(verdict.adjusted_p_values([np.nan])).all()
+
+
+def test_false_discoveries_are_as_rare_as_accepted():
+    rng, shares = np.random.default_rng(1), []
+    for _ in range(400):
+        references, is_innocent = rng.normal(size=1999), np.arange(100) < 80
+        found = verdict.p_values(rng.normal(size=100) + 3 * ~is_innocent, references)
+        accused = verdict.adjusted_p_values(found) <= 0.1
+        shares.append((accused & is_innocent).sum() / max(accused.sum(), 1))
+        assert (accused & ~is_innocent).any()
+    # Expected: 0.1 times the share of the innocent.
+    assert abs(np.mean(shares) - 0.08) < 4 * np.std(shares) / 20
+
+
+def test_a_score_is_no_p_value():
+    with pytest.raises(DataError, match=r"expected p-values in \[0, 1\], came -1 to 2.5"):
+        verdict.adjusted_p_values([-1, np.nan, 2.5])
+
+
+def test_power_has_the_exact_interval():
+    found, (low, high) = verdict.power([0.05, 0.01, np.nan, 0.06, *[0.001] * 6], alpha=0.05)
+    assert found == 0.8
+    # Clopper and Pearson by the beta distribution.
+    assert np.allclose([low, high], [stats.beta.ppf(0.025, 8, 3), stats.beta.ppf(0.975, 9, 2)])
+    nothing, interval = verdict.power([], alpha=0.05)
+    assert np.isnan(nothing)
+    assert interval == (0, 1)

@@ -69,7 +69,7 @@ def calibrate(
         deep_names: of the `D` features of a search for triggers.
 
     Returns:
-        One bucket profile per bucket that has clean records. A bucket of fewer than `combination.FEWEST_CLEAN` of them, or one in which
+        One bucket profile per bucket that has clean records. One of fewer than `combination.FEWEST_CLEAN`, or in which
         no feature is usable, has no combinations; the notes tell.
 
     Raises:

@@ -168,6 +168,5 @@ def _undefined(row: np.ndarray, weights: Stage) -> str:
     if len(missing) == usable.sum():
         return "nothing in it could be scored"
     return (
-        f"{len(missing)} of its {usable.sum()} features are undefined, such as {missing[0]!r}, and all references "
-        "have them"
+        f"undefined in it: {len(missing)} of {usable.sum()} features, such as {missing[0]!r}, which all references have"
     )

@@ -107,8 +107,8 @@ def judge(
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
             members = [records[row] for row in block]
-            is_usable = known is not None and not why
-            compared = comparison.compare(members, known, alpha) if is_usable else [Comparison(why)] * len(block)
+            unjudged = [Comparison(why)] * len(block)
+            compared = unjudged if known is None or why else comparison.compare(members, known, alpha)
             for row, one in zip(block, compared, strict=True):
                 found[row] = one
     return _judgements(records, found, profile, alpha, control)

@@ -1,0 +1,228 @@
+"""Verdicts: p-values by counting, error rates by simulation, and what is said where nothing can be."""
+
+import numpy as np
+import pytest
+from references import DEEP_NAMES, NAMES, fleet
+from scipy import stats
+
+from jaxguard import verdict
+from jaxguard.detection.calibration import calibrate
+from jaxguard.detection.combination import FITTED, Combination
+from jaxguard.detection.judging import EACH, judge, references
+from jaxguard.detection.profile import BucketProfile, Profile, Record, Scored, Stage
+from jaxguard.errors import DataError
+
+ONE = np.ones(1)
+LINE = {"line": ("x",)}
+
+
+def line(clean: list[float], backdoored: list[float] = ()) -> Profile:
+    """One feature, two folds: the score is `x` by the one and `x + 1` by the other."""
+    combinations = tuple(
+        Combination(FITTED, ONE.astype(bool), 0 * ONE, 100 * ONE, 100 * ONE[None], shift) for shift in (0.0, 1.0)
+    )
+    known = (
+        Scored(tuple(f"{name}{k:02}" for k in range(len(scores))), np.arange(len(scores)) % 2, np.array(scores, float))
+        for name, scores in (("c", clean), ("b", backdoored))
+    )
+    return Profile({"line": BucketProfile("line", Stage(("x",), combinations, *known), None, ())})
+
+
+def at(*places: float, sha256: str = "") -> list[Record]:
+    return [Record("line", sha256, np.array([x])) for x in places]
+
+
+def test_each_reference_is_compared_by_the_model_of_its_fold():
+    # Even references 0, 2, ..., 18 face x; odd ones 1, 3, ..., 19 face x + 1.
+    profile = line([float(k) for k in range(20)])
+    found = judge(at(20, 17, 9.5, 0, -2), profile, names=LINE)
+    # 17: of the even 18, of the odd 19. 9.5: five even, five odd from 10.5 on. 0: all even, all odd. -2: all.
+    assert found.p_values.tolist() == [1 / 21, 3 / 21, 11 / 21, 1.0, 1.0]
+    assert found.scores.tolist() == [20.5, 17.5, 10.0, 0.5, -1.5]
+    assert np.allclose(found.q_values, [5 / 21, 7.5 / 21, 55 / 63, 1, 1])
+    assert set(found.stages) == {"weights"}
+
+
+def test_a_reference_is_compared_with_the_others():
+    profile = line([float(k) for k in range(25)], [30.0, 3.0])
+    records = [Record("line", name, np.array([99.0])) for name in ("c24", "c23", "c00", "b00", "b01")]
+    found = judge(records, profile, names=LINE, control=EACH)
+    assert found.scores.tolist() == [24, 23, 0, 30, 3]
+    assert found.p_values.tolist() == [1 / 25, 2 / 25, 1, 1 / 26, 23 / 26]
+    assert found.verdicts[0] == verdict.SUSPECTED
+    assert found.reasons[0].startswith("it is one of the references, compared with the others: none of 24 references")
+    assert found.reasons[3].startswith("it is known to be backdoored, and scored here by a model that was not fitted")
+
+
+def test_nineteen_references_are_too_few_for_one_of_them():
+    profile = line([float(k) for k in range(19)])
+    found = judge([*at(99), *at(99, sha256="c18")], profile, names=LINE, control=EACH)
+    assert found.verdicts == (verdict.SUSPECTED, verdict.INCONCLUSIVE)
+    assert found.reasons[1] == "it is one of the references, and 18 others are fewer than 19"
+    assert np.isnan(found.p_values[1])
+
+
+def test_a_lone_one_among_many_is_out_of_reach():
+    profile = line([float(k) for k in range(24)])
+    innocent = at(*[-9.0] * 199)
+    (alone,) = judge(at(99), profile, names=LINE).verdicts
+    found = judge([*innocent, *at(99)], profile, names=LINE)
+    each = judge([*innocent, *at(99)], profile, names=LINE, control=EACH)
+    assert alone == each.verdicts[-1] == verdict.SUSPECTED
+    assert found.p_values[-1] == 1 / 25
+    assert found.verdicts == (*[verdict.NO_EVIDENCE] * 199, verdict.INCONCLUSIVE)
+    assert found.reasons[-1] == (
+        "none of 24 references scores as high; judged alone it would be suspected (p = 0.04), but among 200 "
+        "checkpoints that many are by chance (q = 1); no p-value is smaller with 24 references, 3,999 could tell"
+    )
+    # As many as it says do tell, and one fewer do not.
+    assert 200 * verdict.p_values([99], np.zeros(3999))[0] <= 0.05 < 200 * verdict.p_values([99], np.zeros(3998))[0]
+
+
+def test_many_together_are_within_reach():
+    # 25 times the smallest p-value, 1 / 25, among 25 to 31: q = 1 / 25 to 31 / 625 <= 0.05; among 32 it is above.
+    profile = line([float(k) for k in range(24)])
+    for innocent, says in ((6, verdict.SUSPECTED), (7, verdict.INCONCLUSIVE)):
+        found = judge([*at(*[-9.0] * innocent), *at(*[99.0] * 25)], profile, names=LINE)
+        assert found.verdicts == (*[verdict.NO_EVIDENCE] * innocent, *[says] * 25)
+
+
+def test_a_conspicuous_one_above_the_smallest_is_not_told_to_get_more_references():
+    profile = line([float(k) for k in range(60)])
+    found = judge([*at(57.5), *at(*[-9.0] * 20)], profile, names=LINE)
+    assert found.verdicts[0] == verdict.INCONCLUSIVE
+    assert found.reasons[0].startswith("2 of 60 references score as high; judged alone it would be suspected")
+    assert "could tell" not in found.reasons[0]
+
+
+def test_copies_count_once():
+    profile = line([float(k) for k in range(24)])
+    copies = [*at(*[-9.0] * 1000, sha256="aa"), *at(*[99.0] * 1000, sha256="bb"), *at(-9.0, sha256="cc")]
+    found = judge(copies, profile, names=LINE)
+    assert np.allclose(found.q_values[[0, 1000, 2000]], [1, 3 / 25, 1])
+    assert len(set(found.q_values[1000:2000])) == 1
+
+
+@pytest.mark.parametrize("count", [0, 12])
+def test_clean_checkpoints_are_accused_as_rarely_as_accepted(count):
+    rng, rates = np.random.default_rng(3), []
+    levels = np.array([0.05, 0.1, 0.3, 0.6])
+    for _ in range(40):
+        profile = calibrate(fleet(rng, 39), fleet(rng, count, shift=1), names=NAMES)
+        p_values = judge(fleet(rng, 60), profile, names=NAMES).p_values
+        rates.append((p_values[:, None] <= levels).mean(0))
+    error = np.std(rates, axis=0, ddof=1) / 40**0.5
+    assert (np.mean(rates, axis=0) <= levels + 3 * error).all()
+    # Not by saying nothing.
+    assert (np.mean(rates, axis=0) >= levels - 0.025 - 3 * error).all()
+
+
+def test_of_the_references_no_more_are_accused_than_accepted():
+    rng = np.random.default_rng(4)
+    clean = fleet(rng, 60, deep=0)
+    profile = calibrate(clean, fleet(rng, 20, shift=1, deep=1), names=NAMES, deep_names=DEEP_NAMES)
+    p_values = judge(clean, profile, names=NAMES, deep_names=DEEP_NAMES).p_values
+    assert sorted(p_values) == pytest.approx(np.arange(1, 61) / 60)
+
+
+@pytest.mark.parametrize("count", [0, 20])
+def test_backdoored_ones_are_found(count):
+    rng = np.random.default_rng(5)
+    profile = calibrate(fleet(rng, 64), fleet(rng, count, shift=3), names=NAMES)
+    records = [*fleet(rng, 30), *fleet(rng, 30, shift=3)]
+    found = judge(records, profile, names=NAMES)
+    accused = np.array(found.verdicts) == verdict.SUSPECTED
+    assert accused[30:].sum() >= 27
+    assert accused[:30].sum() <= 4
+    assert found.verdicts == judge(records[::-1], profile, names=NAMES).verdicts[::-1]
+
+
+def test_the_power_is_measured_on_known_ones():
+    # With 24 references, p <= 0.05 above the largest only.
+    profile = line([float(k) for k in range(24)], [30, 31, 32, 22, np.nan])
+    (reference,) = references(profile)
+    assert reference.bucket == "line"
+    assert reference.power == 0.6
+    exact = stats.binomtest(3, 5).proportion_ci()
+    assert reference.interval == pytest.approx((exact.low, exact.high))
+    assert reference.suspects.tolist() == [30, 31, 32, 22]
+    assert references(profile, 0.12)[0].power == 0.8
+    assert references(profile, stage="deep") == ()
+    assert judge(at(0), profile, names=LINE).reasons == (
+        "24 of 24 references score as high; judged alone at alpha 0.05, a backdoor of the known kinds would have been "
+        "found in 60 % (15-95) of cases",
+    )
+    unmeasured = judge(at(0), line([float(k) for k in range(24)]), names=LINE)
+    assert unmeasured.reasons[0].endswith("power not measured: no backdoored references")
+    assert np.isnan(references(line([1.0] * 24))[0].power)
+
+
+def test_searched_ones_are_judged_by_their_search():
+    rng = np.random.default_rng(6)
+    guilty = fleet(rng, 20, shift=0.5, deep=4)
+    clean = [*fleet(rng, 40, deep=0), *fleet(rng, 5)]
+    profile = calibrate(clean, guilty, names=NAMES, deep_names=DEEP_NAMES)
+    (new,) = fleet(rng, 1, shift=0.5, deep=4)
+    broken = new._replace(sha256="", deep=np.array([np.nan, 4.0]))
+    records = [new, new._replace(sha256="", deep=None), broken, broken._replace(deep=np.full(2, np.nan)), clean[-1]]
+    records += [clean[-1]._replace(deep=np.zeros(2)), clean[0]]
+    found = judge(records, profile, names=NAMES, deep_names=DEEP_NAMES, control=EACH)
+    assert found.stages == ("deep", "weights", "weights", "weights", "weights", "weights", "deep")
+    assert found.verdicts[0] == verdict.SUSPECTED
+    assert found.p_values[1] == found.p_values[2] == found.p_values[3] > found.p_values[0] == 1 / 41
+    assert found.reasons[2].startswith("its search for triggers is incomplete, so by its weights alone: ")
+    assert found.p_values[4] == found.p_values[5]
+    power = [references(profile, stage=stage)[0].power for stage in ("weights", "deep")]
+    assert power[0] < 0.7 < power[1]
+    assert len(references(profile, stage="deep")[0].scores) == 40
+
+
+def test_few_searched_references_leave_the_weights_to_judge():
+    rng = np.random.default_rng(7)
+    profile = calibrate([*fleet(rng, 18, deep=0), *fleet(rng, 10)], names=NAMES, deep_names=DEEP_NAMES)
+    records = fleet(rng, 2, deep=9)
+    assert profile.buckets["small"].deep is not None
+    assert judge(records, profile, names=NAMES, deep_names=DEEP_NAMES).stages == ("weights", "weights")
+    assert judge(records, profile, names=NAMES, deep_names=DEEP_NAMES, alpha=0.1).stages == ("deep", "deep")
+
+
+def test_an_undefined_feature_is_no_pass():
+    profile = calibrate(fleet(np.random.default_rng(8), 30), names=NAMES)
+    values = ([9.0, np.nan, 9, 9], [np.nan] * 4, None, [np.inf, -np.inf, 1e308, -1e308])
+    records = [Record("small", "", None if value is None else np.array(value)) for value in values]
+    found = judge(records, profile, names=NAMES, control=EACH)
+    assert found.verdicts == (*[verdict.INCONCLUSIVE] * 3, verdict.SUSPECTED)
+    assert found.reasons[0] == "undefined in it: 1 of 4 features, such as 'b', which all references have"
+    assert found.reasons[1] == found.reasons[2] == "nothing in it could be scored"
+    assert np.isnan(found.q_values).tolist() == [True, True, True, False]
+    assert found.stages[:3] == ("", "", "")
+
+
+def test_without_references_nothing_is_said():
+    rng = np.random.default_rng(9)
+    profile = calibrate([*fleet(rng, 18), *fleet(rng, 30, bucket="large")], names={"small": "abcd", "large": "abcd"})
+    records = [Record(bucket, "", np.zeros(4)) for bucket in ("small", "large", "unknown")]
+    names = dict.fromkeys(("small", "large", "unknown"), tuple("abcd"))
+    found = judge(records, profile, names=names)
+    assert found.verdicts == (verdict.INCONCLUSIVE, verdict.NO_EVIDENCE, verdict.INCONCLUSIVE)
+    assert found.reasons[0] == "its bucket has 18 references, at least 19 are needed at alpha 0.05"
+    assert found.reasons[2] == "the reference profile has no checkpoints of its bucket"
+    assert judge(records[:1], profile, names=names, alpha=0.1).verdicts == (verdict.NO_EVIDENCE,)
+    other = judge(records[1:2], profile, names={"large": tuple("abce")})
+    assert other.reasons == ("the reference profile was made with other features; calibrate again with this version",)
+    alone = judge(records, None, names=names)
+    assert set(alone.verdicts) == {verdict.INCONCLUSIVE}
+    assert alone.reasons[0] == "no reference profile: `jaxguard calibrate` makes one"
+    assert np.isnan(alone.p_values).all()
+    assert judge([], profile, names=names).verdicts == ()
+
+
+@pytest.mark.parametrize("alpha", [0, 1, -0.1, float("nan")])
+def test_an_error_rate_is_a_rate(alpha):
+    with pytest.raises(DataError, match=r"expected alpha in \(0, 1\)"):
+        judge([], None, names={}, alpha=alpha)
+
+
+def test_an_unknown_control_is_refused():
+    with pytest.raises(DataError, match="expected control of 'fdr' or 'each', came 'none'"):
+        judge([], None, names={}, control="none")
