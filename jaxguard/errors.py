@@ -42,3 +42,7 @@ class TheftError(JaxguardError):
 
 class FingerprintError(JaxguardError):
     """A fingerprint cannot be made or compared: data, graph or outputs are of the wrong kind."""
+
+
+class FleetError(JaxguardError):
+    """A fleet scan that cannot start or go on: a shard, a folder of results, a cluster."""

@@ -7,7 +7,10 @@ variables.
 
 from jaxguard.checkpoints.checkpoint import DTYPES, Checkpoint, LeafSpec
 from jaxguard.checkpoints.finite import check_finite
-from jaxguard.checkpoints.formats import FORMATS, Format, load, save
+from jaxguard.checkpoints.formats import FORMATS, Format, is_checkpoint, load, save
+from jaxguard.checkpoints.listing import Listed, below, manifest
+from jaxguard.checkpoints.raw import read_into
+from jaxguard.checkpoints.remote import is_url, listed
 from jaxguard.checkpoints.trees import flatten, unflatten
 
 __all__ = [
@@ -16,9 +19,16 @@ __all__ = [
     "Checkpoint",
     "Format",
     "LeafSpec",
+    "Listed",
+    "below",
     "check_finite",
     "flatten",
+    "is_checkpoint",
+    "is_url",
+    "listed",
     "load",
+    "manifest",
+    "read_into",
     "save",
     "unflatten",
 ]

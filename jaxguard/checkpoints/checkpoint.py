@@ -61,6 +61,8 @@ class Checkpoint:
         location: the file or directory that was opened; differs from `path` where that names a training run.
         read_fn: how the format reads leaves.
         shards: files in the folder of `location` that hold the leaves, where that is an index.
+        first_bytes: where each leaf begins in the file `location`, for formats that hold all leaves there as they lie
+            in memory, little-endian and without gaps; empty for others.
     """
 
     path: str
@@ -70,6 +72,7 @@ class Checkpoint:
     location: pathlib.Path = field(repr=False)
     read_fn: ReadFn = field(repr=False)
     shards: Sequence[pathlib.Path] = field(default=(), repr=False)
+    first_bytes: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @cached_property
     def sha256(self) -> str:

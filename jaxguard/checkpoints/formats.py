@@ -155,6 +155,15 @@ def save(
         ) from error
 
 
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether a file or directory looks like one of FORMATS from its first bytes; it may still be damaged.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return _recognised(pathlib.Path(path)) is not None
+
+
 def _recognised(location: pathlib.Path) -> Format | None:
     return next((row for row in FORMATS.values() if row.sniff_fn(location)), None)
 

@@ -54,17 +54,59 @@ def fetched(given: str) -> pathlib.Path:
     try:
         return fetch(given)
     except ImportError as error:
-        raise CheckpointError(
-            f"{given}: expected the libraries that open URLs, found {error}; pip install 'jaxguard[remote]', "
-            "or download it yourself and pass the path"
-        ) from error
+        raise _not_installed(given, error) from error
     except CheckpointError:
         raise
     except Exception as error:  # every storage has its own
-        raise CheckpointError(
-            f"{given}: expected a file or folder that can be downloaded, found {type(error).__name__} "
-            f"{header.shown(str(error))}; check its spelling, your access, and the network"
-        ) from error
+        raise _unreachable(given, error) from error
+
+
+def listed(given: str) -> list[str]:
+    """The files that a URL of a folder or a pattern means, `gs://bucket/models` or `s3://bucket/**/*.safetensors`.
+
+    Args:
+        given: a URL; those of Hugging Face name one repository and are returned as they are, like those of a file.
+
+    Returns:
+        URLs in the order of their names.
+
+    Raises:
+        CheckpointError: a library is not installed, nothing is there, or access is refused.
+    """
+    if given.startswith("hf://"):
+        return [given]
+    system, root = _opened(given)
+    try:
+        if any(mark in root for mark in "*?["):
+            found = [path for path in system.glob(root) if not system.isdir(path)]
+        else:
+            found = system.find(root) if system.isdir(root) else [root]
+        return [system.unstrip_protocol(path) for path in sorted(found)]
+    except Exception as error:  # every storage has its own
+        raise _unreachable(given, error) from error
+
+
+def _opened(given: str) -> tuple[Any, str]:
+    try:
+        return importlib.import_module("fsspec.core").url_to_fs(given)
+    except ImportError as error:
+        raise _not_installed(given, error) from error
+    except Exception as error:
+        raise _unreachable(given, error) from error
+
+
+def _not_installed(given: str, error: ImportError) -> CheckpointError:
+    return CheckpointError(
+        f"{given}: expected the libraries that open URLs, found {error}; pip install 'jaxguard[remote]', "
+        "or download it yourself and pass the path"
+    )
+
+
+def _unreachable(given: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{given}: expected a file or folder that can be downloaded, found {type(error).__name__} "
+        f"{header.shown(str(error))}; check its spelling, your access, and the network"
+    )
 
 
 def _from_hugging_face(given: str) -> pathlib.Path:

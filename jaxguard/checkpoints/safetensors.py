@@ -70,7 +70,8 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
             for name in names
         }
 
-    return Checkpoint(given, "safetensors", leaves, metadata, path, read_fn)
+    first_bytes = {name: start + first for name, (first, _) in spans.items()}
+    return Checkpoint(given, "safetensors", leaves, metadata, path, read_fn, first_bytes=first_bytes)
 
 
 def write_checkpoint(path: pathlib.Path, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

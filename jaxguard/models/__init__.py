@@ -8,7 +8,7 @@ Adding an architecture is one file with a `layers.Classifier` and one row of `AR
 """
 
 from jaxguard.models.architecture import ARCHITECTURES, Architecture, build
-from jaxguard.models.binding import bind, unbind
+from jaxguard.models.binding import bind, binding_program, unbind
 from jaxguard.models.identification import Identification, identify, infer, listed, original_names
 from jaxguard.models.model import Model
 
@@ -18,6 +18,7 @@ __all__ = [
     "Identification",
     "Model",
     "bind",
+    "binding_program",
     "build",
     "identify",
     "infer",

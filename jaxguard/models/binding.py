@@ -4,7 +4,7 @@ Whatever does not fit is one CheckpointError that lists the first misfits and, w
 specification that would fit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -49,7 +49,35 @@ def bind(model: Model, leaves: Mapping[str, np.ndarray], source: str = "") -> tu
     bound = {
         leaf.path: layouts.decode(_float32(name, found[name], place), layout, leaf) for name, leaf in expected.items()
     }
-    return _tree(model, bound), layout
+    return jax.device_put(_arranged(model, bound)), layout
+
+
+def binding_program(
+    model: Model, specs: Mapping[str, identification.HasShape], source: str = ""
+) -> Callable[[Mapping[str, jax.Array]], Variables]:
+    """`bind` for programs that are compiled around it: what fits is checked now, nothing about the numbers is.
+
+    Args:
+        model: what the checkpoint should fit.
+        specs: shapes by leaf name.
+        source: file name for messages.
+
+    Returns:
+        `leaves, arrays or tracers by name -> float32 variables`.
+
+    Raises:
+        CheckpointError: leaves are missing, unexpected, or of another shape.
+    """
+    layout, found = layouts.recognize(specs, model.module)
+    expected = layouts.expected(model, layout)
+    identification.require_fit(model, expected, found, f"{source}: " if source else "")
+
+    def bind_fn(leaves: Mapping[str, jax.Array]) -> Variables:
+        _, kept = layouts.recognize(leaves, model.module)
+        flat = {leaf.path: layouts.decode(kept[name], layout, leaf) for name, leaf in expected.items()}
+        return _arranged(model, flat)
+
+    return bind_fn
 
 
 def unbind(model: Model, variables: Variables, layout: Layout) -> dict[str, np.ndarray]:
@@ -79,11 +107,11 @@ def unbind(model: Model, variables: Variables, layout: Layout) -> dict[str, np.n
     }
 
 
-def _tree(model: Model, flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    def pick(path: tree_util.KeyPath, _: jax.ShapeDtypeStruct) -> np.ndarray:
+def _arranged(model: Model, flat: Mapping[str, Any]) -> dict[str, Any]:
+    def pick(path: tree_util.KeyPath, _: jax.ShapeDtypeStruct) -> Any:
         return flat[tree_util.keystr(path, simple=True, separator="/")]
 
-    return jax.device_put(tree_util.tree_map_with_path(pick, model.shapes()))
+    return tree_util.tree_map_with_path(pick, model.shapes())
 
 
 def _float32(name: str, array: np.ndarray, place: str) -> np.ndarray:

@@ -124,7 +124,7 @@ def encode(array: np.ndarray, layout: Layout, leaf: Leaf) -> np.ndarray:
     return array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2)).reshape(leaf.shape)
 
 
-def decode(array: np.ndarray, layout: Layout, leaf: Leaf) -> np.ndarray:
+def decode(array: Any, layout: Layout, leaf: Leaf) -> Any:
     """A leaf of a checkpoint of `layout` as the variables hold it; inverse of `encode`."""
     if layout == "flax":
         return array

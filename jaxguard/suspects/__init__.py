@@ -1,7 +1,7 @@
 """A model to be audited: from a checkpoint and back, or from memory."""
 
-from jaxguard.suspects.description import METADATA_KEY, description
-from jaxguard.suspects.opening import load, structural
+from jaxguard.suspects.description import METADATA_KEY, described, description
+from jaxguard.suspects.opening import graph_of, load, structural, structural_note
 from jaxguard.suspects.saving import require_writable, save, written_format
 from jaxguard.suspects.suspect import UNKNOWN, Suspect, wrap
 
@@ -9,11 +9,14 @@ __all__ = [
     "METADATA_KEY",
     "UNKNOWN",
     "Suspect",
+    "described",
     "description",
+    "graph_of",
     "load",
     "require_writable",
     "save",
     "structural",
+    "structural_note",
     "wrap",
     "written_format",
 ]

@@ -80,7 +80,7 @@ def load(
         variables=variables,
         apply_fn=model.apply_fn,
         train_fn=model.train_fn,
-        graph=_graph(model),
+        graph=graph_of(model),
         sha256=checkpoint.sha256,
         checkpoint=checkpoint,
         model=model,
@@ -104,10 +104,6 @@ def structural(checkpoint: checkpoints.Checkpoint, reason: str = "nobody asked")
     """
     leaves = checkpoint.read_all()
     checkpoints.check_finite(leaves, checkpoint.path)
-    note = (
-        "Structural: kernels and norms were told from the names and shapes of the leaves alone, since the architecture "
-        f"is not known ({reason})."
-    )
     return Suspect(
         name=checkpoint.path,
         architecture=UNKNOWN,
@@ -117,7 +113,15 @@ def structural(checkpoint: checkpoints.Checkpoint, reason: str = "nobody asked")
         graph=None,
         sha256=checkpoint.sha256,
         checkpoint=checkpoint,
-        notes=(note,),
+        notes=(structural_note(reason),),
+    )
+
+
+def structural_note(reason: str) -> str:
+    """What a report must say of a scan without an architecture."""
+    return (
+        "Structural: kernels and norms were told from the names and shapes of the leaves alone, since the architecture "
+        f"is not known ({reason})."
     )
 
 
@@ -126,7 +130,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _graph(model: Model) -> ChannelGraph:
+def graph_of(model: Model) -> ChannelGraph:
     """One graph, and so one set of compiled programs, for all checkpoints of an architecture."""
     images = jax.ShapeDtypeStruct((1, *model.input_shape), np.float32)
     return channel_graph(model.apply_fn, model.shapes(), images)

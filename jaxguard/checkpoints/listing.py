@@ -1,0 +1,117 @@
+"""Which checkpoints lie below a folder: files, Orbax directories, indexes with their shards; and what is none."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from jaxguard.checkpoints import formats, header, orbax, remote, sharded
+from jaxguard.errors import CheckpointError
+
+_CERTAIN = {".safetensors", ".msgpack", ".pt", ".pth", ".th", ".npz", ".eqx", ".h5", ".hdf5", ".keras", ".ckpt"}
+"""Suffixes of files that are checkpoints or damaged ones; what else there is has to look like one inside."""
+
+
+class Listed(NamedTuple):
+    """Something found below a folder.
+
+    Attributes:
+        path: as to be passed to `load`.
+        reason: why it is no checkpoint of its own; empty for checkpoints.
+    """
+
+    path: str
+    reason: str = ""
+
+
+def below(folder: str | os.PathLike[str]) -> Iterator[Listed]:
+    """All checkpoints below a folder, and all other files with the reason why they do not count.
+
+    Symbolic links to folders are followed only where they lead out of no loop; hidden folders are listed as skipped.
+
+    Args:
+        folder: a directory.
+
+    Yields:
+        In the order of their names, depth last.
+
+    Raises:
+        CheckpointError: the folder cannot be listed.
+    """
+    root = pathlib.Path(folder)
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError as error:
+        raise CheckpointError(
+            f"{root}: expected a folder that can be listed, found {error.strerror or error}; check its permissions"
+        ) from error
+    if orbax.is_orbax(root):
+        yield Listed(str(root))
+        return
+    shards = _shards(entries)
+    folders = []
+    for entry in entries:
+        try:
+            if entry.is_dir():
+                if entry.is_symlink():
+                    yield Listed(entry.path, "a link to a folder, not followed")
+                elif entry.name.startswith("."):
+                    yield Listed(entry.path, "a hidden folder")
+                else:
+                    folders.append(entry.path)
+            else:
+                yield Listed(entry.path, shards.get(entry.name) or _no_checkpoint(entry))
+        except OSError as error:
+            yield Listed(entry.path, f"unreadable: {error.strerror or error}")
+    for path in folders:
+        try:
+            yield from below(path)
+        except CheckpointError as error:
+            yield Listed(path, str(error))
+
+
+def manifest(path: str | os.PathLike[str]) -> list[str]:
+    """Paths and URLs in a text file, one per line; `#` starts a comment, relative paths are relative to the file.
+
+    Raises:
+        CheckpointError: it is no readable text, or names nothing.
+    """
+    try:
+        lines = [line.strip() for line in pathlib.Path(path).read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: expected a text file with one path or URL per line, found {error}; its suffix says manifest"
+        ) from error
+    named = [line for line in lines if line and not line.startswith("#")]
+    if not named:
+        raise CheckpointError(f"{path}: expected at least one path or URL, found none; is this the right manifest?")
+    folder = pathlib.Path(path).parent
+    return [line if remote.is_url(line) else str(folder / line) for line in named]
+
+
+def _no_checkpoint(entry: os.DirEntry[str]) -> str:
+    """Why a file is no checkpoint; empty where it is one."""
+    if not entry.is_file():
+        return "no regular file"
+    if entry.name.startswith("."):
+        return "a hidden file"
+    if pathlib.PurePath(entry.name).suffix.lower() in _CERTAIN:
+        return ""
+    if entry.stat().st_size == 0:
+        return "an empty file"
+    return "" if formats.is_checkpoint(entry.path) else "no checkpoint by its content"
+
+
+def _shards(entries: list[os.DirEntry[str]]) -> dict[str, str]:
+    """Files that an index in the same folder names -> the reason why they do not count."""
+    found = {}
+    for entry in entries:
+        if entry.name.endswith(sharded.INDEX_SUFFIX) and entry.is_file():
+            path = pathlib.Path(entry.path)
+            try:
+                names = header.read(path).get("weight_map") if sharded.is_sharded(path) else None
+            except (CheckpointError, OSError):
+                continue
+            if isinstance(names, dict):
+                found |= {name: f"a shard of {entry.name}" for name in names.values() if isinstance(name, str)}
+    return found

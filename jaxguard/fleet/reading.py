@@ -1,0 +1,130 @@
+"""From a path to a row of numbers and a content hash, on any thread; a bad file is a failure, never an exception."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxguard import checkpoints
+from jaxguard.errors import JaxguardError
+from jaxguard.fleet.structure import Structure, structure_of
+
+
+class Stamp(NamedTuple):
+    """What tells without reading whether a file is the one it was.
+
+    Attributes:
+        size: bytes; of a folder, of all files in it.
+        modified: time of the last change in nanoseconds; of a folder, of the file changed last.
+    """
+
+    size: int
+    modified: int
+
+
+class Opened(NamedTuple):
+    """A checkpoint whose header was read; no file is held open.
+
+    Attributes:
+        uri: as it was found.
+        stamp: its state then.
+        location: the local file or folder.
+        format: row of `jaxguard.checkpoints.FORMATS`.
+        start: first byte of its leaves, where its structure is raw.
+        structure: what it can be stacked with.
+    """
+
+    uri: str
+    stamp: Stamp
+    location: pathlib.Path
+    format: str
+    start: int
+    structure: Structure
+
+
+class Failure(NamedTuple):
+    """A checkpoint that could not be read or scored.
+
+    Attributes:
+        uri: as it was found.
+        stamp: its state, zeros where even that is not known.
+        error: what was expected, what came, what to do.
+        format: row of FORMATS, where that was recognised.
+        sha256: content hash, where it was read.
+    """
+
+    uri: str
+    stamp: Stamp
+    error: str
+    format: str = ""
+    sha256: str = ""
+
+
+def stamp_of(path: str | os.PathLike[str]) -> Stamp:
+    """The state of a file, or of all files below a folder.
+
+    Raises:
+        OSError: there is none.
+    """
+    found = os.stat(path)
+    if not os.path.isdir(path):
+        return Stamp(found.st_size, found.st_mtime_ns)
+    states = [os.stat(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names]
+    return Stamp(sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=found.st_mtime_ns))
+
+
+def open_one(uri: str) -> Opened | Failure:
+    """Read a checkpoint's header, and nothing else of it.
+
+    Args:
+        uri: path or URL; what lies behind a URL is downloaded first.
+
+    Returns:
+        The opened checkpoint, or why that is not possible.
+    """
+    stamp = Stamp(0, 0)
+    try:
+        if not checkpoints.is_url(uri):
+            stamp = stamp_of(uri) if os.path.exists(uri) else stamp
+        checkpoint = checkpoints.load(uri)
+        found, start = structure_of(checkpoint), min(checkpoint.first_bytes.values(), default=0)
+        location = checkpoint.location
+        return Opened(uri, stamp_of(location), location, checkpoint.format, start, found)
+    except (JaxguardError, OSError, MemoryError) as error:
+        return Failure(uri, stamp, _told(error))
+
+
+def fill(opened: Opened, row: np.ndarray) -> str | Failure:
+    """Read a checkpoint into a row.
+
+    Args:
+        opened: of `open_one`.
+        row: `[W]` float32 in C order, written to; its tail beyond the last leaf is set to zero.
+
+    Returns:
+        The sha256 of what was read, hexadecimal, or why it could not be.
+    """
+    try:
+        if opened.structure.is_raw:
+            size, content = opened.stamp.size - opened.start, row.view(np.uint8)
+            content[size:] = 0
+            return checkpoints.read_into(
+                opened.location,
+                opened.start,
+                content[:size],
+                size=opened.stamp.size,
+                modified=opened.stamp.modified,
+                given=opened.uri,
+            )
+        checkpoint = checkpoints.load(opened.location)
+        opened.structure.pack(checkpoint.read_all(), row)
+        return checkpoint.sha256
+    except (JaxguardError, OSError, MemoryError, KeyError, ValueError) as error:
+        return Failure(opened.uri, opened.stamp, _told(error), opened.format)
+
+
+def _told(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,211 @@
+"""Reading, transfer and compute at once: while one stack is scored, the next ones are being read."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxguard import checkpoints
+from jaxguard.errors import JaxguardError
+from jaxguard.fleet import reading
+from jaxguard.fleet.reading import Failure, Opened
+from jaxguard.fleet.scoring import Scorer, Scores, Settings, device_mesh, scorer
+from jaxguard.fleet.staging import Stack, Staging
+from jaxguard.fleet.structure import Structure
+
+MEMORY = 2**30
+"""Bytes that stacks may take together, by default."""
+
+_WINDOW, _WINDOW_OF_URLS = 4096, 64  # checkpoints whose headers are read before they are sorted by structure
+_STACK_BYTES = {"cpu": 2**25}
+_STACK_BYTES_ELSEWHERE = 2**28
+_MOST_ROWS = 256
+_RUNNING = 2  # stacks being scored at once: one computes while the other is handed over
+
+
+class Scored(NamedTuple):
+    """Checkpoints of one structure that were scored together.
+
+    Attributes:
+        scorer: what is known of their structure.
+        files: `M` checkpoints.
+        sha256: `M` content hashes, hexadecimal.
+        scores: on the host.
+    """
+
+    scorer: Scorer
+    files: tuple[Opened, ...]
+    sha256: tuple[str, ...]
+    scores: Scores
+
+
+class _Batch(NamedTuple):
+    files: Sequence[Opened]
+    stack: Stack
+    hashes: Sequence[Future[str | Failure]]
+
+
+class _Running(NamedTuple):
+    batch: _Batch
+    hashes: Sequence[str | Failure]
+    scorer: Scorer
+    launched: Any
+
+
+def stream(
+    uris: Iterable[str], settings: Settings | None = None, *, memory: int = MEMORY, readers: int | None = None
+) -> Iterator[Scored | Failure]:
+    """Score checkpoints as fast as they can be read.
+
+    Args:
+        uris: paths and URLs.
+        settings: how they are scored.
+        memory: bytes that stacks may take together.
+        readers: threads that read; by default four per core, sixteen at most.
+
+    Yields:
+        Every checkpoint once, scored or failed, in an order of the stream's own.
+    """
+    settings = settings or Settings()
+    staging, scorers = Staging(memory), dict[Structure, Scorer | JaxguardError]()
+    threads = readers or min(16, 4 * (os.cpu_count() or 1))
+    filling, running = deque[_Batch](), deque[_Running]()
+    with ThreadPoolExecutor(threads, "read") as pool:
+        plans = _plans(uris, pool, memory)
+        plan = next(plans, None)
+        while plan is not None or filling or running:
+            while plan is not None and len(filling) < 2 * threads:
+                if isinstance(plan, Failure):
+                    yield plan
+                elif (batch := _filling(plan, staging, pool)) is not None:
+                    filling.append(batch)
+                else:
+                    break
+                plan = next(plans, None)
+            if filling and len(running) < _RUNNING:
+                batch = filling.popleft()
+                structure = batch.files[0].structure
+                if structure not in scorers:
+                    scorers[structure] = _scorer(structure, settings)
+                started = _launched(batch, scorers[structure])
+                if isinstance(started, _Running):
+                    running.append(started)
+                else:
+                    staging.give(batch.stack)
+                    yield from started
+            elif running:
+                done = running.popleft()
+                scores = done.scorer.collect(done.launched)
+                staging.give(done.batch.stack)
+                yield from _results(done, scores)
+
+
+def _scorer(structure: Structure, settings: Settings) -> Scorer | JaxguardError:
+    try:
+        return scorer(structure, settings)
+    except JaxguardError as error:
+        return error
+
+
+def _launched(batch: _Batch, found: Scorer | JaxguardError) -> _Running | list[Failure]:
+    """Start scoring what was read; the failures, where there is nothing to score."""
+    hashes = [future.result() for future in batch.hashes]
+    if isinstance(found, Scorer) and any(isinstance(sha256, str) for sha256 in hashes):
+        return _Running(batch, hashes, found, found.launch(batch.stack.rows, len(batch.files)))
+    return [
+        _failed(file, str(found), sha256) if isinstance(sha256, str) else sha256
+        for file, sha256 in zip(batch.files, hashes, strict=True)
+    ]
+
+
+def _results(done: _Running, scores: Scores) -> Iterator[Scored | Failure]:
+    good = []
+    for number, (file, sha256) in enumerate(zip(done.batch.files, done.hashes, strict=True)):
+        if isinstance(sha256, Failure):
+            yield sha256
+        elif not scores.finite[number]:
+            yield _failed(
+                file,
+                f"{file.uri}: expected finite weights, found NaN or infinity; the file is damaged or "
+                "training diverged, export it again from a good step",
+                sha256,
+            )
+        else:
+            good.append((number, file, sha256))
+    if good:
+        numbers, files, hashes = zip(*good, strict=True)
+        kept = Scores(*(array[list(numbers)] for array in scores))
+        yield Scored(done.scorer, files, hashes, kept)
+
+
+def _failed(file: Opened, error: str, sha256: str) -> Failure:
+    return Failure(file.uri, file.stamp, error, file.format, sha256)
+
+
+def _filling(files: Sequence[Opened], staging: Staging, pool: ThreadPoolExecutor) -> _Batch | None:
+    """Start reading a batch; None where there is no memory for it yet."""
+    stack = staging.take(_rows(len(files)), files[0].structure.length)
+    if stack is None:
+        return None
+    hashes = [pool.submit(reading.fill, file, row) for file, row in zip(files, stack.rows, strict=False)]
+    return _Batch(files, stack, hashes)
+
+
+def _rows(count: int) -> int:
+    """Rows of a stack for `count` checkpoints: few different sizes, since each is compiled, and a share per device."""
+    devices = device_mesh().size
+    return devices * 2 ** (max(-(-count // devices), 1) - 1).bit_length()
+
+
+def _plans(uris: Iterable[str], pool: ThreadPoolExecutor, memory: int) -> Iterator[Failure | Sequence[Opened]]:
+    """Batches of one structure each; headers are read ahead by one window."""
+    windows = _windows(uris)
+    opening = [pool.submit(reading.open_one, uri) for uri in next(windows, ())]
+    while opening:
+        opened = [future.result() for future in opening]
+        opening = [pool.submit(reading.open_one, uri) for uri in next(windows, ())]
+        groups: dict[Structure, list[Opened]] = {}
+        for one in opened:
+            if isinstance(one, Failure):
+                yield one
+            else:
+                groups.setdefault(one.structure, []).append(one)
+        for structure, files in groups.items():
+            most = _most_rows(structure, memory)
+            if most:
+                yield from (files[start : start + most] for start in range(0, len(files), most))
+            else:
+                yield from (_too_large(file, memory) for file in files)
+
+
+def _windows(uris: Iterable[str]) -> Iterator[list[str]]:
+    left = iter(uris)
+    while first := list(itertools.islice(left, 1)):
+        size = _WINDOW_OF_URLS if checkpoints.is_url(first[0]) else _WINDOW
+        yield first + list(itertools.islice(left, size - 1))
+
+
+def _most_rows(structure: Structure, memory: int) -> int:
+    """Rows of the largest stack; 0 where not even one for each device fits."""
+    wanted = min(_STACK_BYTES.get(jax.default_backend(), _STACK_BYTES_ELSEWHERE), memory)
+    devices = device_mesh().size
+    rows = min(wanted // structure.nbytes, _MOST_ROWS)
+    if rows >= devices:
+        return devices * 2 ** ((rows // devices).bit_length() - 1)
+    return devices if devices * structure.nbytes <= memory else 0
+
+
+def _too_large(file: Opened, memory: int) -> Failure:
+    devices = device_mesh().size
+    return _failed(
+        file,
+        f"{file.uri}: expected a checkpoint that fits the memory for stacks of {memory} bytes, found one of "
+        f"{file.structure.nbytes} on {devices} devices; raise --memory to {devices * file.structure.nbytes}",
+        "",
+    )

@@ -1,0 +1,128 @@
+"""What checkpoints must share to be scored by one compiled program: their leaves, laid out in a row of numbers."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxguard.checkpoints import Checkpoint, LeafSpec
+from jaxguard.errors import CheckpointError
+from jaxguard.suspects import described
+
+WORD = 4
+"""Bytes of a number in a row, float32."""
+
+_ALIGNMENT = 16  # words: 64 bytes, what XLA wants of memory it is to use as it is
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The leaves of a checkpoint and their place in a row of float32 numbers.
+
+    Attributes:
+        leaves: `(name, shape, dtype)` in file order; all of them, so that an architecture can be told.
+        offsets: where each leaf begins in the row; -1 for leaves that it does not hold as numbers.
+        length: float32 numbers in the row, `W`.
+        is_raw: whether the row is the file from its first leaf on, byte by byte.
+        description: what the checkpoint says of its own architecture, JSON.
+    """
+
+    leaves: tuple[tuple[str, tuple[int, ...], str], ...]
+    offsets: tuple[int, ...]
+    length: int
+    is_raw: bool
+    description: str
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Short name of the leaves, whatever their order or place; hexadecimal."""
+        text = json.dumps([sorted(self.leaves), self.description])
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+    @functools.cached_property
+    def nbytes(self) -> int:
+        """Bytes of a row."""
+        return self.length * WORD
+
+    def specs(self) -> dict[str, LeafSpec]:
+        """Shape and element type by name, as a checkpoint announces them."""
+        return {name: LeafSpec(shape, np.dtype(dtype)) for name, shape, dtype in self.leaves}
+
+    def unpack(self, row: jax.Array) -> dict[str, jax.Array]:
+        """The floating-point leaves in a row; traceable.
+
+        Args:
+            row: `[W]` float32.
+
+        Returns:
+            Arrays by name.
+        """
+        leaves = {
+            name: jax.lax.slice(row, (offset,), (offset + math.prod(shape),)).reshape(shape)
+            for (name, shape, _), offset in zip(self.leaves, self.offsets, strict=True)
+            if offset >= 0
+        }
+        # Without the barrier the slices become part of every loop that reads them, and compiling takes thrice as long.
+        return jax.lax.optimization_barrier(leaves)
+
+    def pack(self, leaves: dict[str, np.ndarray], row: np.ndarray) -> None:
+        """Fill a row; the way for files that cannot be read into one as they are.
+
+        Args:
+            leaves: arrays by name.
+            row: `[W]` float32, written to.
+        """
+        with np.errstate(over="ignore"):
+            for (name, shape, _), offset in zip(self.leaves, self.offsets, strict=True):
+                if offset >= 0:
+                    row[offset : offset + math.prod(shape)].reshape(shape)[...] = leaves[name]
+
+
+def structure_of(checkpoint: Checkpoint) -> Structure:
+    """The structure of an opened checkpoint.
+
+    Args:
+        checkpoint: no leaf of it is read.
+
+    Returns:
+        Its structure; checkpoints of equal ones can be stacked.
+
+    Raises:
+        CheckpointError: it holds no floating-point leaf, or describes itself in no JSON.
+    """
+    specs = checkpoint.leaves
+    floating = [name for name, spec in specs.items() if jnp.issubdtype(spec.dtype, jnp.floating)]
+    if not floating:
+        raise CheckpointError(
+            f"{checkpoint.path}: expected floating-point leaves, found {len(specs)} of other types; "
+            "de-quantise the checkpoint before auditing it"
+        )
+    first_bytes = checkpoint.first_bytes
+    start = min(first_bytes.values(), default=0)
+    is_raw = bool(first_bytes) and all(
+        specs[name].dtype == np.float32 and (first_bytes[name] - start) % WORD == 0 for name in floating
+    )
+    offsets = dict.fromkeys(specs, -1)
+    if is_raw:
+        names = sorted(specs, key=lambda name: (first_bytes[name], name))
+        offsets |= {name: (first_bytes[name] - start) // WORD for name in floating}
+        length = -(-sum(spec.nbytes for spec in specs.values()) // WORD)
+    else:
+        names, length = list(specs), 0
+        for name in floating:
+            offsets[name] = length
+            length += math.prod(specs[name].shape)
+    return Structure(
+        leaves=tuple((name, tuple(specs[name].shape), specs[name].dtype.name) for name in names),
+        offsets=tuple(offsets[name] for name in names),
+        length=max(-(-length // _ALIGNMENT) * _ALIGNMENT, _ALIGNMENT),
+        is_raw=is_raw,
+        description=json.dumps(described(checkpoint), sort_keys=True),
+    )
