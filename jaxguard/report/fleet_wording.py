@@ -1,8 +1,9 @@
 """What a fleet report says: how many checkpoints got which verdict, who comes first, how often we are wrong."""
 
 import math
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from jaxguard.report import wording
@@ -27,7 +28,7 @@ class Verdict(NamedTuple):
 
 
 VERDICTS = {
-    "backdoor suspected": Verdict("bad", "✗", "backdoor suspected"),
+    "backdoor suspected": Verdict("bad", "✗", "suspected"),
     "no evidence": Verdict("open", "○", "no evidence"),
     "inconclusive": Verdict("open", "?", "inconclusive"),
     "error": Verdict("bad", "!", "could not be read"),
@@ -68,15 +69,13 @@ def tally(report: FleetReport) -> Tally:
     Tally(suspected=0, innocent=0, inconclusive=0, failed=0, skipped=1)
     """
     counts = Counter(shown(entry.verdict) for entry in report.entries)
-    return Tally(
-        counts["backdoor suspected"], counts["no evidence"], counts["inconclusive"], counts["error"],
-        len(report.skipped),
-    )  # fmt: skip
+    counts[SKIPPED] += len(report.skipped)
+    return Tally(*(counts[verdict] for verdict in VERDICTS))
 
 
 def shown(verdict: str) -> str:
     """A verdict as it is counted: one that this version does not know is inconclusive."""
-    return verdict if verdict in VERDICTS and verdict != SKIPPED else "inconclusive"
+    return verdict if verdict in VERDICTS else "inconclusive"
 
 
 def by_suspicion(entries: Iterable[FleetEntry]) -> list[FleetEntry]:
@@ -124,7 +123,7 @@ def _error_rates(report: FleetReport, counts: Tally) -> Iterable[str]:
             "discovery rate); none is proven guilty."
         )
     if counts.innocent:
-        yield f"No evidence acquits nobody: {power(report.references)}."
+        yield f"A checkpoint without evidence is not acquitted: {power(report.references)}."
     if not report.profile and counts.inconclusive:
         yield "Without a reference profile nothing tells which scores are high for an innocent checkpoint."
     if counts.failed or counts.skipped:
@@ -165,6 +164,16 @@ def reference(found: Reference | None) -> str:
     return told
 
 
+def common_folder(paths: Sequence[str]) -> str:
+    """The folder that all paths lie in, with the slash at its end; empty where there is none.
+
+    >>> common_folder(["runs/a/m.npz", "runs/b/m.npz"]), common_folder(["runs/a", "gs://b"]), common_folder(["/m"])
+    ('runs/', '', '/')
+    """
+    prefix = os.path.commonprefix(list(paths))  # noqa: RUF071  # character by character, cut back to a slash
+    return prefix[: prefix.rfind("/") + 1]
+
+
 def plural(count: int, noun: str) -> str:
     """A number with its noun.
 
@@ -188,6 +197,15 @@ def size(count: int) -> str:
         value, unit = value / 1000, next(units)
     decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{decimals}f} {unit}"
+
+
+def rate(value: float) -> str:
+    """Writes a p or q value with two digits, `–` where there is none.
+
+    >>> rate(0.03125), rate(1.0), rate(float("nan"))
+    ('0.031', '1', '–')
+    """
+    return f"{value:.2g}" if math.isfinite(value) else "–"
 
 
 def duration(seconds: float) -> str:
