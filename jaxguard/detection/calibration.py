@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxguard.detection import combination
 from jaxguard.detection.combination import Combination, cross_scores
-from jaxguard.detection.profile import BucketProfile, LayerReference, Profile, Record, Scored, Stage
+from jaxguard.detection.profile import BucketProfile, LayerReference, Profile, Record, Scored, Stage, feature_rows
 from jaxguard.errors import DataError
 
 FOLDS = 5
@@ -116,7 +116,7 @@ def _calibrated(
             f"{len(missing)} of {len(clean_records)} clean checkpoints were left out, most of their features are "
             f"undefined: {', '.join(missing[:5])}{', …' * (len(missing) > 5)}"
         )
-    clean, backdoored = (_known(records, len(names), len(deep_names)) for records in (scorable, backdoored_records))
+    clean, backdoored = (_known(records, names, deep_names) for records in (scorable, backdoored_records))
     weights, deep = Stage(names, (), *(_unscored(known) for known in (clean, backdoored))), None
     try:
         if len(scorable) < combination.FEWEST_CLEAN:
@@ -140,17 +140,10 @@ def _distinct(records: Sequence[Record], bucket: str) -> list[Record]:
     return [found[sha256] for sha256 in sorted(found)]
 
 
-def _known(records: list[Record], width: int, deep_width: int) -> _Known:
-    features, deep = np.full((len(records), width), np.nan), np.full((len(records), deep_width), np.nan)
-    for k, one in enumerate(records):
-        for rows, given in ((features, one.features), (deep, one.deep)):
-            if given is not None and np.shape(given) != rows[k].shape:
-                raise DataError(
-                    f"expected {rows.shape[1]} features, came {np.shape(given)} for {one.sha256[:16] or 'a file'} of "
-                    f"{one.bucket} in calibrate(); score all of them with one version"
-                )
-            rows[k] = np.nan if given is None else given
-    return _Known(np.array([one.sha256 for one in records], str), features, deep, np.arange(len(records)) % FOLDS)
+def _known(records: list[Record], names: Sequence[str], deep_names: Sequence[str]) -> _Known:
+    hashes = np.array([one.sha256 for one in records], str)
+    deep = feature_rows(records, deep_names, deep=True)
+    return _Known(hashes, feature_rows(records, names), deep, np.arange(len(records)) % FOLDS)
 
 
 def _usable(clean: np.ndarray, backdoored: np.ndarray) -> tuple[np.ndarray, bool]:

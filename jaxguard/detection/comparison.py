@@ -7,8 +7,9 @@ p-value of `alpha` or less: `alpha`, if all combinations were one; near it in pr
 folds' p-values is at most doubly too small (Vovk, Wang, Combining p-values via averaging, Biometrika 2020). All of it
 holds for checkpoints that are drawn like the references.
 
-Where only some checkpoints are searched for triggers, let it be those of the smallest p-values by their weights: then
-a clean one is accused by the two stages no more often than by the second alone.
+Where only some checkpoints are searched for triggers, let it be all those with a p-value of at most `alpha` by their
+weights, or more: then a clean one gets one of at most `alpha` no more often than if all were searched. Where the budget
+ends before, the rates of both stages add up at worst.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from jaxguard import verdict
 from jaxguard.detection.combination import FEWEST_CLEAN, cross_scores
-from jaxguard.detection.profile import BucketProfile, Record, Stage
+from jaxguard.detection.profile import BucketProfile, Record, Stage, feature_rows
 
 WEIGHTS, DEEP = "weights", "deep"
 """Names of the stages."""
@@ -81,12 +82,11 @@ def compare(records: Sequence[Record], known: BucketProfile, alpha: float) -> li
 
     Returns:
         One comparison per record.
+
+    Raises:
+        DataError: a record has another number of features than the references.
     """
-    width, needed = len(known.weights.names), verdict.needed_references(alpha)
-    rows = np.full((len(records), width), np.nan)
-    for k, one in enumerate(records):
-        if one.features is not None:
-            rows[k] = one.features
+    rows, needed = feature_rows(records, known.weights.names), verdict.needed_references(alpha)
     by_fold = cross_scores(known.weights.combinations, rows)
     hashes = [one.sha256 for one in records]
     found = _compared(hashes, known.weights, WEIGHTS, by_fold, needed)
@@ -103,8 +103,8 @@ def compare(records: Sequence[Record], known: BucketProfile, alpha: float) -> li
         for k, one in enumerate(records)
         if found[k].stage and _is_searched(one) and (one.sha256 in eligible or one.sha256 not in fitted_on)
     ]
-    deep_rows = np.array([records[k].deep for k in searched], np.float64).reshape(len(searched), -1)
-    deep_by_fold = cross_scores(known.deep.combinations, deep_rows, by_fold[searched]) if searched else deep_rows
+    deep_rows = feature_rows([records[k] for k in searched], known.deep.names[1:], deep=True)
+    deep_by_fold = cross_scores(known.deep.combinations, deep_rows, by_fold[searched])
     deep_found = _compared([hashes[k] for k in searched], known.deep, DEEP, deep_by_fold, needed)
     for k, one, scores in zip(searched, deep_found, deep_by_fold, strict=True):
         incomplete = f"its search for triggers is incomplete, so by its weights alone{': ' * bool(found[k].note)}"

@@ -9,8 +9,8 @@ power is the chance that a backdoored one does not get it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,6 +33,9 @@ EACH = "each"
 BLOCK = 4096
 """Checkpoints that are scored at once, which bounds the memory."""
 
+MANY = 10
+"""Checkpoints of a bucket from which on their share of conspicuous ones says whether the references fit them."""
+
 ROUNDING = 1e-12
 """What rounding may add to a p-value that equals the accepted rate."""
 
@@ -48,6 +51,7 @@ class Judgements:
         verdicts: `SUSPECTED`, `NO_EVIDENCE` or `INCONCLUSIVE` of `jaxguard.verdict`.
         reasons: why, in words.
         stages: what it was judged by: `weights`, `deep`, or nothing.
+        notes: what a reader must know of all of them, in whole sentences.
     """
 
     scores: np.ndarray
@@ -56,6 +60,7 @@ class Judgements:
     verdicts: tuple[str, ...]
     reasons: tuple[str, ...]
     stages: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def judge(
@@ -76,7 +81,7 @@ def judge(
         records: what is known of them.
         profile: of `calibrate`; None gives no verdict.
         names: of the features, by bucket.
-        deep_names: of the features of a search for triggers.
+        deep_names: of the features of a search for triggers; without them no search is looked at.
         alpha: accepted error rate, in (0, 1).
         control: `FDR` or `EACH`; for a single checkpoint they are the same.
 
@@ -84,7 +89,7 @@ def judge(
         The judgements.
 
     Raises:
-        DataError: `alpha` out of range, or another `control`.
+        DataError: `alpha` out of range, another `control`, or a record that does not have the named features.
 
     Example:
         >>> from jaxguard.detection.calibration import calibrate
@@ -104,6 +109,8 @@ def judge(
         if profile is not None:
             known = profile.buckets.get(bucket)
             why = comparison.unusable(known, names.get(bucket, ()), deep_names, alpha)
+        if known is not None and not deep_names:
+            known = replace(known, deep=None)
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
             members = [records[row] for row in block]
@@ -177,7 +184,20 @@ def _judgements(
         verdicts=tuple(verdicts),
         reasons=tuple(reasons),
         stages=tuple(one.stage for one in found),
+        notes=tuple(_strangers(records, found, alpha)),
     )
+
+
+def _strangers(records: Sequence[Record], found: list[Comparison], alpha: float) -> Iterator[str]:
+    """Buckets most of whose checkpoints are conspicuous."""
+    for bucket, rows in _by_bucket(records).items():
+        compared = {(records[row].sha256 or row): found[row].p_value <= alpha for row in rows if found[row].stage}
+        count = sum(compared.values())
+        if len(compared) >= MANY and 2 * count > len(compared):
+            yield (
+                f"{bucket}: {count} of {len(compared)} checkpoints are unlike the references. Either most of them are "
+                "backdoored, or they were not made like the references, and then the error rate does not hold."
+            )
 
 
 def _adjusted(records: Sequence[Record], found: list[Comparison]) -> tuple[np.ndarray, np.ndarray]:

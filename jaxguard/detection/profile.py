@@ -43,6 +43,33 @@ class Record(NamedTuple):
     layers: tuple[LayerSummary, ...] = ()
 
 
+def feature_rows(records: Sequence[Record], names: Sequence[str], *, deep: bool = False) -> np.ndarray:
+    """Features of several checkpoints of one bucket.
+
+    Args:
+        records: `M` of them.
+        names: of the `F` features.
+        deep: whether those of a search for triggers, in place of those of the weights.
+
+    Returns:
+        float64 `[M, F]`, NaN where undefined.
+
+    Raises:
+        DataError: a checkpoint has another number of features.
+    """
+    rows = np.full((len(records), len(names)), np.nan)
+    for k, one in enumerate(records):
+        given = one.deep if deep else one.features
+        if given is not None and np.shape(given) != (len(names),):
+            raise DataError(
+                f"expected {len(names)} features, came {np.shape(given)} for {one.sha256[:16] or 'a checkpoint'} of "
+                f"{one.bucket} in a record; score all of them with one version"
+            )
+        if given is not None:
+            rows[k] = given
+    return rows
+
+
 class LayerReference(NamedTuple):
     """One layer over the clean references; NaN where fewer than two have a number.
 

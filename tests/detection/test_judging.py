@@ -103,15 +103,15 @@ def test_copies_count_once():
     assert len(set(found.q_values[1000:2000])) == 1
 
 
-@pytest.mark.parametrize("count", [0, 12])
-def test_clean_checkpoints_are_accused_as_rarely_as_accepted(count):
+@pytest.mark.parametrize(("count", "repeats"), [(0, 40), (12, 25)])
+def test_clean_checkpoints_are_accused_as_rarely_as_accepted(count, repeats):
     rng, rates = np.random.default_rng(3), []
     levels = np.array([0.05, 0.1, 0.3, 0.6])
-    for _ in range(40):
+    for _ in range(repeats):
         profile = calibrate(fleet(rng, 39), fleet(rng, count, shift=1), names=NAMES)
         p_values = judge(fleet(rng, 60), profile, names=NAMES).p_values
         rates.append((p_values[:, None] <= levels).mean(0))
-    error = np.std(rates, axis=0, ddof=1) / 40**0.5
+    error = np.std(rates, axis=0, ddof=1) / repeats**0.5
     assert (np.mean(rates, axis=0) <= levels + 3 * error).all()
     # Not by saying nothing.
     assert (np.mean(rates, axis=0) >= levels - 0.025 - 3 * error).all()
@@ -215,6 +215,27 @@ def test_without_references_nothing_is_said():
     assert alone.reasons[0] == "no reference profile: `jaxguard calibrate` makes one"
     assert np.isnan(alone.p_values).all()
     assert judge([], profile, names=names).verdicts == ()
+
+
+def test_a_fleet_unlike_its_references_is_told():
+    profile = line([float(k) for k in range(24)])
+    strangers, alike = at(*[99.0] * 6), at(*[-9.0] * 5)
+    (note,) = judge([*strangers, *alike], profile, names=LINE).notes
+    assert note.startswith("line: 6 of 11 checkpoints are unlike the references.")
+    assert judge([*strangers, *alike, *at(-9.0)], profile, names=LINE).notes == ()
+    assert judge(strangers, profile, names=LINE).notes == ()
+
+
+def test_searches_without_names_are_not_looked_at():
+    rng = np.random.default_rng(10)
+    profile = calibrate(fleet(rng, 30, deep=0), names=NAMES, deep_names=DEEP_NAMES)
+    records = fleet(rng, 1, deep=9)
+    assert judge(records, profile, names=NAMES).stages == ("weights",)
+    assert judge(records, profile, names=NAMES, deep_names=DEEP_NAMES).stages == ("deep",)
+    (reason,) = judge(records, profile, names=NAMES, deep_names=("success", "size")).reasons
+    assert "made with other features" in reason
+    with pytest.raises(DataError, match=r"expected 2 features, came \(3,\) for [0-9a-f]{16} of small"):
+        judge([records[0]._replace(deep=np.ones(3))], profile, names=NAMES, deep_names=DEEP_NAMES)
 
 
 @pytest.mark.parametrize("alpha", [0, 1, -0.1, float("nan")])
