@@ -85,6 +85,8 @@ def test_many_together_are_within_reach():
     for innocent, says in ((6, verdict.SUSPECTED), (7, verdict.INCONCLUSIVE)):
         found = judge([*at(*[-9.0] * innocent), *at(*[99.0] * 25)], profile, names=LINE)
         assert found.verdicts == (*[verdict.NO_EVIDENCE] * innocent, *[says] * 25)
+    # One reference more would do: 32 / (25 * 26) <= 0.05.
+    assert found.reasons[-1].endswith("no p-value is smaller with 24 references, 25 could tell")
 
 
 def test_a_conspicuous_one_above_the_smallest_is_not_told_to_get_more_references():
