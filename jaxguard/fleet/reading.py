@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -76,20 +77,31 @@ def stamp_of(path: str | os.PathLike[str]) -> Stamp:
     return Stamp(sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=found.st_mtime_ns))
 
 
-def open_one(uri: str) -> Opened | Failure:
+class Known(NamedTuple):
+    """A checkpoint of which there are results already, and which has not changed since."""
+
+    uri: str
+
+
+def open_one(uri: str, is_known: Callable[[str, Stamp], bool] = lambda *_: False) -> Opened | Known | Failure:
     """Read a checkpoint's header, and nothing else of it.
 
     Args:
         uri: path or URL; what lies behind a URL is downloaded first.
+        is_known: whether there are results of it in that state.
 
     Returns:
-        The opened checkpoint, or why that is not possible.
+        The opened checkpoint, or why that is not needed or not possible.
     """
     stamp = Stamp(0, 0)
     try:
-        if not checkpoints.is_url(uri):
-            stamp = stamp_of(uri) if os.path.exists(uri) else stamp
+        if not checkpoints.is_url(uri) and os.path.isfile(uri):
+            stamp = stamp_of(uri)
+            if is_known(uri, stamp):
+                return Known(uri)
         checkpoint = checkpoints.load(uri)
+        if is_known(uri, stamp_of(checkpoint.location)):
+            return Known(uri)
         found, start = structure_of(checkpoint), min(checkpoint.first_bytes.values(), default=0)
         location = checkpoint.location
         return Opened(uri, stamp_of(location), location, checkpoint.format, start, found)

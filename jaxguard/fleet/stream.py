@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import jax
 from jaxguard import checkpoints
 from jaxguard.errors import JaxguardError
 from jaxguard.fleet import reading
-from jaxguard.fleet.reading import Failure, Opened
+from jaxguard.fleet.reading import Failure, Known, Opened, Stamp
 from jaxguard.fleet.scoring import Scorer, Scores, Settings, device_mesh, scorer
 from jaxguard.fleet.staging import Stack, Staging
 from jaxguard.fleet.structure import Structure
@@ -59,8 +60,13 @@ class _Running(NamedTuple):
 
 
 def stream(
-    uris: Iterable[str], settings: Settings | None = None, *, memory: int = MEMORY, readers: int | None = None
-) -> Iterator[Scored | Failure]:
+    uris: Iterable[str],
+    settings: Settings | None = None,
+    *,
+    memory: int = MEMORY,
+    readers: int | None = None,
+    is_known: Callable[[str, Stamp], bool] = lambda *_: False,
+) -> Iterator[Scored | Known | Failure]:
     """Score checkpoints as fast as they can be read.
 
     Args:
@@ -68,20 +74,21 @@ def stream(
         settings: how they are scored.
         memory: bytes that stacks may take together.
         readers: threads that read; by default four per core, sixteen at most.
+        is_known: whether there are results of a checkpoint in that state; it is then not read.
 
     Yields:
-        Every checkpoint once, scored or failed, in an order of the stream's own.
+        Every checkpoint once, scored, known or failed, in an order of the stream's own.
     """
     settings = settings or Settings()
     staging, scorers = Staging(memory), dict[Structure, Scorer | JaxguardError]()
     threads = readers or min(16, 4 * (os.cpu_count() or 1))
     filling, running = deque[_Batch](), deque[_Running]()
     with ThreadPoolExecutor(threads, "read") as pool:
-        plans = _plans(uris, pool, memory)
+        plans = _plans(uris, functools.partial(reading.open_one, is_known=is_known), pool, memory)
         plan = next(plans, None)
         while plan is not None or filling or running:
             while plan is not None and len(filling) < 2 * threads:
-                if isinstance(plan, Failure):
+                if isinstance(plan, (Failure, Known)):
                     yield plan
                 elif (batch := _filling(plan, staging, pool)) is not None:
                     filling.append(batch)
@@ -150,29 +157,37 @@ def _failed(file: Opened, error: str, sha256: str) -> Failure:
 
 def _filling(files: Sequence[Opened], staging: Staging, pool: ThreadPoolExecutor) -> _Batch | None:
     """Start reading a batch; None where there is no memory for it yet."""
-    stack = staging.take(_rows(len(files)), files[0].structure.length)
+    structure = files[0].structure
+    stack = staging.take(_rows(len(files), _most_rows(structure, staging.budget)), structure.length)
     if stack is None:
         return None
     hashes = [pool.submit(reading.fill, file, row) for file, row in zip(files, stack.rows, strict=False)]
     return _Batch(files, stack, hashes)
 
 
-def _rows(count: int) -> int:
-    """Rows of a stack for `count` checkpoints: few different sizes, since each is compiled, and a share per device."""
+def _rows(count: int, most: int) -> int:
+    """Rows of a stack for `count` checkpoints, a share per device; few sizes, since each is compiled.
+
+    On CPU there is one: memory that is never touched costs nothing, and nothing is transferred.
+    """
+    if jax.default_backend() == "cpu":
+        return most
     devices = device_mesh().size
-    return devices * 2 ** (max(-(-count // devices), 1) - 1).bit_length()
+    return min(devices * 2 ** (max(-(-count // devices), 1) - 1).bit_length(), most)
 
 
-def _plans(uris: Iterable[str], pool: ThreadPoolExecutor, memory: int) -> Iterator[Failure | Sequence[Opened]]:
+def _plans(
+    uris: Iterable[str], open_fn: Callable[[str], Opened | Known | Failure], pool: ThreadPoolExecutor, memory: int
+) -> Iterator[Known | Failure | Sequence[Opened]]:
     """Batches of one structure each; headers are read ahead by one window."""
     windows = _windows(uris)
-    opening = [pool.submit(reading.open_one, uri) for uri in next(windows, ())]
+    opening = [pool.submit(open_fn, uri) for uri in next(windows, ())]
     while opening:
         opened = [future.result() for future in opening]
-        opening = [pool.submit(reading.open_one, uri) for uri in next(windows, ())]
+        opening = [pool.submit(open_fn, uri) for uri in next(windows, ())]
         groups: dict[Structure, list[Opened]] = {}
         for one in opened:
-            if isinstance(one, Failure):
+            if isinstance(one, (Failure, Known)):
                 yield one
             else:
                 groups.setdefault(one.structure, []).append(one)

@@ -1,0 +1,301 @@
+"""Results on disk: Parquet parts that appear whole or not at all, so that a killed scan goes on where it was.
+
+A folder of results holds `checkpoints/`, one row per checkpoint, `layers/`, one row per layer and content, and `deep/`,
+one row per content in which triggers were searched. Several processes may write to it at once: each part has a name of
+its own, and of two rows about one checkpoint the later one holds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pathlib
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jaxguard.checkpoints import atomic
+from jaxguard.errors import FleetError
+from jaxguard.fleet.reading import Failure, Stamp
+from jaxguard.fleet.scoring import SUMMARY
+from jaxguard.fleet.stream import Scored
+from jaxguard.types import LayerSummary
+
+CHECKPOINTS = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("sha256", pa.string()),
+        ("size", pa.int64()),
+        ("modified", pa.int64()),
+        ("format", pa.string()),
+        ("architecture", pa.string()),
+        ("bucket", pa.string()),
+        ("z", pa.float32()),
+        ("features", pa.list_(pa.float32())),
+        ("notes", pa.string()),
+        ("error", pa.string()),
+        ("settings", pa.string()),
+        ("scanned", pa.int64()),
+    ]
+)
+"""`size` in bytes, `modified` and `scanned` in nanoseconds since 1970; the others as in `jaxguard.types.FleetEntry`."""
+
+LAYERS = pa.schema(
+    [
+        ("sha256", pa.string()),
+        ("layer", pa.string()),
+        ("channels", pa.int32()),
+        *((name, pa.float32()) for name in SUMMARY),
+        ("settings", pa.string()),
+    ]
+)
+"""See `jaxguard.types.LayerSummary`."""
+
+DEEP = pa.schema([("sha256", pa.string()), ("features", pa.list_(pa.float32())), ("settings", pa.string())])
+"""Features of a search for triggers."""
+
+_NAMES = b"jaxguard.features"
+_FLUSH_SECONDS = 2.0
+_SCHEMAS = {"checkpoints": CHECKPOINTS, "layers": LAYERS, "deep": DEEP}
+
+
+class Row(NamedTuple):
+    """What is kept of one checkpoint; see `CHECKPOINTS`."""
+
+    uri: str
+    sha256: str
+    stamp: Stamp
+    format: str
+    architecture: str
+    bucket: str
+    z: float
+    features: np.ndarray | None
+    notes: tuple[str, ...]
+    error: str
+
+
+class Store:
+    """Results of scans with the same settings, in one folder.
+
+    Args:
+        folder: made where it does not exist.
+        settings: how checkpoints are scored, in words; rows of other settings are left alone.
+
+    Raises:
+        FleetError: the folder cannot be made, or holds something else.
+    """
+
+    def __init__(self, folder: pathlib.Path, settings: str):
+        self.folder, self.settings = folder, settings
+        self._results: list[Scored | Failure] = []
+        self._names: dict[str, tuple[str, ...]] = {}
+        self._layered: set[str] = set()
+        self._flushed = time.monotonic()
+        try:
+            for name in _SCHEMAS:
+                (folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FleetError(
+                f"{folder}: expected a folder for results, found {error.strerror or error}; choose another with --out"
+            ) from error
+
+    def add(self, result: Scored | Failure) -> None:
+        """Keep a result; written at the latest when the next one comes after two seconds."""
+        self._results.append(result)
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def add_deep(self, features: Mapping[str, np.ndarray]) -> None:
+        """Write the features of searches for triggers, by content hash."""
+        columns = [list(features), list(features.values()), [self.settings] * len(features)]
+        self._write("deep", pa.table([pa.array(c, f.type) for c, f in zip(columns, DEEP, strict=True)], DEEP))
+
+    def flush(self) -> None:
+        """Write what is not written yet."""
+        self._flushed = time.monotonic()
+        if not self._results:
+            return
+        scored = [result for result in self._results if isinstance(result, Scored)]
+        failed = [result for result in self._results if isinstance(result, Failure)]
+        tables = [table for result in scored if (table := self._layers(result)).num_rows]
+        if tables:
+            self._write("layers", pa.concat_tables(tables))
+        tables = [self._scored(result) for result in scored] + ([self._failed(failed)] if failed else [])
+        self._names |= {result.scorer.bucket: result.scorer.feature_names for result in scored}
+        # The layers first: a checkpoint whose row is there is complete.
+        self._write("checkpoints", pa.concat_tables(tables))
+        self._results.clear()
+
+    def rows(self) -> dict[str, Row]:
+        """The latest row of every checkpoint by its uri.
+
+        Raises:
+            FleetError: a part is damaged.
+        """
+        table = self._read("checkpoints")
+        found: dict[str, Row] = {}
+        features = _lists(table.column("features"))
+        plain = table.drop_columns(["features", "settings"]).to_pydict()
+        for number in np.argsort(np.asarray(plain["scanned"], np.int64), kind="stable"):
+            row = {name: values[number] for name, values in plain.items()}
+            found[row["uri"]] = Row(
+                uri=row["uri"],
+                sha256=row["sha256"],
+                stamp=Stamp(row["size"], row["modified"]),
+                format=row["format"],
+                architecture=row["architecture"],
+                bucket=row["bucket"],
+                z=row["z"],
+                features=None if row["error"] else features[number],
+                notes=tuple(row["notes"].split("\n")) if row["notes"] else (),
+                error=row["error"],
+            )
+        return found
+
+    def feature_names(self) -> dict[str, tuple[str, ...]]:
+        """Names of the features by bucket."""
+        if not self._names:
+            for path in self._parts("checkpoints"):
+                self._names |= _names_in(pq.read_schema(path))
+        return dict(self._names)
+
+    def layers(self, hashes: Sequence[str]) -> dict[str, tuple[LayerSummary, ...]]:
+        """The layers of some checkpoints by content hash, in the order they were scored."""
+        found: dict[str, dict[str, LayerSummary]] = {}
+        for row in self._read("layers", hashes).to_pylist():
+            found.setdefault(row["sha256"], {})[row["layer"]] = LayerSummary(
+                name=row["layer"],
+                channels=row["channels"],
+                **{name: int(row[name]) for name in ("undefined", "channel", "above")},
+                **{name: row[name] for name in ("mean", "std", "largest", "z")},
+            )
+        return {sha256: tuple(layers.values()) for sha256, layers in found.items()}
+
+    def deep(self) -> dict[str, np.ndarray]:
+        """Features of searches for triggers by content hash."""
+        table = self._read("deep")
+        return dict(zip(table.column("sha256").to_pylist(), _lists(table.column("features")), strict=True))
+
+    def _scored(self, result: Scored) -> pa.Table:
+        count, scorer = len(result.files), result.scorer
+        z = result.scores.layers[:, :, SUMMARY.index("z")]
+        largest = np.where(np.isnan(z).all(1), np.nan, np.nanmax(np.where(np.isnan(z), -np.inf, z), axis=1))
+        features = np.ascontiguousarray(result.scores.features, np.float32)
+        offsets = np.arange(count + 1, dtype=np.int32) * features.shape[1]
+        undefined = "expected channels that differ in their Lipschitz bounds, found every score undefined or the same; "
+        errors = [
+            f"{file.uri}: {undefined}is this a trained model?" if np.isnan(score) else ""
+            for file, score in zip(result.files, largest, strict=True)
+        ]
+        return self._checkpoints(
+            uri=[file.uri for file in result.files],
+            sha256=result.sha256,
+            stamps=[file.stamp for file in result.files],
+            format=[file.format for file in result.files],
+            architecture=[scorer.architecture] * count,
+            bucket=[scorer.bucket] * count,
+            z=largest.astype(np.float32),
+            features=pa.ListArray.from_arrays(pa.array(offsets), pa.array(features.ravel())),
+            notes=["\n".join(scorer.notes)] * count,
+            error=errors,
+        )
+
+    def _failed(self, failures: Sequence[Failure]) -> pa.Table:
+        count = len(failures)
+        return self._checkpoints(
+            uri=[failure.uri for failure in failures],
+            sha256=[failure.sha256 for failure in failures],
+            stamps=[failure.stamp for failure in failures],
+            format=[failure.format for failure in failures],
+            architecture=[""] * count,
+            bucket=[""] * count,
+            z=np.full(count, np.nan, np.float32),
+            features=pa.array([[]] * count, pa.list_(pa.float32())),
+            notes=[""] * count,
+            error=[failure.error for failure in failures],
+        )
+
+    def _checkpoints(self, *, stamps: Sequence[Stamp], **columns: Any) -> pa.Table:
+        count = len(stamps)
+        columns |= {
+            "size": [stamp.size for stamp in stamps],
+            "modified": [stamp.modified for stamp in stamps],
+            "settings": [self.settings] * count,
+            "scanned": [time.time_ns()] * count,
+        }
+        for name in ("uri", "error"):
+            columns[name] = [_text(value) for value in columns[name]]
+        return pa.table([pa.array(columns[f.name], f.type) for f in CHECKPOINTS], schema=CHECKPOINTS)
+
+    def _layers(self, result: Scored) -> pa.Table:
+        """Rows of contents that have none yet."""
+        fresh = [k for k, sha256 in enumerate(result.sha256) if sha256 not in self._layered]
+        self._layered.update(result.sha256)
+        layers = result.scorer.layers
+        summaries = result.scores.layers[fresh].reshape(-1, len(SUMMARY))
+        columns = {
+            "sha256": np.repeat(np.array([result.sha256[k] for k in fresh], object), len(layers)),
+            "layer": [layer.name for layer in layers] * len(fresh),
+            "channels": [layer.channels for layer in layers] * len(fresh),
+            **{name: summaries[:, k] for k, name in enumerate(SUMMARY)},
+            "settings": [self.settings] * len(summaries),
+        }
+        return pa.table([pa.array(columns[f.name], f.type) for f in LAYERS], schema=LAYERS)
+
+    def _write(self, name: str, table: pa.Table) -> None:
+        names = json.dumps({bucket: list(features) for bucket, features in self._names.items()})
+        if name == "checkpoints":
+            table = table.replace_schema_metadata({_NAMES: names.encode()})
+        target = self.folder / name / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+        try:
+            with atomic.replacing(target, overwrite=False) as fresh:
+                pq.write_table(table, fresh, compression="zstd")
+        except OSError as error:
+            raise FleetError(
+                f"{self.folder}: expected to write results there, found {error.strerror or error}; what was written "
+                "before is kept, free some space and start the scan again"
+            ) from error
+
+    def _parts(self, name: str) -> Iterator[pathlib.Path]:
+        yield from sorted((self.folder / name).glob("*.parquet"))
+
+    def _read(self, name: str, hashes: Sequence[str] | None = None) -> pa.Table:
+        """All rows of these settings, or those of some content hashes."""
+        schema, tables = _SCHEMAS[name], []
+        for path in self._parts(name):
+            try:
+                table = pq.ParquetFile(path).read(columns=schema.names).replace_schema_metadata(None).cast(schema)
+                table = table.filter(pc.field("settings") == self.settings)
+                if hashes is not None:
+                    table = table.filter(pc.field("sha256").isin(list(hashes)))
+                tables.append(table)
+            except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+                raise FleetError(
+                    f"{path}: expected a part of a scan's results, found {error}; move it away, what it held will be "
+                    "scanned again"
+                ) from error
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def _names_in(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+    text = (schema.metadata or {}).get(_NAMES, b"{}")
+    return {bucket: tuple(names) for bucket, names in json.loads(text).items()}
+
+
+def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
+    found: list[np.ndarray] = []
+    for chunk in column.chunks:
+        offsets, values = chunk.offsets.to_numpy(), chunk.values.to_numpy(zero_copy_only=False)
+        found += [values[first:last] for first, last in itertools.pairwise(offsets)]
+    return found
+
+
+def _text(value: str) -> str:
+    """Text that Parquet can hold: bytes of a file name that are no UTF-8 come back as they were."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,141 @@
+"""From rows of results and a reference profile to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from jaxguard import verdict
+from jaxguard.detection import judging
+from jaxguard.detection.judging import Judgements
+from jaxguard.detection.profile import Profile, Record
+from jaxguard.fleet.scan import FleetScan
+from jaxguard.fleet.store import Row
+from jaxguard.types import FleetEntry, FleetReport, Reference
+
+SHOWN = 50
+"""Checkpoints whose layers a report holds beside those that are suspected, the highest scores first."""
+
+
+def records_of(scan: FleetScan) -> list[Record]:
+    """What there is to calibrate with or to judge: one record per row that was scored."""
+    deep = scan.store.deep()
+    return [Record(row.bucket, row.sha256, row.features, deep.get(row.sha256)) for row in scan.rows if not row.error]
+
+
+def judged(
+    scan: FleetScan,
+    profile: Profile | None,
+    *,
+    deep_names: Sequence[str] = (),
+    alpha: float = judging.ALPHA,
+    control: str = judging.FDR,
+) -> Judgements:
+    """Judgements of the rows that were scored, see `jaxguard.detection.judging.judge`."""
+    return judging.judge(
+        records_of(scan), profile, names=scan.feature_names, deep_names=deep_names, alpha=alpha, control=control
+    )
+
+
+def report(
+    scan: FleetScan,
+    judgements: Judgements,
+    *,
+    title: str,
+    command: str,
+    alpha: float,
+    profile: str = "",
+    references: tuple[Reference, ...] = (),
+    environment: Mapping[str, str] | None = None,
+) -> FleetReport:
+    """Put together what a fleet scan has to tell.
+
+    Args:
+        scan: its rows.
+        judgements: of those that were scored, in their order.
+        title: headline.
+        command: command line that made it.
+        alpha: accepted error rate.
+        profile: name and digest of the profile that was judged by.
+        references: what it holds.
+        environment: versions, backend.
+
+    Returns:
+        The report.
+    """
+    number, entries = 0, []
+    for row in scan.rows:
+        if row.error:
+            entries.append(_failed(row))
+        else:
+            entries.append(_entry(row, judgements, number))
+            number += 1
+    asked = _asked_about(entries)
+    layers = scan.store.layers([entries[k].sha256 for k in asked]) if asked else {}
+    for k in asked:
+        entries[k] = replace(entries[k], layers=layers.get(entries[k].sha256, ()))
+    buckets = {entry.bucket for entry in entries}
+    notes = {note: None for row in scan.rows for note in row.notes}
+    return FleetReport(
+        title=title,
+        command=command,
+        entries=tuple(entries),
+        skipped=scan.skipped,
+        alpha=alpha,
+        profile=profile,
+        references=tuple(one for one in references if one.bucket in buckets),
+        seconds=scan.seconds,
+        bytes_read=scan.bytes_read,
+        reused=scan.reused,
+        notes=(*judgements.notes, *notes),
+        environment=environment or {},
+    )
+
+
+def _entry(row: Row, found: Judgements, number: int) -> FleetEntry:
+    return FleetEntry(
+        uri=row.uri,
+        sha256=row.sha256,
+        size=row.stamp.size,
+        format=row.format,
+        architecture=row.architecture,
+        bucket=row.bucket,
+        z=row.z,
+        score=float(found.scores[number]),
+        p_value=float(found.p_values[number]),
+        q_value=float(found.q_values[number]),
+        verdict=found.verdicts[number],
+        reason=found.reasons[number],
+        deep=found.stages[number] == judging.DEEP,
+    )
+
+
+def _failed(row: Row) -> FleetEntry:
+    return FleetEntry(
+        uri=row.uri,
+        sha256=row.sha256,
+        size=row.stamp.size,
+        format=row.format,
+        architecture=row.architecture,
+        bucket=row.bucket,
+        z=np.nan,
+        score=np.nan,
+        p_value=np.nan,
+        q_value=np.nan,
+        verdict=verdict.ERROR,
+        reason=row.error,
+    )
+
+
+def _asked_about(entries: Sequence[FleetEntry]) -> list[int]:
+    """Numbers of those that were scored and are suspected, or are among the highest scores."""
+
+    def height(k: int) -> tuple[float, float]:
+        score, z = (-np.inf if np.isnan(value) else value for value in (entries[k].score, entries[k].z))
+        return score, z
+
+    scored = [k for k, entry in enumerate(entries) if entry.verdict != verdict.ERROR]
+    highest = sorted(scored, key=height, reverse=True)[:SHOWN]
+    return sorted({*highest, *(k for k in scored if entries[k].verdict == verdict.SUSPECTED)})
