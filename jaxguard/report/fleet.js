@@ -13,6 +13,7 @@
   const byId = (id) => document.getElementById(id);
   const [filterBox, verdictBox, sortBox, rowsBox] = ["filter", "verdict", "sort", "rows"].map(byId);
   const state = { sort: "", desc: false, filter: "", verdict: "", page: 1, rows: PAGE_SIZES[0] };
+  const copies = new WeakMap(); // button -> what it copies
   let order = [];
   let haystacks = null;
 
@@ -37,7 +38,7 @@
     return spread > 0 && spread < Infinity ? Math.min(Math.max(3 - Math.floor(Math.log10(spread)), 0), 8) : 2;
   }
 
-  const decimals = { score: decimalsOf(data.score), z: decimalsOf(data.z) };
+  const decimals = { score: decimalsOf(data.score), z: 2 };
   const aligned = (name, index) => data[name][index]?.toFixed(decimals[name]) ?? "–";
 
   function bytes(value) {
@@ -108,7 +109,7 @@
 
   function copier(text, label, ...shown) {
     const button = element("button", { type: "button", class: "copy", "aria-label": label, title: label }, ...shown);
-    button.dataset.copy = text;
+    copies.set(button, text);
     return button;
   }
 
@@ -237,8 +238,7 @@
 
   // ---- what readers do
 
-  async function copy(button) {
-    const text = button.dataset.copy;
+  async function copy(button, text) {
     try {
       await navigator.clipboard.writeText(text);
     } catch {
@@ -260,7 +260,7 @@
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button");
-    if (button?.dataset.copy !== undefined) copy(button);
+    if (copies.has(button)) copy(button, copies.get(button));
   });
   table.tHead.addEventListener("click", (event) => {
     const sort = event.target.closest("button")?.dataset.sort;
@@ -292,7 +292,7 @@
 
   for (const button of document.querySelectorAll("button[data-row]")) {
     const { row: index, column } = button.dataset;
-    button.dataset.copy = column === "path" ? data.folder + data.path[index] : data[column][index];
+    copies.set(button, column === "path" ? data.folder + data.path[index] : data[column][index]);
     button.hidden = false;
   }
   byId("explorer").hidden = false;

@@ -107,13 +107,17 @@ def headline(report: FleetReport) -> wording.Headline:
     elif counts.innocent:
         lead = f"No evidence of a backdoor in {counts.innocent:,} of {total}"
     elif counts.inconclusive:
-        lead = f"Inconclusive: none of {total} could be judged"
+        lead = f"Inconclusive: {_none_of(len(report.entries), 'judged')}"
     else:
-        lead = f"None of {total} could be read" if counts.failed else "Nothing was scanned"
+        lead = f"Nothing known: {_none_of(counts.failed, 'read')}" if counts.failed else "Nothing was scanned"
     unexamined = [f"{counts.failed:,} could not be read"] if counts.failed and counts.examined else []
     unexamined += [f"{plural(counts.skipped, 'file')} skipped"] if counts.skipped else []
     lead = "; ".join([lead, *([", ".join(unexamined)] if unexamined else [])])
     return wording.Headline("bad" if counts.suspected else "open", lead, " ".join(_error_rates(report, counts)))
+
+
+def _none_of(count: int, done: str) -> str:
+    return f"none of {count:,} checkpoints could be {done}" if count > 1 else f"the checkpoint could not be {done}"
 
 
 def _error_rates(report: FleetReport, counts: Tally) -> Iterable[str]:

@@ -21,7 +21,7 @@ def layers(count: int, seed: int) -> tuple[LayerSummary, ...]:
     return tuple(
         LayerSummary(
             f"{name} -> {name.replace('conv', 'bn')}", 32, int(k == 1),
-            1.2, 0.31, 1.2 + 0.31 * value, int(rng.integers(32)), float(value), int(value > 3),
+            1.2, 0.31, 1.2 + 0.31 * float(value), int(rng.integers(32)), float(value), int(value > 3),
         )
         for k, (name, value) in enumerate(zip(names, z, strict=True))
     )  # fmt: skip
