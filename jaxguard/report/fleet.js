@@ -122,11 +122,13 @@
     const about = element("span", { class: "small facts-line" });
     const tell = (...told) => about.append(element("span", {}, ...told));
     if (text("format")) tell(printable(text("format")));
-    if (text("bucket") !== text("architecture")) tell(`in ${printable(text("bucket"))}`);
+    if (text("bucket") && text("bucket") !== text("architecture")) tell(`in ${printable(text("bucket"))}`);
     if (sha256) tell(copier(sha256, "Copy sha256", `sha256 ${printable(sha256.slice(0, 8))}…`));
     if (data.deep[index]) tell("triggers searched");
     const name = element("span", { class: "path", dir: "ltr" }, ...breakable(path));
-    const head = element("th", { role: "rowheader", scope: "row" }, name, " ", copier(data.folder + path, "Copy path", "copy"), about);
+    const head = element("th", { role: "rowheader", scope: "row" }, name, " ");
+    head.append(copier(data.folder + path, "Copy path", "copy"));
+    if (about.childNodes.length) head.append(about);
     if (text("reason")) head.append(element("span", { class: "small reason" }, printable(text("reason"))));
     const mark = element("span", { class: `verdict ${tone}` }, `${sign} ${label}`);
     const cell = (label, numeric, shown) =>

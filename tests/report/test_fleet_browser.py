@@ -7,7 +7,7 @@ import re
 
 import pytest
 from browsers import dump
-from fleets import NAN, entry, fleet, hostile
+from fleets import NAN, entry, failed, fleet, hostile
 from samples import HOSTILE
 
 from jaxguard.report import fleet_html, fleet_wording
@@ -201,9 +201,12 @@ def test_texts_and_units(tmp_path):
         entry("runs/a.npz", size=999, score=1.25, p_value=0.031249, q_value=1.0, z=2.5),
         entry("runs/b.npz", "inconclusive", size=999_999, score=NAN, p_value=NAN, q_value=NAN, z=NAN),
         entry("runs/c.npz", size=44_712_345, score=-10.5, p_value=3.2e-7, q_value=0.5, z=3.1251, deep=True),
+        failed("runs/d.npz", "truncated"),
     ]  # fmt: skip
-    report = FleetReport("", "", tuple(known), skipped=(("runs/notes.txt", "no checkpoint"),))
-    (told,) = drive(report, tmp_path, "go('#sort=path'); tell('');")["told"]
+    report = FleetReport("", "", tuple(known), skipped=(("runs/notes.txt", "empty"),))
+    told, reversed_ = drive(report, tmp_path, "go('#sort=path'); tell(''); go('#sort=verdict&desc=1'); tell('');")[
+        "told"
+    ]
     cells = [row[1:] for row in told["cells"]]
     assert cells == [
         ["○ no evidence", "1.25", "0.031", "1", "2.50", "preact_resnet18", "999 B"],
@@ -211,7 +214,11 @@ def test_texts_and_units(tmp_path):
         ["○ no evidence", "-10.50", "3.2e-7", "0.5", "3.13", "preact_resnet18", "44.7 MB"],
     ]
     assert told["cells"][2][0].endswith("triggers searched")
-    assert told["paths"] == ["a.npz", "b.npz", "c.npz", "notes.txt"]
+    assert told["paths"] == ["a.npz", "b.npz", "c.npz", "d.npz", "notes.txt"]
+    assert reversed_["cells"][:2] == [
+        ["notes.txt copyempty", "– skipped", "–", "–", "–", "–", "–", "–"],
+        ["d.npz copytruncated", "! could not be read", "–", "–", "–", "–", "unknown", "44.7 MB"],
+    ]
     assert [fleet_wording.size(count) for count in (999, 999_999, 44_712_345)] == [row[-1] for row in cells]
 
 
