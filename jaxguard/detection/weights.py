@@ -1,22 +1,52 @@
 """What a checkpoint's weights give away: numbers that depend neither on the order of its channels nor of its classes.
 
-Everything here is traceable and reads one checkpoint; `jaxguard.fleet` compiles it once for all of a structure.
+Everything here is traceable and reads one checkpoint; `jaxguard.fleet` compiles it once for all of a structure. No
+feature says more than that a network is unlike its reference fleet: levels, such as the size of a layer's weights, also
+tell how long a network was trained, so they are evidence only where the references were trained alike.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxguard import structural
+from jaxguard import structural, surgery
 from jaxguard.defenses.clp import bounds_of
-from jaxguard.graph import ChannelGraph
+from jaxguard.detection import head
+from jaxguard.graph import Affine, ChannelGraph, LeafView
 from jaxguard.graph.pairing import Layer
-from jaxguard.kernels.spectrum import Spectrum, spectrum
+from jaxguard.graph.program import leaf_paths
+from jaxguard.kernels.spectrum import Spectrum, distribution, spectrum
 from jaxguard.types import Variables
+
+BOUND = ("mean", "std", "high", "skewness")
+"""Of the logs of a layer's channel bounds."""
+
+NORM = ("scale", "bias", "variance", "drift")
+"""Of a BatchNorm's channels: scale, bias, log of the running variance, and running mean in running deviations; each by
+mean and standard deviation over the channels."""
+
+KERNEL = ("log deviation", "offset")
+"""Of all weights of a layer: log of their standard deviation, and their mean in units of it."""
+
+LAYER = (
+    "z",
+    *(f"log bound {part}" for part in BOUND),
+    *(f"{part} {moment}" for part in NORM for moment in ("mean", "std")),
+    *(f"weights {part}" for part in KERNEL),
+)
+"""Features of each layer."""
+
+LEAST_VARIANCE = 1e-12
+"""Variances count with this at least, so that a dead channel has a logarithm."""
+
+
+VERSION = 1
+"""Of the features: raised with every change of what they mean, so that results of two versions never mix."""
 
 
 class WeightFeatures(NamedTuple):
@@ -33,6 +63,15 @@ class WeightFeatures(NamedTuple):
     finite: jax.Array
 
 
+class _Norm(NamedTuple):
+    """Parameters and statistics of a layer's BatchNorm, `[C]` each, or None where it has none."""
+
+    scale: jax.Array | None = None
+    bias: jax.Array | None = None
+    var: jax.Array | None = None
+    mean: jax.Array | None = None
+
+
 def weight_features(graph: ChannelGraph, layers: tuple[Layer, ...], variables: Variables) -> WeightFeatures:
     """Of a model whose channel graph is known.
 
@@ -45,11 +84,21 @@ def weight_features(graph: ChannelGraph, layers: tuple[Layer, ...], variables: V
         The features.
     """
     scores, suspicious = bounds_of(graph, layers, 0.0, variables)
-    return _features(scores, ~suspicious)
+    leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
+    kernels = graph.kernels(variables)
+
+    def weights(producer: int) -> jax.Array:
+        leaf = leaves[graph.producers[producer].kernel.path]
+        return leaf if leaf.size == kernels[producer].size else kernels[producer]
+
+    norms = [_Norm() if layer.affine is None else _norm_of(graph.affines[layer.affine], leaves) for layer in layers]
+    parts = [[weights(producer) for producer, _ in layer.sources] for layer in layers]
+    summaries, features = _of_layers(scores, norms, parts)
+    return WeightFeatures(summaries, jnp.concatenate([*features, head.head_features(graph, variables)]), ~suspicious)
 
 
 def structural_features(producers: tuple[structural.Producer, ...], leaves: Mapping[str, jax.Array]) -> WeightFeatures:
-    """Of a checkpoint known by the names and shapes of its leaves alone.
+    """Of a checkpoint known by the names and shapes of its leaves alone; nothing is said of its classes.
 
     Args:
         producers: of `jaxguard.structural.find_producers`.
@@ -58,22 +107,76 @@ def structural_features(producers: tuple[structural.Producer, ...], leaves: Mapp
     Returns:
         The features.
     """
+
+    def read(name: str | None) -> jax.Array | None:
+        return None if name is None else leaves[name].astype(jnp.float32)
+
+    scores = structural.bounds_of(producers, leaves)
+    norms = [_Norm(scale=read(producer.scale), var=read(producer.var)) for producer in producers]
+    summaries, features = _of_layers(scores, norms, [[leaves[producer.kernel]] for producer in producers])
     sums = [jnp.sum(leaf, dtype=jnp.float32) for leaf in leaves.values()]
-    return _features(structural.bounds_of(producers, leaves), jnp.isfinite(jnp.stack(sums)).all())
+    return WeightFeatures(summaries, jnp.concatenate(features), jnp.isfinite(jnp.stack(sums)).all())
 
 
 def feature_names(layers: Sequence[Layer]) -> tuple[str, ...]:
     """Names of the features, in their order.
 
     Args:
-        layers: what was scored.
+        layers: what was scored; layers that name no producers of a graph are structural, and have no features of the
+            output layer.
 
     Returns:
         `F` names, such as `conv1 -> bn1: z`.
     """
-    return tuple(f"{layer.name}: {name}" for layer in layers for name in ("z",))
+    names = tuple(f"{layer.name}: {name}" for layer in layers for name in LAYER)
+    return (*names, *head.NAMES) if any(layer.sources for layer in layers) else names
 
 
-def _features(scores: Sequence[jax.Array], finite: jax.Array) -> WeightFeatures:
-    layers = tuple(spectrum(score) for score in scores)
-    return WeightFeatures(layers, jnp.stack([layer.z for layer in layers]), finite)
+def _of_layers(
+    scores: Sequence[jax.Array], norms: Sequence[_Norm], kernels: Sequence[Sequence[jax.Array]]
+) -> tuple[tuple[Spectrum, ...], list[jax.Array]]:
+    """Summary and features of each layer, `[L]`, named by `LAYER`."""
+    summaries = tuple(spectrum(score) for score in scores)
+    # One summary for all layers of a width: the program is smaller, and compiled sooner.
+    by_width: dict[int, list[int]] = defaultdict(list)
+    for number, score in enumerate(scores):
+        by_width[len(score)].append(number)
+    features = [jnp.zeros(0)] * len(scores)
+    for numbers in by_width.values():
+        found = distribution(jnp.stack([_channels(scores[number], norms[number]) for number in numbers]))
+        bounds = jnp.stack([getattr(found, part)[:, 0] for part in BOUND], axis=1)
+        spreads = jnp.stack([found.mean[:, 1:], found.std[:, 1:]], axis=2).reshape(len(numbers), -1)
+        for row, k in enumerate(numbers):
+            moments = jnp.stack([summaries[k].z, *_moments(kernels[k])])
+            features[k] = jnp.concatenate([moments[:1], bounds[row], spreads[row], moments[1:]])
+    return summaries, features
+
+
+def _channels(score: jax.Array, norm: _Norm) -> jax.Array:
+    """`[1 + 4, C]`: logs of the bounds, and what `NORM` names; NaN where there is nothing."""
+    unknown = jnp.full_like(score, jnp.nan)
+    var = None if norm.var is None else jnp.maximum(norm.var, LEAST_VARIANCE)
+    rows = (
+        jnp.log(jnp.where(score > 0, score, jnp.nan)),
+        norm.scale,
+        norm.bias,
+        None if var is None else jnp.log(var),
+        None if var is None or norm.mean is None else norm.mean / jnp.sqrt(var),
+    )
+    return jnp.stack([unknown if row is None else row for row in rows])
+
+
+def _moments(kernels: Sequence[jax.Array]) -> list[jax.Array]:
+    """Of all weights together, named by `KERNEL`; both sums in one pass over them."""
+    weights = [kernel.astype(jnp.float32) for kernel in kernels]
+    total = sum(kernel.size for kernel in weights)
+    mean, square = (sum((jnp.sum(kernel**p) for kernel in weights), jnp.zeros(())) / total for p in (1, 2))
+    std = jnp.sqrt(jnp.maximum(square - mean**2, LEAST_VARIANCE))
+    return [jnp.log(std), mean / std]
+
+
+def _norm_of(affine: Affine, leaves: Mapping[str, jax.Array]) -> _Norm:
+    def read(view: LeafView | None) -> jax.Array | None:
+        return None if view is None else surgery.read(view, leaves[view.path]).astype(jnp.float32)
+
+    return _Norm(*map(read, (affine.scale, affine.bias, affine.var, affine.mean)))

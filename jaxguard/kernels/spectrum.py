@@ -1,4 +1,4 @@
-"""A layer's channel bounds in a few numbers that do not depend on the order of its channels."""
+"""Numbers of channels or classes in a few numbers that do not depend on their order."""
 
 from __future__ import annotations
 
@@ -62,3 +62,57 @@ def spectrum(scores: jax.Array, u: float = 3.0) -> Spectrum:
         z=z,
         above=(valid & (scores > jnp.where(std == 0, mean, mean + u * std))).sum().astype(jnp.float32),
     )
+
+
+class Distribution(NamedTuple):
+    """How numbers are spread; float32 scalars, or `[...]` for many rows, NaN where fewer than two numbers are known.
+
+    Attributes:
+        mean: of the numbers.
+        std: of the numbers, `ddof=1`.
+        low: the smallest, in standard deviations from the mean; 0 where all are equal, as are those that follow.
+        high: the largest, likewise.
+        lead: the largest above the second largest, in standard deviations.
+        skewness: mean cube of the standardised numbers.
+    """
+
+    mean: jax.Array
+    std: jax.Array
+    low: jax.Array
+    high: jax.Array
+    lead: jax.Array
+    skewness: jax.Array
+
+
+def distribution(values: jax.Array) -> Distribution:
+    """Summarise numbers whatever their order.
+
+    Args:
+        values: `[..., N]`, N >= 1; those that are not finite are left out.
+
+    Returns:
+        The summary of each row.
+
+    Example:
+        >>> found = distribution(jnp.array([3.0, 1.0, 2.0, jnp.nan]))
+        >>> float(found.mean), float(found.std), float(found.low), float(found.lead), float(found.skewness)
+        (2.0, 1.0, -1.0, 1.0, 0.0)
+    """
+    valid = jnp.isfinite(values)
+    count = valid.sum(-1)
+
+    def average(numbers: jax.Array, divisor: jax.Array) -> jax.Array:
+        return jnp.where(valid, numbers, 0).sum(-1) / jnp.maximum(divisor, 1)
+
+    mean = average(values, count)
+    off = values - mean[..., None]
+    std = jnp.sqrt(average(off**2, count - 1))
+    # Equal numbers may differ from their mean by rounding.
+    varies = std > 1e-6 * jnp.abs(mean)
+    ratios = jnp.where(varies[..., None], off / jnp.where(varies, std, 1)[..., None], 0)
+    known = jnp.where(valid, ratios, -jnp.inf)
+    low, high = jnp.min(jnp.where(valid, ratios, jnp.inf), axis=-1), known.max(-1)
+    is_first = jnp.arange(values.shape[-1]) == known.argmax(-1)[..., None]
+    second = jnp.where(is_first, -jnp.inf, known).max(-1)
+    found = (mean, jnp.where(varies, std, 0), low, high, high - second, average(ratios**3, count))
+    return Distribution(*(jnp.where(count > 1, number, jnp.nan) for number in found))
