@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import jaxguard
-from jaxguard.cli import console, fingerprints, options
+from jaxguard.cli import console, fingerprints, fleet, options
 
 app = typer.Typer(
     help="Audit neural-network checkpoints: find backdoors, take them out, recognise stolen models.",
@@ -21,6 +21,7 @@ app = typer.Typer(
 
 
 app.add_typer(fingerprints.app, name="fingerprint")
+app.command()(fleet.calibrate)
 
 
 def _version(wanted: bool) -> None:
@@ -54,7 +55,7 @@ def demo(
 
 @app.command()
 def scan(
-    checkpoint: options.Checkpoint,
+    checkpoints: options.Checkpoints,
     arch: options.Arch = None,
     apply: options.Apply = None,
     init: options.Init = None,
@@ -67,29 +68,61 @@ def scan(
     target: options.Target = 0,
     u: Annotated[float, typer.Option(help="Deviations above the layer's mean that make a channel suspicious.")] = 3.0,
     pairing: Annotated[str, typer.Option(help="dataflow, or module_order as in the reference code.")] = "dataflow",
+    profile: fleet.ProfileFile = None,
+    alpha: fleet.Alpha = 0.05,
+    control: fleet.Control = "fdr",
+    out: fleet.Out = None,
+    shard: fleet.Shard = "0/1",
+    memory: fleet.Memory = "1GiB",
+    readers: fleet.Readers = None,
+    format_: fleet.Format = "table",
+    output: fleet.Output = None,
+    fail_on: fleet.FailOn = None,
     fail_on_inconclusive: Annotated[bool, typer.Option(help="Exit with 1 unless the verdict is conclusive.")] = False,
     seed: options.Seed = 0,
     report: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Score every channel of a checkpoint; no data needed.
+    """Score every channel of a checkpoint, or of all in a store; no data needed.
 
-    Without a reference fleet the verdict is `inconclusive`, never `clean`.
+    Without a reference profile the verdict is `inconclusive`, never `clean`.
     """
     from jaxguard import audit
     from jaxguard.types import AuditReport
 
-    if pairing not in ("dataflow", "module_order"):
-        raise typer.BadParameter(f"expected dataflow or module_order, got {pairing!r}", param_hint="--pairing")
+    failures = [*(fail_on or []), *(["suspected", "inconclusive"] if fail_on_inconclusive else [])]
+    asked = {"--profile": profile, "--out": out, "--output": output, "--fail-on": fail_on}
+    if fleet.is_many(checkpoints) or any(asked.values()) or shard != "0/1" or format_ not in ("table", "json"):
+        alone = {"--apply": apply, "--init": init, "--data": data, "--attack": attack, "--trigger": trigger}
+        for name, value in (alone | {"--mean": mean, "--std": std}).items():
+            if value is not None:
+                raise typer.BadParameter("expected it with a single checkpoint and without a profile", param_hint=name)
+        fleet.scan(
+            checkpoints,
+            settings=options.fleet_settings(arch, input_, pairing),
+            out=out,
+            profile=profile,
+            alpha=alpha,
+            control=control,
+            shard=shard,
+            memory=memory,
+            readers=readers,
+            format_="json" if as_json else format_,
+            output=output,
+            fail_on=failures,
+            folder=report,
+        )
+        return
+    checkpoint = checkpoints[0]
     found = options.dataset(data, seed) if data else None
     known = options.attack(attack, trigger, target, found)
     suspect = options.suspect(checkpoint, arch, input_, mean=mean, std=std, apply=apply, init=init)
     test = found and found.test
-    result = audit.scan(suspect, u=u, pairing=pairing, test=test, attack=known)
+    result = audit.scan(suspect, u=u, pairing=options.checked_pairing(pairing), test=test, attack=known)
     example = audit.trigger_example(known, test) if known and test else None
     title = f"Scan of {pathlib.Path(checkpoint).name}"
     whole = AuditReport(title, console.command(), (result,), trigger=example, environment=audit.environment(seed=seed))
-    console.show(whole, as_json=as_json, folder=report)
+    console.show(whole, as_json=as_json or format_ == "json", folder=report)
     inconclusive = result.verdict == "inconclusive"
     if not inconclusive or fail_on_inconclusive:
         raise typer.Exit(1)

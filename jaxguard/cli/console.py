@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from jaxguard.fleet.progress import State, Watch
     from jaxguard.training import Progress
     from jaxguard.types import AuditReport
 
@@ -65,6 +66,37 @@ def progress(title: str) -> Iterator[Progress]:
             bars.update(task, completed=done, total=total, loss=loss, description=stage)
 
         yield advance
+
+
+@contextmanager
+def fleet_progress(title: str) -> Iterator[Watch]:
+    """A progress bar with speed and time left on a terminal, elsewhere a line of JSON every ten seconds.
+
+    Args:
+        title: what is going on.
+
+    Yields:
+        What a scan tells how far it is.
+    """
+    from rich.filesize import decimal
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    from jaxguard.fleet.progress import Heartbeat
+
+    if not err.is_terminal:
+        yield Heartbeat(lambda line: print(line, file=sys.stderr, flush=True))
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, TextColumn("{task.fields[speed]}"), console=err, transient=True) as bars:
+        task = bars.add_task(title, total=None, speed="")
+
+        def watch(state: State) -> None:
+            speed = f"{state.checkpoints_per_second:.0f}/s, {decimal(int(state.bytes_per_second))}/s"
+            failed = f", {state.failed} failed" if state.failed else ""
+            bars.update(task, completed=state.done, total=state.total, speed=speed + failed)
+
+        yield watch
 
 
 def show(report: AuditReport, *, as_json: bool, folder: pathlib.Path | None) -> None:

@@ -8,12 +8,14 @@ import operator
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 if TYPE_CHECKING:
     from jaxguard.attacks import Attack
+    from jaxguard.fleet.scoring import Settings
+    from jaxguard.graph.pairing import Pairing
     from jaxguard.suspects import Suspect
     from jaxguard.types import Dataset
 
@@ -21,6 +23,13 @@ Checkpoint = Annotated[
     str,
     typer.Argument(
         help="File, folder or URL of a checkpoint; its format is told from its content.", show_default=False
+    ),
+]
+Checkpoints = Annotated[
+    list[str],
+    typer.Argument(
+        help="Checkpoints, folders of them, patterns such as 'store/**/*.safetensors', manifests (.txt), URLs.",
+        show_default=False,
     ),
 ]
 Arch = Annotated[
@@ -182,6 +191,30 @@ def suspect(
         apply_fn=function(apply, "--apply"),
         init_fn=function(init, "--init"),
     )
+
+
+def fleet_settings(arch: str | None, input_: str | None, pairing: str) -> Settings:
+    """How the checkpoints of a fleet are scored.
+
+    Raises:
+        typer.BadParameter: no such pairing, or no shape of an image.
+    """
+    from jaxguard.fleet.scoring import Settings
+
+    input_shape = shape(input_)
+    if input_shape is not None and len(input_shape) != 3:
+        raise typer.BadParameter(f"expected HEIGHTxWIDTHxCHANNELS, got {input_!r}", param_hint="--input")
+    return Settings(arch, input_shape, checked_pairing(pairing))
+
+
+def checked_pairing(pairing: str) -> Pairing:
+    """Raises typer.BadParameter where there is no such pairing."""
+    from jaxguard.graph.pairing import Pairing
+
+    for known in get_args(Pairing):
+        if pairing == known:
+            return known
+    raise typer.BadParameter(f"expected dataflow or module_order, got {pairing!r}", param_hint="--pairing")
 
 
 def dataset(spec: str, seed: int, clean: float = 0.05, clean_per_class: int | None = None) -> Dataset:

@@ -146,7 +146,7 @@ def _of_model(structure: Structure, model: Model, settings: Settings, notes: tup
 
     size = "x".join(map(str, model.input_shape))
     bucket = f"{model.spec}, {model.num_classes} classes, {size}"
-    return Scorer(model.spec, bucket, layers, weights.feature_names(layers, graph), notes, _program(features_of))
+    return Scorer(model.spec, bucket, layers, weights.feature_names(layers), notes, _program(features_of))
 
 
 def _structural(structure: Structure, reason: str) -> Scorer:

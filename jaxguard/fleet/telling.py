@@ -46,6 +46,7 @@ def report(
     title: str,
     command: str,
     alpha: float,
+    control: str,
     profile: str = "",
     references: tuple[Reference, ...] = (),
     environment: Mapping[str, str] | None = None,
@@ -58,6 +59,7 @@ def report(
         title: headline.
         command: command line that made it.
         alpha: accepted error rate.
+        control: what of, see `FleetReport`.
         profile: name and digest of the profile that was judged by.
         references: what it holds.
         environment: versions, backend.
@@ -84,6 +86,7 @@ def report(
         entries=tuple(entries),
         skipped=scan.skipped,
         alpha=alpha,
+        control=control,
         profile=profile,
         references=tuple(one for one in references if one.bucket in buckets),
         seconds=scan.seconds,

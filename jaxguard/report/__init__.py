@@ -7,7 +7,7 @@ import uuid
 from jaxguard.errors import JaxguardError
 from jaxguard.types import AuditReport
 
-__all__ = ["write"]
+__all__ = ["replacing", "write"]
 
 
 def write(report: AuditReport, folder: str | pathlib.Path) -> list[pathlib.Path]:
@@ -34,7 +34,7 @@ def write(report: AuditReport, folder: str | pathlib.Path) -> list[pathlib.Path]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            _replace(folder / name, text.encode("utf-8"))
+            replacing(folder / name, text.encode("utf-8"))
     except OSError as error:
         reason = error.strerror or str(error)
         raise JaxguardError(
@@ -44,7 +44,12 @@ def write(report: AuditReport, folder: str | pathlib.Path) -> list[pathlib.Path]
     return [folder / name for name in texts]
 
 
-def _replace(path: pathlib.Path, content: bytes) -> None:
+def replacing(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         partial.write_bytes(content)

@@ -1,0 +1,237 @@
+"""`jaxguard scan` on many checkpoints, and `jaxguard calibrate`."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jaxguard.cli import console, options
+
+if TYPE_CHECKING:
+    from jaxguard.detection.profile import Profile
+    from jaxguard.fleet.scoring import Settings
+    from jaxguard.types import FleetReport
+
+FORMATS = ("table", "json", "jsonl", "parquet", "sarif", "html")
+BINARY = ("parquet", "html")
+FAILURES = ("suspected", "inconclusive", "error", "never")
+RESULTS = pathlib.Path("jaxguard-scan")
+UNSCORED = 3
+
+Out = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        help="Folder of results (Parquet), where a scan that was stopped goes on. For more than one checkpoint "
+        f"{RESULTS} by default."
+    ),
+]
+ProfileFile = Annotated[
+    pathlib.Path | None, typer.Option("--profile", help="Reference profile to judge by, made by `jaxguard calibrate`.")
+]
+Alpha = Annotated[float, typer.Option(help="Accepted rate of false accusations.")]
+Control = Annotated[
+    str, typer.Option(help="fdr: of all that are suspected; each: for every checkpoint, as if it were alone.")
+]
+Shard = Annotated[str, typer.Option(help="i/n: this process's part of the checkpoints, 0/4 is the first of four.")]
+Memory = Annotated[str, typer.Option(help="For stacks of checkpoints that are read ahead: 512MB, 2GiB.")]
+Readers = Annotated[int | None, typer.Option(help="Threads that read; four per core by default.", min=1)]
+Format = Annotated[str, typer.Option("--format", help=f"What is printed: {', '.join(FORMATS)}.")]
+Output = Annotated[pathlib.Path | None, typer.Option("--output", help="File for --format; standard output by default.")]
+FailOn = Annotated[
+    list[str] | None,
+    typer.Option(help=f"What makes the exit code 1, repeatable: {', '.join(FAILURES)}.", show_default="suspected"),
+]
+
+
+def is_many(targets: list[str]) -> bool:
+    """Whether a command line means a fleet: several targets, or one that may hold several checkpoints."""
+    from jaxguard import checkpoints
+    from jaxguard.fleet import discovery
+
+    if len(targets) != 1 or checkpoints.is_url(targets[0]):
+        return len(targets) != 1 or any(mark in targets[0] for mark in "*?[")
+    path = pathlib.Path(targets[0])
+    if path.is_dir():
+        found = [one for one in checkpoints.below(path) if not one.reason]
+        return len(found) != 1
+    if path.is_file():
+        return path.suffix.lower() in discovery.MANIFESTS and not checkpoints.is_checkpoint(path)
+    return any(mark in targets[0] for mark in "*?[")
+
+
+def scan(
+    targets: list[str],
+    *,
+    settings: Settings,
+    out: pathlib.Path | None,
+    profile: pathlib.Path | None,
+    alpha: float,
+    control: str,
+    shard: str,
+    memory: str,
+    readers: int | None,
+    format_: str,
+    output: pathlib.Path | None,
+    fail_on: list[str],
+    folder: pathlib.Path | None,
+) -> None:
+    """Scan, judge, tell; exits with 1 where `fail_on` says so, with 3 where something could not be scored."""
+    from jaxguard import audit, verdict
+    from jaxguard.detection import judging
+    from jaxguard.fleet import discovery, telling
+    from jaxguard.fleet.scan import scan as scan_fleet
+
+    if control not in (judging.FDR, judging.EACH):
+        raise typer.BadParameter(f"expected fdr or each, got {control!r}", param_hint="--control")
+    _check_output(format_, output, fail_on)
+    known = _profile(profile)
+    out = out or RESULTS
+    with (
+        console.fleet_progress("scanning") as watch,
+        scan_fleet(
+            targets,
+            out=out,
+            settings=settings,
+            shard=discovery.parse_shard(shard),
+            memory=_bytes(memory),
+            readers=readers,
+            watch=watch,
+        ) as found,
+    ):
+        report = telling.report(
+            found,
+            telling.judged(found, known, alpha=alpha, control=control),
+            title=f"Scan of {', '.join(targets[:3])}{', …' if len(targets) > 3 else ''}",
+            command=console.command(),
+            alpha=alpha,
+            control=control,
+            profile="" if known is None else f"{profile}, {known.digest[:16]}",
+            references=() if known is None else judging.references(known, alpha),
+            environment=audit.environment(),
+        )
+    _tell(report, format_, output, folder)
+    console.say(f"results: {out}; the same command goes on where this one ended")
+    verdicts = {entry.verdict for entry in report.entries}
+    names = {"suspected": verdict.SUSPECTED, "inconclusive": verdict.INCONCLUSIVE, "error": verdict.ERROR}
+    if any(names.get(name) in verdicts for name in fail_on or ["suspected"]):
+        raise typer.Exit(1)
+    if (verdict.ERROR in verdicts or not report.entries) and "never" not in fail_on:
+        raise typer.Exit(UNSCORED)
+
+
+def calibrate(
+    clean: Annotated[list[str], typer.Argument(help="Checkpoints known to be clean; folders, patterns, manifests.")],
+    out: Annotated[pathlib.Path, typer.Option(help="Where the profile goes.")] = pathlib.Path("profile.json"),
+    backdoored: Annotated[
+        list[str] | None, typer.Option(help="Checkpoints known to be backdoored: what the power is measured on.")
+    ] = None,
+    results: Out = None,
+    alpha: Alpha = 0.05,
+    arch: options.Arch = None,
+    input_: options.Input = None,
+    pairing: Annotated[str, typer.Option(help="dataflow, or module_order as in the reference code.")] = "dataflow",
+    memory: Memory = "1GiB",
+    readers: Readers = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing profile.")] = False,
+) -> None:
+    """Make the reference profile that a scan's verdicts rest on.
+
+    A verdict that errs once in twenty times needs nineteen clean checkpoints of the same architecture, made as those
+    that will be judged. With backdoored ones beside them the score learns what to look at, and its power is known.
+    """
+    from jaxguard.detection import calibration, judging
+    from jaxguard.detection.profile import to_json
+    from jaxguard.errors import FleetError
+    from jaxguard.fleet import telling
+    from jaxguard.fleet.scan import scan as scan_fleet
+    from jaxguard.report import fleet_references
+
+    if out.exists() and not overwrite:
+        raise FleetError(f"{out}: expected a path that is free, found a file; pass --overwrite, or another path")
+    settings = options.fleet_settings(arch, input_, pairing)
+    names: dict[str, tuple[str, ...]] = {}
+    sides = []
+    for title, targets in (("clean", clean), ("backdoored", backdoored or [])):
+        records = []
+        if targets:
+            with (
+                console.fleet_progress(f"scanning {title} references") as watch,
+                scan_fleet(
+                    targets, out=results, settings=settings, memory=_bytes(memory), readers=readers, watch=watch
+                ) as found,
+            ):
+                records = telling.records_of(found)
+                names |= found.feature_names
+                for row in found.rows:
+                    if row.error:
+                        console.say(f"left out: {row.error}")
+        sides.append(records)
+    made = calibration.calibrate(*sides, names=names)
+    write_text(out, to_json(made))
+    console.out.print(fleet_references.reference_table(judging.references(made, alpha), alpha))
+    for note in made.notes:
+        console.say(note)
+    console.say(f"profile: {out}, {made.digest[:16]}")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    from jaxguard.checkpoints import atomic
+
+    with atomic.replacing(path, overwrite=True) as fresh:
+        fresh.write_text(text, "utf-8")
+
+
+def _profile(path: pathlib.Path | None) -> Profile | None:
+    from jaxguard.detection.profile import from_json
+    from jaxguard.errors import FleetError
+
+    if path is None:
+        return None
+    try:
+        return from_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise FleetError(
+            f"{path}: expected a profile made by `jaxguard calibrate`, found {error.strerror or error}"
+        ) from error
+
+
+def _check_output(format_: str, output: pathlib.Path | None, fail_on: list[str]) -> None:
+    if format_ not in FORMATS:
+        raise typer.BadParameter(f"expected one of {', '.join(FORMATS)}, got {format_!r}", param_hint="--format")
+    if format_ in BINARY and output is None:
+        raise typer.BadParameter(f"expected --output FILE with --format {format_}", param_hint="--format")
+    for name in fail_on:
+        if name not in FAILURES:
+            raise typer.BadParameter(f"expected one of {', '.join(FAILURES)}, got {name!r}", param_hint="--fail-on")
+
+
+def _tell(report: FleetReport, format_: str, output: pathlib.Path | None, folder: pathlib.Path | None) -> None:
+    from jaxguard.report import fleet_files, fleet_table
+
+    if format_ == "table" and output is None:
+        console.out.print(fleet_table.fleet_table(report))
+    elif output is None:
+        sys.stdout.writelines(fleet_files.text(report, format_))
+    else:
+        fleet_files.write(report, output, format_)
+    if folder is not None:
+        page = fleet_files.write_all(report, folder)
+        console.say(f"report: {page}")
+
+
+def _bytes(text: str) -> int:
+    """Parse `512MB`, `2GiB`, `1073741824`.
+
+    Raises:
+        typer.BadParameter: that is no size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    if match is None or not float(match[1]):
+        raise typer.BadParameter(f"expected a size such as 512MB or 2GiB, got {text!r}", param_hint="--memory")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " kmgt".index(match[2] or " "))

@@ -1,0 +1,57 @@
+"""The values that travel through the pipeline.
+
+Shape letters, used in every docstring: `B` batch, `H W` image, `K` classes, `C` channels of a producer, `D` fan-in,
+`T` kernel taps, `N` probes, `M` checkpoints in a stack.
+"""
+
+from jaxguard.types.audits import (
+    AuditReport,
+    LayerScores,
+    Metrics,
+    PruningPath,
+    RecoveredTrigger,
+    RepairReport,
+    ScanReport,
+    TriggerExample,
+)
+from jaxguard.types.fleet import (
+    FleetEntry,
+    FleetReport,
+    LayerSummary,
+    Reference,
+)
+from jaxguard.types.models import (
+    ApplyFn,
+    Batch,
+    Dataset,
+    TrainFn,
+    Variables,
+)
+from jaxguard.types.ownership import (
+    FingerprintMatrix,
+    OwnershipReport,
+    Verification,
+)
+
+__all__ = [
+    "ApplyFn",
+    "AuditReport",
+    "Batch",
+    "Dataset",
+    "FingerprintMatrix",
+    "FleetEntry",
+    "FleetReport",
+    "LayerScores",
+    "LayerSummary",
+    "Metrics",
+    "OwnershipReport",
+    "PruningPath",
+    "RecoveredTrigger",
+    "Reference",
+    "RepairReport",
+    "ScanReport",
+    "TrainFn",
+    "TriggerExample",
+    "Variables",
+    "Verification",
+]
