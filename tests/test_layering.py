@@ -44,7 +44,7 @@ THIRD_PARTY = {
     "numcodecs": {"checkpoints"},
     "pyfive": {"checkpoints"},
     "jinja2": {"report"},
-    "pyarrow": {"fleet"},
+    "pyarrow": {"fleet", "report"},
     "ray": {"fleet"},
     "PIL": {"data", "endpoints", "fingerprints", "report"},
     "skimage": {"fingerprints"},
