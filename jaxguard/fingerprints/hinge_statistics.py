@@ -4,7 +4,7 @@ Along the normal u of a hinge at x, outputs are asked for at `x + t delta u`. Th
 without its linear trend, so that a suspect's constants do not count. Second differences at the centre, `t = 0`, are
 compared with those at controls, `t` in {-3, -2, 2, 3}, where the owner's network was not chosen to bend. Controls are
 near, since models trained alike are dense with hyperplanes in the same regions: far from a hinge of the owner's,
-independent ones bend less.
+independent ones bend less. `experiments/hinge_controls.py` measures what far ones would find, and whom they accuse.
 """
 
 from __future__ import annotations

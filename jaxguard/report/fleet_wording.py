@@ -123,8 +123,8 @@ def _none_of(count: int, done: str) -> str:
 def _error_rates(report: FleetReport, counts: Tally) -> Iterable[str]:
     if counts.suspected and report.control == "each":
         yield (
-            f"Each was judged as if it were alone: {100 * report.alpha:g} % of all innocent checkpoints are expected to "
-            "be among those suspected; none is proven guilty."
+            f"Each was judged as if it were alone: {100 * report.alpha:g} % of the innocent checkpoints are expected "
+            "to be among those suspected; none is proven guilty."
         )
     elif counts.suspected:
         yield (
