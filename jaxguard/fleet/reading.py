@@ -26,6 +26,20 @@ class Stamp(NamedTuple):
     modified: int
 
 
+class File(NamedTuple):
+    """A checkpoint that was read.
+
+    Attributes:
+        uri: as it was found.
+        stamp: its state then.
+        format: row of `jaxguard.checkpoints.FORMATS`.
+    """
+
+    uri: str
+    stamp: Stamp
+    format: str
+
+
 class Opened(NamedTuple):
     """A checkpoint whose header was read; no file is held open.
 

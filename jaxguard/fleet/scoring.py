@@ -59,9 +59,8 @@ class Scores(NamedTuple):
     finite: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
-class Scorer:
-    """What is known of a structure, and its program.
+class Scope(NamedTuple):
+    """What is scored in the checkpoints of a structure; plain data, which can be sent to another process.
 
     Attributes:
         architecture: specification, or `unknown`.
@@ -69,7 +68,6 @@ class Scorer:
         layers: what is scored.
         feature_names: `F` names.
         notes: what a reader must know, in whole sentences.
-        program: `(stacks [M, W] on the device, counts [devices]) -> (layers, features, finite)`.
     """
 
     architecture: str
@@ -77,6 +75,18 @@ class Scorer:
     layers: tuple[Layer, ...]
     feature_names: tuple[str, ...]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """What is scored in the checkpoints of a structure, and the program for it.
+
+    Attributes:
+        scope: what.
+        program: `(stacks [M, W] on the device, counts [devices]) -> (layers, features, finite)`.
+    """
+
+    scope: Scope
     program: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
     def launch(self, rows: np.ndarray, count: int) -> Any:
@@ -146,7 +156,7 @@ def _of_model(structure: Structure, model: Model, settings: Settings, notes: tup
 
     size = "x".join(map(str, model.input_shape))
     bucket = f"{model.spec}, {model.num_classes} classes, {size}"
-    return Scorer(model.spec, bucket, layers, weights.feature_names(layers), notes, _program(features_of))
+    return Scorer(Scope(model.spec, bucket, layers, weights.feature_names(layers), notes), _program(features_of))
 
 
 def _structural(structure: Structure, reason: str) -> Scorer:
@@ -160,8 +170,9 @@ def _structural(structure: Structure, reason: str) -> Scorer:
         return weights.structural_features(producers, structure.unpack(row))
 
     bucket = f"{suspects.UNKNOWN}, leaves {structure.key}"
-    names = weights.feature_names(layers)
-    return Scorer(suspects.UNKNOWN, bucket, layers, names, (suspects.structural_note(reason),), _program(features_of))
+    notes = (suspects.structural_note(reason),)
+    scope = Scope(suspects.UNKNOWN, bucket, layers, weights.feature_names(layers), notes)
+    return Scorer(scope, _program(features_of))
 
 
 def _program(features_of: Callable[[jax.Array], WeightFeatures]) -> Callable[..., Any]:

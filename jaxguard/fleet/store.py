@@ -127,7 +127,7 @@ class Store:
         if tables:
             self._write("layers", pa.concat_tables(tables))
         tables = [self._scored(result) for result in scored] + ([self._failed(failed)] if failed else [])
-        self._names |= {result.scorer.bucket: result.scorer.feature_names for result in scored}
+        self._names |= {result.scope.bucket: result.scope.feature_names for result in scored}
         # The layers first: a checkpoint whose row is there is complete.
         self._write("checkpoints", pa.concat_tables(tables))
         self._results.clear()
@@ -183,7 +183,7 @@ class Store:
         return dict(zip(table.column("sha256").to_pylist(), _lists(table.column("features")), strict=True))
 
     def _scored(self, result: Scored) -> pa.Table:
-        count, scorer = len(result.files), result.scorer
+        count, scope = len(result.files), result.scope
         z = result.scores.layers[:, :, SUMMARY.index("z")]
         largest = np.where(np.isnan(z).all(1), np.nan, np.nanmax(np.where(np.isnan(z), -np.inf, z), axis=1))
         features = np.ascontiguousarray(result.scores.features, np.float32)
@@ -198,11 +198,11 @@ class Store:
             sha256=result.sha256,
             stamps=[file.stamp for file in result.files],
             format=[file.format for file in result.files],
-            architecture=[scorer.architecture] * count,
-            bucket=[scorer.bucket] * count,
+            architecture=[scope.architecture] * count,
+            bucket=[scope.bucket] * count,
             z=largest.astype(np.float32),
             features=pa.ListArray.from_arrays(pa.array(offsets), pa.array(features.ravel())),
-            notes=["\n".join(scorer.notes)] * count,
+            notes=["\n".join(scope.notes)] * count,
             error=errors,
         )
 
@@ -237,7 +237,7 @@ class Store:
         """Rows of contents that have none yet."""
         fresh = [k for k, sha256 in enumerate(result.sha256) if sha256 not in self._layered]
         self._layered.update(result.sha256)
-        layers = result.scorer.layers
+        layers = result.scope.layers
         summaries = result.scores.layers[fresh].reshape(-1, len(SUMMARY))
         columns = {
             "sha256": np.repeat(np.array([result.sha256[k] for k in fresh], object), len(layers)),

@@ -15,8 +15,8 @@ import jax
 from jaxguard import checkpoints
 from jaxguard.errors import JaxguardError
 from jaxguard.fleet import reading
-from jaxguard.fleet.reading import Failure, Known, Opened, Stamp
-from jaxguard.fleet.scoring import Scorer, Scores, Settings, device_mesh, scorer
+from jaxguard.fleet.reading import Failure, File, Known, Opened, Stamp
+from jaxguard.fleet.scoring import Scope, Scorer, Scores, Settings, device_mesh, scorer
 from jaxguard.fleet.staging import Stack, Staging
 from jaxguard.fleet.structure import Structure
 
@@ -31,17 +31,17 @@ _RUNNING = 2  # stacks being scored at once: one computes while the other is han
 
 
 class Scored(NamedTuple):
-    """Checkpoints of one structure that were scored together.
+    """Checkpoints of one structure that were scored together; plain data, which can be sent to another process.
 
     Attributes:
-        scorer: what is known of their structure.
+        scope: what was scored in them.
         files: `M` checkpoints.
         sha256: `M` content hashes, hexadecimal.
         scores: on the host.
     """
 
-    scorer: Scorer
-    files: tuple[Opened, ...]
+    scope: Scope
+    files: tuple[File, ...]
     sha256: tuple[str, ...]
     scores: Scores
 
@@ -66,6 +66,7 @@ def stream(
     memory: int = MEMORY,
     readers: int | None = None,
     is_known: Callable[[str, Stamp], bool] = lambda *_: False,
+    scorers: dict[Structure, Scorer | JaxguardError] | None = None,
 ) -> Iterator[Scored | Known | Failure]:
     """Score checkpoints as fast as they can be read.
 
@@ -75,12 +76,13 @@ def stream(
         memory: bytes that stacks may take together.
         readers: threads that read; by default four per core, sixteen at most.
         is_known: whether there are results of a checkpoint in that state; it is then not read.
+        scorers: programs of these settings by structure, kept here for the next call.
 
     Yields:
         Every checkpoint once, scored, known or failed, in an order of the stream's own.
     """
     settings = settings or Settings()
-    staging, scorers = Staging(memory), dict[Structure, Scorer | JaxguardError]()
+    staging, scorers = Staging(memory), {} if scorers is None else scorers
     threads = readers or min(16, 4 * (os.cpu_count() or 1))
     filling, running = deque[_Batch](), deque[_Running]()
     with ThreadPoolExecutor(threads, "read") as pool:
@@ -144,11 +146,11 @@ def _results(done: _Running, scores: Scores) -> Iterator[Scored | Failure]:
                 sha256,
             )
         else:
-            good.append((number, file, sha256))
+            good.append((number, File(file.uri, file.stamp, file.format), sha256))
     if good:
         numbers, files, hashes = zip(*good, strict=True)
         kept = Scores(*(array[list(numbers)] for array in scores))
-        yield Scored(done.scorer, files, hashes, kept)
+        yield Scored(done.scorer.scope, files, hashes, kept)
 
 
 def _failed(file: Opened, error: str, sha256: str) -> Failure:
