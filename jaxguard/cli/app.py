@@ -75,6 +75,7 @@ def scan(
     shard: fleet.Shard = "0/1",
     memory: fleet.Memory = "1GiB",
     readers: fleet.Readers = None,
+    ray: fleet.Ray = None,
     format_: fleet.Format = "table",
     output: fleet.Output = None,
     fail_on: fleet.FailOn = None,
@@ -91,7 +92,7 @@ def scan(
     from jaxguard.types import AuditReport
 
     failures = [*(fail_on or []), *(["suspected", "inconclusive"] if fail_on_inconclusive else [])]
-    asked = {"--profile": profile, "--out": out, "--output": output, "--fail-on": fail_on}
+    asked = {"--profile": profile, "--out": out, "--ray": ray, "--output": output, "--fail-on": fail_on}
     if fleet.is_many(checkpoints) or any(asked.values()) or shard != "0/1" or format_ not in ("table", "json"):
         alone = {"--apply": apply, "--init": init, "--data": data, "--attack": attack, "--trigger": trigger}
         for name, value in (alone | {"--mean": mean, "--std": std}).items():
@@ -107,6 +108,7 @@ def scan(
             shard=shard,
             memory=memory,
             readers=readers,
+            ray=ray,
             format_="json" if as_json else format_,
             output=output,
             fail_on=failures,

@@ -39,6 +39,15 @@ Control = Annotated[
 Shard = Annotated[str, typer.Option(help="i/n: this process's part of the checkpoints, 0/4 is the first of four.")]
 Memory = Annotated[str, typer.Option(help="For stacks of checkpoints that are read ahead: 512MB, 2GiB.")]
 Readers = Annotated[int | None, typer.Option(help="Threads that read; four per core by default.", min=1)]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Let a Ray cluster do the work: auto, HOST:PORT, ray://HOST:PORT, or local for one of its own. All nodes "
+        "must be able to read the checkpoints; --memory and --readers are per worker, one for each GPU or four cores.",
+    ),
+]
 Format = Annotated[str, typer.Option("--format", help=f"What is printed: {', '.join(FORMATS)}.")]
 Output = Annotated[pathlib.Path | None, typer.Option("--output", help="File for --format; standard output by default.")]
 FailOn = Annotated[
@@ -74,6 +83,7 @@ def scan(
     shard: str,
     memory: str,
     readers: int | None,
+    ray: str | None,
     format_: str,
     output: pathlib.Path | None,
     fail_on: list[str],
@@ -99,6 +109,7 @@ def scan(
             shard=discovery.parse_shard(shard),
             memory=_bytes(memory),
             readers=readers,
+            address=ray,
             watch=watch,
         ) as found,
     ):

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from jaxguard.detection import weights
-from jaxguard.fleet import discovery
+from jaxguard.fleet import cluster, discovery
 from jaxguard.fleet.progress import State, Watch
-from jaxguard.fleet.reading import Failure, Known, Stamp
+from jaxguard.fleet.reading import Failure, Known
 from jaxguard.fleet.scoring import Settings
 from jaxguard.fleet.store import Row, Store
 from jaxguard.fleet.stream import MEMORY, Scored, stream
@@ -52,6 +52,7 @@ def scan(
     shard: tuple[int, int] = (0, 1),
     memory: int = MEMORY,
     readers: int | None = None,
+    address: str | None = None,
     watch: Watch | None = None,
 ) -> Iterator[FleetScan]:
     """Score every checkpoint that the targets mean, and that has not been scored before.
@@ -61,8 +62,9 @@ def scan(
         out: folder of results, where a scan that was killed goes on; None for one that lasts as long as the context.
         settings: how checkpoints are scored.
         shard: `(i, n)`: the i-th of n parts.
-        memory: bytes that stacks of checkpoints may take together.
-        readers: threads that read.
+        memory: bytes that stacks of checkpoints may take together, in each process.
+        readers: threads that read, in each process.
+        address: of the Ray cluster that does the work, see `jaxguard.fleet.cluster`; None for this process alone.
         watch: told how far the scan is.
 
     Yields:
@@ -75,7 +77,7 @@ def scan(
     settings = settings or Settings()
     with contextlib.ExitStack() as stack:
         folder = out or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxguard-")))
-        yield _scanned(targets, Store(folder, fingerprint(settings)), settings, shard, memory, readers, watch)
+        yield _scanned(targets, Store(folder, fingerprint(settings)), settings, shard, memory, readers, address, watch)
 
 
 def fingerprint(settings: Settings) -> str:
@@ -91,18 +93,20 @@ def _scanned(  # noqa: PLR0917  # the arguments of `scan`
     shard: tuple[int, int],
     memory: int,
     readers: int | None,
+    address: str | None,
     watch: Watch | None,
 ) -> FleetScan:
     start = time.perf_counter()
     found = discovery.discover(targets, shard=shard)
-    known = store.rows()
-
-    def is_known(uri: str, stamp: Stamp) -> bool:
-        row = known.get(uri)
-        return row is not None and not row.error and row.stamp == stamp
-
-    results = stream(found.uris, settings, memory=memory, readers=readers, is_known=is_known)
-    state = keep(results, store, len(found.uris), watch, start=start)
+    known = {uri: row.stamp for uri, row in store.rows().items() if not row.error}
+    if address is None:
+        results = stream(
+            found.uris, settings, memory=memory, readers=readers, is_known=lambda uri, stamp: known.get(uri) == stamp
+        )
+    else:
+        results = cluster.stream(found.uris, settings, address=address, memory=memory, readers=readers, known=known)
+    with contextlib.closing(results):
+        state = keep(results, store, len(found.uris), watch, start=start)
     rows = store.rows()
     return FleetScan(
         rows=tuple(rows[uri] for uri in found.uris),

@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -67,7 +67,7 @@ def stream(
     readers: int | None = None,
     is_known: Callable[[str, Stamp], bool] = lambda *_: False,
     scorers: dict[Structure, Scorer | JaxguardError] | None = None,
-) -> Iterator[Scored | Known | Failure]:
+) -> Generator[Scored | Known | Failure, None, None]:
     """Score checkpoints as fast as they can be read.
 
     Args:
