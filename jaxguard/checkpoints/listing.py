@@ -27,47 +27,48 @@ class Listed(NamedTuple):
 def below(folder: str | os.PathLike[str]) -> Iterator[Listed]:
     """All checkpoints below a folder, and all other files with the reason why they do not count.
 
-    Symbolic links to folders are followed only where they lead out of no loop; hidden folders are listed as skipped.
+    Every step of a training run is a checkpoint of its own. Symbolic links to files are followed, those to folders are
+    not.
 
     Args:
         folder: a directory.
 
     Yields:
-        In the order of their names, depth last.
+        The files of a folder in the order of their names, then those of the folders in it; of what is passed over as a
+        whole, such as a hidden folder, its name alone.
 
     Raises:
         CheckpointError: the folder cannot be listed.
     """
-    root = pathlib.Path(folder)
-    try:
-        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
-    except OSError as error:
-        raise CheckpointError(
-            f"{root}: expected a folder that can be listed, found {error.strerror or error}; check its permissions"
-        ) from error
-    if orbax.is_orbax(root):
-        yield Listed(str(root))
-        return
-    shards = _shards(entries)
-    folders = []
-    for entry in entries:
+    left = [os.fspath(pathlib.Path(folder))]
+    while left:
+        path = left.pop()
         try:
-            if entry.is_dir():
-                if entry.is_symlink():
-                    yield Listed(entry.path, "a link to a folder, not followed")
-                elif entry.name.startswith("."):
-                    yield Listed(entry.path, "a hidden folder")
-                else:
-                    folders.append(entry.path)
-            else:
-                yield Listed(entry.path, shards.get(entry.name) or _no_checkpoint(entry))
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+            is_one = orbax.holds_one(pathlib.Path(path))
         except OSError as error:
-            yield Listed(entry.path, f"unreadable: {error.strerror or error}")
-    for path in folders:
-        try:
-            yield from below(path)
-        except CheckpointError as error:
-            yield Listed(path, str(error))
+            if path == os.fspath(pathlib.Path(folder)):
+                raise CheckpointError(
+                    f"{path}: expected a folder that can be listed, found {error.strerror or error}; check its "
+                    "permissions"
+                ) from error
+            yield Listed(path, f"a folder that cannot be listed: {error.strerror or error}")
+            continue
+        if is_one:
+            yield Listed(path)
+            continue
+        folders = []
+        shards = _shards(entries)
+        for entry in entries:
+            try:
+                reason = shards.get(entry.name) or (_no_folder(entry) if entry.is_dir() else _no_checkpoint(entry))
+                if entry.is_dir() and not reason:
+                    folders.append(entry.path)
+                else:
+                    yield Listed(entry.path, reason)
+            except OSError as error:
+                yield Listed(entry.path, f"unreadable: {error.strerror or error}")
+        left += reversed(folders)
 
 
 def manifest(path: str | os.PathLike[str]) -> list[str]:
@@ -87,6 +88,15 @@ def manifest(path: str | os.PathLike[str]) -> list[str]:
         raise CheckpointError(f"{path}: expected at least one path or URL, found none; is this the right manifest?")
     folder = pathlib.Path(path).parent
     return [line if remote.is_url(line) else str(folder / line) for line in named]
+
+
+def _no_folder(entry: os.DirEntry[str]) -> str:
+    """Why nobody looks into a folder; empty where it is to be searched."""
+    if entry.is_symlink():
+        return "a link to a folder, not followed"
+    if entry.name.startswith("."):
+        return "a hidden folder"
+    return "an Orbax checkpoint that was never finished" if orbax.is_unfinished(entry.name) else ""
 
 
 def _no_checkpoint(entry: os.DirEntry[str]) -> str:

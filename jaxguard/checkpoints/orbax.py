@@ -29,6 +29,22 @@ def is_orbax(path: pathlib.Path) -> bool:
     return path.is_dir() and bool(_items(path) or _steps(path))
 
 
+def holds_one(path: pathlib.Path) -> bool:
+    """True for a directory that is one checkpoint: with an index, or a step with one item; not for a run, or a store.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+    if (path / orbax_index.INDEX).is_file():
+        return True
+    return (path / _STEP_METADATA).is_file() and len(_items(path)) == 1
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a directory of this name is what a save left that did not come to its end."""
+    return _UNFINISHED in name
+
+
 def step_directory(run: pathlib.Path, step: int) -> pathlib.Path | None:
     """The folder of one step of a run, such as `7` or `step_007`; None where it is not there."""
     return _steps(run).get(step) if run.is_dir() else None
@@ -122,7 +138,7 @@ def _items(path: pathlib.Path) -> list[pathlib.Path]:
     if (path / orbax_index.INDEX).is_file():
         return [path]
     return [
-        child for child in path.iterdir() if _UNFINISHED not in child.name and (child / orbax_index.INDEX).is_file()
+        child for child in path.iterdir() if not is_unfinished(child.name) and (child / orbax_index.INDEX).is_file()
     ]
 
 

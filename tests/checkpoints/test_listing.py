@@ -1,0 +1,189 @@
+"""What a folder holds: every file is a checkpoint, a part of one, or named with the reason why it is none."""
+
+import os
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from orbax import checkpoint as ocp
+from orbax_trees import write as write_orbax
+
+from jaxguard import checkpoints
+from jaxguard.errors import CheckpointError
+
+LEAVES = {"w": np.ones((2, 3), np.float32)}
+
+
+def saved(path: pathlib.Path) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file(LEAVES, path)
+    return path
+
+
+def found(folder: pathlib.Path) -> tuple[list[str], dict[str, str]]:
+    """Paths of checkpoints below a folder, and reasons by path for the others; each file once."""
+    listed = list(checkpoints.below(folder))
+    assert len({one.path for one in listed}) == len(listed)
+    names = {one.path: os.path.relpath(one.path, folder) for one in listed}
+    return (
+        [names[one.path] for one in listed if not one.reason],
+        {names[one.path]: one.reason for one in listed if one.reason},
+    )
+
+
+def test_files_are_found_in_the_order_of_their_names(tmp_path):
+    for name in ("b.safetensors", "a.safetensors", "z/y/c.safetensors", "m/d.safetensors"):
+        saved(tmp_path / name)
+    assert found(tmp_path) == (["a.safetensors", "b.safetensors", "m/d.safetensors", "z/y/c.safetensors"], {})
+
+
+def test_what_is_no_checkpoint_is_named_with_its_reason(tmp_path):
+    saved(tmp_path / "a.safetensors")
+    saved(tmp_path / ".hidden.safetensors")
+    saved(tmp_path / ".git" / "b.safetensors")
+    (tmp_path / "README.md").write_text("# weights")
+    (tmp_path / "nothing").touch()
+    (tmp_path / "gone").symlink_to(tmp_path / "absent")
+    os.mkfifo(tmp_path / "pipe")
+    assert found(tmp_path) == (
+        ["a.safetensors"],
+        {
+            ".git": "a hidden folder",
+            ".hidden.safetensors": "a hidden file",
+            "README.md": "no checkpoint by its content",
+            "gone": "no regular file",
+            "nothing": "an empty file",
+            "pipe": "no regular file",
+        },
+    )
+
+
+def test_a_damaged_file_with_a_certain_suffix_is_not_passed_over(tmp_path):
+    """An empty or broken `.safetensors` is a checkpoint that cannot be read, and must be told as such."""
+    (tmp_path / "empty.safetensors").touch()
+    (tmp_path / "broken.pt").write_bytes(b"nonsense")
+    assert found(tmp_path) == (["broken.pt", "empty.safetensors"], {})
+
+
+def test_content_tells_where_the_suffix_does_not(tmp_path):
+    saved(tmp_path / "model.weights")
+    saved(tmp_path / "pytorch_model.bin")
+    (tmp_path / "data.bin").write_bytes(bytes(100))
+    assert found(tmp_path) == (["model.weights", "pytorch_model.bin"], {"data.bin": "no checkpoint by its content"})
+
+
+def test_shards_count_once_as_their_index(tmp_path):
+    names = ["model-1-of-2.safetensors", "model-2-of-2.safetensors"]
+    for name in names:
+        saved(tmp_path / name)
+    (tmp_path / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "%s", "b": "%s"}}' % tuple(names)  # noqa: UP031
+    )
+    saved(tmp_path / "other.safetensors")
+    reason = "a shard of model.safetensors.index.json"
+    assert found(tmp_path) == (["model.safetensors.index.json", "other.safetensors"], dict.fromkeys(names, reason))
+
+
+def test_an_orbax_directory_is_one_checkpoint(tmp_path):
+    write_orbax(tmp_path / "runs" / "model")
+    assert found(tmp_path) == (["runs/model"], {})
+    assert found(tmp_path / "runs" / "model") == (["."], {})
+
+
+def test_a_store_and_a_run_of_orbax_checkpoints_are_as_many_as_they_are(tmp_path):
+    """`load` takes the latest of a run; whoever searches a store must not lose the others."""
+    for name in ("model_1", "model_2", "other/model"):
+        write_orbax(tmp_path / name)
+    with ocp.CheckpointManager(tmp_path / "run") as manager:
+        for step in (3, 4):
+            manager.save(step, args=ocp.args.StandardSave(LEAVES))
+    saved(tmp_path / "beside.safetensors")
+    unfinished = tmp_path / "model_3.orbax-checkpoint-tmp-7"
+    shutil.copytree(tmp_path / "model_1", unfinished)
+    listed, skipped = found(tmp_path)
+    assert listed == ["beside.safetensors", "model_1", "model_2", "other/model", "run/3", "run/4"]
+    assert skipped == {unfinished.name: "an Orbax checkpoint that was never finished"}
+    for name in listed[1:]:
+        assert checkpoints.load(tmp_path / name).format == "orbax"
+
+
+def test_the_items_of_a_step_are_checkpoints_of_their_own(tmp_path):
+    save = ocp.args.Composite(state=ocp.args.StandardSave(LEAVES), average=ocp.args.StandardSave(LEAVES))
+    with ocp.CheckpointManager(tmp_path / "run") as manager:
+        manager.save(1, args=save)
+    assert found(tmp_path)[0] == ["run/1/average", "run/1/state"]
+
+
+def test_links_to_folders_are_not_followed_and_links_to_files_are(tmp_path):
+    saved(tmp_path / "store" / "a.safetensors")
+    (tmp_path / "store" / "loop").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "b.safetensors").symlink_to(tmp_path / "store" / "a.safetensors")
+    assert found(tmp_path / "store") == (
+        ["a.safetensors", "b.safetensors"],
+        {"loop": "a link to a folder, not followed"},
+    )
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+def test_names_that_are_no_text(tmp_path):
+    saved(tmp_path / "a.safetensors")
+    os.rename(tmp_path / "a.safetensors", os.fsencode(tmp_path) + b"/\xff.safetensors")
+    (one,) = checkpoints.below(tmp_path)
+    assert os.fsencode(one.path).endswith(b"/\xff.safetensors")
+    assert list(checkpoints.load(one.path).leaves) == ["w"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_the_others_go_on(tmp_path, monkeypatch):
+    saved(tmp_path / "a" / "x.safetensors")
+    saved(tmp_path / "b" / "y.safetensors")
+    scandir = os.scandir
+
+    def refusing(path):
+        if pathlib.Path(path).name == "a":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    listed, skipped = found(tmp_path)
+    assert listed == ["b/y.safetensors"]
+    assert "Permission denied" in skipped["a"]
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        list(checkpoints.below(tmp_path / "a"))
+    with pytest.raises(CheckpointError, match="No such file"):
+        list(checkpoints.below(tmp_path / "absent"))
+
+
+def test_folders_deeper_than_python_can_recurse(tmp_path, monkeypatch):
+    depth = 1200
+    monkeypatch.chdir(tmp_path)
+    for _ in range(depth):
+        os.mkdir("d")
+        os.chdir("d")
+    saved(pathlib.Path("a.safetensors"))
+    monkeypatch.chdir(tmp_path)
+    assert found(pathlib.Path()) == (["d/" * depth + "a.safetensors"], {})
+
+
+def test_a_manifest_names_paths_relative_to_itself(tmp_path):
+    path = tmp_path / "models.txt"
+    path.write_text(
+        "# the good ones\n\n a.safetensors \r\nsub/b c.npz\n/abs/c.pt\nhf://owner/name@v1\nmemory://bucket/d # not a comment\n"
+    )
+    assert checkpoints.manifest(path) == [
+        f"{tmp_path}/a.safetensors", f"{tmp_path}/sub/b c.npz", "/abs/c.pt", "hf://owner/name@v1",
+        "memory://bucket/d # not a comment",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "match"), [(b"# none\n\n", "found none"), (b"\xff\xfe\x00", "text file")])
+def test_a_manifest_without_names_is_one_error(tmp_path, content, match):
+    path = tmp_path / "models.txt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=match) as caught:
+        checkpoints.manifest(path)
+    assert str(path) in str(caught.value)
+    with pytest.raises(CheckpointError, match="No such file"):
+        checkpoints.manifest(tmp_path / "absent.txt")
