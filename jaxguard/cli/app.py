@@ -73,7 +73,7 @@ def scan(
     control: fleet.Control = "fdr",
     out: fleet.Out = None,
     shard: fleet.Shard = "0/1",
-    memory: fleet.Memory = "1GiB",
+    memory: fleet.Memory = "768MiB",
     readers: fleet.Readers = None,
     ray: fleet.Ray = None,
     format_: fleet.Format = "table",

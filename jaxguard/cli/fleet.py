@@ -145,7 +145,7 @@ def calibrate(
     arch: options.Arch = None,
     input_: options.Input = None,
     pairing: Annotated[str, typer.Option(help="dataflow, or module_order as in the reference code.")] = "dataflow",
-    memory: Memory = "1GiB",
+    memory: Memory = "768MiB",
     readers: Readers = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing profile.")] = False,
 ) -> None:

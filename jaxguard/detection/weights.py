@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxguard import structural, surgery
 from jaxguard.defenses.clp import bounds_of
@@ -53,12 +54,12 @@ class WeightFeatures(NamedTuple):
     """What is known of one checkpoint by its weights.
 
     Attributes:
-        layers: one summary per layer.
+        layers: summaries, one `[L]` for each of its fields.
         features: `[F]` float32, NaN where undefined; named by `feature_names`.
         finite: whether all weights that were read are finite numbers.
     """
 
-    layers: tuple[Spectrum, ...]
+    layers: Spectrum
     features: jax.Array
     finite: jax.Array
 
@@ -94,7 +95,7 @@ def weight_features(graph: ChannelGraph, layers: tuple[Layer, ...], variables: V
     norms = [_Norm() if layer.affine is None else _norm_of(graph.affines[layer.affine], leaves) for layer in layers]
     parts = [[weights(producer) for producer, _ in layer.sources] for layer in layers]
     summaries, features = _of_layers(scores, norms, parts)
-    return WeightFeatures(summaries, jnp.concatenate([*features, head.head_features(graph, variables)]), ~suspicious)
+    return WeightFeatures(summaries, jnp.concatenate([features, head.head_features(graph, variables)]), ~suspicious)
 
 
 def structural_features(producers: tuple[structural.Producer, ...], leaves: Mapping[str, jax.Array]) -> WeightFeatures:
@@ -115,7 +116,7 @@ def structural_features(producers: tuple[structural.Producer, ...], leaves: Mapp
     norms = [_Norm(scale=read(producer.scale), var=read(producer.var)) for producer in producers]
     summaries, features = _of_layers(scores, norms, [[leaves[producer.kernel]] for producer in producers])
     sums = [jnp.sum(leaf, dtype=jnp.float32) for leaf in leaves.values()]
-    return WeightFeatures(summaries, jnp.concatenate(features), jnp.isfinite(jnp.stack(sums)).all())
+    return WeightFeatures(summaries, features, jnp.isfinite(jnp.stack(sums)).all())
 
 
 def feature_names(layers: Sequence[Layer]) -> tuple[str, ...]:
@@ -134,22 +135,24 @@ def feature_names(layers: Sequence[Layer]) -> tuple[str, ...]:
 
 def _of_layers(
     scores: Sequence[jax.Array], norms: Sequence[_Norm], kernels: Sequence[Sequence[jax.Array]]
-) -> tuple[tuple[Spectrum, ...], list[jax.Array]]:
-    """Summary and features of each layer, `[L]`, named by `LAYER`."""
-    summaries = tuple(spectrum(score) for score in scores)
-    # One summary for all layers of a width: the program is smaller, and compiled sooner.
+) -> tuple[Spectrum, jax.Array]:
+    """Summary of each layer, and the features named by `LAYER`, `[L * len(LAYER)]`."""
+    # One program for all layers of a width: it is smaller, and compiled sooner.
     by_width: dict[int, list[int]] = defaultdict(list)
     for number, score in enumerate(scores):
         by_width[len(score)].append(number)
-    features = [jnp.zeros(0)] * len(scores)
+    summaries, features = [], []
     for numbers in by_width.values():
-        found = distribution(jnp.stack([_channels(scores[number], norms[number]) for number in numbers]))
-        bounds = jnp.stack([getattr(found, part)[:, 0] for part in BOUND], axis=1)
+        channels = jnp.stack([_channels(scores[number], norms[number]) for number in numbers])
+        found, summary = distribution(channels), jax.vmap(spectrum)(jnp.stack([scores[number] for number in numbers]))
+        bounds = [getattr(found, part)[:, :1] for part in BOUND]
         spreads = jnp.stack([found.mean[:, 1:], found.std[:, 1:]], axis=2).reshape(len(numbers), -1)
-        for row, k in enumerate(numbers):
-            moments = jnp.stack([summaries[k].z, *_moments(kernels[k])])
-            features[k] = jnp.concatenate([moments[:1], bounds[row], spreads[row], moments[1:]])
-    return summaries, features
+        moments = jnp.stack([_moments(kernels[number]) for number in numbers])
+        features.append(jnp.concatenate([summary.z[:, None], *bounds, spreads, moments], axis=1))
+        summaries.append(summary)
+    order = np.argsort([number for numbers in by_width.values() for number in numbers])
+    whole = jax.tree.map(lambda *parts: jnp.concatenate(parts)[order], *summaries)
+    return whole, jnp.concatenate(features)[order].reshape(-1)
 
 
 def _channels(score: jax.Array, norm: _Norm) -> jax.Array:
@@ -166,13 +169,14 @@ def _channels(score: jax.Array, norm: _Norm) -> jax.Array:
     return jnp.stack([unknown if row is None else row for row in rows])
 
 
-def _moments(kernels: Sequence[jax.Array]) -> list[jax.Array]:
-    """Of all weights together, named by `KERNEL`; both sums in one pass over them."""
-    weights = [kernel.astype(jnp.float32) for kernel in kernels]
-    total = sum(kernel.size for kernel in weights)
-    mean, square = (sum((jnp.sum(kernel**p) for kernel in weights), jnp.zeros(())) / total for p in (1, 2))
+def _moments(kernels: Sequence[jax.Array]) -> jax.Array:
+    """Of all weights together, named by `KERNEL`."""
+    weights = [kernel.astype(jnp.float32).reshape(-1) for kernel in kernels]
+    total = sum(len(row) for row in weights)
+    mean = sum((jnp.sum(row) for row in weights), jnp.zeros(())) / total
+    square = sum((jnp.dot(row, row, precision=jax.lax.Precision.HIGHEST) for row in weights), jnp.zeros(())) / total
     std = jnp.sqrt(jnp.maximum(square - mean**2, LEAST_VARIANCE))
-    return [jnp.log(std), mean / std]
+    return jnp.stack([jnp.log(std), mean / std])
 
 
 def _norm_of(affine: Affine, leaves: Mapping[str, jax.Array]) -> _Norm:

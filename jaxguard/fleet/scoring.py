@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -151,12 +151,12 @@ def _of_model(structure: Structure, model: Model, settings: Settings, notes: tup
     layers = pairing.layers(graph, settings.pairing)
     bind_fn = models.binding_program(model, structure.specs())
 
-    def features_of(row: jax.Array) -> WeightFeatures:
-        return weights.weight_features(graph, layers, bind_fn(structure.unpack(row)))
+    def features_of(leaves: Mapping[str, jax.Array]) -> WeightFeatures:
+        return weights.weight_features(graph, layers, bind_fn(leaves))
 
     size = "x".join(map(str, model.input_shape))
     bucket = f"{model.spec}, {model.num_classes} classes, {size}"
-    return Scorer(Scope(model.spec, bucket, layers, weights.feature_names(layers), notes), _program(features_of))
+    return Scorer(Scope(model.spec, bucket, layers, weights.feature_names(layers), notes), _program(structure, features_of))
 
 
 def _structural(structure: Structure, reason: str) -> Scorer:
@@ -166,36 +166,42 @@ def _structural(structure: Structure, reason: str) -> Scorer:
     producers = structural.find_producers(leaves)
     layers = structural.layers_of(producers, leaves)
 
-    def features_of(row: jax.Array) -> WeightFeatures:
-        return weights.structural_features(producers, structure.unpack(row))
+    def features_of(leaves: Mapping[str, jax.Array]) -> WeightFeatures:
+        return weights.structural_features(producers, leaves)
 
     bucket = f"{suspects.UNKNOWN}, leaves {structure.key}"
     notes = (suspects.structural_note(reason),)
     scope = Scope(suspects.UNKNOWN, bucket, layers, weights.feature_names(layers), notes)
-    return Scorer(scope, _program(features_of))
+    return Scorer(scope, _program(structure, features_of))
 
 
-def _program(features_of: Callable[[jax.Array], WeightFeatures]) -> Callable[..., Any]:
+def _program(
+    structure: Structure, features_of: Callable[[Mapping[str, jax.Array]], WeightFeatures]
+) -> Callable[..., Any]:
     """Compiled over a stack, sharded over the local devices; each runs through the rows that hold something."""
     at_once = _ROWS_AT_ONCE.get(jax.default_backend(), 1)
 
-    def one(row: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        found = features_of(row)
-        return jnp.stack([jnp.stack(layer) for layer in found.layers]), found.features, found.finite
+    def one(rows: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        found = features_of(structure.unpack(rows, number))
+        return jnp.stack(found.layers, axis=1), found.features, found.finite
 
     def of_device(rows: jax.Array, count: jax.Array) -> tuple[jax.Array, ...]:
         width = at_once if len(rows) % at_once == 0 else 1
-        blocks = rows.reshape(-1, width, rows.shape[-1])
-        shapes = jax.eval_shape(jax.vmap(one), blocks[0])
-        empty = tuple(jnp.zeros((len(blocks), *shape.shape), shape.dtype) for shape in shapes)
+        shapes = jax.eval_shape(one, rows, 0)
+        empty = tuple(jnp.zeros((len(rows), *shape.shape), shape.dtype) for shape in shapes)
 
-        def step(number: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            block = jax.lax.dynamic_index_in_dim(blocks, number, keepdims=False)
-            new = jax.vmap(one)(block) if width > 1 else tuple(x[None] for x in one(block[0]))
-            return tuple(whole.at[number].set(part) for whole, part in zip(found, new, strict=True))
+        def step(block: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            start = block * width
+            if width == 1:
+                new = [array[None] for array in one(rows, start)]
+            else:
+                new = jax.vmap(one, in_axes=(None, 0))(rows, start + jnp.arange(width))
+            return tuple(
+                jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
+                for whole, part in zip(found, new, strict=True)
+            )
 
-        filled = jax.lax.fori_loop(0, -(-count[0] // width), step, empty)
-        return tuple(array.reshape(-1, *array.shape[2:]) for array in filled)
+        return jax.lax.fori_loop(0, -(-count[0] // width), step, empty)
 
     split = PartitionSpec(_AXIS)
     sharded = jax.shard_map(

@@ -20,11 +20,11 @@ from jaxguard.fleet.scoring import Scope, Scorer, Scores, Settings, device_mesh,
 from jaxguard.fleet.staging import Stack, Staging
 from jaxguard.fleet.structure import Structure
 
-MEMORY = 2**30
+MEMORY = 3 * 2**28
 """Bytes that stacks may take together, by default."""
 
 _WINDOW, _WINDOW_OF_URLS = 4096, 64  # checkpoints whose headers are read before they are sorted by structure
-_STACK_BYTES = {"cpu": 2**25}
+_STACK_BYTES = {"cpu": 2**27}
 _STACK_BYTES_ELSEWHERE = 2**28
 _MOST_ROWS = 256
 _RUNNING = 2  # stacks being scored at once: one computes while the other is handed over

@@ -55,17 +55,18 @@ class Structure:
         """Shape and element type by name, as a checkpoint announces them."""
         return {name: LeafSpec(shape, np.dtype(dtype)) for name, shape, dtype in self.leaves}
 
-    def unpack(self, row: jax.Array) -> dict[str, jax.Array]:
-        """The floating-point leaves in a row; traceable.
+    def unpack(self, rows: jax.Array, number: jax.typing.ArrayLike) -> dict[str, jax.Array]:
+        """The floating-point leaves in one row of a stack; traceable.
 
         Args:
-            row: `[W]` float32.
+            rows: `[M, W]` float32.
+            number: of the row.
 
         Returns:
             Arrays by name.
         """
         leaves = {
-            name: jax.lax.slice(row, (offset,), (offset + math.prod(shape),)).reshape(shape)
+            name: jax.lax.dynamic_slice(rows, (number, offset), (1, math.prod(shape))).reshape(shape)
             for (name, shape, _), offset in zip(self.leaves, self.offsets, strict=True)
             if offset >= 0
         }
