@@ -8,7 +8,7 @@ the distance from 0 and 1; `near, inner` are the near controls on the lines of `
 `hinge_tasks.py`, from other seeds. `bends` is the curve behind it: how much independents bend at every distance from
 the owner's hinges, 1 being the mean over all distances.
 
-Hardware: any. Time: some six minutes on two CPU cores.
+Hardware: any. Time: 11 minutes on two CPU cores that others used too.
 Expected: far controls find more copies at 0.1 % (8 to 21 points), but 11 % of the tests on independent convolutional
 classifiers fall below 5 %: those bend less far from the owner's hinges. Near ones stay at 0 to 1.4 %. Nobody is accused
 at 0.1 % by either.

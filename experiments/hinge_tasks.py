@@ -14,7 +14,7 @@ owners and independents. Intervals of rates are binomial, as if one network aske
 those of independents are narrower than they should be. `pruning` cuts the smallest weights of every kernel, `channels`
 the quietest hidden channels; 4 bits and 60 % ruin some networks, see `quality`.
 
-Hardware: any. Time: some ten minutes on two CPU cores.
+Hardware: any. Time: 19 minutes on two CPU cores that others used too.
 Expected: see the README, "Ownership".
 Result: experiments/results/hinge_tasks.json, .svg.
 """
