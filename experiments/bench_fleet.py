@@ -42,7 +42,6 @@ except ImportError:
     torch = None
 
 STORES = {"large": "preactresnet18", "small": "resnet20"}
-ROUNDS = 3
 THREADS = min(16, 4 * (os.cpu_count() or 1))
 REFERENCE_FILES = 5
 RESULT = pathlib.Path(__file__).parent / "results" / "fleet.json"
@@ -128,7 +127,7 @@ def reference(paths: list[pathlib.Path]) -> float | None:
     for path in paths[:REFERENCE_FILES]:
         start = time.perf_counter()
         state = {name: torch.from_numpy(np.array(leaf)) for name, leaf in checkpoints.load(path).read_all().items()}
-        for name, kernel in state.items():
+        for kernel in state.values():
             if kernel.ndim == 4:
                 for channel in kernel:
                     torch.linalg.svd(channel.reshape(len(channel), -1), full_matrices=False)[1].max()
@@ -136,12 +135,12 @@ def reference(paths: list[pathlib.Path]) -> float | None:
     return statistics.median(seconds)
 
 
-def measure(name: str, folder: pathlib.Path, paths: list[pathlib.Path], cache: str) -> dict[str, Any]:
+def measure(name: str, folder: pathlib.Path, paths: list[pathlib.Path], cache: str, rounds: int) -> dict[str, Any]:
     total = sum(path.stat().st_size for path in paths)
     target = manifest(folder, paths)
     rows: dict[str, list[float]] = {"raw cold": [], "scan cold": [], "raw warm": [], "scan warm": []}
     peaks = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for state in ("cold", "warm"):
             for way in ("raw", "scan"):
                 if state == "cold":
@@ -172,6 +171,7 @@ def main() -> None:
     parser.add_argument("store", type=pathlib.Path)
     parser.add_argument("--large", type=int, default=200)
     parser.add_argument("--small", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     counts = {"large": arguments.large, "small": arguments.small}
     folders = {name: arguments.store / name for name in STORES}
@@ -191,7 +191,7 @@ def main() -> None:
             milliseconds = 1000 * (one["seconds"] - found["small"]["start_seconds"]) / count
             found["small"].setdefault("milliseconds_each", {})[count] = round(milliseconds, 3)
         for name in STORES:
-            found[name] |= measure(name, folders[name], paths[name], cache)
+            found[name] |= measure(name, folders[name], paths[name], cache, arguments.rounds)
         each = found["small"]["seconds"]["scan warm"]
         whole = 1000 * (statistics.median(each) - found["small"]["start_seconds"]) / counts["small"]
         found["small"].setdefault("milliseconds_each", {})[counts["small"]] = round(whole, 3)
@@ -200,7 +200,7 @@ def main() -> None:
             per_file = statistics.median(found["large"]["seconds"]["scan warm"]) / counts["large"]
             found["large"] |= {"reference_seconds": round(loop, 3), "times_reference": round(loop / per_file, 1)}
     packages = ("torch", "pyarrow") if torch is not None else ("pyarrow",)
-    result = {"environment": machine.environment(*packages, rounds=ROUNDS, readers=THREADS), "stores": found}
+    result = {"environment": machine.environment(*packages, rounds=arguments.rounds, readers=THREADS), "stores": found}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

@@ -26,7 +26,7 @@ import machine
 import numpy as np
 
 from jaxguard import models
-from jaxguard.defenses.clp import _compiled_bounds, channel_bounds
+from jaxguard.defenses.clp import bounds_of, channel_bounds
 from jaxguard.graph import ChannelGraph, channel_graph, pairing
 from jaxguard.kernels import lipschitz
 from jaxguard.types import Variables
@@ -125,7 +125,7 @@ def scored_layers(graph: ChannelGraph, variables: Variables) -> list[Scored]:
 
 def ways(graph: ChannelGraph, variables: Variables, layers: list[Scored]) -> dict[str, Callable[[], Any]]:
     """What is timed, by name; each call returns when its result is there."""
-    jitted = jax.jit(lambda v: _compiled_bounds(graph, pairing.layers(graph, "module_order"), 0.0, v))
+    jitted = jax.jit(lambda v: bounds_of(graph, pairing.layers(graph, "module_order"), 0.0, v))
     grams = jax.jit(lambda v: [lipschitz.gram_matrices(jnp.moveaxis(k, 0, -1)) for k in graph.kernels(v)])
     total = jax.jit(lambda v: sum(leaf.sum() for leaf in jax.tree.leaves(v)))
     on_host = [np.asarray(leaf) for leaf in jax.tree.leaves(variables)]
