@@ -8,7 +8,7 @@ variables.
 from jaxguard.checkpoints.checkpoint import DTYPES, Checkpoint, LeafSpec
 from jaxguard.checkpoints.finite import check_finite
 from jaxguard.checkpoints.formats import FORMATS, Format, is_checkpoint, load, save
-from jaxguard.checkpoints.listing import Listed, below, manifest
+from jaxguard.checkpoints.listing import Listed, below, manifest, parts
 from jaxguard.checkpoints.raw import read_into
 from jaxguard.checkpoints.remote import is_url, listed
 from jaxguard.checkpoints.trees import flatten, unflatten
@@ -28,6 +28,7 @@ __all__ = [
     "listed",
     "load",
     "manifest",
+    "parts",
     "read_into",
     "save",
     "unflatten",

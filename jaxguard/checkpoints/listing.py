@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from jaxguard.checkpoints import formats, header, orbax, remote, sharded
+from jaxguard.checkpoints import formats, orbax, remote, sharded
 from jaxguard.errors import CheckpointError
 
 _CERTAIN = {".safetensors", ".msgpack", ".pt", ".pth", ".th", ".npz", ".eqx", ".h5", ".hdf5", ".keras", ".ckpt"}
@@ -114,14 +114,16 @@ def _no_checkpoint(entry: os.DirEntry[str]) -> str:
 
 def _shards(entries: list[os.DirEntry[str]]) -> dict[str, str]:
     """Files that an index in the same folder names -> the reason why they do not count."""
-    found = {}
-    for entry in entries:
-        if entry.name.endswith(sharded.INDEX_SUFFIX) and entry.is_file():
-            path = pathlib.Path(entry.path)
-            try:
-                names = header.read(path).get("weight_map") if sharded.is_sharded(path) else None
-            except (CheckpointError, OSError):
-                continue
-            if isinstance(names, dict):
-                found |= {name: f"a shard of {entry.name}" for name in names.values() if isinstance(name, str)}
-    return found
+    indexes = [entry for entry in entries if entry.name.endswith(sharded.INDEX_SUFFIX)]
+    return {
+        name: f"a shard of {entry.name}" for entry in indexes for name in sharded.files_named(pathlib.Path(entry.path))
+    }
+
+
+def parts(path: str | os.PathLike[str]) -> list[str]:
+    """The files that a checkpoint consists of: of an index also its shards, of a directory all below it."""
+    if os.path.isdir(path):
+        return [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    location = pathlib.Path(path)
+    shards = sharded.files_named(location) if location.name.endswith(sharded.INDEX_SUFFIX) else ()
+    return [str(location), *(str(location.parent / name) for name in shards if (location.parent / name).is_file())]

@@ -31,6 +31,15 @@ def is_sharded(path: pathlib.Path) -> bool:
     return f'"{_WEIGHT_MAP}"'.encode() in content
 
 
+def files_named(path: pathlib.Path) -> tuple[str, ...]:
+    """The files that an index names, none where it is not one; nothing is checked."""
+    try:
+        named = header.read(path).get(_WEIGHT_MAP) if is_sharded(path) else None
+    except (CheckpointError, OSError):
+        return ()
+    return tuple({name: None for name in named.values() if isinstance(name, str)}) if isinstance(named, dict) else ()
+
+
 def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     """Checks the index and the header of every shard, and maps the leaves.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxguard import checkpoints
-from jaxguard.errors import JaxguardError
+from jaxguard.errors import CheckpointError, JaxguardError
 from jaxguard.fleet.structure import Structure, structure_of
 
 
@@ -18,8 +18,8 @@ class Stamp(NamedTuple):
     """What tells without reading whether a file is the one it was.
 
     Attributes:
-        size: bytes; of a folder, of all files in it.
-        modified: time of the last change in nanoseconds; of a folder, of the file changed last.
+        size: bytes; of several files, all of them.
+        modified: time of the last change in nanoseconds; of several files, that of the one changed last.
     """
 
     size: int
@@ -79,16 +79,13 @@ class Failure(NamedTuple):
 
 
 def stamp_of(path: str | os.PathLike[str]) -> Stamp:
-    """The state of a file, or of all files below a folder.
+    """The state of a file, of an index and its shards, or of all files below a folder.
 
     Raises:
         OSError: there is none.
     """
-    found = os.stat(path)
-    if not os.path.isdir(path):
-        return Stamp(found.st_size, found.st_mtime_ns)
-    states = [os.stat(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names]
-    return Stamp(sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=found.st_mtime_ns))
+    states = [os.stat(file) for file in checkpoints.parts(path)] or [os.stat(path)]
+    return Stamp(sum(state.st_size for state in states), max(state.st_mtime_ns for state in states))
 
 
 class Known(NamedTuple):
@@ -107,20 +104,23 @@ def open_one(uri: str, is_known: Callable[[str, Stamp], bool] = lambda *_: False
     Returns:
         The opened checkpoint, or why that is not needed or not possible.
     """
-    stamp = Stamp(0, 0)
+    before = Stamp(0, 0)
     try:
         if not checkpoints.is_url(uri) and os.path.isfile(uri):
-            stamp = stamp_of(uri)
-            if is_known(uri, stamp):
+            before = stamp_of(uri)
+            if is_known(uri, before):
                 return Known(uri)
         checkpoint = checkpoints.load(uri)
-        if is_known(uri, stamp_of(checkpoint.location)):
+        location = checkpoint.location
+        stamp = stamp_of(location)
+        if before not in (stamp, Stamp(0, 0)):
+            raise _changed(uri)
+        if is_known(uri, stamp):
             return Known(uri)
         found, start = structure_of(checkpoint), min(checkpoint.first_bytes.values(), default=0)
-        location = checkpoint.location
-        return Opened(uri, stamp_of(location), location, checkpoint.format, start, found)
-    except (JaxguardError, OSError, MemoryError) as error:
-        return Failure(uri, stamp, _told(error))
+        return Opened(uri, stamp, location, checkpoint.format, start, found)
+    except Exception as error:  # whatever a file can provoke is told in its row
+        return Failure(uri, before, _told(error, uri))
 
 
 def fill(opened: Opened, row: np.ndarray) -> str | Failure:
@@ -146,11 +146,26 @@ def fill(opened: Opened, row: np.ndarray) -> str | Failure:
                 given=opened.uri,
             )
         checkpoint = checkpoints.load(opened.location)
+        if dict(checkpoint.leaves) != opened.structure.specs():
+            raise _changed(opened.uri)
         opened.structure.pack(checkpoint.read_all(), row)
-        return checkpoint.sha256
-    except (JaxguardError, OSError, MemoryError, KeyError, ValueError) as error:
-        return Failure(opened.uri, opened.stamp, _told(error), opened.format)
+        sha256 = checkpoint.sha256
+        if stamp_of(opened.location) != opened.stamp:
+            raise _changed(opened.uri)
+        return sha256
+    except Exception as error:
+        return Failure(opened.uri, opened.stamp, _told(error, opened.uri), opened.format)
 
 
-def _told(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+def _changed(uri: str) -> CheckpointError:
+    return CheckpointError(
+        f"{uri}: expected the file there was when it was opened, found it changed meanwhile; scan it again when it is "
+        "complete"
+    )
+
+
+def _told(error: Exception, uri: str) -> str:
+    if isinstance(error, JaxguardError):
+        return str(error)
+    came = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__} {error}"
+    return f"{uri}: expected a checkpoint that can be read, found {came}; is it complete, and may you read it?"

@@ -16,7 +16,7 @@ from jaxguard.fleet import cluster, discovery
 from jaxguard.fleet.progress import State, Watch
 from jaxguard.fleet.reading import Failure, Known
 from jaxguard.fleet.scoring import Settings
-from jaxguard.fleet.store import Row, Store
+from jaxguard.fleet.store import Row, Store, text
 from jaxguard.fleet.stream import MEMORY, Scored, stream
 
 
@@ -98,7 +98,8 @@ def _scanned(  # noqa: PLR0917  # the arguments of `scan`
 ) -> FleetScan:
     start = time.perf_counter()
     found = discovery.discover(targets, shard=shard)
-    known = {uri: row.stamp for uri, row in store.rows().items() if not row.error}
+    before, names = store.rows(), {uri: text(uri) for uri in found.uris}
+    known = {uri: before[name].stamp for uri, name in names.items() if name in before and not before[name].error}
     if address is None:
         results = stream(
             found.uris, settings, memory=memory, readers=readers, is_known=lambda uri, stamp: known.get(uri) == stamp
@@ -109,7 +110,7 @@ def _scanned(  # noqa: PLR0917  # the arguments of `scan`
         state = keep(results, store, len(found.uris), watch, start=start)
     rows = store.rows()
     return FleetScan(
-        rows=tuple(rows[uri] for uri in found.uris),
+        rows=tuple(rows[name] for name in names.values()),
         skipped=found.skipped,
         feature_names=store.feature_names(),
         store=store,

@@ -60,7 +60,7 @@ LAYERS = pa.schema(
 DEEP = pa.schema([("sha256", pa.string()), ("features", pa.list_(pa.float32())), ("settings", pa.string())])
 """Features of a search for triggers."""
 
-_NAMES = b"jaxguard.features"
+_NAMES, _SETTINGS = b"jaxguard.features", b"jaxguard.settings"
 _FLUSH_SECONDS = 2.0
 _SCHEMAS = {"checkpoints": CHECKPOINTS, "layers": LAYERS, "deep": DEEP}
 
@@ -133,7 +133,7 @@ class Store:
         self._results.clear()
 
     def rows(self) -> dict[str, Row]:
-        """The latest row of every checkpoint by its uri.
+        """The latest row of every checkpoint by its uri as `text` of this module writes it.
 
         Raises:
             FleetError: a part is damaged.
@@ -160,10 +160,10 @@ class Store:
 
     def feature_names(self) -> dict[str, tuple[str, ...]]:
         """Names of the features by bucket."""
-        if not self._names:
-            for path in self._parts("checkpoints"):
-                self._names |= _names_in(pq.read_schema(path))
-        return dict(self._names)
+        found: dict[str, tuple[str, ...]] = {}
+        for path in self._parts("checkpoints"):
+            found |= _names_in(pq.read_schema(path), self.settings)
+        return found | self._names
 
     def layers(self, hashes: Sequence[str]) -> dict[str, tuple[LayerSummary, ...]]:
         """The layers of some checkpoints by content hash, in the order they were scored."""
@@ -229,8 +229,8 @@ class Store:
             "settings": [self.settings] * count,
             "scanned": [time.time_ns()] * count,
         }
-        for name in ("uri", "error"):
-            columns[name] = [_text(value) for value in columns[name]]
+        for name in ("uri", "notes", "error"):
+            columns[name] = [text(value) for value in columns[name]]
         return pa.table([pa.array(columns[f.name], f.type) for f in CHECKPOINTS], schema=CHECKPOINTS)
 
     def _layers(self, result: Scored) -> pa.Table:
@@ -241,7 +241,7 @@ class Store:
         summaries = result.scores.layers[fresh].reshape(-1, len(SUMMARY))
         columns = {
             "sha256": np.repeat(np.array([result.sha256[k] for k in fresh], object), len(layers)),
-            "layer": [layer.name for layer in layers] * len(fresh),
+            "layer": [text(layer.name) for layer in layers] * len(fresh),
             "channels": [layer.channels for layer in layers] * len(fresh),
             **{name: summaries[:, k] for k, name in enumerate(SUMMARY)},
             "settings": [self.settings] * len(summaries),
@@ -251,7 +251,7 @@ class Store:
     def _write(self, name: str, table: pa.Table) -> None:
         names = json.dumps({bucket: list(features) for bucket, features in self._names.items()})
         if name == "checkpoints":
-            table = table.replace_schema_metadata({_NAMES: names.encode()})
+            table = table.replace_schema_metadata({_NAMES: names.encode(), _SETTINGS: self.settings.encode()})
         target = self.folder / name / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
         try:
             with atomic.replacing(target, overwrite=False) as fresh:
@@ -283,9 +283,11 @@ class Store:
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
-def _names_in(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
-    text = (schema.metadata or {}).get(_NAMES, b"{}")
-    return {bucket: tuple(names) for bucket, names in json.loads(text).items()}
+def _names_in(schema: pa.Schema, settings: str) -> dict[str, tuple[str, ...]]:
+    told = schema.metadata or {}
+    if told.get(_SETTINGS) != settings.encode():
+        return {}
+    return {bucket: tuple(names) for bucket, names in json.loads(told.get(_NAMES, b"{}")).items()}
 
 
 def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
@@ -296,6 +298,13 @@ def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
     return found
 
 
-def _text(value: str) -> str:
-    """Text that Parquet can hold: bytes of a file name that are no UTF-8 come back as they were."""
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def text(value: str) -> str:
+    r"""What Parquet can hold of a text: bytes of a file name that are no UTF-8 are spelt out.
+
+    >>> text("runs/\udcff.npz")
+    'runs/\\xff.npz'
+    """
+    try:
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # halves of pairs, which JSON can name
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
