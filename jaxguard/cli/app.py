@@ -76,6 +76,7 @@ def scan(
     memory: fleet.Memory = "768MiB",
     readers: fleet.Readers = None,
     ray: fleet.Ray = None,
+    deep: fleet.Deep = 0,
     format_: fleet.Format = "table",
     output: fleet.Output = None,
     fail_on: fleet.FailOn = None,
@@ -92,9 +93,9 @@ def scan(
     from jaxguard.types import AuditReport
 
     failures = [*(fail_on or []), *(["suspected", "inconclusive"] if fail_on_inconclusive else [])]
-    asked = {"--profile": profile, "--out": out, "--ray": ray, "--output": output, "--fail-on": fail_on}
+    asked = {"--profile": profile, "--out": out, "--ray": ray, "--output": output, "--fail-on": fail_on, "--deep": deep}
     if fleet.is_many(checkpoints) or any(asked.values()) or shard != "0/1" or format_ not in ("table", "json"):
-        alone = {"--apply": apply, "--init": init, "--data": data, "--attack": attack, "--trigger": trigger}
+        alone = {"--apply": apply, "--init": init, "--attack": attack, "--trigger": trigger}
         for name, value in (alone | {"--mean": mean, "--std": std}).items():
             if value is not None:
                 raise typer.BadParameter("expected it with a single checkpoint and without a profile", param_hint=name)
@@ -109,6 +110,9 @@ def scan(
             memory=memory,
             readers=readers,
             ray=ray,
+            deep=deep,
+            data=data,
+            seed=seed,
             format_="json" if as_json else format_,
             output=output,
             fail_on=failures,

@@ -7,6 +7,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 
 from jaxguard.cli import console, options
@@ -48,6 +49,14 @@ Ray = Annotated[
         "must be able to read the checkpoints; --memory and --readers are per worker, one for each GPU or four cores.",
     ),
 ]
+Deep = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Search triggers in the N most suspicious checkpoints too; the profile must have been made with --deep. "
+        "With --data on its clean images, else on noise.",
+    ),
+]
 Format = Annotated[str, typer.Option("--format", help=f"What is printed: {', '.join(FORMATS)}.")]
 Output = Annotated[pathlib.Path | None, typer.Option("--output", help="File for --format; standard output by default.")]
 FailOn = Annotated[
@@ -84,6 +93,9 @@ def scan(
     memory: str,
     readers: int | None,
     ray: str | None,
+    deep: int,
+    data: str | None,
+    seed: int,
     format_: str,
     output: pathlib.Path | None,
     fail_on: list[str],
@@ -92,9 +104,12 @@ def scan(
     """Scan, judge, tell; exits with 1 where `fail_on` says so, with 3 where something could not be scored."""
     from jaxguard import audit, verdict
     from jaxguard.detection import judging
+    from jaxguard.fleet import deep as deep_look
     from jaxguard.fleet import discovery, telling
     from jaxguard.fleet.scan import scan as scan_fleet
 
+    if data is not None and not deep:
+        raise typer.BadParameter("expected --deep with it, for several checkpoints or a profile", param_hint="--data")
     if control not in (judging.FDR, judging.EACH):
         raise typer.BadParameter(f"expected fdr or each, got {control!r}", param_hint="--control")
     _check_output(format_, output, fail_on)
@@ -113,15 +128,22 @@ def scan(
             watch=watch,
         ) as found,
     ):
+        judged = telling.judged(found, known, alpha=alpha, control=control)
+        if deep:
+            search = deep_look.Search(_images(data, seed), seed)
+            rows = deep_look.most_suspicious(found, judged, deep)
+            with console.fleet_progress("searching triggers") as told:
+                features = deep_look.search(rows, found, search, settings, watch=told, say=console.say)
+            judged = telling.judged(found, known, deep=features, deep_names=search.names, alpha=alpha, control=control)
         report = telling.report(
             found,
-            telling.judged(found, known, alpha=alpha, control=control),
+            judged,
             title=f"Scan of {', '.join(targets[:3])}{', …' if len(targets) > 3 else ''}",
             command=console.command(),
             alpha=alpha,
             control=control,
             profile="" if known is None else f"{profile}, {known.digest[:16]}",
-            references=() if known is None else judging.references(known, alpha),
+            references=() if known is None else telling.references(known, alpha),
             environment=audit.environment(),
         )
     _tell(report, format_, output, folder)
@@ -147,6 +169,13 @@ def calibrate(
     pairing: Annotated[str, typer.Option(help="dataflow, or module_order as in the reference code.")] = "dataflow",
     memory: Memory = "768MiB",
     readers: Readers = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Search triggers in all references too, for scans with --deep.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Images to search triggers on, digits, tfds:NAME or npz:PATH; noise by default.")
+    ] = None,
+    seed: options.Seed = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing profile.")] = False,
 ) -> None:
     """Make the reference profile that a scan's verdicts rest on.
@@ -154,9 +183,10 @@ def calibrate(
     A verdict that errs once in twenty times needs nineteen clean checkpoints of the same architecture, made as those
     that will be judged. With backdoored ones beside them the score learns what to look at, and its power is known.
     """
-    from jaxguard.detection import calibration, judging
+    from jaxguard.detection import calibration
     from jaxguard.detection.profile import to_json
     from jaxguard.errors import FleetError
+    from jaxguard.fleet import deep as deep_look
     from jaxguard.fleet import telling
     from jaxguard.fleet.scan import scan as scan_fleet
     from jaxguard.report import fleet_references
@@ -164,6 +194,7 @@ def calibrate(
     if out.exists() and not overwrite:
         raise FleetError(f"{out}: expected a path that is free, found a file; pass --overwrite, or another path")
     settings = options.fleet_settings(arch, input_, pairing)
+    search = deep_look.Search(_images(data, seed), seed) if deep else None
     names: dict[str, tuple[str, ...]] = {}
     sides = []
     for title, targets in (("clean", clean), ("backdoored", backdoored or [])):
@@ -175,18 +206,28 @@ def calibrate(
                     targets, out=results, settings=settings, memory=_bytes(memory), readers=readers, watch=watch
                 ) as found,
             ):
-                records = telling.records_of(found)
+                features = {}
+                if search is not None:
+                    rows = [row for row in found.rows if not row.error]
+                    with console.fleet_progress(f"searching triggers in {title} references") as told:
+                        features = deep_look.search(rows, found, search, settings, watch=told, say=console.say)
+                records = telling.records_of(found, features)
                 names |= found.feature_names
                 for row in found.rows:
                     if row.error:
                         console.say(f"left out: {row.error}")
         sides.append(records)
-    made = calibration.calibrate(*sides, names=names)
+    made = calibration.calibrate(*sides, names=names, deep_names=() if search is None else search.names)
     write_text(out, to_json(made))
-    console.out.print(fleet_references.reference_table(judging.references(made, alpha), alpha))
+    console.out.print(fleet_references.reference_table(telling.references(made, alpha), alpha))
     for note in made.notes:
         console.say(note)
     console.say(f"profile: {out}, {made.digest[:16]}")
+
+
+def _images(data: str | None, seed: int) -> np.ndarray | None:
+    """The defender's clean images of a data set."""
+    return None if data is None else np.asarray(options.dataset(data, seed).clean.images)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

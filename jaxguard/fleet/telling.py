@@ -19,24 +19,43 @@ SHOWN = 50
 """Checkpoints whose layers a report holds beside those that are suspected, the highest scores first."""
 
 
-def records_of(scan: FleetScan) -> list[Record]:
-    """What there is to calibrate with or to judge: one record per row that was scored."""
-    deep = scan.store.deep()
-    return [Record(row.bucket, row.sha256, row.features, deep.get(row.sha256)) for row in scan.rows if not row.error]
+SEARCHED = ", triggers searched"
+"""Behind the bucket of checkpoints that were judged by the second look: their scores have a scale of their own."""
+
+
+def records_of(scan: FleetScan, deep: Mapping[str, np.ndarray] | None = None) -> list[Record]:
+    """What there is to calibrate with or to judge: one record per row that was scored.
+
+    Args:
+        scan: its rows.
+        deep: features of a search for triggers by content hash, where there was one.
+
+    Returns:
+        The records, in the order of the rows.
+    """
+    known = deep or {}
+    return [Record(row.bucket, row.sha256, row.features, known.get(row.sha256)) for row in scan.rows if not row.error]
 
 
 def judged(
     scan: FleetScan,
     profile: Profile | None,
     *,
+    deep: Mapping[str, np.ndarray] | None = None,
     deep_names: Sequence[str] = (),
     alpha: float = judging.ALPHA,
     control: str = judging.FDR,
 ) -> Judgements:
     """Judgements of the rows that were scored, see `jaxguard.detection.judging.judge`."""
     return judging.judge(
-        records_of(scan), profile, names=scan.feature_names, deep_names=deep_names, alpha=alpha, control=control
+        records_of(scan, deep), profile, names=scan.feature_names, deep_names=deep_names, alpha=alpha, control=control
     )
+
+
+def references(profile: Profile, alpha: float) -> tuple[Reference, ...]:
+    """What a profile holds for both looks, the second under a bucket name of its own."""
+    second = judging.references(profile, alpha, stage=judging.DEEP)
+    return (*judging.references(profile, alpha), *(replace(one, bucket=one.bucket + SEARCHED) for one in second))
 
 
 def report(
@@ -104,7 +123,7 @@ def _entry(row: Row, found: Judgements, number: int) -> FleetEntry:
         size=row.stamp.size,
         format=row.format,
         architecture=row.architecture,
-        bucket=row.bucket,
+        bucket=row.bucket + SEARCHED * (found.stages[number] == judging.DEEP),
         z=row.z,
         score=float(found.scores[number]),
         p_value=float(found.p_values[number]),
