@@ -40,9 +40,9 @@ class State(NamedTuple):
 
     @property
     def seconds_left(self) -> float:
-        """At that speed; infinite before anything was read."""
-        speed = self.checkpoints_per_second
-        return (self.total - self.done) / speed if speed else float("inf")
+        """At that speed; infinite before anything was read, unless nothing is left."""
+        speed, left = self.checkpoints_per_second, self.total - self.done
+        return left / speed if speed else float("inf") if left else 0.0
 
 
 Watch = Callable[[State], None]

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxguard import checkpoints
@@ -18,6 +18,7 @@ def state(path) -> dict:
     return {"size": found.st_size, "modified": found.st_mtime_ns, "given": "demo"}
 
 
+@settings(deadline=None)
 @given(content=st.binary(min_size=1, max_size=300), start=st.integers(0, 300), block=st.integers(1, 70))
 def test_bytes_and_hash(tmp_path_factory, content, start, block):
     start = min(start, len(content))
