@@ -7,6 +7,7 @@ its own, and of two rows about one checkpoint the later one holds.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import pathlib
@@ -159,10 +160,15 @@ class Store:
         return found
 
     def feature_names(self) -> dict[str, tuple[str, ...]]:
-        """Names of the features by bucket."""
+        """Names of the features by bucket.
+
+        Raises:
+            FleetError: a part is damaged.
+        """
         found: dict[str, tuple[str, ...]] = {}
         for path in self._parts("checkpoints"):
-            found |= _names_in(pq.read_schema(path), self.settings)
+            with _intact(path):
+                found |= _names_in(pq.read_schema(path), self.settings)
         return found | self._names
 
     def layers(self, hashes: Sequence[str]) -> dict[str, tuple[LayerSummary, ...]]:
@@ -269,18 +275,25 @@ class Store:
         """All rows of these settings, or those of some content hashes."""
         schema, tables = _SCHEMAS[name], []
         for path in self._parts(name):
-            try:
+            with _intact(path):
                 table = pq.ParquetFile(path).read(columns=schema.names).replace_schema_metadata(None).cast(schema)
                 table = table.filter(pc.field("settings") == self.settings)
                 if hashes is not None:
                     table = table.filter(pc.field("sha256").isin(list(hashes)))
                 tables.append(table)
-            except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-                raise FleetError(
-                    f"{path}: expected a part of a scan's results, found {error}; move it away, what it held will be "
-                    "scanned again"
-                ) from error
         return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+@contextlib.contextmanager
+def _intact(path: pathlib.Path) -> Iterator[None]:
+    """Tells what is the matter with a part that cannot be read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise FleetError(
+            f"{path}: expected a part of a scan's results, found {error}; move it away, what it held will be scanned "
+            "again"
+        ) from error
 
 
 def _names_in(schema: pa.Schema, settings: str) -> dict[str, tuple[str, ...]]:
