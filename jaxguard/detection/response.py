@@ -109,6 +109,7 @@ def class_responses(graph: ChannelGraph, variables: Variables) -> np.ndarray:
     """
     images = noise_images(image_shape(graph))
     num_classes = graph.program.shapes[graph.program.logits][-1]
+    variables, images = jax.device_put((variables, images))
     # Class by class from Python: in a loop of the compiled program the gradient of a convolution is slow on CPU.
     columns = [_answers(graph.apply_fn, variables, images, number) for number in range(num_classes)]
     return np.stack([np.asarray(column) for column in columns], axis=1)

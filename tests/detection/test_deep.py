@@ -15,12 +15,12 @@ PIXELS = 64
 
 
 def linear(variables, images):
-    return images.reshape(len(images), -1) @ variables
+    return images.reshape(len(images), -1) @ variables["w"]
 
 
 def graph_of(weights):
-    weights = jnp.asarray(weights, jnp.float32)
-    return channel_graph(linear, weights, jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)), weights
+    variables = {"w": jnp.asarray(weights, jnp.float32)}
+    return channel_graph(linear, variables, jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)), variables
 
 
 def patches(norms, reached=None):
@@ -95,6 +95,7 @@ def test_a_shortcut_is_seen_from_noise_and_from_images():
 
 
 def test_inputs_that_are_no_images_are_refused():
-    graph = channel_graph(lambda variables, vectors: vectors @ variables, jnp.eye(4), jnp.zeros((1, 4)))
+    variables = {"w": jnp.eye(4)}
+    graph = channel_graph(lambda variables, vectors: vectors @ variables["w"], variables, jnp.zeros((1, 4)))
     with pytest.raises(DataError, match="model of images"):
-        deep.deep_features(graph, jnp.eye(4), jax.random.key(0))
+        deep.deep_features(graph, variables, jax.random.key(0))

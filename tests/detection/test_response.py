@@ -110,7 +110,7 @@ def test_a_constant_model_has_no_asymmetry():
 
 
 def test_inputs_that_are_no_images_are_refused():
-    model = lambda variables, vectors: vectors @ variables  # noqa: E731
-    graph = channel_graph(model, jnp.eye(4), jnp.zeros((1, 4)))
+    variables = {"w": jnp.eye(4)}
+    graph = channel_graph(lambda variables, vectors: vectors @ variables["w"], variables, jnp.zeros((1, 4)))
     with pytest.raises(DataError, match=r"model of images \[H, W, C\], came one of inputs \(4,\)"):
-        response.response_features(graph, jnp.eye(4))
+        response.response_features(graph, variables)
