@@ -8,9 +8,9 @@ variables.
 from jaxguard.checkpoints.checkpoint import DTYPES, Checkpoint, LeafSpec
 from jaxguard.checkpoints.finite import check_finite
 from jaxguard.checkpoints.formats import FORMATS, Format, is_checkpoint, load, save
-from jaxguard.checkpoints.listing import Listed, below, manifest, parts
+from jaxguard.checkpoints.listing import Listed, behind, below, manifest, parts
 from jaxguard.checkpoints.raw import read_into
-from jaxguard.checkpoints.remote import is_url, listed
+from jaxguard.checkpoints.remote import is_url
 from jaxguard.checkpoints.trees import flatten, unflatten
 
 __all__ = [
@@ -20,12 +20,12 @@ __all__ = [
     "Format",
     "LeafSpec",
     "Listed",
+    "behind",
     "below",
     "check_finite",
     "flatten",
     "is_checkpoint",
     "is_url",
-    "listed",
     "load",
     "manifest",
     "parts",

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import posixpath
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,6 +11,13 @@ from jaxguard.errors import CheckpointError
 
 _CERTAIN = {".safetensors", ".msgpack", ".pt", ".pth", ".th", ".npz", ".eqx", ".h5", ".hdf5", ".keras", ".ckpt"}
 """Suffixes of files that are checkpoints or damaged ones; what else there is has to look like one inside."""
+
+
+_LIKELY = {".bin", ".pkl", ".pickle", ".tar"}
+"""Suffixes of files that may be checkpoints, where nobody can look inside."""
+
+_WHOLE = ("/_METADATA", sharded.INDEX_SUFFIX)
+"""Ends of the names of files that make their folder one checkpoint."""
 
 
 class Listed(NamedTuple):
@@ -71,6 +79,37 @@ def below(folder: str | os.PathLike[str]) -> Iterator[Listed]:
         left += reversed(folders)
 
 
+def behind(url: str) -> Iterator[Listed]:
+    """All checkpoints that a URL of a file, a folder or a pattern means.
+
+    Nothing is downloaded: in a folder the names tell which files are checkpoints, which folders Orbax directories or
+    models in shards.
+
+    Args:
+        url: those of Hugging Face name one repository and are passed on as they are.
+
+    Yields:
+        URLs in the order of their names.
+
+    Raises:
+        CheckpointError: a library is not installed, nothing is there, or access is refused.
+    """
+    found = remote.listed(url)
+    if _bare(found) == _bare([url]) or any(mark in url for mark in "*?["):
+        yield from map(Listed, found)
+        return
+    whole = {posixpath.dirname(one) for one in found if one.endswith(_WHOLE)}
+    told = set()
+    for one in found:
+        owner = next((folder for folder in _ancestors(one) if folder in whole), None)
+        if owner is None:
+            known = posixpath.splitext(one)[1].lower() in _CERTAIN | _LIKELY
+            yield Listed(one, "" if known else "no checkpoint by its name")
+        elif owner not in told:
+            told.add(owner)
+            yield Listed(owner)
+
+
 def manifest(path: str | os.PathLike[str]) -> list[str]:
     """Paths and URLs in a text file, one per line; `#` starts a comment, relative paths are relative to the file.
 
@@ -88,6 +127,16 @@ def manifest(path: str | os.PathLike[str]) -> list[str]:
         raise CheckpointError(f"{path}: expected at least one path or URL, found none; is this the right manifest?")
     folder = pathlib.Path(path).parent
     return [line if remote.is_url(line) else str(folder / line) for line in named]
+
+
+def _bare(urls: list[str]) -> list[str]:
+    return [url.partition("://")[2].strip("/") for url in urls]
+
+
+def _ancestors(url: str) -> Iterator[str]:
+    """The folders that a URL lies in, the outermost first."""
+    start = url.index("://") + 3
+    yield from (url[:k] for k in range(start, len(url)) if url[k] == "/" and k > start)
 
 
 def _no_folder(entry: os.DirEntry[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import pathlib
 import zlib
@@ -74,29 +75,47 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _expanded(targets: Iterable[str], *, within: str = "") -> Iterator[Listed]:
+def _expanded(targets: Iterable[str]) -> Iterator[Listed]:
     for target in targets:
-        if checkpoints.is_url(target):
-            yield from (Listed(url) for url in checkpoints.listed(target))
-        elif os.path.isdir(target):
-            yield from _in_folder(target)
-        elif os.path.lexists(target):
-            if within or pathlib.PurePath(target).suffix.lower() not in MANIFESTS or checkpoints.is_checkpoint(target):
-                yield Listed(target)
-            else:
-                yield from _expanded(checkpoints.manifest(target), within=target)
-        elif glob.has_magic(target):
-            matches = sorted(glob.glob(target, recursive=True))
-            if not matches:
-                raise CheckpointError(f"{target}: expected files that match, found none; check the pattern")
-            yield from _expanded(matches, within=target)
-        else:
-            # a training run's step, `run@7`, or nothing: whoever opens it will tell
-            yield Listed(target)
+        is_text = pathlib.PurePath(target).suffix.lower() in MANIFESTS and os.path.isfile(target)
+        if is_text and not checkpoints.is_checkpoint(target):
+            yield from itertools.chain.from_iterable(map(_of_line, checkpoints.manifest(target)))
+            continue
+        found = _found(target)
+        if not found:
+            what = "checkpoints below the folder" if os.path.isdir(target) else "files that match"
+            raise CheckpointError(f"{target}: expected {what}, found no files; check the path")
+        yield from found
 
 
-def _in_folder(folder: str) -> Iterator[Listed]:
-    found = list(checkpoints.below(folder))
-    if not found:
-        raise CheckpointError(f"{folder}: expected checkpoints below the folder, found no files; check the path")
-    yield from found
+def _of_line(line: str) -> list[Listed]:
+    """What a line of a manifest means; a bad one is a checkpoint that cannot be opened, and the others go on.
+
+    A URL is one checkpoint unless it is a pattern or ends in a slash: nobody wants to wait for the look-up of each of a
+    hundred thousand.
+    """
+    if checkpoints.is_url(line) and not glob.has_magic(line) and not line.endswith("/"):
+        return [Listed(line)]
+    try:
+        return _found(line) or [Listed(line)]
+    except CheckpointError:
+        return [Listed(line)]
+
+
+def _found(target: str) -> list[Listed]:
+    """What a path or URL means; nothing where it is a folder or a pattern without files."""
+    if checkpoints.is_url(target):
+        return list(checkpoints.behind(target))
+    if os.path.isdir(target):
+        return [one._replace(path=_bare(one.path)) for one in checkpoints.below(target)]
+    if glob.has_magic(target) and not os.path.lexists(target):
+        matches = sorted(glob.glob(target, recursive=True))
+        found = (checkpoints.below(one) if os.path.isdir(one) else [Listed(_bare(one))] for one in matches)
+        return list(itertools.chain.from_iterable(found))
+    # a file, a training run's step, `run@7`, or nothing: whoever opens it will tell
+    return [Listed(_bare(target))]
+
+
+def _bare(path: str) -> str:
+    """Without `./`, so that a file has one name."""
+    return str(pathlib.Path(path))
