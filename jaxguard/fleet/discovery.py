@@ -30,13 +30,16 @@ class Discovery(NamedTuple):
     skipped: tuple[tuple[str, str], ...]
 
 
-def discover(targets: Sequence[str], *, shard: tuple[int, int] = (0, 1)) -> Discovery:
+def discover(
+    targets: Sequence[str], *, shard: tuple[int, int] = (0, 1), results: str | os.PathLike[str] | None = None
+) -> Discovery:
     """Find the checkpoints that a command line means.
 
     Args:
         targets: files, folders (searched), patterns such as `models/**/*.safetensors`, manifests, URLs.
         shard: `(i, n)`: keep the i-th of n parts. Which part a checkpoint belongs to depends on its name alone, so that
             any number of processes divide a store without talking to each other.
+        results: folder that the scan itself writes to; what lies in it is neither a checkpoint nor passed over.
 
     Returns:
         Checkpoints and what was skipped. Files of other parts are neither.
@@ -49,7 +52,10 @@ def discover(targets: Sequence[str], *, shard: tuple[int, int] = (0, 1)) -> Disc
     if not 0 <= index < count:
         raise FleetError(f"expected a shard i/n with 0 <= i < n, got {index}/{count}; the first of four is 0/4")
     uris, skipped = dict[str, None](), dict[str, str]()
+    own = None if results is None else os.path.join(os.path.abspath(results), "")
     for listed in _expanded(targets):
+        if own is not None and os.path.abspath(listed.path).startswith(own):
+            continue
         if zlib.crc32(os.fsencode(listed.path)) % count != index:
             continue
         if listed.reason:

@@ -97,7 +97,7 @@ def _scanned(  # noqa: PLR0917  # the arguments of `scan`
     watch: Watch | None,
 ) -> FleetScan:
     start = time.perf_counter()
-    found = discovery.discover(targets, shard=shard)
+    found = discovery.discover(targets, shard=shard, results=store.folder)
     before, names = store.rows(), {uri: text(uri) for uri in found.uris}
     known = {uri: before[name].stamp for uri, name in names.items() if name in before and not before[name].error}
     if address is None:
