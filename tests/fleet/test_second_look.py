@@ -1,0 +1,110 @@
+"""Triggers are searched in the most suspicious checkpoints, once each, and judged apart from what weights say."""
+
+import numpy as np
+import pytest
+
+from jaxguard import verdict
+from jaxguard.detection import deep, judging
+from jaxguard.detection.calibration import calibrate
+from jaxguard.detection.profile import from_json, to_json
+from jaxguard.fleet import deep as second
+from jaxguard.fleet import scan, telling
+from tests.fleet import stores
+
+REFERENCES = 24
+SETTINGS = scan.Settings(arch=stores.MLP, input_shape=stores.SHAPES[stores.MLP])
+SEARCH = second.Search()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    for seed in range(REFERENCES + 4):
+        stores.write(folder / f"{seed:02d}.safetensors", stores.leaves(seed))
+    stores.write(folder / "stranger.safetensors", stores.stranger())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+def paths(store, numbers):
+    return [str(store / f"{number:02d}.safetensors") for number in numbers]
+
+
+@pytest.fixture(scope="module")
+def profile(store, results):
+    with scan.scan(paths(store, range(REFERENCES)), out=results, settings=SETTINGS) as found:
+        features = second.search(found.rows, found, SEARCH, SETTINGS)
+        records = telling.records_of(found, features)
+        return calibrate(records, names=found.feature_names, deep_names=SEARCH.names)
+
+
+def test_the_smallest_p_values_come_first_and_strangers_never(store, results):
+    with scan.scan([str(store)], out=results) as found:
+        scored = [row for row in found.rows if not row.error]
+        judged = telling.judged(found, None)
+        judged.p_values[:] = np.linspace(0.9, 0.1, len(scored))
+        chosen = second.most_suspicious(found, judged, 3)
+        assert "stranger" in scored[-1].uri  # it has the smallest
+        assert [row.uri for row in chosen] == [row.uri for row in scored[-2:-5:-1]]
+        judged.p_values[:] = np.nan
+        highest = sorted(scored[:-1], key=lambda row: -row.z)
+        assert [row.uri for row in second.most_suspicious(found, judged, 3)] == [row.uri for row in highest[:3]]
+
+
+def test_a_content_is_searched_once(store, results, monkeypatch):
+    searched = []
+    monkeypatch.setattr(deep, "deep_features", lambda *a, **k: searched.append(1) or np.ones(len(deep.NAMES)))
+    with scan.scan(paths(store, [25]), out=results, settings=SETTINGS) as found:
+        first = second.search(found.rows, found, SEARCH, SETTINGS)
+        again = second.search(found.rows, found, SEARCH, SETTINGS)
+        assert len(searched) == 1 and first.keys() >= {found.rows[0].sha256}
+        np.testing.assert_array_equal(again[found.rows[0].sha256], np.ones(len(deep.NAMES)))
+        images = second.Search(np.zeros((2, 4, 4, 1), np.float32))
+        assert not second.found_before(images, found)  # other images, other features
+        second.search(found.rows, found, images, SETTINGS)
+        assert len(searched) == 2
+        assert not set(images.names) & set(SEARCH.names)
+
+
+def test_a_checkpoint_that_cannot_be_searched_is_told_and_passed_over(store, tmp_path):
+    with scan.scan([str(store / "stranger.safetensors"), *paths(store, [1])], out=tmp_path) as found:
+        told = []
+        features = second.search(found.rows, found, SEARCH, scan.Settings(), say=told.append)
+    assert len(features) == 1
+    assert len(told) == 1 and "stranger" in told[0] and "--arch" in told[0]
+
+
+def test_what_was_searched_is_judged_by_the_search_under_a_bucket_of_its_own(store, results, profile):
+    assert from_json(to_json(profile), "profile").digest == profile.digest
+    with scan.scan(paths(store, range(REFERENCES, REFERENCES + 4)), out=results, settings=SETTINGS) as found:
+        first = telling.judged(found, profile)
+        rows = second.most_suspicious(found, first, 2)
+        features = second.search(rows, found, SEARCH, SETTINGS)
+        chosen = {row.sha256: features[row.sha256] for row in rows}
+        judged = telling.judged(found, profile, deep=chosen, deep_names=SEARCH.names)
+        report = telling.report(
+            found,
+            judged,
+            title="",
+            command="",
+            alpha=judging.ALPHA,
+            control=judging.FDR,
+            references=telling.references(profile, judging.ALPHA),
+        )
+    searched = {entry.sha256: entry for entry in report.entries if entry.deep}
+    assert searched.keys() == chosen.keys()
+    bucket = found.rows[0].bucket
+    assert {entry.bucket for entry in searched.values()} == {bucket + telling.SEARCHED}
+    assert {one.bucket: len(one.scores) for one in report.references} == {
+        bucket: REFERENCES,
+        bucket + telling.SEARCHED: REFERENCES,
+    }
+    assert all(entry.verdict in verdict.VERDICTS and 0 < entry.p_value <= 1 for entry in report.entries)
+    by_weights = {row.sha256: p for row, p in zip(found.rows, first.p_values, strict=True)}
+    for entry in report.entries:
+        if not entry.deep:
+            assert entry.p_value == by_weights[entry.sha256]
