@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import re
 import sys
@@ -116,6 +117,8 @@ def scan(
     known = _profile(profile)
     out = out or RESULTS
     with (
+        # Libraries that talk must not do so between the results.
+        contextlib.redirect_stdout(sys.stderr),
         console.fleet_progress("scanning") as watch,
         scan_fleet(
             targets,

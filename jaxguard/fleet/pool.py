@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ _IN_FLIGHT = 2  # chunks of a worker: one is scored while the other waits at its
 _CPUS = 4  # cores of a worker where there is no accelerator
 _STARTS = 3  # in vain, one after the other, after which a node is left alone
 _LOOK_SECONDS, _PATIENCE_SECONDS = 2.0, 60.0  # between two looks at the nodes; without any worker
+_WHY = 240  # characters of what is told about a loss
 _CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 _TPU_HOSTS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}  # how the chips of a host are arranged
 
@@ -46,7 +48,7 @@ class Pool:
         self._worker = ray.remote(Worker)
         self._processes: list[_Process] = []
         self._in_vain: dict[str, int] = {}
-        self._why = "no node has a CPU, GPU or TPU to offer"
+        self._why = "no node offers a CPU, GPU or TPU"
         self._looked, self._worked = -_LOOK_SECONDS, time.monotonic()
 
     @property
@@ -63,21 +65,24 @@ class Pool:
         if time.monotonic() - self._looked < _LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        nodes = [node for node in self._ray.nodes() if node["Alive"]]
-        usable = [node for node in nodes if self._in_vain.get(node["NodeID"], 0) < _STARTS]
+        shares = {node["NodeID"]: share(node["Resources"]) for node in self._ray.nodes() if node["Alive"]}
+        nodes = [node for node, (_, count, _) in shares.items() if count]
+        usable = [node for node in nodes if self._in_vain.get(node, 0) < _STARTS]
         for node in usable:
-            options, count, environment = share(node["Resources"])
-            there = sum(process.node == node["NodeID"] for process in self._processes)
-            self._processes += [self._started(node["NodeID"], options, environment) for _ in range(count - there)]
+            options, count, environment = shares[node]
+            there = sum(process.node == node for process in self._processes)
+            self._processes += [self._started(node, options, environment) for _ in range(count - there)]
         waited = time.monotonic() - self._worked
         if any(process.ready is None for process in self._processes):
             self._worked = time.monotonic()
         elif self._processes and waited > _PATIENCE_SECONDS:
-            logging.getLogger(__name__).warning("no worker has answered yet from %d nodes, see `ray status`", len(nodes))
+            logging.getLogger(__name__).warning(
+                "no worker has answered yet from %d nodes, see `ray status`", len(nodes)
+            )
             self._worked = time.monotonic()
         elif not self._processes and ((nodes and not usable) or waited > _PATIENCE_SECONDS):
             raise FleetError(
-                f"expected a cluster with room for workers, found none on {len(nodes)} nodes: {self._why}; the results "
+                f"expected a cluster that can run workers, found none on {len(nodes)} nodes: {self._why}; the results "
                 "so far are kept, the same command goes on"
             )
 
@@ -132,8 +137,11 @@ class Pool:
 
     def _lost(self, process: _Process, reference: Any, error: Any, chunks: Chunks) -> Iterator[Failure]:
         """One chunk where the worker told an error, all of its chunks where it died."""
-        why = str(getattr(error, "cause", None) or error).strip()
-        if isinstance(error, self._ray.exceptions.RayTaskError) and process.ready is None:
+        is_told = isinstance(error, self._ray.exceptions.RayTaskError)
+        lines = str(error.cause if is_told else error).strip().splitlines()
+        # Of a death Ray tells who died first, and why last.
+        why = textwrap.shorten(" ".join(lines) if is_told else lines[-1], _WHY)
+        if is_told and process.ready is None:
             lost = [process.chunks.pop(reference)]
         else:
             self._processes.remove(process)
@@ -142,7 +150,6 @@ class Pool:
             self._looked = -_LOOK_SECONDS
         if process.ready is not None:
             self._why = why
-            is_told = isinstance(error, self._ray.exceptions.RayTaskError)
             self._in_vain[process.node] = self._in_vain.get(process.node, 0) + (_STARTS if is_told else 1)
         for chunk in lost:
             failure = chunks.lost(chunk, process.node, why)

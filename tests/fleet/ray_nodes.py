@@ -1,4 +1,4 @@
-"""A Ray cluster of several node processes on this machine, whose nodes can be killed, and chunks that tell who has them."""
+"""A Ray cluster of several node processes on this machine that can be killed, and chunks that tell who has them."""
 
 from __future__ import annotations
 
