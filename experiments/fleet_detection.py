@@ -8,8 +8,10 @@ Networks of even numbers calibrate, those of odd numbers are judged, once; faile
 Nothing is chosen on the odd ones: which single features are shown is decided by their ROC-AUC on the even ones.
 
 Three looks, each dearer than the one before: the weights, the answers to noise, triggers inverted on noise. They are
-combined by `jaxguard.detection`, as `jaxguard calibrate` does. In the cascade only the most suspicious by their weights
-get the deep look (answers and inversion). Intervals are 95 %: bootstrap over networks for ROC figures, Clopper-Pearson
+combined by `jaxguard.detection`, as `jaxguard calibrate` does: in one regression where every network gets every look,
+or as a cascade, in which only some get the deep look (answers, or answers and inversion) and are then scored by it and by
+their weights' score. These are the undecided, whose log-odds by their weights are nearest to 0, or the most suspicious.
+Intervals are 95 %: bootstrap over networks for ROC figures, Clopper-Pearson
 for shares. With 64 clean networks a false-positive rate of 1 % means none of them.
 
 --third-party applies the profile, untouched, to the checkpoints in JAXGUARD_SHARED_DATA (else ../shared/data), and
@@ -32,16 +34,16 @@ import jax
 import machine
 import matplotlib.figure
 import numpy as np
+import third_party_detection
 from rich.progress import track
 from scipy import stats
-from third_party import RESULTS, SHARED
-from third_party_table import known_network
+from third_party import RESULTS
 
-from jaxguard import inversion, suspects
+from jaxguard import suspects
 from jaxguard.detection import calibration, deep, judging, response, weights
 from jaxguard.detection.profile import Profile, Record
 from jaxguard.graph import pairing
-from jaxguard.verdict import INCONCLUSIVE, SUSPECTED
+from jaxguard.verdict import SUSPECTED
 
 ALPHA = 0.05
 RATES = (0.01, 0.05)
@@ -190,21 +192,23 @@ class Setting:
         ]
 
     def judge(
-        self, names: Sequence[str], deep_names: Sequence[str] = (), part: float = 1.0
+        self, names: Sequence[str], deep_names: Sequence[str] = (), part: float = 1.0, first: str = "undecided"
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Scores of the odd ones, and the table row: ROC figures and what the verdicts are.
 
         Args:
             names: features of every network.
             deep_names: features of those that get the deep look.
-            part: of the odd ones that do: those of the highest score by `names`.
+            part: of the odd ones that do.
+            first: `undecided` or `suspicious` ones.
         """
         profile = self.calibrate(names, deep_names)
         odd = np.flatnonzero(~self.even)
         searched = np.zeros(len(self.groups), bool)
         if deep_names:
             cheap, _ = self.judge(names)
-            searched[odd[np.argsort(-cheap, kind="stable")[: round(part * len(odd))]]] = True
+            order = np.argsort(np.abs(cheap) if first == "undecided" else -cheap, kind="stable")
+            searched[odd[order[: round(part * len(odd))]]] = True
         rows = [self.members(names, deep_names, searched)[k] for k in odd]
         told = judging.judge(
             rows,
@@ -256,45 +260,6 @@ def single_features(setting: Setting) -> dict[str, Any]:
     return found
 
 
-def third_party(profile: Profile, names: Sequence[str]) -> dict[str, Any]:
-    """The checkpoints of others: the profile's verdict, and Neural Cleanse's own rule on noise."""
-    rows = {}
-    for path in track(sorted((SHARED / "checkpoints").glob("*.safetensors")), "third-party networks"):
-        card = json.loads(path.with_suffix(".json").read_text())
-        suspect = known_network(path, card)
-        record = Record(f"{suspect.architecture}, {card['arch']}", hashlib.sha256(path.read_bytes()).hexdigest(), None)
-        told = judging.judge([record], profile, names={BUCKET: tuple(names)}, alpha=ALPHA)
-        row: dict[str, Any] = {"label": card["label"], "verdict": told.verdicts[0]}
-        if suspect.graph is not None and len(card["input_hwc"] or ()) == 3:
-            start = time.perf_counter()
-            found = deep.inverted(suspect.graph, suspect.variables, jax.random.key(KEY))
-            trigger = inversion.recovered_trigger(found, source="noise")
-            row |= {
-                "flagged": trigger.target,
-                "target": (card.get("attack") or {}).get("target"),
-                "largest_index": round(float(trigger.anomaly.max()), 2),
-                "reached": int(found.reached.sum()),
-                "seconds": round(time.perf_counter() - start, 1),
-            }
-        rows[path.stem] = row
-    backdoored = [row for row in rows.values() if row["label"] == "backdoored"]
-    others = [row for row in rows.values() if row["label"] != "backdoored"]
-    return {
-        "checkpoints": rows,
-        "backdoored": len(backdoored),
-        "others": len(others),
-        "suspected by the profile": sum(row["verdict"] == SUSPECTED for row in backdoored),
-        "accused by the profile": sum(row["verdict"] == SUSPECTED for row in others),
-        "inconclusive": sum(row["verdict"] == INCONCLUSIVE for row in rows.values()),
-        "flagged by the index, backdoored": sum(row.get("flagged") is not None for row in backdoored),
-        "flagged at the target": sum(
-            row.get("flagged") is not None and row["flagged"] == row["target"] for row in backdoored
-        ),
-        "flagged by the index, others": sum(row.get("flagged") is not None for row in others),
-        "inverted": sum("flagged" in row for row in rows.values()),
-    }
-
-
 def draw(result: dict[str, Any], path: pathlib.Path) -> None:
     """ROC-AUC of every family and combination on the odd networks."""
     matplotlib.rcParams |= {"svg.hashsalt": path.name, "svg.fonttype": "none"}
@@ -338,13 +303,17 @@ def main() -> None:
         if members:
             families[family] = setting.judge(members)[1]
     combinations = {"weights": setting.judge(names["weights"])[1]}
-    deeper: tuple[str, ...] = ()
-    for tier in tiers[1:]:
-        deeper += names[tier]
-        label = {"response": "answers to noise", "inversion": "answers and inversion"}[tier]
+    looks = {"response": "answers", "inversion": "answers and inversion"}
+    for count, tier in enumerate(tiers[1:], 2):
+        deeper = sum((names[tier] for tier in tiers[1:count]), ())
+        combinations[f"weights, {looks[tier]}, one fit"] = setting.judge(names["weights"] + deeper)[1]
         for part in SHARES:
-            which = "all" if part == 1 else f"{100 * part:.0f} %"
-            combinations[f"weights, then {label} of {which}"] = setting.judge(names["weights"], deeper, part)[1]
+            label = f"cascade, {looks[tier]} of {100 * part:.0f} %"
+            combinations[label] = setting.judge(names["weights"], deeper, part)[1]
+        if tier == "inversion":
+            for part in SHARES[:-1]:
+                label = f"cascade, {looks[tier]} of the top {100 * part:.0f} %"
+                combinations[label] = setting.judge(names["weights"], deeper, part, "suspicious")[1]
     result: dict[str, Any] = {
         "environment": machine.environment("scipy", "scikit-learn"),
         "architecture": records[0]["architecture"],
@@ -362,7 +331,7 @@ def main() -> None:
         "features": single_features(setting),
     }
     if arguments.third_party:
-        result["third_party"] = third_party(setting.calibrate(names["weights"]), names["weights"])
+        result["third_party"] = third_party_detection.judged(setting.calibrate(names["weights"]))
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"fleet_detection_{arguments.name}.json"
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
