@@ -9,10 +9,10 @@ Nothing is chosen on the odd ones: which single features are shown is decided by
 
 Three looks, each dearer than the one before: the weights, the answers to noise, triggers inverted on noise. They are
 combined by `jaxguard.detection`, as `jaxguard calibrate` does: in one regression where every network gets every look,
-or as a cascade, in which only some get the deep look (answers, or answers and inversion) and are then scored by it and by
-their weights' score. These are the undecided, whose log-odds by their weights are nearest to 0, or the most suspicious.
-Intervals are 95 %: bootstrap over networks for ROC figures, Clopper-Pearson
-for shares. With 64 clean networks a false-positive rate of 1 % means none of them.
+or as a cascade, in which only some get the deep look (answers, or answers and inversion) and are then scored by it and
+by their weights' score. These are the undecided, whose log-odds by their weights are nearest to 0, or the most
+suspicious. Intervals are 95 %: bootstrap over networks for ROC figures, Clopper-Pearson for shares. With 64 clean
+networks a false-positive rate of 1 % means none of them.
 
 --third-party applies the profile, untouched, to the checkpoints in JAXGUARD_SHARED_DATA (else ../shared/data), and
 beside it Neural Cleanse's own rule, an anomaly index above 2 on noise, which needs no references.
