@@ -156,7 +156,8 @@ def _of_model(structure: Structure, model: Model, settings: Settings, notes: tup
 
     size = "x".join(map(str, model.input_shape))
     bucket = f"{model.spec}, {model.num_classes} classes, {size}"
-    return Scorer(Scope(model.spec, bucket, layers, weights.feature_names(layers), notes), _program(structure, features_of))
+    scope = Scope(model.spec, bucket, layers, weights.feature_names(layers), notes)
+    return Scorer(scope, _program(structure, features_of))
 
 
 def _structural(structure: Structure, reason: str) -> Scorer:
