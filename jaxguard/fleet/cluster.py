@@ -108,7 +108,8 @@ def _connected(address: str) -> Iterator[Any]:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, RuntimeError, ValueError) as error:
         raise FleetError(
-            f"--ray {address}: expected a Ray cluster, found {error}; start one with `ray start --head`, or pass local"
+            f"--ray {address}: expected a Ray cluster, found {error}; start one with `ray start --head`, set "
+            "RAY_AUTH_MODE=token where it wants a token, or pass local"
         ) from error
     try:
         yield ray
