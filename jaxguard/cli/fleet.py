@@ -6,6 +6,7 @@ import contextlib
 import pathlib
 import re
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -15,7 +16,10 @@ from jaxguard.cli import console, options
 
 if TYPE_CHECKING:
     from jaxguard.detection.profile import Profile
+    from jaxguard.fleet.looks import Look
+    from jaxguard.fleet.scan import FleetScan
     from jaxguard.fleet.scoring import Settings
+    from jaxguard.fleet.store import Row
     from jaxguard.types import FleetReport
 
 FORMATS = ("table", "json", "jsonl", "parquet", "sarif", "html")
@@ -105,8 +109,7 @@ def scan(
     """Scan, judge, tell; exits with 1 where `fail_on` says so, with 3 where something could not be scored."""
     from jaxguard import audit, verdict
     from jaxguard.detection import judging
-    from jaxguard.fleet import deep as deep_look
-    from jaxguard.fleet import discovery, telling
+    from jaxguard.fleet import discovery, looks, telling
     from jaxguard.fleet.scan import scan as scan_fleet
 
     if data is not None and not deep:
@@ -131,13 +134,16 @@ def scan(
             watch=watch,
         ) as found,
     ):
-        judged = telling.judged(found, known, alpha=alpha, control=control)
+        known_looks = telling.Looks(looks.asked(known))
+        if known_looks.asked:
+            rows = [row for row in found.rows if row.bucket in known_looks.asked]
+            known_looks = replace(known_looks, answers=_look(looks.answers(), rows, found, settings))
+        judged = telling.judged(found, known, known_looks, alpha=alpha, control=control)
         if deep:
-            search = deep_look.Search(_images(data, seed), seed)
-            rows = deep_look.most_suspicious(found, judged, deep)
-            with console.fleet_progress("searching triggers") as told:
-                features = deep_look.search(rows, found, search, settings, watch=told, say=console.say)
-            judged = telling.judged(found, known, deep=features, deep_names=search.names, alpha=alpha, control=control)
+            look = looks.triggers(_images(data, seed), seed=seed)
+            features = _look(look, looks.most_suspicious(found, judged, deep), found, settings)
+            known_looks = replace(known_looks, triggers=features, trigger_names=look.names)
+            judged = telling.judged(found, known, known_looks, alpha=alpha, control=control)
         report = telling.report(
             found,
             judged,
@@ -172,6 +178,14 @@ def calibrate(
     pairing: Annotated[str, typer.Option(help="dataflow, or module_order as in the reference code.")] = "dataflow",
     memory: Memory = "768MiB",
     readers: Readers = None,
+    answers: Annotated[
+        bool,
+        typer.Option(
+            "--answers",
+            help="Ask all for their answers to noise too, and those that will be judged: finds more, at a fraction of "
+            "a second each.",
+        ),
+    ] = False,
     deep: Annotated[
         bool, typer.Option("--deep", help="Search triggers in all references too, for scans with --deep.")
     ] = False,
@@ -189,15 +203,15 @@ def calibrate(
     from jaxguard.detection import calibration
     from jaxguard.detection.profile import to_json
     from jaxguard.errors import FleetError
-    from jaxguard.fleet import deep as deep_look
-    from jaxguard.fleet import telling
+    from jaxguard.fleet import looks, telling
     from jaxguard.fleet.scan import scan as scan_fleet
     from jaxguard.report import fleet_references
+    from jaxguard.suspects import UNKNOWN
 
     if out.exists() and not overwrite:
         raise FleetError(f"{out}: expected a path that is free, found a file; pass --overwrite, or another path")
     settings = options.fleet_settings(arch, input_, pairing)
-    search = deep_look.Search(_images(data, seed), seed) if deep else None
+    search = looks.triggers(_images(data, seed), seed=seed) if deep else None
     names: dict[str, tuple[str, ...]] = {}
     sides = []
     for title, targets in (("clean", clean), ("backdoored", backdoored or [])):
@@ -209,16 +223,19 @@ def calibrate(
                     targets, out=results, settings=settings, memory=_bytes(memory), readers=readers, watch=watch
                 ) as found,
             ):
-                features = {}
-                if search is not None:
-                    rows = [row for row in found.rows if not row.error]
-                    with console.fleet_progress(f"searching triggers in {title} references") as told:
-                        features = deep_look.search(rows, found, search, settings, watch=told, say=console.say)
-                records = telling.records_of(found, features)
-                names |= found.feature_names
                 for row in found.rows:
                     if row.error:
                         console.say(f"left out: {row.error}")
+                rows = [row for row in found.rows if not row.error and row.architecture != UNKNOWN]
+                seen = telling.Looks()
+                if answers:
+                    asked = frozenset(row.bucket for row in rows)
+                    seen = replace(seen, asked=asked, answers=_look(looks.answers(), rows, found, settings))
+                if search is not None:
+                    found_triggers = _look(search, rows, found, settings)
+                    seen = replace(seen, triggers=found_triggers, trigger_names=search.names)
+                records = telling.records_of(found, seen)
+                names |= telling.names_of(found, seen)
         sides.append(records)
     made = calibration.calibrate(*sides, names=names, deep_names=() if search is None else search.names)
     write_text(out, to_json(made))
@@ -226,6 +243,13 @@ def calibrate(
     for note in made.notes:
         console.say(note)
     console.say(f"profile: {out}, {made.digest[:16]}")
+
+
+def _look(look: Look, rows: list[Row], found: FleetScan, settings: Settings) -> dict[str, np.ndarray]:
+    from jaxguard.fleet import looks
+
+    with console.fleet_progress(look.title) as watch:
+        return looks.take(look, rows, found, settings, watch=watch, say=console.say)
 
 
 def _images(data: str | None, seed: int) -> np.ndarray | None:

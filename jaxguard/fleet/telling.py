@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from jaxguard import verdict
-from jaxguard.detection import judging
+from jaxguard.detection import judging, response
 from jaxguard.detection.judging import Judgements
 from jaxguard.detection.profile import Profile, Record
 from jaxguard.fleet.scan import FleetScan
@@ -23,32 +23,71 @@ SEARCHED = ", triggers searched"
 """Behind the bucket of checkpoints that were judged by the second look: their scores have a scale of their own."""
 
 
-def records_of(scan: FleetScan, deep: Mapping[str, np.ndarray] | None = None) -> list[Record]:
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """What is known of checkpoints beyond their weights, by content hash.
+
+    Attributes:
+        asked: buckets in which answers to noise count like features of the weights.
+        answers: those answers, named by `jaxguard.detection.response.NAMES`.
+        triggers: what a search for triggers found.
+        trigger_names: names of its features; empty where none were searched.
+    """
+
+    asked: frozenset[str] = frozenset()
+    answers: Mapping[str, np.ndarray] = field(default_factory=dict)
+    triggers: Mapping[str, np.ndarray] = field(default_factory=dict)
+    trigger_names: tuple[str, ...] = ()
+
+
+NO_LOOKS = Looks()
+
+
+def records_of(scan: FleetScan, looks: Looks = NO_LOOKS) -> list[Record]:
     """What there is to calibrate with or to judge: one record per row that was scored.
 
     Args:
         scan: its rows.
-        deep: features of a search for triggers by content hash, where there was one.
+        looks: what else is known of them.
 
     Returns:
         The records, in the order of the rows.
     """
-    known = deep or {}
-    return [Record(row.bucket, row.sha256, row.features, known.get(row.sha256)) for row in scan.rows if not row.error]
+    unanswered = np.full(len(response.NAMES), np.nan, np.float32)
+
+    def features(row: Row) -> np.ndarray | None:
+        if row.features is None or row.bucket not in looks.asked:
+            return row.features
+        return np.concatenate([row.features, looks.answers.get(row.sha256, unanswered)])
+
+    scored = [row for row in scan.rows if not row.error]
+    return [Record(row.bucket, row.sha256, features(row), looks.triggers.get(row.sha256)) for row in scored]
+
+
+def names_of(scan: FleetScan, looks: Looks = NO_LOOKS) -> dict[str, tuple[str, ...]]:
+    """Names of the features in `records_of`, by bucket."""
+    return {
+        bucket: (*names, *response.NAMES) if bucket in looks.asked else names
+        for bucket, names in scan.feature_names.items()
+    }
 
 
 def judged(
     scan: FleetScan,
     profile: Profile | None,
+    looks: Looks = NO_LOOKS,
     *,
-    deep: Mapping[str, np.ndarray] | None = None,
-    deep_names: Sequence[str] = (),
     alpha: float = judging.ALPHA,
     control: str = judging.FDR,
 ) -> Judgements:
     """Judgements of the rows that were scored, see `jaxguard.detection.judging.judge`."""
     return judging.judge(
-        records_of(scan, deep), profile, names=scan.feature_names, deep_names=deep_names, alpha=alpha, control=control
+        records_of(scan, looks),
+        profile,
+        names=names_of(scan, looks),
+        deep_names=looks.trigger_names,
+        alpha=alpha,
+        control=control,
     )
 
 

@@ -7,13 +7,12 @@ from jaxguard import verdict
 from jaxguard.detection import deep, judging
 from jaxguard.detection.calibration import calibrate
 from jaxguard.detection.profile import from_json, to_json
-from jaxguard.fleet import deep as second
-from jaxguard.fleet import scan, telling
+from jaxguard.fleet import looks, scan, telling
 from tests.fleet import stores
 
 REFERENCES = 24
 SETTINGS = scan.Settings(arch=stores.MLP, input_shape=stores.SHAPES[stores.MLP])
-SEARCH = second.Search()
+SEARCH = looks.triggers()
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +36,13 @@ def paths(store, numbers):
 @pytest.fixture(scope="module")
 def profile(store, results):
     with scan.scan(paths(store, range(REFERENCES)), out=results, settings=SETTINGS) as found:
-        features = second.search(found.rows, found, SEARCH, SETTINGS)
-        records = telling.records_of(found, features)
-        return calibrate(records, names=found.feature_names, deep_names=SEARCH.names)
+        features = looks.take(SEARCH, found.rows, found, SETTINGS)
+        asked = frozenset(found.feature_names)
+        answers = looks.take(looks.answers(), found.rows, found, SETTINGS)
+        known = telling.Looks(asked, answers, features, SEARCH.names)
+        return calibrate(
+            telling.records_of(found, known), names=telling.names_of(found, known), deep_names=SEARCH.names
+        )
 
 
 def test_the_smallest_p_values_come_first_and_strangers_never(store, results):
@@ -47,25 +50,24 @@ def test_the_smallest_p_values_come_first_and_strangers_never(store, results):
         scored = [row for row in found.rows if not row.error]
         judged = telling.judged(found, None)
         judged.p_values[:] = np.linspace(0.9, 0.1, len(scored))
-        chosen = second.most_suspicious(found, judged, 3)
+        chosen = looks.most_suspicious(found, judged, 3)
         assert "stranger" in scored[-1].uri  # it has the smallest
         assert [row.uri for row in chosen] == [row.uri for row in scored[-2:-5:-1]]
         judged.p_values[:] = np.nan
         highest = sorted(scored[:-1], key=lambda row: -row.z)
-        assert [row.uri for row in second.most_suspicious(found, judged, 3)] == [row.uri for row in highest[:3]]
+        assert [row.uri for row in looks.most_suspicious(found, judged, 3)] == [row.uri for row in highest[:3]]
 
 
 def test_a_content_is_searched_once(store, results, monkeypatch):
     searched = []
     monkeypatch.setattr(deep, "deep_features", lambda *a, **k: searched.append(1) or np.ones(len(deep.NAMES)))
     with scan.scan(paths(store, [25]), out=results, settings=SETTINGS) as found:
-        first = second.search(found.rows, found, SEARCH, SETTINGS)
-        again = second.search(found.rows, found, SEARCH, SETTINGS)
+        first = looks.take(SEARCH, found.rows, found, SETTINGS)
+        again = looks.take(SEARCH, found.rows, found, SETTINGS)
         assert len(searched) == 1 and first.keys() >= {found.rows[0].sha256}
         np.testing.assert_array_equal(again[found.rows[0].sha256], np.ones(len(deep.NAMES)))
-        images = second.Search(np.zeros((2, 4, 4, 1), np.float32))
-        assert not second.found_before(images, found)  # other images, other features
-        second.search(found.rows, found, images, SETTINGS)
+        images = looks.triggers(np.zeros((2, 4, 4, 1), np.float32))
+        looks.take(images, found.rows, found, SETTINGS)  # other images, other features
         assert len(searched) == 2
         assert not set(images.names) & set(SEARCH.names)
 
@@ -73,7 +75,7 @@ def test_a_content_is_searched_once(store, results, monkeypatch):
 def test_a_checkpoint_that_cannot_be_searched_is_told_and_passed_over(store, tmp_path):
     with scan.scan([str(store / "stranger.safetensors"), *paths(store, [1])], out=tmp_path) as found:
         told = []
-        features = second.search(found.rows, found, SEARCH, scan.Settings(), say=told.append)
+        features = looks.take(SEARCH, found.rows, found, scan.Settings(), say=told.append)
     assert len(features) == 1
     assert len(told) == 1 and "stranger" in told[0] and "--arch" in told[0]
 
@@ -81,11 +83,15 @@ def test_a_checkpoint_that_cannot_be_searched_is_told_and_passed_over(store, tmp
 def test_what_was_searched_is_judged_by_the_search_under_a_bucket_of_its_own(store, results, profile):
     assert from_json(to_json(profile), "profile").digest == profile.digest
     with scan.scan(paths(store, range(REFERENCES, REFERENCES + 4)), out=results, settings=SETTINGS) as found:
-        first = telling.judged(found, profile)
-        rows = second.most_suspicious(found, first, 2)
-        features = second.search(rows, found, SEARCH, SETTINGS)
+        assert set(telling.judged(found, profile).verdicts) == {verdict.INCONCLUSIVE}  # nobody asked for answers
+        asked = looks.asked(profile)
+        assert asked == frozenset(found.feature_names)
+        answers = looks.take(looks.answers(), found.rows, found, SETTINGS)
+        first = telling.judged(found, profile, telling.Looks(asked, answers))
+        rows = looks.most_suspicious(found, first, 2)
+        features = looks.take(SEARCH, rows, found, SETTINGS)
         chosen = {row.sha256: features[row.sha256] for row in rows}
-        judged = telling.judged(found, profile, deep=chosen, deep_names=SEARCH.names)
+        judged = telling.judged(found, profile, telling.Looks(asked, answers, chosen, SEARCH.names))
         report = telling.report(
             found,
             judged,

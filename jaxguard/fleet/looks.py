@@ -1,0 +1,136 @@
+"""Looks that cost more than weights: answers to noise of all checkpoints, triggers in those that are left in doubt."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jaxguard import suspects
+from jaxguard.detection import deep, response
+from jaxguard.detection.judging import Judgements
+from jaxguard.detection.profile import Profile
+from jaxguard.errors import JaxguardError
+from jaxguard.fleet.progress import State, Watch
+from jaxguard.fleet.scan import FleetScan
+from jaxguard.fleet.scoring import Settings
+from jaxguard.fleet.store import Row, Store
+from jaxguard.graph import ChannelGraph
+from jaxguard.types import Variables
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What is done to a checkpoint of known architecture, one at a time; references and suspects alike.
+
+    Attributes:
+        title: in a few words. Another title means other results: the two are never mixed.
+        names: of its features.
+        features_fn: `(graph, variables) -> [G]`.
+    """
+
+    title: str
+    names: tuple[str, ...]
+    features_fn: Callable[[ChannelGraph, Variables], np.ndarray]
+
+    def store(self, scan: FleetScan) -> Store:
+        """Where its results are kept, beside those of the scan."""
+        return Store(scan.store.folder, f"{scan.store.settings}, {self.title}")
+
+
+def answers() -> Look:
+    """Answers to noise, see `jaxguard.detection.response`."""
+    return Look("answers to noise", response.NAMES, response.response_features)
+
+
+def triggers(images: np.ndarray | None = None, *, seed: int = 0) -> Look:
+    """Trigger inversion over all classes, see `jaxguard.detection.deep`.
+
+    Args:
+        images: a few clean ones, `[N, H, W, C]` in [0, 1]; noise where None.
+        seed: of the first patches.
+
+    Returns:
+        The look; its features' names tell what the patches were sought on.
+    """
+    source = "noise"
+    if images is not None:
+        images = np.ascontiguousarray(images[: deep.IMAGES], np.float32)
+        source = f"images {hashlib.sha256(images.tobytes()).hexdigest()[:8]}"
+
+    def features_fn(graph: ChannelGraph, variables: Variables) -> np.ndarray:
+        return deep.deep_features(graph, variables, jax.random.key(seed), images=images)
+
+    return Look(f"triggers on {source}, seed {seed}", tuple(f"{name}, on {source}" for name in deep.NAMES), features_fn)
+
+
+def asked(profile: Profile | None) -> frozenset[str]:
+    """Buckets whose references were asked for their answers to noise, so that suspects must be asked too."""
+    buckets = {} if profile is None else profile.buckets
+    return frozenset(name for name, one in buckets.items() if set(response.NAMES) <= set(one.weights.names))
+
+
+def most_suspicious(scan: FleetScan, judgements: Judgements, budget: int) -> list[Row]:
+    """The rows that a search for triggers should look at first.
+
+    Args:
+        scan: its rows.
+        judgements: of those that were scored, in their order.
+        budget: rows at most.
+
+    Returns:
+        Rows of known architecture, the smallest p-values first, the highest z-scores where there are none.
+    """
+    scored = [row for row in scan.rows if not row.error]
+
+    def doubt(number: int) -> tuple[float, float]:
+        p_value = judgements.p_values[number]
+        return (np.inf if np.isnan(p_value) else p_value, -scored[number].z)
+
+    ranked = [scored[number] for number in sorted(range(len(scored)), key=doubt)]
+    return [row for row in ranked if row.architecture != suspects.UNKNOWN][:budget]
+
+
+def take(
+    look: Look,
+    rows: Sequence[Row],
+    scan: FleetScan,
+    settings: Settings,
+    *,
+    watch: Watch | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, np.ndarray]:
+    """Look at checkpoints one after the other; at each content once and for all.
+
+    Args:
+        look: what is done.
+        rows: of the scan.
+        scan: whose folder keeps the results.
+        settings: how the checkpoints were scored.
+        watch: told how far it is.
+        say: told why a checkpoint could not be looked at.
+
+    Returns:
+        Features `[G]` by content hash, those of earlier looks included.
+    """
+    store, start = look.store(scan), time.perf_counter()
+    found, failed = store.deep(), 0
+    reused = sum(row.sha256 in found for row in rows)
+    for done, row in enumerate(rows, 1):
+        if row.sha256 not in found:
+            try:
+                suspect = suspects.load(row.uri, arch=settings.arch, input_shape=settings.input_shape)
+                if suspect.graph is None:
+                    raise JaxguardError(f"{row.uri}: expected a known architecture, found none; pass --arch")
+                found[row.sha256] = look.features_fn(suspect.graph, suspect.variables)
+                store.add_deep({row.sha256: found[row.sha256]})
+            except JaxguardError as error:
+                failed += 1
+                say(f"no {look.title}: {error}")
+        if watch is not None:
+            watch(State(done, len(rows), failed, min(reused, done), 0, time.perf_counter() - start))
+    return found
