@@ -138,7 +138,8 @@ class Pool:
     def _lost(self, process: _Process, reference: Any, error: Any, chunks: Chunks) -> Iterator[Failure]:
         """One chunk where the worker told an error, all of its chunks where it died."""
         is_told = isinstance(error, self._ray.exceptions.RayTaskError)
-        lines = str(error.cause if is_told else error).strip().splitlines()
+        cause = error.cause if is_told else error
+        lines = (str(cause).strip() or type(cause).__name__).splitlines()
         # Of a death Ray tells who died first, and why last.
         why = textwrap.shorten(" ".join(lines) if is_told else lines[-1], _WHY)
         if is_told and process.ready is None:

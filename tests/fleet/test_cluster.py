@@ -13,6 +13,7 @@ import stores
 from jaxguard.errors import FleetError
 from jaxguard.fleet import cluster
 from jaxguard.fleet.pool import share
+from jaxguard.fleet.reading import Known, Stamp, stamp_of
 from jaxguard.fleet.scan import scan
 from jaxguard.fleet.scoring import Settings
 from jaxguard.fleet.worker import Worker, version
@@ -196,8 +197,9 @@ def test_results_are_plain_data(fleet):
     results, _ = worker.score(uris, {})
     assert len(cloudpickle.dumps(results)) < 10 * os.path.getsize(uris[0])
     (scorer,) = worker.scorers.values()
-    worker.score(uris, {})
+    again, _ = worker.score(uris, {uris[0]: stamp_of(uris[0]), uris[1]: Stamp(1, 1)})
     assert list(worker.scorers.values()) == [scorer]
+    assert [result for result in again if isinstance(result, Known)] == [Known(uris[0])]
 
 
 def test_shares_of_nodes(monkeypatch):
