@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxguard import data, ownership, suspects
+from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import Fingerprint, Owner, Probes, ranking
 from jaxguard.fingerprints.asking import outputs_of
 from jaxguard.fingerprints.verification import ALPHA, NULL_ALPHA, compare
@@ -184,11 +185,17 @@ def main() -> None:
         **{name: ownership.build(*spec) for name, spec in methods(len(probed.images)).items()},
     }
     results: dict[str, Any] = {}
+    failed: dict[str, str] = {}
     for name, method in chosen.items():
         if arguments.methods and name not in arguments.methods:
             continue
         owner = Owner(*parts, owned if method.name in ("lite-guard", "metav") else probed)
-        judged = judge(method, owner, models, jax.random.key(seed))
+        try:
+            judged = judge(method, owner, models, jax.random.key(seed))
+        except FingerprintError as error:
+            failed[name] = str(error)
+            print(f"{name} is left out: {error}")
+            continue
         results[name] = row(judged, groups, calibration, held_out)
         whole = {
             "environment": machine.environment("scipy", "scikit-learn", seed=seed),
@@ -196,6 +203,7 @@ def main() -> None:
             "calibration": len(calibration),
             "held_out": len(held_out),
             "methods": results,
+            "not_made": failed,
         }
         path.write_text(json.dumps(whole, indent=1) + "\n")
         draw(results, path.with_suffix(".svg"))
