@@ -119,12 +119,12 @@ def scan(
             folder=report,
         )
         return
-    checkpoint = checkpoints[0]
+    checkpoint, pairs = checkpoints[0], options.checked_pairing(pairing)
     found = options.dataset(data, seed) if data else None
     known = options.attack(attack, trigger, target, found)
     suspect = options.suspect(checkpoint, arch, input_, mean=mean, std=std, apply=apply, init=init)
     test = found and found.test
-    result = audit.scan(suspect, u=u, pairing=options.checked_pairing(pairing), test=test, attack=known)
+    result = audit.scan(suspect, u=u, pairing=pairs, test=test, attack=known)
     example = audit.trigger_example(known, test) if known and test else None
     title = f"Scan of {pathlib.Path(checkpoint).name}"
     whole = AuditReport(title, console.command(), (result,), trigger=example, environment=audit.environment(seed=seed))

@@ -3,7 +3,7 @@
 import os
 import sys
 
-import cloudpickle
+from ray import cloudpickle
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
