@@ -1,9 +1,9 @@
 """A fleet scan on a Ray cluster: rows as on one machine, whatever dies."""
 
 import os
+import pickle
 import sys
 
-from ray import cloudpickle
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -195,7 +195,7 @@ def test_results_are_plain_data(fleet):
     worker.prepare(version(), os.getcwd(), Settings(), 2**28, None)
     uris = [str(fleet / f"cnn{k}.safetensors") for k in range(16)]
     results, _ = worker.score(uris, {})
-    assert len(cloudpickle.dumps(results)) < 10 * os.path.getsize(uris[0])
+    assert len(pickle.dumps(results)) < 10 * os.path.getsize(uris[0])
     (scorer,) = worker.scorers.values()
     again, _ = worker.score(uris, {uris[0]: stamp_of(uris[0]), uris[1]: Stamp(1, 1)})
     assert list(worker.scorers.values()) == [scorer]
