@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxguard import checkpoints
-from jaxguard.errors import JaxguardError
+from jaxguard.errors import FleetError, JaxguardError
 from jaxguard.fleet import reading
 from jaxguard.fleet.reading import Failure, File, Known, Opened, Stamp
 from jaxguard.fleet.scoring import Scope, Scorer, Scores, Settings, device_mesh, scorer
@@ -27,6 +27,7 @@ _WINDOW, _WINDOW_OF_URLS = 4096, 64  # checkpoints whose headers are read before
 _STACK_BYTES = {"cpu": 2**27}
 _STACK_BYTES_ELSEWHERE = 2**28
 _MOST_ROWS = 256
+_SHOWN = 300  # characters of an error of somebody else's
 _RUNNING = 2  # stacks being scored at once: one computes while the other is handed over
 
 
@@ -85,7 +86,8 @@ def stream(
     staging, scorers = Staging(memory), {} if scorers is None else scorers
     threads = readers or min(16, 4 * (os.cpu_count() or 1))
     filling, running = deque[_Batch](), deque[_Running]()
-    with ThreadPoolExecutor(threads, "read") as pool:
+    pool = ThreadPoolExecutor(threads, "read")
+    try:
         plans = _plans(uris, functools.partial(reading.open_one, is_known=is_known), pool, memory)
         plan = next(plans, None)
         while plan is not None or filling or running:
@@ -110,9 +112,11 @@ def stream(
                     yield from started
             elif running:
                 done = running.popleft()
-                scores = done.scorer.collect(done.launched)
+                results = _results(done)
                 staging.give(done.batch.stack)
-                yield from _results(done, scores)
+                yield from results
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _scorer(structure: Structure, settings: Settings) -> Scorer | JaxguardError:
@@ -120,37 +124,58 @@ def _scorer(structure: Structure, settings: Settings) -> Scorer | JaxguardError:
         return scorer(structure, settings)
     except JaxguardError as error:
         return error
+    except Exception as error:  # what a checkpoint says of itself can provoke any
+        return _unscorable(error)
 
 
 def _launched(batch: _Batch, found: Scorer | JaxguardError) -> _Running | list[Failure]:
     """Start scoring what was read; the failures, where there is nothing to score."""
     hashes = [future.result() for future in batch.hashes]
     if isinstance(found, Scorer) and any(isinstance(sha256, str) for sha256 in hashes):
-        return _Running(batch, hashes, found, found.launch(batch.stack.rows, len(batch.files)))
+        try:
+            return _Running(batch, hashes, found, found.launch(batch.stack.rows, len(batch.files)))
+        except Exception as error:  # of the compiler, or of a device without memory
+            found = _unscorable(error)
+    return _all_failed(batch, hashes, str(found))
+
+
+def _all_failed(batch: _Batch, hashes: Sequence[str | Failure], error: str) -> list[Failure]:
     return [
-        _failed(file, str(found), sha256) if isinstance(sha256, str) else sha256
+        _failed(file, error, sha256) if isinstance(sha256, str) else sha256
         for file, sha256 in zip(batch.files, hashes, strict=True)
     ]
 
 
-def _results(done: _Running, scores: Scores) -> Iterator[Scored | Failure]:
-    good = []
+def _unscorable(error: Exception) -> FleetError:
+    return FleetError(
+        f"expected weights that can be scored, found {type(error).__name__}: {str(error)[:_SHOWN]}; "
+        "name the architecture with --arch, or lower --memory where that is what lacks"
+    )
+
+
+def _results(done: _Running) -> list[Scored | Failure]:
+    """Wait for the scores of a stack."""
+    try:
+        scores = done.scorer.collect(done.launched)
+    except Exception as error:
+        return list(_all_failed(done.batch, done.hashes, str(_unscorable(error))))
+    good, results = [], list[Scored | Failure]()
     for number, (file, sha256) in enumerate(zip(done.batch.files, done.hashes, strict=True)):
         if isinstance(sha256, Failure):
-            yield sha256
+            results.append(sha256)
         elif not scores.finite[number]:
-            yield _failed(
-                file,
-                f"{file.uri}: expected finite weights, found NaN or infinity; the file is damaged or "
-                "training diverged, export it again from a good step",
-                sha256,
+            error = (
+                f"{file.uri}: expected finite weights, found NaN or infinity; the file is damaged or training "
+                "diverged, export it again from a good step"
             )
+            results.append(_failed(file, error, sha256))
         else:
             good.append((number, File(file.uri, file.stamp, file.format), sha256))
     if good:
         numbers, files, hashes = zip(*good, strict=True)
         kept = Scores(*(array[list(numbers)] for array in scores))
-        yield Scored(done.scorer.scope, files, hashes, kept)
+        results.append(Scored(done.scorer.scope, files, hashes, kept))
+    return results
 
 
 def _failed(file: Opened, error: str, sha256: str) -> Failure:
