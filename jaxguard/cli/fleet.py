@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pathlib
 import re
 import sys
@@ -79,8 +80,8 @@ def is_many(targets: list[str]) -> bool:
         return len(targets) != 1 or any(mark in targets[0] for mark in "*?[")
     path = pathlib.Path(targets[0])
     if path.is_dir():
-        found = [one for one in checkpoints.below(path) if not one.reason]
-        return len(found) != 1
+        found = (one for one in checkpoints.below(path) if not one.reason)
+        return len(list(itertools.islice(found, 2))) != 1
     if path.is_file():
         return path.suffix.lower() in discovery.MANIFESTS and not checkpoints.is_checkpoint(path)
     return any(mark in targets[0] for mark in "*?[")
@@ -109,14 +110,17 @@ def scan(
     """Scan, judge, tell; exits with 1 where `fail_on` says so, with 3 where something could not be scored."""
     from jaxguard import audit, verdict
     from jaxguard.detection import judging
-    from jaxguard.fleet import discovery, looks, telling
+    from jaxguard.fleet import looks, telling
     from jaxguard.fleet.scan import scan as scan_fleet
 
     if data is not None and not deep:
         raise typer.BadParameter("expected --deep with it, for several checkpoints or a profile", param_hint="--data")
     if control not in (judging.FDR, judging.EACH):
         raise typer.BadParameter(f"expected fdr or each, got {control!r}", param_hint="--control")
+    if not 0 < alpha < 1:
+        raise typer.BadParameter(f"expected a rate between 0 and 1, got {alpha}", param_hint="--alpha")
     _check_output(format_, output, fail_on)
+    part = _part(shard)
     known = _profile(profile)
     out = out or RESULTS
     with (
@@ -127,7 +131,7 @@ def scan(
             targets,
             out=out,
             settings=settings,
-            shard=discovery.parse_shard(shard),
+            shard=part,
             memory=_bytes(memory),
             readers=readers,
             address=ray,
@@ -303,13 +307,24 @@ def _tell(report: FleetReport, format_: str, output: pathlib.Path | None, folder
         console.say(f"report: {page}")
 
 
+def _part(shard: str) -> tuple[int, int]:
+    """Raises typer.BadParameter where that is no part."""
+    from jaxguard.errors import FleetError
+    from jaxguard.fleet import discovery
+
+    try:
+        return discovery.parse_shard(shard)
+    except FleetError as error:
+        raise typer.BadParameter(str(error), param_hint="--shard") from error
+
+
 def _bytes(text: str) -> int:
     """Parse `512MB`, `2GiB`, `1073741824`.
 
     Raises:
         typer.BadParameter: that is no size.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
     if match is None or not float(match[1]):
         raise typer.BadParameter(f"expected a size such as 512MB or 2GiB, got {text!r}", param_hint="--memory")
     base = 1024 if match[3] else 1000

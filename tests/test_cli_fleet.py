@@ -1,0 +1,266 @@
+"""`jaxguard scan` on many checkpoints and `jaxguard calibrate`: exit codes, formats, verdicts, one error a mistake."""
+
+import json
+import pathlib
+import re
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jaxguard import checkpoints
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "fleet"))
+import stores
+
+SCHEMA = pathlib.Path(__file__).parent / "report" / "sarif-schema-2.1.0.json"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Results go to the current folder by default."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def store(tmp_path):
+    stores.store(tmp_path / "store", 3)
+    (tmp_path / "store" / "notes.md").write_text("notes")
+    return tmp_path / "store"
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    """Clean networks, and such whose output layer leans to one class."""
+    folder = tmp_path_factory.mktemp("fleet")
+    stores.store(folder / "clean", 40)
+    for k in range(12):
+        content = stores.leaves(100 + k)
+        kernel = content["params/linear/kernel"].copy()
+        kernel[:, 1] *= 30
+        side = "bad" if k < 8 else "suspects"
+        stores.write(folder / side / f"{k}.safetensors", content | {"params/linear/kernel": kernel})
+    stores.store(folder / "innocent", 4, first=200)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def profile(fleet):
+    """Made once, by the command."""
+    from jaxguard.cli import main
+
+    arguments = ["calibrate", fleet / "clean", "--backdoored", fleet / "bad", "--out", fleet / "profile.json"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["jaxguard", *map(str, arguments)])
+        patch.chdir(fleet)
+        try:
+            main()
+        except SystemExit as exit_:
+            assert not exit_.code
+    return fleet / "profile.json"
+
+
+def test_a_folder_is_scanned_and_nothing_is_claimed(jaxguard, store):
+    code, out, err = jaxguard("scan", store)
+    assert code == 0
+    assert "? Inconclusive: none of 3 checkpoints could be judged" in out
+    assert "notes.md: no checkpoint by its content" in out
+    assert "clean" not in out
+    assert "no evidence" not in out
+    assert "results: jaxguard-scan" in err
+    assert json.loads(err.splitlines()[0])["done"] == 3
+    assert jaxguard("scan", store, "--fail-on-inconclusive")[0] == 1
+    assert jaxguard("scan", store, "--fail-on", "inconclusive")[0] == 1
+    assert jaxguard("scan", store, "--fail-on", "error")[0] == 0
+
+
+def test_what_could_not_be_scored_is_told_by_the_exit_code(jaxguard, store):
+    (store / "bad.pt").touch()
+    code, out, _ = jaxguard("scan", store)
+    assert code == 3
+    assert "bad.pt" in out
+    assert jaxguard("scan", store, "--fail-on", "error")[0] == 1
+    assert jaxguard("scan", store, "--fail-on", "never")[0] == 0
+    assert jaxguard("scan", store / "bad.pt", store / "absent.pt")[0] == 3
+
+
+@pytest.mark.parametrize("name", ["json", "jsonl", "sarif"])
+def test_what_is_printed_parses(jaxguard, store, name):
+    code, out, _ = jaxguard("scan", store, "--format", name)
+    assert code == 0
+    if name == "jsonl":
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert [line["verdict"] for line in lines] == ["inconclusive"] * 3 + ["skipped"]
+        assert lines[0]["sha256"] == checkpoints.load(store / "0000.safetensors").sha256
+    elif name == "json":
+        report = json.loads(out)
+        assert report["schema"] == "jaxguard.fleet/1"
+        assert [entry["uri"] for entry in report["entries"]] == [str(path) for path in sorted(store.glob("*.safe*"))]
+        assert json.loads(jaxguard("scan", store, "--json")[1])["reused"] == 3
+    else:
+        import jsonschema
+
+        jsonschema.validate(json.loads(out), json.loads(SCHEMA.read_text()))
+
+
+def test_files_of_a_report(jaxguard, store, tmp_path):
+    assert jaxguard("scan", store, "--format", "parquet", "--output", "r.parquet")[0] == 0
+    table = pq.read_table("r.parquet").to_pydict()
+    assert [pathlib.Path(uri).name for uri in table["uri"]] == [f"000{k}.safetensors" for k in range(3)]
+    assert all(z > 0 for z in table["z"])
+    assert jaxguard("scan", store, "--format", "html", "--output", "r.html")[0] == 0
+    assert "0001.safetensors" in pathlib.Path("r.html").read_text()
+    code, out, err = jaxguard("scan", store, "--report", tmp_path / "report")
+    assert code == 0
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "report.html", "report.json", "report.jsonl", "report.parquet", "report.sarif",
+    ]  # fmt: skip
+    assert "report.html" in err
+    assert "Inconclusive" in out
+
+
+def test_the_same_command_goes_on_where_it_ended(jaxguard, store):
+    jaxguard("scan", store, "--out", "out")
+    stores.store(store, 1, first=7)
+    report = json.loads(jaxguard("scan", store, "--out", "out", "--json")[1])
+    assert (report["reused"], len(report["entries"])) == (3, 4)
+
+
+def test_parts_of_a_manifest(jaxguard, store):
+    pathlib.Path("all.txt").write_text(
+        "# all\nstore/0000.safetensors\nstore/0001.safetensors\nstore/0002.safetensors\n"
+    )
+    seen = []
+    for part in ("0/2", "1/2"):
+        code, out, _ = jaxguard("scan", "all.txt", "--shard", part, "--format", "jsonl")
+        assert code in (0, 3)
+        seen += [json.loads(line)["uri"] for line in out.splitlines()]
+    assert sorted(seen) == [f"store/000{k}.safetensors" for k in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--format", "xml"), "--format"), (("--format", "html"), "--output"), (("--fail-on", "rain"), "--fail-on"),
+        (("--control", "none"), "--control"), (("--memory", "much"), "--memory"), (("--memory", "0"), "--memory"),
+        (("--memory", "9" * 400), "--memory"), (("--shard", "4/4"), "--shard"), (("--alpha", "1.5"), "--alpha"),
+        (("--pairing", "none"), "--pairing"), (("--readers", "0"), "--readers"), (("--mean", "0.5"), "--mean"),
+        (("--data", "digits"), "--data"),
+    ],
+)  # fmt: skip
+def test_usage(jaxguard, store, options, named):
+    code, out, err = jaxguard("scan", store, *options)
+    assert code == 4
+    assert named in err
+    assert not out
+    assert not pathlib.Path("jaxguard-scan").exists()
+
+
+def test_what_is_not_there_is_one_error(jaxguard, store, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for target in (tmp_path / "empty", f"{store}/*.nothing"):
+        code, _, err = jaxguard("scan", target)
+        assert code == 2
+        assert "found no files" in err
+    code, _, err = jaxguard("scan", store, "--profile", "absent.json")
+    assert code == 2
+    assert "absent.json: expected a profile made by `jaxguard calibrate`" in err
+    pathlib.Path("file").write_text("x")
+    code, _, err = jaxguard("scan", store, "--out", "file")
+    assert code == 2
+    assert "choose another with --out" in err
+
+
+def test_verdicts_by_a_profile(jaxguard, fleet, profile):
+    code, out, _ = jaxguard(
+        "scan", fleet / "suspects", fleet / "innocent", "--profile", profile, "--format", "jsonl", "--control", "each"
+    )
+    found = [json.loads(line) for line in out.splitlines()]
+    assert code == 1
+    suspects = [entry for entry in found if "/suspects/" in entry["uri"]]
+    innocent = [entry for entry in found if "/innocent/" in entry["uri"]]
+    assert {entry["verdict"] for entry in suspects} == {"backdoor suspected"}
+    assert all(entry["p_value"] <= 0.05 for entry in suspects)
+    assert sum(entry["verdict"] == "no evidence" for entry in innocent) >= 3
+    assert min(entry["score"] for entry in suspects) > max(entry["score"] for entry in innocent)
+    assert all(1 / 41 <= entry["p_value"] <= 1 for entry in found)
+    assert all("would have been found" in entry["reason"] for entry in innocent if entry["verdict"] == "no evidence")
+    assert suspects[0]["layers"]
+
+
+def test_one_file_with_a_profile(jaxguard, fleet, profile):
+    code, out, _ = jaxguard("scan", fleet / "suspects" / "8.safetensors", "--profile", profile)
+    assert code == 1
+    assert "backdoor suspected" in out
+    code, out, _ = jaxguard("scan", fleet / "suspects" / "8.safetensors", "--profile", profile, "--fail-on", "never")
+    assert code == 0
+
+
+def test_fewer_than_nineteen_references_tell_nothing(jaxguard, fleet):
+    few = [fleet / "clean" / f"{k:04d}.safetensors" for k in range(18)]
+    code, _, err = jaxguard("calibrate", *few, "--out", "few.json")
+    assert code == 0, err
+    code, out, _ = jaxguard("scan", fleet / "suspects", "--profile", "few.json", "--format", "jsonl")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert {entry["verdict"] for entry in found} == {"inconclusive"}
+    assert all("19" in entry["reason"] for entry in found)
+
+
+def test_another_architecture_is_inconclusive(jaxguard, fleet, profile):
+    stores.write(pathlib.Path("other.safetensors"), stores.stranger())
+    _, out, _ = jaxguard("scan", "other.safetensors", "--profile", profile, "--format", "jsonl")
+    entry = json.loads(out)
+    assert entry["verdict"] == "inconclusive"
+    assert entry["p_value"] is None
+
+
+def test_a_damaged_profile_is_one_error(jaxguard, fleet, profile):
+    text = profile.read_text()
+    for damaged in ("", "{}", text[:-30], re.sub(r"0\.\d", "0.9", text, count=1)):
+        pathlib.Path("damaged.json").write_text(damaged)
+        code, _, err = jaxguard("scan", fleet / "innocent", "--profile", "damaged.json")
+        assert code == 2
+        assert "damaged.json" in err
+        assert "Traceback" not in err
+
+
+def test_calibrate_says_what_it_left_out_and_overwrites_nothing(jaxguard, fleet):
+    pathlib.Path("bad.pt").touch()
+    pathlib.Path("taken.json").write_text("mine")
+    code, _, err = jaxguard("calibrate", fleet / "clean", "--out", "taken.json")
+    assert code == 2
+    assert "--overwrite" in err
+    assert pathlib.Path("taken.json").read_text() == "mine"
+    code, out, err = jaxguard("calibrate", fleet / "clean", "bad.pt", "--out", "taken.json", "--overwrite")
+    assert code == 0
+    assert "left out: bad.pt" in err
+    assert " ".join(out.split()).startswith("bucket clean backdoored")
+    assert json.loads(pathlib.Path("taken.json").read_text())
+
+
+def test_a_single_file_is_scanned_as_before(jaxguard, store):
+    code, out, _ = jaxguard("scan", store / "0000.safetensors", "--json")
+    assert code == 0
+    assert len(json.loads(out)["scans"]) == 1
+    assert not pathlib.Path("jaxguard-scan").exists()
+    code, out, _ = jaxguard("scan", store / "0000.safetensors", "--out", "out", "--json")
+    assert json.loads(out)["entries"][0]["z"] == pytest.approx(json.loads(
+        jaxguard("scan", store / "0000.safetensors", "--json")[1])["scans"][0]["score"], rel=2e-5
+    )  # fmt: skip
+
+
+def test_a_folder_with_one_model_is_a_model(jaxguard, tmp_path):
+    stores.write(tmp_path / "model" / "model.safetensors", stores.leaves())
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert "scans" in json.loads(jaxguard("scan", tmp_path / "model", "--json")[1])
+
+
+def test_hostile_names_do_not_reach_the_terminal(jaxguard, store):
+    (store / "0000.safetensors").rename(store / "\x1b[31m[red]x\x07.safetensors")
+    code, out, _ = jaxguard("scan", store)
+    assert code == 0
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    assert np.all([name in out for name in ("0001.safetensors", "0002.safetensors")])
