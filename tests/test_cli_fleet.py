@@ -146,7 +146,7 @@ def test_parts_of_a_manifest(jaxguard, store):
         (("--control", "none"), "--control"), (("--memory", "much"), "--memory"), (("--memory", "0"), "--memory"),
         (("--memory", "9" * 400), "--memory"), (("--shard", "4/4"), "--shard"), (("--alpha", "1.5"), "--alpha"),
         (("--pairing", "none"), "--pairing"), (("--readers", "0"), "--readers"), (("--mean", "0.5"), "--mean"),
-        (("--data", "digits"), "--data"),
+        (("--data", "digits"), "--data"), (("--u", "2"), "--u"),
     ],
 )  # fmt: skip
 def test_usage(jaxguard, store, options, named):

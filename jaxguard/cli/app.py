@@ -66,7 +66,10 @@ def scan(
     attack: options.AttackName = None,
     trigger: options.Trigger = None,
     target: options.Target = 0,
-    u: Annotated[float, typer.Option(help="Deviations above the layer's mean that make a channel suspicious.")] = 3.0,
+    u: Annotated[
+        float | None,
+        typer.Option(help="Deviations above the layer's mean that make a channel suspicious.", show_default="3.0"),
+    ] = None,
     pairing: Annotated[str, typer.Option(help="dataflow, or module_order as in the reference code.")] = "dataflow",
     profile: fleet.ProfileFile = None,
     alpha: fleet.Alpha = 0.05,
@@ -95,7 +98,7 @@ def scan(
     failures = [*(fail_on or []), *(["suspected", "inconclusive"] if fail_on_inconclusive else [])]
     asked = {"--profile": profile, "--out": out, "--ray": ray, "--output": output, "--fail-on": fail_on, "--deep": deep}
     if fleet.is_many(checkpoints) or any(asked.values()) or shard != "0/1" or format_ not in ("table", "json"):
-        alone = {"--apply": apply, "--init": init, "--attack": attack, "--trigger": trigger}
+        alone = {"--apply": apply, "--init": init, "--attack": attack, "--trigger": trigger, "--u": u}
         for name, value in (alone | {"--mean": mean, "--std": std}).items():
             if value is not None:
                 raise typer.BadParameter("expected it with a single checkpoint and without a profile", param_hint=name)
@@ -124,7 +127,7 @@ def scan(
     known = options.attack(attack, trigger, target, found)
     suspect = options.suspect(checkpoint, arch, input_, mean=mean, std=std, apply=apply, init=init)
     test = found and found.test
-    result = audit.scan(suspect, u=u, pairing=pairs, test=test, attack=known)
+    result = audit.scan(suspect, u=3.0 if u is None else u, pairing=pairs, test=test, attack=known)
     example = audit.trigger_example(known, test) if known and test else None
     title = f"Scan of {pathlib.Path(checkpoint).name}"
     whole = AuditReport(title, console.command(), (result,), trigger=example, environment=audit.environment(seed=seed))
