@@ -10,12 +10,13 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from jaxguard.cli import console, options
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jaxguard.detection.profile import Profile
     from jaxguard.fleet.looks import Look
     from jaxguard.fleet.scan import FleetScan
