@@ -259,6 +259,8 @@ def _look(look: Look, rows: list[Row], found: FleetScan, settings: Settings) -> 
 
 def _images(data: str | None, seed: int) -> np.ndarray | None:
     """The defender's clean images of a data set."""
+    import numpy as np
+
     return None if data is None else np.asarray(options.dataset(data, seed).clean.images)
 
 
