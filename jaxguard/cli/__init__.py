@@ -1,6 +1,6 @@
 """The command line; `main` turns errors into messages and exit codes.
 
-Exit codes: 0 nothing found, 1 findings, 2 error, 3 nothing could be scored, 4 usage.
+Exit codes: 0 nothing found, 1 findings, 2 error, 3 something could not be scored, 4 usage.
 """
 
 from __future__ import annotations

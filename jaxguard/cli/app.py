@@ -12,7 +12,7 @@ from jaxguard.cli import console, fingerprints, fleet, options
 
 app = typer.Typer(
     help="Audit neural-network checkpoints: find backdoors, take them out, recognise stolen models.",
-    epilog="Exit codes: 0 nothing found, 1 findings, 2 error, 3 nothing could be scored, 4 usage.",
+    epilog="Exit codes: 0 nothing found, 1 findings, 2 error, 3 something could not be scored, 4 usage.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

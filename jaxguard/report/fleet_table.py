@@ -89,13 +89,19 @@ def _suspicious(entries: Sequence[FleetEntry], top: int) -> Iterable[RenderableT
 
 
 def _named(heading: str, files: Sequence[tuple[str, str]], top: int) -> Iterable[RenderableType]:
+    """Files by the reason they share, the first of each named."""
     if not files:
         return
     yield Text()
     yield Text(heading, style="bold")
-    for path, why in files[:top]:
-        yield Text(f"  {wording.printable(path)}{f': {wording.printable(why)}' if why else ''}")
-    if len(files) > top:
-        yield Text(
-            f"  and {fleet_wording.plural(len(files) - top, 'file')} more, named in the other forms of this report"
-        )
+    groups: dict[str, list[str]] = {}
+    for path, why in files:
+        groups.setdefault(why.removeprefix(f"{path}: "), []).append(path)
+    for why, paths in list(groups.items())[:top]:
+        first = wording.printable(paths[0])
+        more = f" and {fleet_wording.plural(len(paths) - 1, 'file')} more" if len(paths) > 1 else ""
+        yield Text(f"  {first}{more}{f': {wording.printable(why)}' if why else ''}")
+    left = sum(map(len, list(groups.values())[top:]))
+    if left or any(len(paths) > 1 for paths in groups.values()):
+        others = f"  {fleet_wording.plural(left, 'file')} for other reasons; all" if left else "  All"
+        yield Text(f"{others} are named in the other forms of this report.")

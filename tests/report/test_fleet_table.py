@@ -56,14 +56,15 @@ def test_counts_rows_and_names():
     for entry in report.entries:
         if entry.verdict == "error":
             assert f"{entry.uri}: {entry.reason}" in lines
-    assert all(f"{path}: {why}" in lines for path, why in report.skipped)
+    assert [path for path, _ in report.skipped] == [f"/data/fleet/notes-{k}.txt" for k in range(3)]
+    assert "/data/fleet/notes-0.txt and 2 files more: no known format" in lines
 
 
 def test_of_many_files_the_rest_is_counted():
     lines = rows(render(fleet(100, errors=30, skipped=1200), 160, top=4))
-    assert "and 26 files more, named in the other forms of this report" in lines
-    assert "and 1,196 files more, named in the other forms of this report" in lines
-    assert sum("no known format" in line for line in lines) == 4
+    assert "26 files for other reasons; all are named in the other forms of this report." in lines
+    assert "/data/fleet/notes-0.txt and 1,199 files more: no known format" in lines
+    assert sum("no known format" in line for line in lines) == 1
 
 
 def test_without_a_profile_nothing_is_claimed():
