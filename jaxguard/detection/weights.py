@@ -73,13 +73,42 @@ class _Norm(NamedTuple):
     mean: jax.Array | None = None
 
 
-def weight_features(graph: ChannelGraph, layers: tuple[Layer, ...], variables: Variables) -> WeightFeatures:
+class _Weights(NamedTuple):
+    """How many weights a kernel has, and their sum and sum of squares `[2]`."""
+
+    size: int
+    sums: jax.Array
+
+
+def leaf_sums(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Sum and sum of squares of each leaf, `[2]`.
+
+    Args:
+        leaves: by name, in the order in which they lie in memory: a transposed one takes thrice as long to read.
+
+    Returns:
+        By name.
+    """
+    rows = {name: leaf.astype(jnp.float32).reshape(-1) for name, leaf in leaves.items()}
+    return {
+        name: jnp.stack([jnp.sum(row), jnp.dot(row, row, precision=jax.lax.Precision.HIGHEST)])
+        for name, row in rows.items()
+    }
+
+
+def weight_features(
+    graph: ChannelGraph,
+    layers: tuple[Layer, ...],
+    variables: Variables,
+    sums: Mapping[str, jax.Array] | None = None,
+) -> WeightFeatures:
     """Of a model whose channel graph is known.
 
     Args:
         graph: the model's channel graph.
         layers: of `jaxguard.graph.pairing.layers`.
         variables: arrays or tracers.
+        sums: of `leaf_sums` by path, where they are known already.
 
     Returns:
         The features.
@@ -88,9 +117,11 @@ def weight_features(graph: ChannelGraph, layers: tuple[Layer, ...], variables: V
     leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
     kernels = graph.kernels(variables)
 
-    def weights(producer: int) -> jax.Array:
-        leaf = leaves[graph.producers[producer].kernel.path]
-        return leaf if leaf.size == kernels[producer].size else kernels[producer]
+    def weights(producer: int) -> _Weights:
+        path, kernel = graph.producers[producer].kernel.path, kernels[producer]
+        if leaves[path].size != kernel.size:
+            return _Weights(kernel.size, leaf_sums({path: kernel})[path])
+        return _Weights(kernel.size, (sums or leaf_sums({path: leaves[path]}))[path])
 
     norms = [_Norm() if layer.affine is None else _norm_of(graph.affines[layer.affine], leaves) for layer in layers]
     parts = [[weights(producer) for producer, _ in layer.sources] for layer in layers]
@@ -114,9 +145,11 @@ def structural_features(producers: tuple[structural.Producer, ...], leaves: Mapp
 
     scores = structural.bounds_of(producers, leaves)
     norms = [_Norm(scale=read(producer.scale), var=read(producer.var)) for producer in producers]
-    summaries, features = _of_layers(scores, norms, [[leaves[producer.kernel]] for producer in producers])
-    sums = [jnp.sum(leaf, dtype=jnp.float32) for leaf in leaves.values()]
-    return WeightFeatures(summaries, features, jnp.isfinite(jnp.stack(sums)).all())
+    sums = leaf_sums(leaves)
+    parts = [[_Weights(leaves[producer.kernel].size, sums[producer.kernel])] for producer in producers]
+    summaries, features = _of_layers(scores, norms, parts)
+    finite = jnp.isfinite(jnp.stack([row[0] for row in sums.values()])).all()
+    return WeightFeatures(summaries, features, finite)
 
 
 def feature_names(layers: Sequence[Layer]) -> tuple[str, ...]:
@@ -134,7 +167,7 @@ def feature_names(layers: Sequence[Layer]) -> tuple[str, ...]:
 
 
 def _of_layers(
-    scores: Sequence[jax.Array], norms: Sequence[_Norm], kernels: Sequence[Sequence[jax.Array]]
+    scores: Sequence[jax.Array], norms: Sequence[_Norm], kernels: Sequence[Sequence[_Weights]]
 ) -> tuple[Spectrum, jax.Array]:
     """Summary of each layer, and the features named by `LAYER`, `[L * len(LAYER)]`."""
     # One program for all layers of a width: it is smaller, and compiled sooner.
@@ -169,12 +202,10 @@ def _channels(score: jax.Array, norm: _Norm) -> jax.Array:
     return jnp.stack([unknown if row is None else row for row in rows])
 
 
-def _moments(kernels: Sequence[jax.Array]) -> jax.Array:
+def _moments(kernels: Sequence[_Weights]) -> jax.Array:
     """Of all weights together, named by `KERNEL`."""
-    weights = [kernel.astype(jnp.float32).reshape(-1) for kernel in kernels]
-    total = sum(len(row) for row in weights)
-    mean = sum((jnp.sum(row) for row in weights), jnp.zeros(())) / total
-    square = sum((jnp.dot(row, row, precision=jax.lax.Precision.HIGHEST) for row in weights), jnp.zeros(())) / total
+    total = sum(one.size for one in kernels)
+    mean, square = sum((one.sums for one in kernels), jnp.zeros(2)) / total
     std = jnp.sqrt(jnp.maximum(square - mean**2, LEAST_VARIANCE))
     return jnp.stack([jnp.log(std), mean / std])
 

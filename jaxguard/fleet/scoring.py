@@ -149,10 +149,12 @@ def scorer(structure: Structure, settings: Settings) -> Scorer:
 def _of_model(structure: Structure, model: Model, settings: Settings, notes: tuple[str, ...]) -> Scorer:
     graph = suspects.graph_of(model)
     layers = pairing.layers(graph, settings.pairing)
-    bind_fn = models.binding_program(model, structure.specs())
+    binding = models.binding_of(model, structure.specs())
 
     def features_of(leaves: Mapping[str, jax.Array]) -> WeightFeatures:
-        return weights.weight_features(graph, layers, bind_fn(leaves))
+        sums = weights.leaf_sums({name: leaves[name] for name in binding.paths})
+        by_path = {path: sums[name] for name, path in binding.paths.items()}
+        return weights.weight_features(graph, layers, binding.bind_fn(leaves), by_path)
 
     size = "x".join(map(str, model.input_shape))
     bucket = f"{model.spec}, {model.num_classes} classes, {size}"

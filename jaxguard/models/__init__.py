@@ -8,17 +8,18 @@ Adding an architecture is one file with a `layers.Classifier` and one row of `AR
 """
 
 from jaxguard.models.architecture import ARCHITECTURES, Architecture, build
-from jaxguard.models.binding import bind, binding_program, unbind
+from jaxguard.models.binding import Binding, bind, binding_of, unbind
 from jaxguard.models.identification import Identification, identify, infer, listed, original_names
 from jaxguard.models.model import Model
 
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
+    "Binding",
     "Identification",
     "Model",
     "bind",
-    "binding_program",
+    "binding_of",
     "build",
     "identify",
     "infer",

@@ -5,7 +5,7 @@ specification that would fit.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -52,10 +52,20 @@ def bind(model: Model, leaves: Mapping[str, np.ndarray], source: str = "") -> tu
     return jax.device_put(_arranged(model, bound)), layout
 
 
-def binding_program(
-    model: Model, specs: Mapping[str, identification.HasShape], source: str = ""
-) -> Callable[[Mapping[str, jax.Array]], Variables]:
-    """`bind` for programs that are compiled around it: what fits is checked now, nothing about the numbers is.
+class Binding(NamedTuple):
+    """`bind` for programs that are compiled around it.
+
+    Attributes:
+        bind_fn: `leaves, arrays or tracers by name -> float32 variables`.
+        paths: leaf of the checkpoint -> path in the variables.
+    """
+
+    bind_fn: Callable[[Mapping[str, jax.Array]], Variables]
+    paths: Mapping[str, str]
+
+
+def binding_of(model: Model, specs: Mapping[str, identification.HasShape], source: str = "") -> Binding:
+    """How a checkpoint's leaves become variables: what fits is checked now, nothing about the numbers is.
 
     Args:
         model: what the checkpoint should fit.
@@ -63,7 +73,7 @@ def binding_program(
         source: file name for messages.
 
     Returns:
-        `leaves, arrays or tracers by name -> float32 variables`.
+        The binding.
 
     Raises:
         CheckpointError: leaves are missing, unexpected, or of another shape.
@@ -71,13 +81,13 @@ def binding_program(
     layout, found = layouts.recognize(specs, model.module)
     expected = layouts.expected(model, layout)
     identification.require_fit(model, expected, found, f"{source}: " if source else "")
+    given = identification.original_names(model, specs)
 
     def bind_fn(leaves: Mapping[str, jax.Array]) -> Variables:
-        _, kept = layouts.recognize(leaves, model.module)
-        flat = {leaf.path: layouts.decode(kept[name], layout, leaf) for name, leaf in expected.items()}
-        return _arranged(model, flat)
+        decoded = {leaf.path: layouts.decode(leaves[given[name]], layout, leaf) for name, leaf in expected.items()}
+        return _arranged(model, decoded)
 
-    return bind_fn
+    return Binding(bind_fn, {given[name]: leaf.path for name, leaf in expected.items()})
 
 
 def unbind(model: Model, variables: Variables, layout: Layout) -> dict[str, np.ndarray]:
