@@ -264,3 +264,10 @@ def test_hostile_names_do_not_reach_the_terminal(jaxguard, store):
     assert "\x1b" not in out
     assert "\x07" not in out
     assert np.all([name in out for name in ("0001.safetensors", "0002.safetensors")])
+
+
+def test_triggers_are_searched_only_where_references_were(jaxguard, store, profile):
+    for more in ([], ["--profile", profile]):
+        code, _, told = jaxguard("scan", store, "--deep", 3, *more)
+        assert code == 4
+        assert "calibrate --deep" in " ".join(told.replace("│", " ").split())

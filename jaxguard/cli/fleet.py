@@ -123,22 +123,25 @@ def scan(
     _check_output(format_, output, fail_on)
     part = _part(shard)
     known = _profile(profile)
+    if deep and (known is None or not any(one.deep for one in known.buckets.values())):
+        raise typer.BadParameter("expected a profile that `jaxguard calibrate --deep` made", param_hint="--profile")
     out = out or RESULTS
-    with (
+    with contextlib.ExitStack() as stack:
         # Libraries that talk must not do so between the results.
-        contextlib.redirect_stdout(sys.stderr),
-        console.fleet_progress("scanning") as watch,
-        scan_fleet(
-            targets,
-            out=out,
-            settings=settings,
-            shard=part,
-            memory=_bytes(memory),
-            readers=readers,
-            address=ray,
-            watch=watch,
-        ) as found,
-    ):
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        with console.fleet_progress("scanning") as watch:
+            found = stack.enter_context(
+                scan_fleet(
+                    targets,
+                    out=out,
+                    settings=settings,
+                    shard=part,
+                    memory=_bytes(memory),
+                    readers=readers,
+                    address=ray,
+                    watch=watch,
+                )
+            )
         known_looks = telling.Looks(looks.asked(known))
         if known_looks.asked:
             rows = [row for row in found.rows if row.bucket in known_looks.asked]
@@ -222,12 +225,12 @@ def calibrate(
     for title, targets in (("clean", clean), ("backdoored", backdoored or [])):
         records = []
         if targets:
-            with (
-                console.fleet_progress(f"scanning {title} references") as watch,
-                scan_fleet(
-                    targets, out=results, settings=settings, memory=_bytes(memory), readers=readers, watch=watch
-                ) as found,
-            ):
+            with contextlib.ExitStack() as stack:
+                with console.fleet_progress(f"scanning {title} references") as watch:
+                    scanning = scan_fleet(
+                        targets, out=results, settings=settings, memory=_bytes(memory), readers=readers, watch=watch
+                    )
+                    found = stack.enter_context(scanning)
                 for row in found.rows:
                     if row.error:
                         console.say(f"left out: {row.error}")
