@@ -68,7 +68,7 @@ def test_a_folder_is_scanned_and_nothing_is_claimed(jaxguard, store):
     assert "notes.md: no checkpoint by its content" in out
     assert "clean" not in out
     assert "no evidence" not in out
-    assert "results: jaxguard-scan" in err
+    assert "results: jaxguard-scan" in err.replace("\n", "")
     assert json.loads(err.splitlines()[0])["done"] == 3
     assert jaxguard("scan", store, "--fail-on-inconclusive")[0] == 1
     assert jaxguard("scan", store, "--fail-on", "inconclusive")[0] == 1
@@ -116,7 +116,7 @@ def test_files_of_a_report(jaxguard, store, tmp_path):
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         "report.html", "report.json", "report.jsonl", "report.parquet", "report.sarif",
     ]  # fmt: skip
-    assert "report.html" in err
+    assert "report.html" in err.replace("\n", "")
     assert "Inconclusive" in out
 
 
@@ -152,7 +152,7 @@ def test_parts_of_a_manifest(jaxguard, store):
 def test_usage(jaxguard, store, options, named):
     code, out, err = jaxguard("scan", store, *options)
     assert code == 4
-    assert named in err
+    assert named in err.replace("\n", "")
     assert not out
     assert not pathlib.Path("jaxguard-scan").exists()
 
@@ -162,14 +162,14 @@ def test_what_is_not_there_is_one_error(jaxguard, store, tmp_path):
     for target in (tmp_path / "empty", f"{store}/*.nothing"):
         code, _, err = jaxguard("scan", target)
         assert code == 2
-        assert "found no files" in err
+        assert "found no files" in err.replace("\n", "")
     code, _, err = jaxguard("scan", store, "--profile", "absent.json")
     assert code == 2
-    assert "absent.json: expected a profile made by `jaxguard calibrate`" in err
+    assert "absent.json: expected a profile made by `jaxguard calibrate`" in err.replace("\n", "")
     pathlib.Path("file").write_text("x")
     code, _, err = jaxguard("scan", store, "--out", "file")
     assert code == 2
-    assert "choose another with --out" in err
+    assert "choose another with --out" in err.replace("\n", "")
 
 
 def test_verdicts_by_a_profile(jaxguard, fleet, profile):
@@ -222,7 +222,7 @@ def test_a_damaged_profile_is_one_error(jaxguard, fleet, profile):
         pathlib.Path("damaged.json").write_text(damaged)
         code, _, err = jaxguard("scan", fleet / "innocent", "--profile", "damaged.json")
         assert code == 2
-        assert "damaged.json" in err
+        assert "damaged.json" in err.replace("\n", "")
         assert "Traceback" not in err
 
 
@@ -231,11 +231,11 @@ def test_calibrate_says_what_it_left_out_and_overwrites_nothing(jaxguard, fleet)
     pathlib.Path("taken.json").write_text("mine")
     code, _, err = jaxguard("calibrate", fleet / "clean", "--out", "taken.json")
     assert code == 2
-    assert "--overwrite" in err
+    assert "--overwrite" in err.replace("\n", "")
     assert pathlib.Path("taken.json").read_text() == "mine"
     code, out, err = jaxguard("calibrate", fleet / "clean", "bad.pt", "--out", "taken.json", "--overwrite")
     assert code == 0
-    assert "left out: bad.pt" in err
+    assert "left out: bad.pt" in err.replace("\n", "")
     assert " ".join(out.split()).startswith("bucket clean backdoored")
     assert json.loads(pathlib.Path("taken.json").read_text())
 
