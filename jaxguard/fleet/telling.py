@@ -128,7 +128,7 @@ def report(
     number, entries = 0, []
     for row in scan.rows:
         if row.error:
-            entries.append(_failed(row))
+            entries.append(_unjudged(row))
         else:
             entries.append(_entry(row, judgements, number))
             number += 1
@@ -156,24 +156,22 @@ def report(
 
 
 def _entry(row: Row, found: Judgements, number: int) -> FleetEntry:
-    return FleetEntry(
-        uri=row.uri,
-        sha256=row.sha256,
-        size=row.stamp.size,
-        format=row.format,
-        architecture=row.architecture,
-        bucket=row.bucket + SEARCHED * (found.stages[number] == judging.DEEP),
+    is_searched = found.stages[number] == judging.DEEP
+    return replace(
+        _unjudged(row),
+        bucket=row.bucket + SEARCHED * is_searched,
         z=row.z,
         score=float(found.scores[number]),
         p_value=float(found.p_values[number]),
         q_value=float(found.q_values[number]),
         verdict=found.verdicts[number],
         reason=found.reasons[number],
-        deep=found.stages[number] == judging.DEEP,
+        deep=is_searched,
     )
 
 
-def _failed(row: Row) -> FleetEntry:
+def _unjudged(row: Row) -> FleetEntry:
+    """An entry that says why there is no verdict."""
     return FleetEntry(
         uri=row.uri,
         sha256=row.sha256,

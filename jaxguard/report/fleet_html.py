@@ -10,10 +10,9 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any, NamedTuple
 
-from jaxguard.report import fleet_figures, fleet_rows, fleet_wording, wording
+from jaxguard.report import fleet_figures, fleet_rows, fleet_wording, page, wording
 from jaxguard.types import FleetEntry, FleetReport, LayerSummary
 
 MAX_BUCKETS = 6
@@ -73,16 +72,9 @@ def to_html(report: FleetReport, *, written: datetime.datetime | None = None) ->
     Returns:
         A complete HTML document.
     """
-    import jinja2
     import markupsafe
 
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page.environment()
     environment.filters |= {
         "printable": lambda text: wording.printable(str(text)),
         "rate": fleet_wording.rate,
@@ -90,7 +82,7 @@ def to_html(report: FleetReport, *, written: datetime.datetime | None = None) ->
         "size": fleet_wording.size,
         "tight": lambda text: text.replace(" %", "\u00a0%"),
     }
-    script = _read("fleet.js")
+    script = page.read("fleet.js")
     signs = {name: (verdict.tone, verdict.sign, verdict.label) for name, verdict in fleet_wording.VERDICTS.items()}
     ranked = fleet_rows.rows(report)
     columns = fleet_rows.columns(ranked)
@@ -117,12 +109,8 @@ def to_html(report: FleetReport, *, written: datetime.datetime | None = None) ->
         script=markupsafe.Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
         speed=_speed(report),
-        written=f"{written or datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M %Z}".strip(),
+        written=page.written_at(written),
     )
-
-
-def _read(name: str) -> str:
-    return resources.files("jaxguard.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _buckets(ranked: Sequence[FleetEntry], report: FleetReport) -> tuple[list[Bucket], tuple[int, int]]:

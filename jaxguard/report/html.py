@@ -2,7 +2,6 @@
 
 import datetime
 from collections.abc import Sequence
-from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from jaxguard.report import (
     matrix_figures,
     ownership_figures,
     ownership_wording,
+    page,
     pictures,
     pruning,
     wording,
@@ -120,15 +120,7 @@ def to_html(report: AuditReport, *, written: datetime.datetime | None = None) ->
         DataError: the trigger example is not a pair of equal image arrays, or the arrays of a recovered trigger, of a
             pruning path or of a fingerprint matrix do not fit each other.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page.environment()
     environment.filters |= {
         "percent": wording.percent,
         "number": wording.number,
@@ -171,12 +163,8 @@ def to_html(report: AuditReport, *, written: datetime.datetime | None = None) ->
         cuts_kept=wording.cuts_kept,
         removed_asr=wording.REMOVED_ASR,
         harmful_acc_drop=wording.HARMFUL_ACC_DROP,
-        written=f"{written or datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M %Z}".strip(),
+        written=page.written_at(written),
     )
-
-
-def _read(name: str) -> str:
-    return resources.files("jaxguard.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _safe(drawing: str) -> str:
