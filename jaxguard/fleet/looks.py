@@ -22,6 +22,8 @@ from jaxguard.fleet.store import Row, Store
 from jaxguard.graph import ChannelGraph
 from jaxguard.types import Variables
 
+_WRITE_SECONDS = 2.0  # a part on disk for each checkpoint would be as many files as the store has
+
 
 @dataclass(frozen=True, eq=False)
 class Look:
@@ -118,19 +120,29 @@ def take(
         Features `[G]` by content hash, those of earlier looks included.
     """
     store, start = look.store(scan), time.perf_counter()
-    found, failed = store.deep(), 0
+    found, fresh, failed, written = store.deep(), dict[str, np.ndarray](), 0, start
     reused = sum(row.sha256 in found for row in rows)
-    for done, row in enumerate(rows, 1):
-        if row.sha256 not in found:
-            try:
-                suspect = suspects.load(row.uri, arch=settings.arch, input_shape=settings.input_shape)
-                if suspect.graph is None:
-                    raise JaxguardError(f"{row.uri}: expected a known architecture, found none; pass --arch")
-                found[row.sha256] = look.features_fn(suspect.graph, suspect.variables)
-                store.add_deep({row.sha256: found[row.sha256]})
-            except JaxguardError as error:
-                failed += 1
-                say(f"no {look.title}: {error}")
-        if watch is not None:
-            watch(State(done, len(rows), failed, min(reused, done), 0, time.perf_counter() - start))
+    try:
+        for done, row in enumerate(rows, 1):
+            if row.sha256 not in found:
+                try:
+                    found[row.sha256] = fresh[row.sha256] = _features(look, row, settings)
+                except JaxguardError as error:
+                    failed += 1
+                    say(f"no {look.title}: {error}")
+            if fresh and time.perf_counter() - written > _WRITE_SECONDS:
+                store.add_deep(fresh)
+                fresh, written = {}, time.perf_counter()
+            if watch is not None:
+                watch(State(done, len(rows), failed, min(reused, done), 0, time.perf_counter() - start))
+    finally:
+        if fresh:
+            store.add_deep(fresh)
     return found
+
+
+def _features(look: Look, row: Row, settings: Settings) -> np.ndarray:
+    suspect = suspects.load(row.uri, arch=settings.arch, input_shape=settings.input_shape)
+    if suspect.graph is None:
+        raise JaxguardError(f"{row.uri}: expected a known architecture, found none; pass --arch")
+    return look.features_fn(suspect.graph, suspect.variables)
