@@ -51,6 +51,12 @@ class Producer:
     var: str | None = None
     norm: str | None = None
 
+    @property
+    def is_channels_first(self) -> bool:
+        """Whether the axes lie in this order: output channel, fan-in, taps."""
+        order = sum(self.axes, ())
+        return order == tuple(range(len(order)))
+
     def channels(self, shapes: Mapping[str, Shape]) -> int:
         """Number of output channels, from the shapes of the leaves."""
         return math.prod(shapes[self.kernel][axis] for axis in self.axes[0])
@@ -146,10 +152,12 @@ def bounds_of(producers: tuple[Producer, ...], leaves: Mapping[str, jax.Array]) 
     kernels = []
     for producer in producers:
         out, fan_in, taps = producer.axes
+        order = (out, fan_in, taps) if producer.is_channels_first else (out, taps, fan_in)
         kernel = leaves[producer.kernel].astype(jnp.float32)
-        sizes = [math.prod(kernel.shape[axis] for axis in axes) for axes in (out, taps, fan_in)]
-        kernels.append(jnp.transpose(kernel, (*out, *taps, *fan_in)).reshape(sizes))
-    norms = lipschitz.spectral_norms(kernels)
+        sizes = [math.prod(kernel.shape[axis] for axis in axes) for axes in order]
+        kernels.append(jnp.transpose(kernel, sum(order, ())).reshape(sizes))
+    lying = {number for number, producer in enumerate(producers) if producer.is_channels_first}
+    norms = lipschitz.spectral_norms(kernels, channels_first=lying)
     return [
         norm * lipschitz.affine_scales(read(producer.scale), read(producer.var))
         for norm, producer in zip(norms, producers, strict=True)

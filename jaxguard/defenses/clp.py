@@ -8,6 +8,8 @@ heuristic: it leaves stride, padding and everything behind the layer out.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -69,7 +71,11 @@ def _layers(graph: ChannelGraph, how: Pairing) -> tuple[Layer, ...]:
 
 
 def bounds_of(
-    graph: ChannelGraph, layers: tuple[Layer, ...], eps: float, variables: Variables
+    graph: ChannelGraph,
+    layers: tuple[Layer, ...],
+    eps: float,
+    variables: Variables,
+    channels_first: Mapping[str, jax.Array] = MappingProxyType({}),
 ) -> tuple[list[jax.Array], jax.Array]:
     """What `channel_bounds` computes, for programs that are compiled around it.
 
@@ -78,6 +84,8 @@ def bounds_of(
         layers: of `jaxguard.graph.pairing.layers`.
         eps: added to the variance.
         variables: arrays or tracers.
+        channels_first: kernels by path as they lie where they were read, `[C, fan-in, ...]`; reading one of these in
+            Flax's order takes thrice as long.
 
     Returns:
         `[C]` scores per layer, and a bool: whether a leaf may hold NaN or infinity.
@@ -85,7 +93,14 @@ def bounds_of(
     leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
     kernels = [kernel.astype(jnp.float32) for kernel in graph.kernels(variables)]
     wanted = sorted({producer for layer in layers for producer, _ in layer.sources})
-    norms = dict(zip(wanted, lipschitz.spectral_norms([kernels[k] for k in wanted]), strict=True))
+    paths = {k: graph.producers[k].kernel.path for k in wanted}
+    lying = {k for k in wanted if paths[k] in channels_first and graph.reads_leaf(k)}
+    for k in lying:
+        channels, taps, fan_in = kernels[k].shape
+        kernels[k] = channels_first[paths[k]].astype(jnp.float32).reshape(channels, fan_in, taps)
+    places = {place for place, k in enumerate(wanted) if k in lying}
+    found = lipschitz.spectral_norms([kernels[k] for k in wanted], channels_first=places)
+    norms = dict(zip(wanted, found, strict=True))
 
     def read(view: LeafView | None) -> jax.Array | None:
         return None if view is None else surgery.read(view, leaves[view.path]).astype(jnp.float32)
@@ -99,7 +114,6 @@ def bounds_of(
             affine = graph.affines[layer.affine]
             largest = largest * lipschitz.affine_scales(read(affine.scale), read(affine.var), eps=eps)
         scores.append(largest)
-    paths = {k: graph.producers[k].kernel.path for k in wanted}
     read_whole = {path for k, path in paths.items() if kernels[k].size == leaves[path].size}
     # NaN and infinity survive in norms and in sums; a sum of finite numbers may also overflow.
     witnesses = [*norms.values(), *(leaf for path, leaf in leaves.items() if path not in read_whole)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -89,11 +90,13 @@ def leaf_sums(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     Returns:
         By name.
     """
-    rows = {name: leaf.astype(jnp.float32).reshape(-1) for name, leaf in leaves.items()}
-    return {
-        name: jnp.stack([jnp.sum(row), jnp.dot(row, row, precision=jax.lax.Precision.HIGHEST)])
-        for name, row in rows.items()
-    }
+
+    def sums(leaf: jax.Array) -> jax.Array:
+        axes = tuple(range(leaf.ndim))
+        square = jax.lax.dot_general(leaf, leaf, ((axes, axes), ((), ())), precision=jax.lax.Precision.HIGHEST)
+        return jnp.stack([jnp.sum(leaf), square])
+
+    return {name: sums(leaf.astype(jnp.float32)) for name, leaf in leaves.items()}
 
 
 def weight_features(
@@ -101,6 +104,7 @@ def weight_features(
     layers: tuple[Layer, ...],
     variables: Variables,
     sums: Mapping[str, jax.Array] | None = None,
+    channels_first: Mapping[str, jax.Array] = MappingProxyType({}),
 ) -> WeightFeatures:
     """Of a model whose channel graph is known.
 
@@ -109,11 +113,12 @@ def weight_features(
         layers: of `jaxguard.graph.pairing.layers`.
         variables: arrays or tracers.
         sums: of `leaf_sums` by path, where they are known already.
+        channels_first: kernels by path as they lie, see `jaxguard.defenses.clp.bounds_of`.
 
     Returns:
         The features.
     """
-    scores, suspicious = bounds_of(graph, layers, 0.0, variables)
+    scores, suspicious = bounds_of(graph, layers, 0.0, variables, channels_first)
     leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
     kernels = graph.kernels(variables)
 

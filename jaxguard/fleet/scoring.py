@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -152,14 +153,21 @@ def _of_model(structure: Structure, model: Model, settings: Settings, notes: tup
     binding = models.binding_of(model, structure.specs())
 
     def features_of(leaves: Mapping[str, jax.Array]) -> WeightFeatures:
-        sums = weights.leaf_sums({name: leaves[name] for name in binding.paths})
-        by_path = {path: sums[name] for name, path in binding.paths.items()}
-        return weights.weight_features(graph, layers, binding.bind_fn(leaves), by_path)
+        by_path = {path: leaves[name] for name, path in binding.paths.items()}
+        sums = weights.leaf_sums(by_path)
+        lying = {path: by_path[path] for path in binding.channels_first}
+        return weights.weight_features(graph, layers, binding.bind_fn(leaves), sums, lying)
 
+    specs = structure.specs()
+    shapes = {
+        name: _matrices(specs[name].shape, path in binding.channels_first)
+        for name, path in binding.paths.items()
+        if path.endswith("/kernel")
+    }
     size = "x".join(map(str, model.input_shape))
     bucket = f"{model.spec}, {model.num_classes} classes, {size}"
     scope = Scope(model.spec, bucket, layers, weights.feature_names(layers), notes)
-    return Scorer(scope, _program(structure, features_of))
+    return Scorer(scope, _program(structure, features_of, shapes))
 
 
 def _structural(structure: Structure, reason: str) -> Scorer:
@@ -172,20 +180,30 @@ def _structural(structure: Structure, reason: str) -> Scorer:
     def features_of(leaves: Mapping[str, jax.Array]) -> WeightFeatures:
         return weights.structural_features(producers, leaves)
 
+    shapes = {one.kernel: _matrices(leaves[one.kernel], one.is_channels_first) for one in producers}
     bucket = f"{suspects.UNKNOWN}, leaves {structure.key}"
     notes = (suspects.structural_note(reason),)
     scope = Scope(suspects.UNKNOWN, bucket, layers, weights.feature_names(layers), notes)
-    return Scorer(scope, _program(structure, features_of))
+    return Scorer(scope, _program(structure, features_of, shapes))
+
+
+def _matrices(shape: tuple[int, ...], is_channels_first: bool) -> tuple[int, ...]:
+    """`(C, fan-in, taps)`, or `(taps, fan-in, C)`: the shape in which a kernel's norms are computed."""
+    if len(shape) < 3:
+        return shape
+    return (*shape[:2], math.prod(shape[2:])) if is_channels_first else (math.prod(shape[:-2]), *shape[-2:])
 
 
 def _program(
-    structure: Structure, features_of: Callable[[Mapping[str, jax.Array]], WeightFeatures]
+    structure: Structure,
+    features_of: Callable[[Mapping[str, jax.Array]], WeightFeatures],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> Callable[..., Any]:
     """Compiled over a stack, sharded over the local devices; each runs through the rows that hold something."""
     at_once = _ROWS_AT_ONCE.get(jax.default_backend(), 1)
 
     def one(rows: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        found = features_of(structure.unpack(rows, number))
+        found = features_of(structure.unpack(rows, number, shapes))
         return jnp.stack(found.layers, axis=1), found.features, found.finite
 
     def of_device(rows: jax.Array, count: jax.Array) -> tuple[jax.Array, ...]:

@@ -6,7 +6,9 @@ import functools
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -55,23 +57,31 @@ class Structure:
         """Shape and element type by name, as a checkpoint announces them."""
         return {name: LeafSpec(shape, np.dtype(dtype)) for name, shape, dtype in self.leaves}
 
-    def unpack(self, rows: jax.Array, number: jax.typing.ArrayLike) -> dict[str, jax.Array]:
+    def unpack(
+        self,
+        rows: jax.Array,
+        number: jax.typing.ArrayLike,
+        shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    ) -> dict[str, jax.Array]:
         """The floating-point leaves in one row of a stack; traceable.
 
         Args:
             rows: `[M, W]` float32.
             number: of the row.
+            shapes: in which leaves are read later, where that is not their own: they are copied once in that shape,
+                and once more for every other one.
 
         Returns:
-            Arrays by name.
+            Arrays by name, in their own shapes.
         """
         leaves = {
-            name: jax.lax.dynamic_slice(rows, (number, offset), (1, math.prod(shape))).reshape(shape)
+            name: jax.lax.dynamic_slice(rows, (number, offset), (1, math.prod(shape))).reshape(shapes.get(name, shape))
             for (name, shape, _), offset in zip(self.leaves, self.offsets, strict=True)
             if offset >= 0
         }
         # Without the barrier the slices become part of every loop that reads them, and compiling takes thrice as long.
-        return jax.lax.optimization_barrier(leaves)
+        leaves = jax.lax.optimization_barrier(leaves)
+        return {name: leaves[name].reshape(shape) for name, shape, _ in self.leaves if name in leaves}
 
     def pack(self, leaves: dict[str, np.ndarray], row: np.ndarray) -> None:
         """Fill a row; the way for files that cannot be read into one as they are.

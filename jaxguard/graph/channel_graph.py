@@ -83,6 +83,14 @@ class ChannelGraph:
         known = self.leaves(self.program, variables)
         return [_kernel_matrix(self.program, producer, known) for producer in self.producers]
 
+    def reads_leaf(self, number: int) -> bool:
+        """Whether a producer applies its kernel leaf as it is, its axes in Flax's order: taps, fan-in, channels."""
+        producer = self.producers[number]
+        rank = len(self.program.shapes[producer.operand])
+        out_dims, in_dims, _ = _kernel_dims(producer, rank)
+        is_in_order = out_dims == (rank - 1,) and (in_dims == (rank - 2,) or not producer.is_convolution)
+        return is_in_order and producer.operand in self.program.leaves
+
     def run(self, variables: Variables, images: jax.Array, gates: Gates | None = None) -> jax.Array:
         """The model's logits, with gates multiplied into producers' outputs.
 
@@ -245,13 +253,20 @@ def _halves(program: Program, gate: Value) -> tuple[Sequence[Equation], Sequence
 
 def _kernel_matrix(program: Program, producer: Producer, known: Mapping[Value, Any]) -> jax.Array:
     kernel = program.evaluate(known, program.cone(producer.operand))[producer.operand]
+    out_dims, in_dims, taps = _kernel_dims(producer, kernel.ndim)
+    if producer.is_convolution:
+        kernel = jnp.transpose(kernel, (*taps, *in_dims, *out_dims))
+        return jnp.moveaxis(kernel.reshape(-1, *kernel.shape[-2:]), -1, 0)
+    return jnp.transpose(kernel, (*out_dims, *in_dims)).reshape(producer.channels, 1, -1)
+
+
+def _kernel_dims(producer: Producer, rank: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Axes of a kernel: output channels, fan-in, spatial taps."""
     eqn = producer.equation
     if producer.is_convolution:
         out_dim, in_dim, *taps = eqn.params["dimension_numbers"].rhs_spec
-        kernel = jnp.transpose(kernel, (*taps, in_dim, out_dim))
-        return jnp.moveaxis(kernel.reshape(-1, *kernel.shape[-2:]), -1, 0)
-    out_dims, in_dims = dot_dims(eqn, eqn.inputs.index(producer.operand), kernel.ndim)
-    return jnp.transpose(kernel, (*out_dims, *in_dims)).reshape(producer.channels, 1, -1)
+        return (out_dim,), (in_dim,), tuple(taps)
+    return *dot_dims(eqn, eqn.inputs.index(producer.operand), rank), ()
 
 
 def broadcast_gate(producer: Producer, batch_axis: int | None, gate: jax.Array, array: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import chex
 import jax
@@ -48,8 +48,13 @@ def _smaller_side_first(kernel: jax.Array) -> jax.Array:
 
 
 def _grams_by_product(rows: jax.Array) -> jax.Array:
-    matrices = jnp.moveaxis(rows, -1, 0)
-    return jnp.einsum("csd,ctd->stc", matrices, matrices, precision=jax.lax.Precision.HIGHEST)
+    return _grams_of_matrices(jnp.moveaxis(rows, -1, 0))
+
+
+def _grams_of_matrices(matrices: jax.Array) -> jax.Array:
+    """Gram matrices `[S, S, C]` of `[C, A, B]`, whichever side is the smaller one."""
+    summed = "csd,ctd->stc" if matrices.shape[1] <= matrices.shape[2] else "cds,cdt->stc"
+    return jnp.einsum(summed, matrices, matrices, precision=jax.lax.Precision.HIGHEST)
 
 
 def _grams_by_tile(rows: jax.Array) -> jax.Array:
@@ -112,16 +117,25 @@ def _product(left: jax.Array, right: jax.Array) -> jax.Array:
 
 def _scaled(matrix: jax.Array) -> jax.Array:
     """Divide by the trace, which keeps the largest eigenvalue within `[1/S, 1]`."""
-    return matrix / _or_one(jnp.trace(matrix))
+    return matrix / _or_one(_trace(matrix))
 
 
-def spectral_norms(kernels: Sequence[jax.Array], *, squarings: int = SQUARINGS) -> list[jax.Array]:
+def _trace(matrix: jax.Array) -> jax.Array:
+    """`[N]` of `[S, S, N]`; `jnp.trace` reads all of a matrix."""
+    return functools.reduce(operator.add, [matrix[k, k] for k in range(matrix.shape[0])])
+
+
+def spectral_norms(
+    kernels: Sequence[jax.Array], *, channels_first: Collection[int] = (), squarings: int = SQUARINGS
+) -> list[jax.Array]:
     """Largest singular value of every channel of many layers; layers with equal Gram sizes share one batch.
 
     Channels of extreme magnitude are divided by it first, so that no square overflows or underflows.
 
     Args:
-        kernels: `[C, T, D]` each; output channel, spatial tap, fan-in.
+        kernels: `[C, T, D]` each; output channel, spatial tap, fan-in; or `[C, D, T]`, which has the same norms.
+        channels_first: numbers of those that lie in memory as they are given, as PyTorch's do; of the others, such as
+            Flax's, the channels are the last axis. On CPU the norms take thrice as long where that is not so.
         squarings: see `largest_eigenvalues`.
 
     Returns:
@@ -133,7 +147,7 @@ def spectral_norms(kernels: Sequence[jax.Array], *, squarings: int = SQUARINGS) 
         >>> spectral_norms([kernel])[0].tolist()
         [3.0, 0.0]
     """
-    pairs = [_grams_in_range(jnp.moveaxis(kernel, 0, -1)) for kernel in kernels]
+    pairs = [_grams_in_range(kernel, k in channels_first) for k, kernel in enumerate(kernels)]
     grams, scales = [gram for gram, _ in pairs], [scale for _, scale in pairs]
     by_size: dict[int, list[int]] = defaultdict(list)
     for layer, gram in enumerate(grams):
@@ -149,25 +163,27 @@ def spectral_norms(kernels: Sequence[jax.Array], *, squarings: int = SQUARINGS) 
     return norms
 
 
-def _grams_in_range(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Gram matrices of `[T, D, C]` divided by the square of a scale `[C]`.
+def _grams_in_range(kernel: jax.Array, is_channels_first: bool) -> tuple[jax.Array, jax.Array]:
+    """Gram matrices of `[C, A, B]` divided by the square of a scale `[C]`.
 
     The scale is 1 where the squares show that none of them lost anything: finding and dividing by the largest entries
     would cost as much again. Otherwise it is a power of two, by which dividing is exact.
     """
-    gram = gram_matrices(kernel)
-    squares = jnp.trace(gram)
+    lying = kernel if is_channels_first else jnp.moveaxis(kernel, 0, -1)
+    gram = _grams_of_matrices(lying) if is_channels_first else gram_matrices(lying)
+    squares = _trace(gram)
     harmless = jnp.all((squares > _HARMLESS[0]) & (squares < _HARMLESS[1]))
 
-    def divided(kernel: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def divided(lying: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
         del gram
-        scale = _unit(jnp.max(jnp.abs(kernel), axis=(0, 1), initial=0))
-        return _grams_by_product(_smaller_side_first(kernel / scale)), scale
+        matrices = lying if is_channels_first else jnp.moveaxis(lying, -1, 0)
+        scale = _unit(jnp.max(jnp.abs(matrices), axis=(1, 2), initial=0))
+        return _grams_of_matrices(matrices / scale[:, None, None]), scale
 
-    def as_is(kernel: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return gram, jnp.ones(kernel.shape[-1], kernel.dtype)
+    def as_is(lying: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return gram, jnp.ones(kernel.shape[0], kernel.dtype)
 
-    return jax.lax.cond(harmless, as_is, divided, kernel, gram)
+    return jax.lax.cond(harmless, as_is, divided, lying, gram)
 
 
 def _unit(largest: jax.Array) -> jax.Array:

@@ -58,10 +58,12 @@ class Binding(NamedTuple):
     Attributes:
         bind_fn: `leaves, arrays or tracers by name -> float32 variables`.
         paths: leaf of the checkpoint -> path in the variables.
+        channels_first: those of the paths whose kernels the checkpoint holds `[C, fan-in, ...]`.
     """
 
     bind_fn: Callable[[Mapping[str, jax.Array]], Variables]
     paths: Mapping[str, str]
+    channels_first: frozenset[str]
 
 
 def binding_of(model: Model, specs: Mapping[str, identification.HasShape], source: str = "") -> Binding:
@@ -87,7 +89,8 @@ def binding_of(model: Model, specs: Mapping[str, identification.HasShape], sourc
         decoded = {leaf.path: layouts.decode(leaves[given[name]], layout, leaf) for name, leaf in expected.items()}
         return _arranged(model, decoded)
 
-    return Binding(bind_fn, {given[name]: leaf.path for name, leaf in expected.items()})
+    turned = frozenset(leaf.path for leaf in expected.values() if leaf.is_kernel and layout != "flax")
+    return Binding(bind_fn, {given[name]: leaf.path for name, leaf in expected.items()}, turned)
 
 
 def unbind(model: Model, variables: Variables, layout: Layout) -> dict[str, np.ndarray]:

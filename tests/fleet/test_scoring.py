@@ -8,13 +8,15 @@ import pytest
 import stores
 from stores import CNN, MLP
 
-from jaxguard import audit, checkpoints, structural, suspects
+from jaxguard import audit, checkpoints, models, structural, suspects
+from jaxguard.defenses.clp import bounds_of
 from jaxguard.detection import weights
 from jaxguard.fleet import reading
 from jaxguard.fleet import scan as fleet_scan
 from jaxguard.fleet.scoring import SUMMARY, Settings
 from jaxguard.fleet.stream import Failure, Scored, stream
 from jaxguard.graph import pairing
+from tests.zoo import randomise
 
 
 def scored(path, settings=None) -> Scored:
@@ -68,6 +70,30 @@ def test_every_format_scores_like_one_checkpoint_alone(tmp_path, file, spec, lay
     assert result.scope.architecture == spec
     assert is_raw(path) == file.endswith(".safetensors")
     assert_like_audit(path, result)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "preactresnet18:width=0.0625", "vgg11:width=0.0625,classifier=torchvision", "mobilenet_v2:width=0.125",
+        "vit-tiny-4:width=0.0625,depth=1,heads=2", "resnext50_32x4d:width=0.0625",
+    ],
+)  # fmt: skip
+def test_kernels_as_they_lie_are_bounded_like_those_in_the_variables(spec):
+    """Grouped and strided convolutions, dense layers behind maps, projections: all kinds that torch holds otherwise."""
+    model = models.build(spec, num_classes=10, input_shape=(32, 32, 3))
+    variables = randomise(model.shapes(), 0)
+    leaves = models.unbind(model, variables, "torch")
+    binding = models.binding_of(model, leaves)
+    graph = suspects.graph_of(model)
+    layers = pairing.layers(graph)
+    lying = {path: leaves[name] for name, path in binding.paths.items() if path in binding.channels_first}
+    assert len(lying) >= len(layers)
+    bounds = jax.jit(bounds_of, static_argnums=(0, 1, 2))
+    expected, _ = bounds(graph, layers, 0.0, variables)
+    found, _ = bounds(graph, layers, 0.0, variables, lying)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])

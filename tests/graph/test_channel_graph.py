@@ -86,6 +86,17 @@ def test_kernels_are_output_channel_tap_fan_in():
     assert shapes["Dense_0"] == (6, 1, 24) or shapes["Dense_1"] == (6, 1, 24)
 
 
+def test_a_kernel_that_is_computed_or_lies_otherwise_is_not_a_leaf_as_it_is():
+    def model(v, x):
+        for kernel in (v["plain"], v["plain"] / 2, v["turned"].T):
+            x = jax.nn.relu(x @ kernel)
+        return x @ v["head"]
+
+    v = {"plain": jnp.ones((3, 3)), "turned": jnp.ones((3, 3)), "head": jnp.ones((3, 2))}
+    graph = channel_graph(model, v, jnp.ones((2, 3)))
+    assert [graph.reads_leaf(k) for k in range(4)] == [True, False, False, True]
+
+
 def test_the_reference_numbers_of_preactresnet18():
     model = models.build("preactresnet18", num_classes=10, input_shape=(32, 32, 3))
     graph = channel_graph(model.apply_fn, model.shapes(), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32"))

@@ -163,6 +163,16 @@ def test_layers_of_one_gram_size_share_a_batch_and_come_back_in_order():
     assert lipschitz.spectral_norms([]) == []
 
 
+@pytest.mark.parametrize("factor", [1e-30, 1.0, 1e25])
+def test_channels_that_lie_first_have_the_same_norms_either_side_up(factor):
+    kernels = [kernel * factor for kernel in layers_of(0)]
+    either = [kernel.swapaxes(1, 2) if k % 2 else kernel for k, kernel in enumerate(kernels)]
+    found = lipschitz.spectral_norms([*either, *kernels], channels_first=range(len(kernels)))
+    for kernel, first, last in zip(kernels, found, found[len(kernels) :], strict=False):
+        np.testing.assert_allclose(first, last, rtol=1e-6)
+        np.testing.assert_allclose(first / factor, reference(kernel / factor), rtol=1e-5)
+
+
 def test_vmap_over_stacked_checkpoints_is_a_loop():
     checkpoints = [layers_of(seed) for seed in range(4)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *checkpoints)
