@@ -9,10 +9,10 @@ Nothing is chosen on the odd ones: which single features are shown is decided by
 
 Three looks, each dearer than the one before: the weights, the answers to noise, triggers inverted on noise. They are
 combined by `jaxguard.detection`, as `jaxguard calibrate` does: in one regression where every network gets every look,
-or as a cascade, in which only some get the deep look (answers, or answers and inversion) and are then scored by it and
-by their weights' score. These are the undecided, whose log-odds by their weights are nearest to 0, or the most
-suspicious. Intervals are 95 %: bootstrap over networks for ROC figures, Clopper-Pearson for shares. With 64 clean
-networks a false-positive rate of 1 % means none of them.
+or as a cascade, as `jaxguard scan --deep N` does: only N get the deep look (answers, or answers and inversion), those
+that are not suspected by their weights, the nearest to it first. Why so: cascade.py. Intervals are 95 %: bootstrap over
+networks for ROC figures, Clopper-Pearson for shares. With 64 clean networks a false-positive rate of 1 % means none of
+them.
 
 --third-party applies the profile, untouched, to the checkpoints in JAXGUARD_SHARED_DATA (else ../shared/data), and
 beside it Neural Cleanse's own rule, an anomaly index above 2 on noise, which needs no references.
@@ -50,7 +50,7 @@ RATES = (0.01, 0.05)
 """False-positive rates at which the true-positive rate is shown."""
 
 SHARES = (0.1, 0.25, 0.5, 1.0)
-"""Of the judged networks that get the deep look."""
+"""Of the judged networks that may get the deep look."""
 
 DRAWS = 2000
 SHOWN = 12
@@ -192,44 +192,36 @@ class Setting:
         ]
 
     def judge(
-        self, names: Sequence[str], deep_names: Sequence[str] = (), part: float = 1.0, first: str = "undecided"
+        self, names: Sequence[str], deep_names: Sequence[str] = (), part: float = 1.0
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Scores of the odd ones, and the table row: ROC figures and what the verdicts are.
 
         Args:
             names: features of every network.
             deep_names: features of those that get the deep look.
-            part: of the odd ones that do.
-            first: `undecided` or `suspicious` ones.
+            part: of the odd ones that may.
         """
-        profile = self.calibrate(names, deep_names)
-        odd = np.flatnonzero(~self.even)
+        profile, odd = self.calibrate(names, deep_names), np.flatnonzero(~self.even)
+        options: dict[str, Any] = {"names": {BUCKET: tuple(names)}, "deep_names": tuple(deep_names), "alpha": ALPHA}
         searched = np.zeros(len(self.groups), bool)
         if deep_names:
-            cheap, _ = self.judge(names)
-            order = np.argsort(np.abs(cheap) if first == "undecided" else -cheap, kind="stable")
-            searched[odd[order[: round(part * len(odd))]]] = True
-        rows = [self.members(names, deep_names, searched)[k] for k in odd]
-        told = judging.judge(
-            rows,
-            profile,
-            names={BUCKET: tuple(names)},
-            deep_names=tuple(deep_names),
-            alpha=ALPHA,
-            control=judging.EACH,
-        )
+            searched[odd[undecided(self.members(names, deep_names, searched), odd, profile, options, part)]] = True
+        members = self.members(names, deep_names, searched)
+        rows = [members[k] for k in odd]
+        told = judging.judge(rows, profile, **options, control=judging.EACH)
         groups = self.groups[odd]
         rates = np.array([self.records[k].get("rate", np.nan) for k in odd])
+        deeper = {self.names[name][0] for name in deep_names}
         accused = np.array([one == SUSPECTED for one in told.verdicts])
-        together = judging.judge(
-            rows, profile, names={BUCKET: tuple(names)}, deep_names=tuple(deep_names), alpha=ALPHA
-        ).verdicts
+        together = judging.judge(rows, profile, **options).verdicts
         among = groups[np.array([one == SUSPECTED for one in together])]
         row = {
             "features": len(names) + len(deep_names),
             "searched": int(searched.sum()),
+            "seconds of the search": round(sum(self.found[f"{tier} seconds"][searched].sum() for tier in deeper), 1),
             "roc": curve(told.scores, groups),
-            f"accused at alpha {ALPHA:g}": {name: share(accused[groups == name]) for name in ("clean", *GROUPS)},
+            f"accused at alpha {ALPHA:g}": {name: share(accused[groups == name]) for name in ("clean", *GROUPS)}
+            | {"backdoored": share(accused[groups != "clean"])},
             "accused by poison rate": {
                 f"{rate:g}": share(accused[rates == rate]) for rate in np.unique(rates[~np.isnan(rates)])
             },
@@ -241,6 +233,16 @@ class Setting:
             ],
         }
         return told.scores, row
+
+
+def undecided(
+    members: list[Record], numbers: np.ndarray, profile: Profile, options: Mapping[str, Any], part: float
+) -> np.ndarray:
+    """Places of the networks that get the deep look: not suspected without it, the smallest p-values first."""
+    told = judging.judge([members[k] for k in numbers], profile, **options, control=judging.EACH)
+    left = [k for k, says in enumerate(told.verdicts) if says != SUSPECTED]
+    ranked = sorted(left, key=lambda k: (told.p_values[k], -told.scores[k]))
+    return np.array(ranked[: round(part * len(numbers))], int)
 
 
 def single_features(setting: Setting) -> dict[str, Any]:
@@ -308,12 +310,11 @@ def main() -> None:
         deeper = sum((names[tier] for tier in tiers[1:count]), ())
         combinations[f"weights, {looks[tier]}, one fit"] = setting.judge(names["weights"] + deeper)[1]
         for part in SHARES:
-            label = f"cascade, {looks[tier]} of {100 * part:.0f} %"
+            label = f"cascade, {looks[tier]} of {f'{100 * part:.0f} %' if part < 1 else 'all undecided'}"
             combinations[label] = setting.judge(names["weights"], deeper, part)[1]
-        if tier == "inversion":
-            for part in SHARES[:-1]:
-                label = f"cascade, {looks[tier]} of the top {100 * part:.0f} %"
-                combinations[label] = setting.judge(names["weights"], deeper, part, "suspicious")[1]
+            if tier == "inversion":
+                cheap = names["weights"] + names["response"]
+                combinations[f"answers for all, {label}"] = setting.judge(cheap, deeper, part)[1]
     result: dict[str, Any] = {
         "environment": machine.environment("scipy", "scikit-learn"),
         "architecture": records[0]["architecture"],

@@ -271,3 +271,37 @@ def test_triggers_are_searched_only_where_references_were(jaxguard, store, profi
         code, _, told = jaxguard("scan", store, "--deep", 3, *more)
         assert code == 4
         assert "calibrate --deep" in " ".join(told.replace("│", " ").split())
+
+
+def test_triggers_are_searched_in_the_undecided_within_the_budget(jaxguard, fleet):
+    clean = [fleet / "clean" / f"{k:04d}.safetensors" for k in range(22)]
+    code, out, err = jaxguard("calibrate", *clean, "--deep", "--out", "deep.json")
+    assert code == 0, err
+    assert "triggers searched" in " ".join(out.split())
+    command = (
+        "scan",
+        fleet / "innocent",
+        "--profile",
+        "deep.json",
+        "--control",
+        "each",
+        "--format",
+        "jsonl",
+        "--deep",
+        2,
+    )
+    code, out, err = jaxguard(*command)
+    told = " ".join(err.split())
+    assert "triggers searched in 2 of 4 undecided checkpoints in" in told
+    assert re.search(r"s: \d suspected, \d if only their weights counted", told)
+    found = [json.loads(line) for line in out.splitlines()]
+    searched = [entry for entry in found if entry["deep"]]
+    assert len(searched) == 2
+    assert {entry["verdict"] for entry in found} <= {"no evidence", "backdoor suspected"}
+    # Those left alone look no more like a suspect than those that were searched did before.
+    before = {entry["uri"]: entry["p_value"] for entry in map(json.loads, jaxguard(*command[:-1], 0)[1].splitlines())}
+    assert max(before[entry["uri"]] for entry in searched) <= min(
+        before[entry["uri"]] for entry in found if not entry["deep"]
+    )
+    again = jaxguard(*command)[1]
+    assert [json.loads(line)["p_value"] for line in again.splitlines()] == [entry["p_value"] for entry in found]

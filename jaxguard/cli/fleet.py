@@ -7,6 +7,7 @@ import itertools
 import pathlib
 import re
 import sys
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,8 +61,8 @@ Deep = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Search triggers in the N most suspicious checkpoints too; the profile must have been made with --deep. "
-        "With --data on its clean images, else on noise.",
+        help="Search triggers too, in N of the checkpoints that their weights leave undecided, those nearest to being "
+        "suspected first; on clean images of --data, else on noise. The profile must have been made with --deep.",
     ),
 ]
 Format = Annotated[str, typer.Option("--format", help=f"What is printed: {', '.join(FORMATS)}.")]
@@ -142,16 +143,23 @@ def scan(
                     watch=watch,
                 )
             )
-        known_looks = telling.Looks(looks.asked(known))
+        search = looks.triggers(_images(data, seed), seed=seed) if deep else None
+        known_looks = telling.Looks(looks.asked(known), trigger_names=() if search is None else search.names)
         if known_looks.asked:
             rows = [row for row in found.rows if row.bucket in known_looks.asked]
             known_looks = replace(known_looks, answers=_look(looks.answers(), rows, found, settings))
         judged = telling.judged(found, known, known_looks, alpha=alpha, control=control)
-        if deep:
-            look = looks.triggers(_images(data, seed), seed=seed)
-            features = _look(look, looks.most_suspicious(found, judged, deep), found, settings)
-            known_looks = replace(known_looks, triggers=features, trigger_names=look.names)
-            judged = telling.judged(found, known, known_looks, alpha=alpha, control=control)
+        if search is not None and known is not None:
+            start, undecided = time.perf_counter(), looks.undecided(found, judged, known, alpha)
+            triggers = _look(search, undecided[:deep], found, settings)
+            seconds, unsearched = time.perf_counter() - start, replace(known_looks, trigger_names=())
+            alone = telling.judged(found, known, unsearched, alpha=alpha, control=control)
+            judged = telling.judged(found, known, replace(known_looks, triggers=triggers), alpha=alpha, control=control)
+            counts = [one.verdicts.count(verdict.SUSPECTED) for one in (judged, alone)]
+            console.say(
+                f"triggers searched in {min(deep, len(undecided))} of {len(undecided)} undecided checkpoints in "
+                f"{seconds:.1f} s: {counts[0]} suspected, {counts[1]} if only their weights counted"
+            )
         report = telling.report(
             found,
             judged,
@@ -160,7 +168,7 @@ def scan(
             alpha=alpha,
             control=control,
             profile="" if known is None else f"{profile}, {known.digest[:16]}",
-            references=() if known is None else telling.references(known, alpha),
+            references=() if known is None else telling.references(known, alpha, deep=deep > 0),
             environment=audit.environment(),
         )
     _tell(report, format_, output, folder)

@@ -7,24 +7,39 @@ p-value of `alpha` or less: `alpha`, if all combinations were one; near it in pr
 folds' p-values is at most doubly too small (Vovk, Wang, Combining p-values via averaging, Biometrika 2020). All of it
 holds for checkpoints that are drawn like the references.
 
-Where only some checkpoints are searched for triggers, let it be all those with a p-value of at most `alpha` by their
-weights, or more: then a clean one gets one of at most `alpha` no more often than if all were searched. Where the budget
-ends before, the rates of both stages add up at worst.
+Where some checkpoints are searched for triggers, both looks make one score, see `jaxguard.detection.cascade`; all of
+this holds whoever is searched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxguard import verdict
+from jaxguard.detection.cascade import cascade
 from jaxguard.detection.combination import FEWEST_CLEAN, cross_scores
-from jaxguard.detection.profile import BucketProfile, Record, Stage, feature_rows
+from jaxguard.detection.profile import BucketProfile, Record, Scored, Stage, feature_rows
 
 WEIGHTS, DEEP = "weights", "deep"
-"""Names of the stages."""
+"""Names of the stages: by the weights alone, or by a search for triggers too."""
+
+
+class Yardstick(NamedTuple):
+    """What one stage compares with.
+
+    Attributes:
+        references: the clean ones that count.
+        clean: all clean ones, as this stage scores them.
+        backdoored: likewise.
+    """
+
+    references: Scored
+    clean: Scored
+    backdoored: Scored
 
 
 class Comparison(NamedTuple):
@@ -70,10 +85,39 @@ def unusable(known: BucketProfile | None, names: Sequence[str], deep_names: Sequ
     return ""
 
 
+def yardsticks(known: BucketProfile, alpha: float) -> dict[str, Yardstick]:
+    """What checkpoints of a bucket are compared with.
+
+    Args:
+        known: of the profile; without its deep stage where no checkpoint is searched for triggers.
+        alpha: accepted error rate.
+
+    Returns:
+        By stage. `DEEP` is among them where enough references were searched; `WEIGHTS` then compares with the same
+        ones, so that a checkpoint may be of either stage.
+    """
+    weights, deep = known.weights, known.deep
+    if deep is None or len(deep.clean.sha256) < verdict.needed_references(alpha):
+        return {WEIGHTS: Yardstick(weights.clean, weights.clean, weights.backdoored)}
+    both = cascade(known)
+    clean, backdoored = (
+        replace(one, scores=both.higher(one.scores, np.full(len(one.scores), np.nan)))
+        for one in (weights.clean, weights.backdoored)
+    )
+    first = _scores(weights.backdoored)
+    own = np.array([first.get(sha256, np.nan) for sha256 in deep.backdoored.sha256], np.float64)
+    guilty = replace(deep.backdoored, scores=both.higher(own, deep.backdoored.scores))
+    return {
+        WEIGHTS: Yardstick(both.references, clean, backdoored),
+        DEEP: Yardstick(both.references, both.references, guilty),
+    }
+
+
 def compare(records: Sequence[Record], known: BucketProfile, alpha: float) -> list[Comparison]:
     """Compares checkpoints with the references of their bucket.
 
-    By a search for triggers where there was one and the references have as many as `alpha` needs, else by the weights.
+    By their weights; and where the references were searched for triggers, as many as `alpha` needs, also by what a
+    search found in them, if there was one.
 
     Args:
         records: of this bucket.
@@ -86,71 +130,90 @@ def compare(records: Sequence[Record], known: BucketProfile, alpha: float) -> li
     Raises:
         DataError: a record has another number of features than the references.
     """
-    rows, needed = feature_rows(records, known.weights.names), verdict.needed_references(alpha)
+    rows = feature_rows(records, known.weights.names)
     by_fold = cross_scores(known.weights.combinations, rows)
-    hashes = [one.sha256 for one in records]
-    found = _compared(hashes, known.weights, WEIGHTS, by_fold, needed)
+    yard, stages = yardsticks(known, alpha), [WEIGHTS] * len(records)
+    incomplete: list[int] = []
+    if DEEP in yard:
+        searched, deep_by_fold = _searched(records, known, by_fold)
+        complete = np.asarray(~np.isnan(deep_by_fold).any(axis=1))
+        stages = [DEEP if is_complete else WEIGHTS for is_complete in complete]
+        incomplete = [k for k in searched if not complete[k]]
+        by_fold = cascade(known).higher(by_fold, np.where(complete[:, None], deep_by_fold, np.nan))
+    found = _compared([one.sha256 for one in records], yard, stages, by_fold, verdict.needed_references(alpha))
+    for k in incomplete:
+        why = "its search for triggers is incomplete, so by its weights alone"
+        found[k] = found[k]._replace(note=f"{why}{': ' * bool(found[k].note)}{found[k].note}")
     for k in np.flatnonzero(np.isnan(by_fold).any(1)):
         found[k] = Comparison(_undefined(rows[k], known.weights))
-    if known.deep is None or len(known.deep.clean.sha256) < needed:
-        return found
+    return found
 
-    # A checkpoint that the weights were fitted on has a deep score of its own, or none.
+
+def backdoored_p_values(yard: Yardstick) -> np.ndarray:
+    """P-values of the known backdoored, each by a combination that was not fitted on it.
+
+    Args:
+        yard: of one stage.
+
+    Returns:
+        `[S]`, NaN for those that could not be scored.
+    """
+    scores = yard.backdoored.scores
+    found, scored = np.full(len(scores), np.nan), ~np.isnan(scores)
+    found[scored] = verdict.p_values(scores[scored], yard.references.scores)
+    return found
+
+
+def _searched(records: Sequence[Record], known: BucketProfile, by_fold: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """Which checkpoints were searched, and scores of the search `[M, K]`; NaN for the others.
+
+    One that the weights were fitted on has a deep score of its own, or none.
+    """
+    found = np.full_like(by_fold, np.nan)
+    if known.deep is None:
+        return [], found
     fitted_on = {*known.weights.clean.sha256, *known.weights.backdoored.sha256}
     eligible = {*known.deep.clean.sha256, *known.deep.backdoored.sha256}
     searched = [
         k
         for k, one in enumerate(records)
-        if found[k].stage and _is_searched(one) and (one.sha256 in eligible or one.sha256 not in fitted_on)
+        if one.deep is not None
+        and not np.isnan(one.deep).all()
+        and (one.sha256 in eligible or one.sha256 not in fitted_on)
     ]
-    deep_rows = feature_rows([records[k] for k in searched], known.deep.names[1:], deep=True)
-    deep_by_fold = cross_scores(known.deep.combinations, deep_rows, by_fold[searched])
-    deep_found = _compared([hashes[k] for k in searched], known.deep, DEEP, deep_by_fold, needed)
-    for k, one, scores in zip(searched, deep_found, deep_by_fold, strict=True):
-        incomplete = f"its search for triggers is incomplete, so by its weights alone{': ' * bool(found[k].note)}"
-        found[k] = found[k]._replace(note=incomplete + found[k].note) if np.isnan(scores).any() else one
-    return found
+    rows = feature_rows([records[k] for k in searched], known.deep.names[1:], deep=True)
+    found[searched] = cross_scores(known.deep.combinations, rows, by_fold[searched])
+    return searched, found
 
 
-def backdoored_p_values(stage: Stage) -> np.ndarray:
-    """P-values of the known backdoored, each by a combination that was not fitted on it.
-
-    Args:
-        stage: of a bucket's profile.
-
-    Returns:
-        `[S]`, NaN for those that could not be scored.
-    """
-    scores = stage.backdoored.scores
-    found, scored = np.full(len(scores), np.nan), ~np.isnan(scores)
-    found[scored] = verdict.p_values(scores[scored], stage.clean.scores)
-    return found
+def _scores(known: Scored) -> dict[str, float]:
+    return dict(zip(known.sha256, known.scores.tolist(), strict=True))
 
 
-def _is_searched(record: Record) -> bool:
-    return record.deep is not None and not np.isnan(record.deep).all()
-
-
-def _compared(hashes: list[str], stage: Stage, name: str, by_fold: np.ndarray, needed: int) -> list[Comparison]:
+def _compared(
+    hashes: list[str], yard: dict[str, Yardstick], stages: list[str], by_fold: np.ndarray, needed: int
+) -> list[Comparison]:
     """By the scores `[M, K]` of every fold; those that are known already, by their own score."""
-    clean, backdoored = stage.clean, stage.backdoored
+    known = yard[WEIGHTS].references
     above = np.zeros(len(hashes))
-    for k in range(len(stage.combinations)):
-        above += verdict.as_high(by_fold[:, k], np.sort(clean.scores[clean.folds == k]))
-    count = len(clean.sha256)
+    for k in range(by_fold.shape[1]):
+        above += verdict.as_high(by_fold[:, k], np.sort(known.scores[known.folds == k]))
+    count = len(known.sha256)
     scores, p_values = by_fold.mean(1), (1 + above) / (count + 1)
     found = [
-        Comparison("", float(score), float(p_value), count, name)
-        for score, p_value in zip(scores, p_values, strict=True)
+        Comparison("", float(score), float(p_value), count, stage)
+        for score, p_value, stage in zip(scores, p_values, stages, strict=True)
     ]
-    own_clean, own_backdoored = ({sha256: k for k, sha256 in enumerate(known.sha256)} for known in (clean, backdoored))
-    for row, sha256 in enumerate(hashes):
-        if sha256 in own_clean:
-            own = own_clean[sha256]
-            score, others = clean.scores[own], np.delete(clean.scores, own)
+    own = {stage: (_scores(one.clean), _scores(one.backdoored)) for stage, one in yard.items()}
+    places = {sha256: k for k, sha256 in enumerate(known.sha256)}
+    for row, (sha256, stage) in enumerate(zip(hashes, stages, strict=True)):
+        clean, backdoored = own[stage]
+        if sha256 in clean:
+            score = clean[sha256]
+            others = np.delete(known.scores, places[sha256]) if sha256 in places else known.scores
             lead = "it is one of the references, compared with the others"
-        elif sha256 in own_backdoored:
-            score, others = backdoored.scores[own_backdoored[sha256]], clean.scores
+        elif sha256 in backdoored:
+            score, others = backdoored[sha256], known.scores
             lead = "it is known to be backdoored, and scored here by a model that was not fitted on it"
         else:
             continue
@@ -158,7 +221,7 @@ def _compared(hashes: list[str], stage: Stage, name: str, by_fold: np.ndarray, n
             found[row] = Comparison(f"it is one of the references, and {len(others)} others are fewer than {needed}")
         elif not np.isnan(score):
             p_value = verdict.p_values([score], others).item()
-            found[row] = Comparison(lead, float(score), p_value, len(others), name)
+            found[row] = Comparison(lead, float(score), p_value, len(others), stage)
     return found
 
 

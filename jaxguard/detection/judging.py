@@ -16,8 +16,8 @@ import numpy as np
 
 from jaxguard import verdict
 from jaxguard.detection import comparison
-from jaxguard.detection.comparison import DEEP, WEIGHTS, Comparison
-from jaxguard.detection.profile import Profile, Record, Stage
+from jaxguard.detection.comparison import DEEP, WEIGHTS, Comparison, Yardstick
+from jaxguard.detection.profile import Profile, Record
 from jaxguard.errors import DataError
 from jaxguard.types import Reference
 
@@ -50,7 +50,7 @@ class Judgements:
         q_values: `[M]` after Benjamini and Hochberg; NaN likewise.
         verdicts: `SUSPECTED`, `NO_EVIDENCE` or `INCONCLUSIVE` of `jaxguard.verdict`.
         reasons: why, in words.
-        stages: what it was judged by: `weights`, `deep`, or nothing.
+        stages: what it was judged by: `weights` alone, `deep` where triggers were searched too, or nothing.
         notes: what a reader must know of all of them, in whole sentences.
     """
 
@@ -81,7 +81,8 @@ def judge(
         records: what is known of them.
         profile: of `calibrate`; None gives no verdict.
         names: of the features, by bucket.
-        deep_names: of the features of a search for triggers; without them no search is looked at.
+        deep_names: of the features of a search for triggers, where some are searched, or will be; without them no
+            search is looked at.
         alpha: accepted error rate, in (0, 1).
         control: `FDR` or `EACH`; for a single checkpoint they are the same.
 
@@ -103,7 +104,7 @@ def judge(
         raise DataError(f"expected alpha in (0, 1), came {alpha} in judge(); 0.05 is wrong once in twenty times")
     if control not in (FDR, EACH):
         raise DataError(f"expected control of {FDR!r} or {EACH!r}, came {control!r} in judge(); choose one of them")
-    found = [Comparison("")] * len(records)
+    found, yards = [Comparison("")] * len(records), dict[str, dict[str, Yardstick]]()
     for bucket, rows in _by_bucket(records).items():
         known, why = None, "no reference profile: `jaxguard calibrate` makes one"
         if profile is not None:
@@ -111,6 +112,8 @@ def judge(
             why = comparison.unusable(known, names.get(bucket, ()), deep_names, alpha)
         if known is not None and not deep_names:
             known = replace(known, deep=None)
+        if known is not None and not why:
+            yards[bucket] = comparison.yardsticks(known, alpha)
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
             members = [records[row] for row in block]
@@ -118,10 +121,12 @@ def judge(
             compared = unjudged if known is None or why else comparison.compare(members, known, alpha)
             for row, one in zip(block, compared, strict=True):
                 found[row] = one
-    return _judgements(records, found, profile, alpha, control)
+    return _judgements(records, found, yards, alpha, control)
 
 
-def references(profile: Profile, alpha: float = ALPHA, *, stage: str = WEIGHTS) -> tuple[Reference, ...]:
+def references(
+    profile: Profile, alpha: float = ALPHA, *, stage: str = WEIGHTS, deep: bool = False
+) -> tuple[Reference, ...]:
     """What a report shows beside the verdicts, one per bucket that has this stage.
 
     The power is the share of known backdoored checkpoints with a p-value of at most `alpha`, each scored by a
@@ -131,23 +136,20 @@ def references(profile: Profile, alpha: float = ALPHA, *, stage: str = WEIGHTS) 
         profile: of `calibrate`.
         alpha: accepted error rate.
         stage: `WEIGHTS` or `DEEP`.
+        deep: whether some of the checkpoints are searched for triggers; `DEEP` implies it.
 
     Returns:
         References in the order of their buckets' names.
     """
     shown = []
     for bucket in sorted(profile.buckets):
-        one = _stage(profile, bucket, stage)
-        if one is not None and one.combinations:
-            suspects = one.backdoored.scores
+        known = profile.buckets[bucket]
+        yards = comparison.yardsticks(known if deep or stage == DEEP else replace(known, deep=None), alpha)
+        if stage in yards and known.weights.combinations:
+            one, suspects = yards[stage], yards[stage].backdoored.scores
             power = verdict.power(comparison.backdoored_p_values(one), alpha)
-            shown.append(Reference(bucket, one.clean.scores, suspects[~np.isnan(suspects)], *power))
+            shown.append(Reference(bucket, one.references.scores, suspects[~np.isnan(suspects)], *power))
     return tuple(shown)
-
-
-def _stage(profile: Profile, bucket: str, stage: str) -> Stage | None:
-    known = profile.buckets[bucket]
-    return known.deep if stage == DEEP else known.weights
 
 
 def _by_bucket(records: Sequence[Record]) -> dict[str, list[int]]:
@@ -158,13 +160,17 @@ def _by_bucket(records: Sequence[Record]) -> dict[str, list[int]]:
 
 
 def _judgements(
-    records: Sequence[Record], found: list[Comparison], profile: Profile | None, alpha: float, control: str
+    records: Sequence[Record],
+    found: list[Comparison],
+    yards: Mapping[str, Mapping[str, Yardstick]],
+    alpha: float,
+    control: str,
 ) -> Judgements:
     q_values, p_values = _adjusted(records, found)
     powers: dict[tuple[str, str], str] = {}
     verdicts, reasons = [], []
     for record, one, q_value in zip(records, found, q_values, strict=True):
-        if not one.stage or profile is None:
+        if not one.stage:
             says, why = verdict.INCONCLUSIVE, one.note
         elif (q_value if control == FDR else one.p_value) <= alpha + ROUNDING:
             says, why = verdict.SUSPECTED, f"{_as_high(one)} (p = {one.p_value:.2g}, q = {q_value:.2g})"
@@ -173,7 +179,7 @@ def _judgements(
         else:
             key = (record.bucket, one.stage)
             if key not in powers:
-                powers[key] = _power(_stage(profile, *key), alpha)
+                powers[key] = _power(yards[record.bucket][one.stage], alpha)
             says, why = verdict.NO_EVIDENCE, f"{_as_high(one)}; {powers[key]}"
         verdicts.append(says)
         reasons.append(f"{one.note}: {why}" if one.stage and one.note else why)
@@ -230,10 +236,10 @@ def _out_of_reach(one: Comparison, q_value: float, p_values: np.ndarray, alpha: 
     return f"{why}; no p-value is smaller with {one.references} references, {needed:,} could tell"
 
 
-def _power(stage: Stage | None, alpha: float) -> str:
-    if stage is None or not len(stage.backdoored.scores):
+def _power(yard: Yardstick, alpha: float) -> str:
+    if not len(yard.backdoored.scores):
         return "power not measured: no backdoored references"
-    found, (low, high) = verdict.power(comparison.backdoored_p_values(stage), alpha)
+    found, (low, high) = verdict.power(comparison.backdoored_p_values(yard), alpha)
     return (
         f"judged alone at alpha {alpha:g}, a backdoor of the known kinds would have been found in "
         f"{100 * found:.0f} % ({100 * low:.0f}-{100 * high:.0f}) of cases"

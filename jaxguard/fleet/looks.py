@@ -1,4 +1,4 @@
-"""Looks that cost more than weights: answers to noise of all checkpoints, triggers in those that are left in doubt."""
+"""Looks that cost more than weights: answers to noise of all checkpoints, triggers in those left undecided."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jaxguard import suspects
-from jaxguard.detection import deep, response
+from jaxguard import suspects, verdict
+from jaxguard.detection import comparison, deep, response
 from jaxguard.detection.judging import Judgements
 from jaxguard.detection.profile import Profile
 from jaxguard.errors import JaxguardError
@@ -76,25 +76,33 @@ def asked(profile: Profile | None) -> frozenset[str]:
     return frozenset(name for name, one in buckets.items() if set(response.NAMES) <= set(one.weights.names))
 
 
-def most_suspicious(scan: FleetScan, judgements: Judgements, budget: int) -> list[Row]:
-    """The rows that a search for triggers should look at first.
+def undecided(scan: FleetScan, judgements: Judgements, profile: Profile, alpha: float) -> list[Row]:
+    """The rows whose verdict a search for triggers could change, those that it could change most easily first.
 
     Args:
         scan: its rows.
-        judgements: of those that were scored, in their order.
-        budget: rows at most.
+        judgements: of those that were scored, in their order, before any search.
+        profile: they were judged by.
+        alpha: accepted error rate.
 
     Returns:
-        Rows of known architecture, the smallest p-values first, the highest z-scores where there are none.
+        Rows that are not suspected, in buckets whose references were searched; the smallest p-values first. Copies
+        of one file count once.
     """
+    searched = {name for name, one in profile.buckets.items() if comparison.DEEP in comparison.yardsticks(one, alpha)}
     scored = [row for row in scan.rows if not row.error]
-
-    def doubt(number: int) -> tuple[float, float]:
-        p_value = judgements.p_values[number]
-        return (np.inf if np.isnan(p_value) else p_value, -scored[number].z)
-
-    ranked = [scored[number] for number in sorted(range(len(scored)), key=doubt)]
-    return [row for row in ranked if row.architecture != suspects.UNKNOWN][:budget]
+    left = [
+        number
+        for number, row in enumerate(scored)
+        if row.bucket in searched
+        and row.architecture != suspects.UNKNOWN
+        and judgements.verdicts[number] != verdict.SUSPECTED
+        and not np.isnan(judgements.p_values[number])
+    ]
+    found: dict[str, Row] = {}
+    for number in sorted(left, key=lambda number: (judgements.p_values[number], -judgements.scores[number])):
+        found.setdefault(scored[number].sha256, scored[number])
+    return list(found.values())
 
 
 def take(

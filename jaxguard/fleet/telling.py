@@ -20,7 +20,7 @@ SHOWN = 50
 
 
 SEARCHED = ", triggers searched"
-"""Behind the bucket of checkpoints that were judged by the second look: their scores have a scale of their own."""
+"""Behind the bucket of checkpoints that were searched: the chance to be found is another than by weights alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Looks:
         asked: buckets in which answers to noise count like features of the weights.
         answers: those answers, named by `jaxguard.detection.response.NAMES`.
         triggers: what a search for triggers found.
-        trigger_names: names of its features; empty where none were searched.
+        trigger_names: names of its features; empty where none are searched.
     """
 
     asked: frozenset[str] = frozenset()
@@ -91,10 +91,22 @@ def judged(
     )
 
 
-def references(profile: Profile, alpha: float) -> tuple[Reference, ...]:
-    """What a profile holds for both looks, the second under a bucket name of its own."""
+def references(profile: Profile, alpha: float, *, deep: bool = False) -> tuple[Reference, ...]:
+    """What a profile holds for both looks, the second under a bucket name of its own.
+
+    Args:
+        profile: of `calibrate`.
+        alpha: accepted error rate.
+        deep: whether some of the checkpoints are searched for triggers; else the first look is told as it is alone.
+
+    Returns:
+        References by bucket.
+    """
     second = judging.references(profile, alpha, stage=judging.DEEP)
-    return (*judging.references(profile, alpha), *(replace(one, bucket=one.bucket + SEARCHED) for one in second))
+    return (
+        *judging.references(profile, alpha, deep=deep),
+        *(replace(one, bucket=one.bucket + SEARCHED) for one in second),
+    )
 
 
 def report(

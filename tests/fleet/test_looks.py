@@ -1,4 +1,4 @@
-"""Triggers are searched in the most suspicious checkpoints, once each, and judged apart from what weights say."""
+"""Triggers are searched in checkpoints that are left undecided, once each, and count beside what weights say."""
 
 import numpy as np
 import pytest
@@ -45,17 +45,28 @@ def profile(store, results):
         )
 
 
-def test_the_smallest_p_values_come_first_and_strangers_never(store, results):
+def test_the_undecided_come_first_and_those_that_a_search_cannot_change_never(store, results, profile):
+    stores.write(store / "copy.safetensors", stores.leaves(1))
     with scan.scan([str(store)], out=results) as found:
         scored = [row for row in found.rows if not row.error]
+        names = [row.uri.rpartition("/")[2] for row in scored]
         judged = telling.judged(found, None)
+        judged.scores[:] = 0
         judged.p_values[:] = np.linspace(0.9, 0.1, len(scored))
-        chosen = looks.most_suspicious(found, judged, 3)
-        assert "stranger" in scored[-1].uri  # it has the smallest
-        assert [row.uri for row in chosen] == [row.uri for row in scored[-2:-5:-1]]
-        judged.p_values[:] = np.nan
-        highest = sorted(scored[:-1], key=lambda row: -row.z)
-        assert [row.uri for row in looks.most_suspicious(found, judged, 3)] == [row.uri for row in highest[:3]]
+        said = dict(zip(names, judged.verdicts, strict=True))
+        said |= {"20.safetensors": verdict.SUSPECTED, "19.safetensors": verdict.NO_EVIDENCE}
+        judged.p_values[names.index("18.safetensors")] = np.nan
+        judged.scores[names.index("16.safetensors")] = 5
+        judged.p_values[names.index("16.safetensors")] = judged.p_values[names.index("17.safetensors")]
+        judged = telling.replace(judged, verdicts=tuple(said.values()))
+        chosen = looks.undecided(found, judged, profile, judging.ALPHA)
+        expected = [f"{k:02d}.safetensors" for k in (27, 26, 25, 24, 23, 22, 21, 19, 16, 17, *range(15, 1, -1))]
+        # The copy has the smallest p-value of all, "stranger" is of another architecture.
+        assert names[-2:] == ["copy.safetensors", "stranger.safetensors"]
+        assert [row.uri.rpartition("/")[2] for row in chosen] == ["copy.safetensors", *expected, "00.safetensors"]
+        # With 24 references nobody is accused at 1 %, whatever a search finds.
+        assert looks.undecided(found, judged, profile, 0.01) == []
+    (store / "copy.safetensors").unlink()
 
 
 def test_a_content_is_searched_once(store, results, monkeypatch):
@@ -87,8 +98,8 @@ def test_what_was_searched_is_judged_by_the_search_under_a_bucket_of_its_own(sto
         asked = looks.asked(profile)
         assert asked == frozenset(found.feature_names)
         answers = looks.take(looks.answers(), found.rows, found, SETTINGS)
-        first = telling.judged(found, profile, telling.Looks(asked, answers))
-        rows = looks.most_suspicious(found, first, 2)
+        first = telling.judged(found, profile, telling.Looks(asked, answers, trigger_names=SEARCH.names))
+        rows = looks.undecided(found, first, profile, judging.ALPHA)[:2]
         features = looks.take(SEARCH, rows, found, SETTINGS)
         chosen = {row.sha256: features[row.sha256] for row in rows}
         judged = telling.judged(found, profile, telling.Looks(asked, answers, chosen, SEARCH.names))
@@ -99,7 +110,7 @@ def test_what_was_searched_is_judged_by_the_search_under_a_bucket_of_its_own(sto
             command="",
             alpha=judging.ALPHA,
             control=judging.FDR,
-            references=telling.references(profile, judging.ALPHA),
+            references=telling.references(profile, judging.ALPHA, deep=True),
         )
     searched = {entry.sha256: entry for entry in report.entries if entry.deep}
     assert searched.keys() == chosen.keys()
@@ -112,5 +123,6 @@ def test_what_was_searched_is_judged_by_the_search_under_a_bucket_of_its_own(sto
     assert all(entry.verdict in verdict.VERDICTS and 0 < entry.p_value <= 1 for entry in report.entries)
     by_weights = {row.sha256: p for row, p in zip(found.rows, first.p_values, strict=True)}
     for entry in report.entries:
-        if not entry.deep:
-            assert entry.p_value == by_weights[entry.sha256]
+        assert (
+            entry.p_value == by_weights[entry.sha256] if not entry.deep else entry.p_value <= by_weights[entry.sha256]
+        )

@@ -1,0 +1,159 @@
+"""Two looks, one error rate: by counting, and by simulation whoever chooses who is searched."""
+
+import numpy as np
+import pytest
+from references import DEEP_NAMES, NAMES, fleet
+
+from jaxguard import verdict
+from jaxguard.detection.calibration import calibrate
+from jaxguard.detection.combination import FITTED, Combination
+from jaxguard.detection.judging import EACH, judge, references
+from jaxguard.detection.profile import BucketProfile, Profile, Record, Scored, Stage
+
+NAMED = {"names": NAMES, "deep_names": DEEP_NAMES}
+LEVELS = np.array([0.05, 0.1, 0.3, 0.6])
+
+
+def line(weights: list[float], deep: list[float], backdoored: list[tuple[float, float]] = ()) -> Profile:
+    """One feature for each look, one fold: the scores are the features."""
+    combinations = [
+        (Combination(FITTED, np.eye(n, dtype=bool)[-1], np.zeros(1), np.full(1, 100.0), np.full((1, 1), 100.0)),)
+        for n in (1, 2)
+    ]
+
+    def scored(name: str, values) -> Scored:
+        return Scored(tuple(f"{name}{k:02}" for k in range(len(values))), np.zeros(len(values), int), np.array(values))
+
+    bad = np.array(backdoored, float).reshape(-1, 2)
+    stages = [
+        Stage(names, combination, scored("c", clean), scored("b", guilty))
+        for names, combination, clean, guilty in zip(
+            (("x",), ("weights score", "y")), combinations, (weights, deep), bad.T, strict=True
+        )
+    ]
+    return Profile({"line": BucketProfile("line", *stages, ())})
+
+
+def at(x: float, y: float | None = None, sha256: str = "") -> Record:
+    return Record("line", sha256, np.array([x]), None if y is None else np.array([y]))
+
+
+def judged(records, profile, **more):
+    return judge(records, profile, names={"line": ("x",)}, deep_names=("y",), **more)
+
+
+# Twenty references: by weights 0 to 19, mean 9.5; by the search the same backwards and times ten, mean 95. In units of
+# the weights they count by 9.5, 8.5, ..., 0.5, 0.5, ..., 8.5, 9.5.
+RISING, FALLING = [float(k) for k in range(20)], [190.0 - 10 * k for k in range(20)]
+
+
+def test_the_higher_of_both_looks_counts_for_references_and_suspects_alike():
+    profile = line(RISING, FALLING)
+    found = judged([at(20), at(18.2), at(9.5), at(0), at(0, 200), at(18.2, 0), at(9.5, 182)], profile)
+    # 18.2 is 8.7 above the mean: two references are 9.5 above theirs. 9.5 is at the mean: all are above.
+    assert np.allclose(found.p_values * 21, [1, 3, 21, 21, 1, 3, 3])
+    spread = np.std(RISING)
+    assert np.allclose(found.scores * spread, [10.5, 8.7, 0, -9.5, 10.5, 8.7, 8.7])
+    assert found.stages == ("weights", "weights", "weights", "weights", "deep", "deep", "deep")
+    # Nobody searched, by the weights alone; there, one reference is as high.
+    alone = judge([at(18.2), at(18.2, 999.0)], profile, names={"line": ("x",)})
+    assert np.allclose(alone.p_values * 21, [2, 2])
+
+
+def test_a_reference_is_compared_with_the_others_by_what_was_seen_of_it():
+    profile = line(RISING, FALLING, [(25, 30), (5, 195)])
+    records = [at(0, sha256="c00"), at(0, 190, sha256="c00"), at(5, sha256="b01"), at(5, 195, sha256="b01")]
+    found = judged(records, profile)
+    # c00 is the lowest by its weights, and one of two highest by the search.
+    assert np.allclose(found.p_values, [20 / 20, 2 / 20, 21 / 21, 1 / 21])
+    assert found.reasons[1].startswith("it is one of the references, compared with the others: 1 of 19 references")
+
+
+def test_the_power_of_each_look_is_told():
+    profile = line(RISING, FALLING, [(25, 30), (5, 195), (9, 120), (5, 250)])
+    power = [references(profile, stage=stage, deep=True)[0].power for stage in ("weights", "deep")]
+    assert power == [0.25, 0.75]
+    assert references(profile)[0].power == 0.25
+    for searched, says in (("weights", "25 %"), ("deep", "75 %")):
+        (reason,) = judged([at(9, None if searched == "weights" else 90)], profile).reasons
+        assert says in reason
+    (shown,) = references(profile, stage="deep")
+    assert len(shown.scores) == 20
+
+
+def test_nineteen_references_are_enough_for_either_look():
+    rng = np.random.default_rng(0)
+    profile = calibrate(fleet(rng, 19, deep=0), names=NAMES, deep_names=DEEP_NAMES)
+    (record,) = fleet(rng, 1, deep=0)
+    by_weights = record._replace(features=np.full(4, 9.0), deep=None)
+    by_search = record._replace(deep=np.full(2, 90.0))
+    found = judge([by_weights, by_search], profile, **NAMED, control=EACH)
+    assert found.p_values.tolist() == [1 / 20, 1 / 20]
+    assert set(found.verdicts) == {verdict.SUSPECTED}
+
+
+def test_a_search_never_acquits():
+    rng = np.random.default_rng(1)
+    for guilty in (0, 20):
+        profile = calibrate(fleet(rng, 40, deep=0), fleet(rng, guilty, shift=1, deep=2), **NAMED)
+        records = [*fleet(rng, 40, deep=0), *fleet(rng, 40, shift=2, deep=-3), *fleet(rng, 40, deep=3)]
+        before = judge([one._replace(deep=None) for one in records], profile, **NAMED)
+        after = judge(records, profile, **NAMED)
+        assert (after.p_values <= before.p_values).all()
+        assert (after.p_values < before.p_values).mean() > 0.2
+        failed = judge([one._replace(deep=np.full(2, np.nan)) for one in records], profile, **NAMED)
+        assert failed.p_values.tolist() == before.p_values.tolist()
+
+
+def hidden(rng, count, *, shift=0.0, deep=0.0):
+    """Checkpoints whose two looks see the same thing in part."""
+    return [
+        one._replace(features=one.features + common, deep=one.deep + common)
+        for one, common in zip(fleet(rng, count, shift=shift, deep=deep), rng.normal(size=count), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("clean", "guilty", "repeats"), [(19, 0, 60), (39, 12, 25)])
+def test_whoever_chooses_who_is_searched_clean_ones_are_accused_as_rarely_as_accepted(clean, guilty, repeats):
+    rng = np.random.default_rng(2)
+    choices = {
+        "none": lambda before, after: np.zeros_like(before, bool),
+        "all": lambda before, after: np.ones_like(before, bool),
+        "those not suspected, the nearest first": lambda before, after: np.argsort(np.argsort(before)) < 30,
+        "whoever looks worse for it": lambda before, after: after < before,
+    }
+    rates = {name: [] for name in choices}
+    for _ in range(repeats):
+        profile = calibrate(hidden(rng, clean), hidden(rng, guilty, shift=1, deep=1), **NAMED)
+        records = hidden(rng, 60)
+        unsearched = [one._replace(deep=None) for one in records]
+        before, after = (judge(one, profile, **NAMED).p_values for one in (unsearched, records))
+        for name, chosen_fn in choices.items():
+            chosen = chosen_fn(before, after)
+            mixed = [
+                one if is_chosen else other for one, other, is_chosen in zip(records, unsearched, chosen, strict=True)
+            ]
+            p_values = judge(mixed, profile, **NAMED).p_values
+            rates[name].append((p_values[:, None] <= LEVELS + 1e-12).mean(0))
+    for name, rate in rates.items():
+        error = np.std(rate, axis=0, ddof=1) / repeats**0.5
+        assert (np.mean(rate, axis=0) <= LEVELS + 3 * error).all(), name
+        if name in ("all", "whoever looks worse for it"):  # and not by saying nothing
+            assert (np.mean(rate, axis=0) >= LEVELS - 1 / (clean + 1) - 3 * error).all(), name
+
+
+def test_among_many_the_share_of_clean_ones_among_the_suspected_is_as_accepted():
+    rng, shares, found = np.random.default_rng(3), [], []
+    for _ in range(20):
+        profile = calibrate(hidden(rng, 99), hidden(rng, 20, shift=2, deep=6), **NAMED)
+        records = [*hidden(rng, 80), *hidden(rng, 20, shift=2, deep=6)]
+        unsearched = [one._replace(deep=None) for one in records]
+        before, after = (judge(one, profile, **NAMED).p_values for one in (unsearched, records))
+        # All clean ones that look worse for it, and half of the others.
+        chosen = (after < before) & ((np.arange(100) < 80) | (np.arange(100) % 2 == 0))
+        mixed = [one if is_chosen else other for one, other, is_chosen in zip(records, unsearched, chosen, strict=True)]
+        suspected = np.array(judge(mixed, profile, **NAMED, alpha=0.1).verdicts) == verdict.SUSPECTED
+        shares.append(suspected[:80].sum() / max(suspected.sum(), 1))
+        found.append(suspected[80:].mean())
+    assert np.mean(shares) <= 0.1 + 3 * np.std(shares, ddof=1) / 20**0.5
+    assert np.mean(found) > 0.3
