@@ -275,21 +275,10 @@ def test_triggers_are_searched_only_where_references_were(jaxguard, store, profi
 
 def test_triggers_are_searched_in_the_undecided_within_the_budget(jaxguard, fleet):
     clean = [fleet / "clean" / f"{k:04d}.safetensors" for k in range(22)]
-    code, out, err = jaxguard("calibrate", *clean, "--deep", "--out", "deep.json")
+    code, _, err = jaxguard("calibrate", *clean, "--deep", "--out", "deep.json")
     assert code == 0, err
-    assert "triggers searched" in " ".join(out.split())
-    command = (
-        "scan",
-        fleet / "innocent",
-        "--profile",
-        "deep.json",
-        "--control",
-        "each",
-        "--format",
-        "jsonl",
-        "--deep",
-        2,
-    )
+    options = ("--profile", "deep.json", "--control", "each", "--format", "jsonl")
+    command = ("scan", fleet / "innocent", *options, "--deep", 2)
     code, out, err = jaxguard(*command)
     told = " ".join(err.split())
     assert "triggers searched in 2 of 4 undecided checkpoints in" in told
