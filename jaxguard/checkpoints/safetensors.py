@@ -4,11 +4,14 @@ Nothing in the header is believed before it is checked, and no leaf is read befo
 a memory map. See https://github.com/huggingface/safetensors for the format.
 """
 
+import contextlib
+import functools
 import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +21,7 @@ from jaxguard.errors import CheckpointError
 
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
+_KEPT_HEADERS, _KEPT_BYTES = 64, 2**20  # headers that are remembered, and the largest of them
 _METADATA = "__metadata__"
 _REMEDY = "the file is damaged or hostile, get it again from its author"
 
@@ -51,26 +55,16 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
                 f"{given}: expected a header length within the {size} bytes of the file (and "
                 f"{header.MAX_HEADER_BYTES}), found {length}; the download was cut short or {_REMEDY}"
             )
-        fields = header.parse(file.read(length), given)
+        text = file.read(length)
         content = np.memmap(file, dtype=np.uint8, mode="r")
-
-    metadata = _checked_metadata(fields.pop(_METADATA, {}), given)
-    if not fields:
-        raise CheckpointError(f"{given}: expected at least one leaf, found none; save the checkpoint again")
-    start = _LENGTH_BYTES + length
-    leaves: dict[str, LeafSpec] = {}
-    spans: dict[str, tuple[int, int]] = {}
-    for name, entry in fields.items():
-        leaves[name], spans[name] = _checked_entry(name, entry, given)
-    _check_cover(spans, size - start, given)
+    leaves, first_bytes, metadata = _checked_again(text, size, given)
 
     def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
         return {
-            name: np.ndarray(leaves[name].shape, leaves[name].dtype, content.data, offset=start + spans[name][0])
+            name: np.ndarray(leaves[name].shape, leaves[name].dtype, content.data, offset=first_bytes[name])
             for name in names
         }
 
-    first_bytes = {name: start + first for name, (first, _) in spans.items()}
     return Checkpoint(given, "safetensors", leaves, metadata, path, read_fn, first_bytes=first_bytes)
 
 
@@ -114,6 +108,41 @@ def write_checkpoint(path: pathlib.Path, leaves: Mapping[str, np.ndarray], metad
             leaf = leaves[name]
             little_endian = leaf.astype(leaf.dtype.newbyteorder("<"), order="C", copy=False)
             file.write(little_endian.reshape(-1).view(np.uint8).data)
+
+
+class _Header(NamedTuple):
+    """What a header says, believed; read-only, since checkpoints with the same header share it."""
+
+    leaves: Mapping[str, LeafSpec]
+    first_bytes: Mapping[str, int]
+    metadata: Mapping[str, str]
+
+
+def _checked(text: bytes, size: int, given: str = "") -> _Header:
+    """Of a file of `size` bytes whose header is `text`."""
+    fields = header.parse(text, given)
+    metadata = _checked_metadata(fields.pop(_METADATA, {}), given)
+    if not fields:
+        raise CheckpointError(f"{given}: expected at least one leaf, found none; save the checkpoint again")
+    start = _LENGTH_BYTES + len(text)
+    leaves: dict[str, LeafSpec] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    for name, entry in fields.items():
+        leaves[name], spans[name] = _checked_entry(name, entry, given)
+    _check_cover(spans, size - start, given)
+    first_bytes = {name: start + first for name, (first, _) in spans.items()}
+    return _Header(MappingProxyType(leaves), MappingProxyType(first_bytes), MappingProxyType(metadata))
+
+
+_remembered = functools.lru_cache(maxsize=_KEPT_HEADERS)(_checked)
+
+
+def _checked_again(text: bytes, size: int, given: str) -> _Header:
+    """`_checked`, done once for all files of a store that have the same header."""
+    if len(text) <= _KEPT_BYTES:
+        with contextlib.suppress(CheckpointError):  # whose message must name this file
+            return _remembered(text, size)
+    return _checked(text, size, given)
 
 
 def _checked_metadata(found: Any, given: str) -> dict[str, str]:

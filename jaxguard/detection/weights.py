@@ -7,8 +7,7 @@ tell how long a network was trained, so they are evidence only where the referen
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -175,44 +174,35 @@ def _of_layers(
     scores: Sequence[jax.Array], norms: Sequence[_Norm], kernels: Sequence[Sequence[_Weights]]
 ) -> tuple[Spectrum, jax.Array]:
     """Summary of each layer, and the features named by `LAYER`, `[L * len(LAYER)]`."""
-    # One program for all layers of a width: it is smaller, and compiled sooner.
-    by_width: dict[int, list[int]] = defaultdict(list)
-    for number, score in enumerate(scores):
-        by_width[len(score)].append(number)
-    summaries, features = [], []
-    for numbers in by_width.values():
-        channels = jnp.stack([_channels(scores[number], norms[number]) for number in numbers])
-        found, summary = distribution(channels), jax.vmap(spectrum)(jnp.stack([scores[number] for number in numbers]))
-        bounds = [getattr(found, part)[:, :1] for part in BOUND]
-        spreads = jnp.stack([found.mean[:, 1:], found.std[:, 1:]], axis=2).reshape(len(numbers), -1)
-        moments = jnp.stack([_moments(kernels[number]) for number in numbers])
-        features.append(jnp.concatenate([summary.z[:, None], *bounds, spreads, moments], axis=1))
-        summaries.append(summary)
-    order = np.argsort([number for numbers in by_width.values() for number in numbers])
-    whole = jax.tree.map(lambda *parts: jnp.concatenate(parts)[order], *summaries)
-    return whole, jnp.concatenate(features)[order].reshape(-1)
+    # Side by side, as wide as the widest: one small program for all layers, which is compiled sooner.
+    widths = [len(score) for score in scores]
+    first, columns = np.cumsum([0, *widths]), np.arange(max(widths))
+    places = np.where(columns < np.array(widths)[:, None], first[:-1, None] + columns, first[-1])
+
+    def beside(rows: Iterable[jax.Array | None]) -> jax.Array:
+        """`[L, C]` of the widest; NaN where there is nothing."""
+        known = [jnp.full(width, jnp.nan) if row is None else row for row, width in zip(rows, widths, strict=True)]
+        return jnp.concatenate([*known, jnp.full(1, jnp.nan)])[places]
+
+    bounds = beside(scores)
+    summary = jax.vmap(spectrum)(bounds)
+    summary = summary._replace(undefined=summary.undefined - (len(columns) - np.array(widths, np.float32)))
+    scale, bias, var, mean = map(beside, zip(*norms, strict=True))
+    var = jnp.maximum(var, LEAST_VARIANCE)
+    logs = jnp.log(jnp.where(bounds > 0, bounds, jnp.nan))
+    found = distribution(jnp.stack([logs, scale, bias, jnp.log(var), mean / jnp.sqrt(var)], axis=1))
+    shape = [getattr(found, part)[:, :1] for part in BOUND]
+    spreads = jnp.stack([found.mean[:, 1:], found.std[:, 1:]], axis=2).reshape(len(scores), -1)
+    return summary, jnp.concatenate([summary.z[:, None], *shape, spreads, _moments(kernels)], axis=1).reshape(-1)
 
 
-def _channels(score: jax.Array, norm: _Norm) -> jax.Array:
-    """`[1 + 4, C]`: logs of the bounds, and what `NORM` names; NaN where there is nothing."""
-    unknown = jnp.full_like(score, jnp.nan)
-    var = None if norm.var is None else jnp.maximum(norm.var, LEAST_VARIANCE)
-    rows = (
-        jnp.log(jnp.where(score > 0, score, jnp.nan)),
-        norm.scale,
-        norm.bias,
-        None if var is None else jnp.log(var),
-        None if var is None or norm.mean is None else norm.mean / jnp.sqrt(var),
-    )
-    return jnp.stack([unknown if row is None else row for row in rows])
-
-
-def _moments(kernels: Sequence[_Weights]) -> jax.Array:
-    """Of all weights together, named by `KERNEL`."""
-    total = sum(one.size for one in kernels)
-    mean, square = sum((one.sums for one in kernels), jnp.zeros(2)) / total
+def _moments(kernels: Sequence[Sequence[_Weights]]) -> jax.Array:
+    """Of all weights of each layer together, `[L, 2]` named by `KERNEL`."""
+    sizes = np.array([sum(one.size for one in parts) for parts in kernels], np.float32)
+    sums = jnp.stack([sum((one.sums for one in parts), jnp.zeros(2)) for parts in kernels])
+    mean, square = (sums / sizes[:, None]).T
     std = jnp.sqrt(jnp.maximum(square - mean**2, LEAST_VARIANCE))
-    return jnp.stack([jnp.log(std), mean / std])
+    return jnp.stack([jnp.log(std), mean / std], axis=1)
 
 
 def _norm_of(affine: Affine, leaves: Mapping[str, jax.Array]) -> _Norm:

@@ -233,3 +233,30 @@ def test_third_party_files_open_with_their_recorded_hash(shared_data):
         theirs = safetensors.numpy.load_file(path)
         for name, leaf in checkpoint.read_all().items():
             np.testing.assert_array_equal(leaf, theirs[name])
+
+
+# ---------------------------------------------------------------- many files, one header
+
+
+def test_files_with_the_same_header_share_what_is_known_of_it_and_nothing_else(tmp_path):
+    leaves = {"a": np.arange(4, dtype=np.float32), "b": np.ones((2, 2), np.float32)}
+    for k in (0, 1):
+        checkpoints.save(tmp_path / f"{k}.safetensors", {name: leaf + k for name, leaf in leaves.items()})
+    first, second = (checkpoints.load(tmp_path / f"{k}.safetensors") for k in (0, 1))
+    assert first.leaves is second.leaves
+    with pytest.raises(TypeError, match="does not support item"):
+        first.leaves["a"] = second.leaves["b"]  # pyright: ignore[reportIndexIssue]
+    for k, opened in enumerate((first, second)):
+        for name, leaf in opened.read_all().items():
+            np.testing.assert_array_equal(leaf, leaves[name] + k)
+
+
+def test_a_header_that_was_right_for_another_file_is_checked_against_this_one(tmp_path):
+    whole = tmp_path / "whole.safetensors"
+    checkpoints.save(whole, {"a": np.ones(8, np.float32)})
+    checkpoints.load(whole)
+    for name in ("cut", "cut too"):
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(whole.read_bytes()[:-4])
+        with pytest.raises(CheckpointError, match=rf"{name}\.safetensors: leaf 'a': expected data_offsets inside"):
+            checkpoints.load(path)
