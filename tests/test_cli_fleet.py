@@ -294,3 +294,11 @@ def test_triggers_are_searched_in_the_undecided_within_the_budget(jaxguard, flee
     )
     again = jaxguard(*command)[1]
     assert [json.loads(line)["p_value"] for line in again.splitlines()] == [entry["p_value"] for entry in found]
+
+
+def test_references_are_scanned_on_a_cluster_too(jaxguard, fleet):
+    pytest.importorskip("ray")
+    code, _, err = jaxguard("calibrate", fleet / "clean", "--ray", "127.0.0.1:1", "--out", "ray.json")
+    assert code == 2
+    assert "--ray 127.0.0.1:1: expected a Ray cluster, found" in err.replace("\n", " ")
+    assert not pathlib.Path("ray.json").exists()

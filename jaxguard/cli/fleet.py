@@ -194,6 +194,7 @@ def calibrate(
     pairing: Annotated[str, typer.Option(help="dataflow, or module_order as in the reference code.")] = "dataflow",
     memory: Memory = "768MiB",
     readers: Readers = None,
+    ray: Ray = None,
     answers: Annotated[
         bool,
         typer.Option(
@@ -236,7 +237,13 @@ def calibrate(
             with contextlib.ExitStack() as stack:
                 with console.fleet_progress(f"scanning {title} references") as watch:
                     scanning = scan_fleet(
-                        targets, out=results, settings=settings, memory=_bytes(memory), readers=readers, watch=watch
+                        targets,
+                        out=results,
+                        settings=settings,
+                        memory=_bytes(memory),
+                        readers=readers,
+                        address=ray,
+                        watch=watch,
                     )
                     found = stack.enter_context(scanning)
                 for row in found.rows:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from jaxguard.fleet.reading import Failure, Stamp
+from jaxguard import checkpoints
+from jaxguard.fleet.reading import Failure, Stamp, stamp_of
 
 LOSSES = 3
 """Workers lost with a checkpoint after which it is given up; with the last of them it was alone."""
 
+_GIVEN_UP = f"expected a result, lost {LOSSES} workers with it, "
 _SECONDS = 4.0  # that a chunk should take: long beside handing it over, short beside the whole scan
 _FIRST, _MOST = 16, 1024
 
@@ -93,5 +96,17 @@ class Chunks:
             self._lost.append(Chunk(chunk.uris, lost_on))
             return None
         (uri,) = chunk.uris
-        error = f"{uri}: expected a result, lost {LOSSES} workers with it, the last one so: {reason}; scan it by itself"
-        return Failure(uri, Stamp(0, 0), error)
+        stamp = Stamp(0, 0)
+        with contextlib.suppress(OSError):
+            stamp = stamp if checkpoints.is_url(uri) else stamp_of(uri)
+        why = f"{_GIVEN_UP}the last one so: {reason}"
+        return Failure(uri, stamp, f"{uri}: {why}; --ray passes it over until it changes, scan it without")
+
+
+def is_given_up(error: str) -> bool:
+    """Whether that is the error of a checkpoint that workers were lost with.
+
+    Unlike other failures it is not tried again on a cluster while the file is as it was: each time it would take
+    workers with it.
+    """
+    return _GIVEN_UP in error

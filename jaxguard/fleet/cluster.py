@@ -49,7 +49,8 @@ def stream(
             `ray://host:port`. A program that is connected to Ray already stays with its cluster.
         memory: bytes that stacks may take together, per worker.
         readers: threads that read, per worker.
-        known: state of checkpoints of which there are results.
+        known: state of checkpoints of which there are results, or that workers were lost with; zeros for a URL of the
+            latter, which nobody downloads to see whether it has changed.
 
     Yields:
         Every checkpoint once, scored, known or failed, in an order of the cluster's own.
@@ -82,7 +83,9 @@ def stream(
 def _is_unchanged(uri: str, known: Mapping[str, Stamp]) -> bool:
     """Whether a look at the file is enough to tell; a worker looks closer."""
     try:
-        return uri in known and not checkpoints.is_url(uri) and stamp_of(uri) == known[uri]
+        if checkpoints.is_url(uri):
+            return known.get(uri) == Stamp(0, 0)
+        return uri in known and stamp_of(uri) == known[uri]
     except OSError:
         return False
 

@@ -1,7 +1,12 @@
 """Cutting a fleet into chunks, and what becomes of a chunk that is lost."""
 
-from jaxguard.fleet.chunks import LOSSES, Chunks
-from jaxguard.fleet.reading import Stamp
+import pytest
+
+from jaxguard.errors import FleetError
+from jaxguard.fleet import cluster
+from jaxguard.fleet.chunks import LOSSES, Chunks, is_given_up
+from jaxguard.fleet.reading import Known, Stamp, stamp_of
+from jaxguard.fleet.scoring import Settings
 
 
 def drained(chunks, node="a", nodes=("a",)):
@@ -68,3 +73,25 @@ def test_a_chunk_lost_twice_is_divided_and_only_the_culprit_is_given_up():
     assert sorted(finished) == sorted(set(uris) - {"7"})
     assert (failure.uri, failure.stamp) == ("7", Stamp(0, 0))
     assert "a segmentation fault" in failure.error
+    assert is_given_up(failure.error)
+    assert not is_given_up("7: expected a checkpoint, found an empty file")
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_what_took_workers_with_it_is_passed_over_while_it_is_as_it_was(tmp_path, is_remote):
+    file = tmp_path / "deadly.npz"
+    file.write_bytes(b"abc")
+    uri = "gs://bucket/deadly.npz" if is_remote else str(file)
+    chunks, failure = Chunks([uri]), None
+    while chunks:
+        failure = chunks.lost(chunks.take("a", ["a"], is_idle=True), "a", "a segmentation fault")
+    assert failure.uri == uri
+    assert failure.stamp == (Stamp(0, 0) if is_remote else stamp_of(file))
+    # No cluster is asked; there is none.
+    options = {"address": "127.0.0.1:1", "known": {uri: failure.stamp}}
+    assert list(cluster.stream([uri], Settings(), **options)) == [Known(uri)]
+    if not is_remote:
+        pytest.importorskip("ray")
+        file.write_bytes(b"abcd")
+        with pytest.raises(FleetError, match="expected a Ray cluster"):
+            list(cluster.stream([uri], Settings(), **options))
