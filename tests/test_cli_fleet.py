@@ -143,8 +143,10 @@ def test_parts_of_a_manifest(jaxguard, store):
     ("options", "named"),
     [
         (("--format", "xml"), "--format"), (("--format", "html"), "--output"), (("--fail-on", "rain"), "--fail-on"),
-        (("--control", "none"), "--control"), (("--memory", "much"), "--memory"), (("--memory", "0"), "--memory"),
-        (("--memory", "9" * 400), "--memory"), (("--shard", "4/4"), "--shard"), (("--alpha", "1.5"), "--alpha"),
+        (("--control", "none", "--profile", "p"), "expected fdr or each"), (("--control", "each"), "--profile with it"),
+        (("--alpha", "1.5", "--profile", "p"), "between 0 and 1"), (("--alpha", "0.1"), "--profile with it"),
+        (("--memory", "much"), "--memory"), (("--memory", "0"), "--memory"), (("--memory", "9" * 400), "--memory"),
+        (("--shard", "4/4"), "--shard"), (("--target", "3"), "--target"),
         (("--pairing", "none"), "--pairing"), (("--readers", "0"), "--readers"), (("--mean", "0.5"), "--mean"),
         (("--data", "digits"), "--data"), (("--u", "2"), "--u"),
     ],
@@ -152,9 +154,24 @@ def test_parts_of_a_manifest(jaxguard, store):
 def test_usage(jaxguard, store, options, named):
     code, out, err = jaxguard("scan", store, *options)
     assert code == 4
-    assert named in err.replace("\n", "")
+    assert named in " ".join(err.replace("│", " ").split())
     assert not out
     assert not pathlib.Path("jaxguard-scan").exists()
+
+
+def test_options_of_a_fleet_hold_for_a_single_checkpoint_too(jaxguard, store):
+    file = store / "0000.safetensors"
+    for options in (("--memory", "1MiB"), ("--readers", "1")):
+        code, out, _ = jaxguard("scan", file, *options, "--json")
+        assert code == 0
+        assert [entry["uri"] for entry in json.loads(out)["entries"]] == [str(file)]
+    for options, told in (
+        (("--memory", "much"), "expected a size such as 512MB"), (("--alpha", "0.1"), "expected --profile with it"),
+        (("--u", "2", "--memory", "1MiB"), "with a single checkpoint, and without --memory"),
+    ):  # fmt: skip
+        code, _, err = jaxguard("scan", file, *options)
+        assert code == 4
+        assert told in " ".join(err.replace("│", " ").split())
 
 
 def test_what_is_not_there_is_one_error(jaxguard, store, tmp_path):

@@ -55,6 +55,7 @@ def demo(
 
 @app.command()
 def scan(
+    context: typer.Context,
     checkpoints: options.Checkpoints,
     arch: options.Arch = None,
     apply: options.Apply = None,
@@ -96,12 +97,16 @@ def scan(
     from jaxguard.types import AuditReport
 
     failures = [*(fail_on or []), *(["suspected", "inconclusive"] if fail_on_inconclusive else [])]
-    asked = {"--profile": profile, "--out": out, "--ray": ray, "--output": output, "--fail-on": fail_on, "--deep": deep}
-    if fleet.is_many(checkpoints) or any(asked.values()) or shard != "0/1" or format_ not in ("table", "json"):
-        alone = {"--apply": apply, "--init": init, "--attack": attack, "--trigger": trigger, "--u": u}
-        for name, value in (alone | {"--mean": mean, "--std": std}).items():
-            if value is not None:
-                raise typer.BadParameter("expected it with a single checkpoint and without a profile", param_hint=name)
+    given = {name for name in context.params if _is_given(context, name)}
+    if fleet.is_many(checkpoints) or given & fleet.OPTIONS or format_ not in ("table", "json"):
+        for name in sorted(given & {"apply", "init", "attack", "trigger", "target", "u", "mean", "std"}):
+            what = f"expected it with a single checkpoint, and without {_named(given & fleet.OPTIONS) or 'a profile'}"
+            raise typer.BadParameter(what, param_hint=f"--{name}")
+        if profile is None:
+            for name in sorted(given & {"alpha", "control"}):
+                raise typer.BadParameter(
+                    "expected --profile with it: nobody is suspected without", param_hint=f"--{name}"
+                )
         fleet.scan(
             checkpoints,
             settings=options.fleet_settings(arch, input_, pairing),
@@ -135,6 +140,15 @@ def scan(
     inconclusive = result.verdict == "inconclusive"
     if not inconclusive or fail_on_inconclusive:
         raise typer.Exit(1)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _named(names: set[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
 
 
 @app.command()

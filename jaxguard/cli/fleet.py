@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 FORMATS = ("table", "json", "jsonl", "parquet", "sarif", "html")
 BINARY = ("parquet", "html")
 FAILURES = ("suspected", "inconclusive", "error", "never")
+OPTIONS = frozenset(
+    {"profile", "alpha", "control", "out", "shard", "memory", "readers", "ray", "deep", "output", "fail_on"}
+)
+"""Those of `jaxguard scan` that mean a fleet, even one of a single checkpoint."""
+
 RESULTS = pathlib.Path("jaxguard-scan")
 UNSCORED = 3
 
