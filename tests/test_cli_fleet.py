@@ -274,6 +274,21 @@ def test_a_folder_with_one_model_is_a_model(jaxguard, tmp_path):
     assert "scans" in json.loads(jaxguard("scan", tmp_path / "model", "--json")[1])
 
 
+def test_a_model_in_two_formats_is_one_and_the_other_file_is_named(jaxguard, tmp_path):
+    for name in ("model.safetensors", "pytorch_model.pt"):
+        stores.write(tmp_path / "model" / name, stores.leaves())
+    (tmp_path / "model" / "pytorch_model.pt").rename(tmp_path / "model" / "pytorch_model.bin")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    code, out, err = jaxguard("scan", tmp_path / "model", "--json")
+    assert (code, len(json.loads(out)["scans"])) == (0, 1)
+    assert "pytorch_model.bin, by its name the same model as model.safetensors" in " ".join(err.split())
+    report = json.loads(jaxguard("scan", tmp_path, "--out", "out", "--json")[1])
+    assert [pathlib.Path(entry["uri"]).name for entry in report["entries"]] == ["model.safetensors"]
+    assert "by its name the same model" in str(report["skipped"])
+    both = json.loads(jaxguard("scan", tmp_path, tmp_path / "model" / "pytorch_model.bin", "--json")[1])
+    assert len(both["entries"]) == 2
+
+
 def test_hostile_names_do_not_reach_the_terminal(jaxguard, store):
     (store / "0000.safetensors").rename(store / "\x1b[31m[red]x\x07.safetensors")
     code, out, _ = jaxguard("scan", store)

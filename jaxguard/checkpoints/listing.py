@@ -3,7 +3,7 @@
 import os
 import pathlib
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from jaxguard.checkpoints import formats, orbax, remote, sharded
@@ -20,6 +20,18 @@ _WHOLE = ("/_METADATA", sharded.INDEX_SUFFIX)
 """Ends of the names of files that make their folder one checkpoint."""
 
 
+_CONFIG = "config.json"
+
+_SAME_MODEL = (
+    ("model.safetensors", "flax_model.msgpack", "tf_model.h5", "pytorch_model.bin"),
+    ("diffusion_pytorch_model.safetensors", "diffusion_flax_model.msgpack", "diffusion_pytorch_model.bin"),
+)
+"""Names that Hugging Face gives to the weights of one model in several frameworks, whole or as an index of shards; the
+one to be preferred first."""
+
+_TWIN = "by its name the same model as "
+
+
 class Listed(NamedTuple):
     """Something found below a folder.
 
@@ -31,12 +43,17 @@ class Listed(NamedTuple):
     path: str
     reason: str = ""
 
+    @property
+    def is_twin(self) -> bool:
+        """Whether it was passed over for weights of the same model in another format."""
+        return self.reason.startswith(_TWIN)
+
 
 def below(folder: str | os.PathLike[str]) -> Iterator[Listed]:
     """All checkpoints below a folder, and all other files with the reason why they do not count.
 
-    Every step of a training run is a checkpoint of its own. Symbolic links to files are followed, those to folders are
-    not.
+    Every step of a training run is a checkpoint of its own; a Hugging Face model whose weights lie there in several
+    formats is one. Symbolic links to files are followed, those to folders are not.
 
     Args:
         folder: a directory.
@@ -65,11 +82,11 @@ def below(folder: str | os.PathLike[str]) -> Iterator[Listed]:
         if is_one:
             yield Listed(path)
             continue
-        folders = []
-        shards = _shards(entries)
+        folders, names = [], {entry.name for entry in entries}
+        passed_over = _twins(names, lambda name, folder=path: _is_whole(pathlib.Path(folder, name))) | _shards(entries)
         for entry in entries:
             try:
-                reason = shards.get(entry.name) or (_no_folder(entry) if entry.is_dir() else _no_checkpoint(entry))
+                reason = passed_over.get(entry.name) or (_no_folder(entry) if entry.is_dir() else _no_checkpoint(entry))
                 if entry.is_dir() and not reason:
                     folders.append(entry.path)
                 else:
@@ -99,12 +116,19 @@ def behind(url: str) -> Iterator[Listed]:
         yield from map(Listed, found)
         return
     whole = {posixpath.dirname(one) for one in found if one.endswith(_WHOLE)}
-    told = set()
+    told, names = set(), dict[str, set[str]]()
+    for folder, name in map(posixpath.split, found):
+        names.setdefault(folder, set()).add(name)
+    twins = {
+        f"{folder}/{name}": reason
+        for folder, there in names.items()
+        for name, reason in _twins(there, lambda _: True).items()
+    }
     for one in found:
         owner = next((folder for folder in _ancestors(one) if folder in whole), None)
         if owner is None:
             known = posixpath.splitext(one)[1].lower() in _CERTAIN | _LIKELY
-            yield Listed(one, "" if known else "no checkpoint by its name")
+            yield Listed(one, twins.get(one, "" if known else "no checkpoint by its name"))
         elif owner not in told:
             told.add(owner)
             yield Listed(owner)
@@ -167,6 +191,28 @@ def _shards(entries: list[os.DirEntry[str]]) -> dict[str, str]:
     return {
         name: f"a shard of {entry.name}" for entry in indexes for name in sharded.files_named(pathlib.Path(entry.path))
     }
+
+
+def _twins(names: Collection[str], is_whole_fn: Callable[[str], bool]) -> dict[str, str]:
+    """Weights in a folder of Hugging Face's that lie there in a better format too -> the reason why they do not count.
+
+    That both are the same model is their author's word: nobody compares them.
+    """
+    found: dict[str, str] = {}
+    for stems in _SAME_MODEL if _CONFIG in names else ():
+        there = [name for stem in stems for name in (stem, stem + sharded.INDEX_SUFFIX) if name in names]
+        best = next((k for k, name in enumerate(there[:-1]) if is_whole_fn(name)), len(there))
+        for name in there[best + 1 :]:
+            found[name] = f"{_TWIN}{there[best]}, which was taken; name the file to have it scanned too"
+    return found
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Whether a file looks like a checkpoint inside, and of an index, whether all shards are there."""
+    try:
+        return formats.is_checkpoint(path) and all((path.parent / name).is_file() for name in sharded.files_named(path))
+    except OSError:
+        return False
 
 
 def parts(path: str | os.PathLike[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import jaxguard
-from jaxguard.cli import console, fingerprints, fleet, options
+from jaxguard.cli import calibration, console, fingerprints, fleet, options
 
 app = typer.Typer(
     help="Audit neural-network checkpoints: find backdoors, take them out, recognise stolen models.",
@@ -21,7 +21,7 @@ app = typer.Typer(
 
 
 app.add_typer(fingerprints.app, name="fingerprint")
-app.command()(fleet.calibrate)
+app.command()(calibration.calibrate)
 
 
 def _version(wanted: bool) -> None:
@@ -128,6 +128,7 @@ def scan(
         )
         return
     checkpoint, pairs = checkpoints[0], options.checked_pairing(pairing)
+    fleet.say_passed_over(checkpoint)
     found = options.dataset(data, seed) if data else None
     known = options.attack(attack, trigger, target, found)
     suspect = options.suspect(checkpoint, arch, input_, mean=mean, std=std, apply=apply, init=init)

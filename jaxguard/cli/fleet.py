@@ -1,4 +1,4 @@
-"""`jaxguard scan` on many checkpoints, and `jaxguard calibrate`."""
+"""`jaxguard scan` on many checkpoints."""
 
 from __future__ import annotations
 
@@ -94,6 +94,16 @@ def is_many(targets: list[str]) -> bool:
     return any(mark in targets[0] for mark in "*?[")
 
 
+def say_passed_over(target: str) -> None:
+    """Name the files of a folder that are taken for the same model as the one that is scanned."""
+    from jaxguard import checkpoints
+
+    if not checkpoints.is_url(target) and pathlib.Path(target).is_dir():
+        for one in checkpoints.below(target):
+            if one.is_twin:
+                console.say(f"passed over: {one.path}, {one.reason}")
+
+
 def scan(
     targets: list[str],
     *,
@@ -142,21 +152,21 @@ def scan(
                     out=out,
                     settings=settings,
                     shard=part,
-                    memory=_bytes(memory),
+                    memory=size_of(memory),
                     readers=readers,
                     address=ray,
                     watch=watch,
                 )
             )
-        search = looks.triggers(_images(data, seed), seed=seed) if deep else None
+        search = looks.triggers(clean_images(data, seed), seed=seed) if deep else None
         known_looks = telling.Looks(looks.asked(known), trigger_names=() if search is None else search.names)
         if known_looks.asked:
             rows = [row for row in found.rows if row.bucket in known_looks.asked]
-            known_looks = replace(known_looks, answers=_look(looks.answers(), rows, found, settings))
+            known_looks = replace(known_looks, answers=look_at(looks.answers(), rows, found, settings))
         judged = telling.judged(found, known, known_looks, alpha=alpha, control=control)
         if search is not None and known is not None:
             start, undecided = time.perf_counter(), looks.undecided(found, judged, known, alpha)
-            triggers = _look(search, undecided[:deep], found, settings)
+            triggers = look_at(search, undecided[:deep], found, settings)
             seconds, unsearched = time.perf_counter() - start, replace(known_looks, trigger_names=())
             alone = telling.judged(found, known, unsearched, alpha=alpha, control=control)
             judged = telling.judged(found, known, replace(known_looks, triggers=triggers), alpha=alpha, control=control)
@@ -186,113 +196,19 @@ def scan(
         raise typer.Exit(UNSCORED)
 
 
-def calibrate(
-    clean: Annotated[list[str], typer.Argument(help="Checkpoints known to be clean; folders, patterns, manifests.")],
-    out: Annotated[pathlib.Path, typer.Option(help="Where the profile goes.")] = pathlib.Path("profile.json"),
-    backdoored: Annotated[
-        list[str] | None, typer.Option(help="Checkpoints known to be backdoored: what the power is measured on.")
-    ] = None,
-    results: Out = None,
-    alpha: Alpha = 0.05,
-    arch: options.Arch = None,
-    input_: options.Input = None,
-    pairing: Annotated[str, typer.Option(help="dataflow, or module_order as in the reference code.")] = "dataflow",
-    memory: Memory = "768MiB",
-    readers: Readers = None,
-    ray: Ray = None,
-    answers: Annotated[
-        bool,
-        typer.Option(
-            "--answers",
-            help="Ask all for their answers to noise too, and those that will be judged: finds more, at a fraction of "
-            "a second each.",
-        ),
-    ] = False,
-    deep: Annotated[
-        bool, typer.Option("--deep", help="Search triggers in all references too, for scans with --deep.")
-    ] = False,
-    data: Annotated[
-        str | None, typer.Option(help="Images to search triggers on, digits, tfds:NAME or npz:PATH; noise by default.")
-    ] = None,
-    seed: options.Seed = 0,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing profile.")] = False,
-) -> None:
-    """Make the reference profile that a scan's verdicts rest on.
-
-    A verdict that errs once in twenty times needs nineteen clean checkpoints of the same architecture, made as those
-    that will be judged. With backdoored ones beside them the score learns what to look at, and its power is known.
-    """
-    from jaxguard.detection import calibration
-    from jaxguard.detection.profile import to_json
-    from jaxguard.errors import FleetError
-    from jaxguard.fleet import looks, telling
-    from jaxguard.fleet.scan import scan as scan_fleet
-    from jaxguard.report import fleet_references
-    from jaxguard.suspects import UNKNOWN
-
-    if out.exists() and not overwrite:
-        raise FleetError(f"{out}: expected a path that is free, found a file; pass --overwrite, or another path")
-    settings = options.fleet_settings(arch, input_, pairing)
-    search = looks.triggers(_images(data, seed), seed=seed) if deep else None
-    names: dict[str, tuple[str, ...]] = {}
-    sides = []
-    for title, targets in (("clean", clean), ("backdoored", backdoored or [])):
-        records = []
-        if targets:
-            with contextlib.ExitStack() as stack:
-                with console.fleet_progress(f"scanning {title} references") as watch:
-                    scanning = scan_fleet(
-                        targets,
-                        out=results,
-                        settings=settings,
-                        memory=_bytes(memory),
-                        readers=readers,
-                        address=ray,
-                        watch=watch,
-                    )
-                    found = stack.enter_context(scanning)
-                for row in found.rows:
-                    if row.error:
-                        console.say(f"left out: {row.error}")
-                rows = [row for row in found.rows if not row.error and row.architecture != UNKNOWN]
-                seen = telling.Looks()
-                if answers:
-                    asked = frozenset(row.bucket for row in rows)
-                    seen = replace(seen, asked=asked, answers=_look(looks.answers(), rows, found, settings))
-                if search is not None:
-                    found_triggers = _look(search, rows, found, settings)
-                    seen = replace(seen, triggers=found_triggers, trigger_names=search.names)
-                records = telling.records_of(found, seen)
-                names |= telling.names_of(found, seen)
-        sides.append(records)
-    made = calibration.calibrate(*sides, names=names, deep_names=() if search is None else search.names)
-    write_text(out, to_json(made))
-    console.out.print(fleet_references.reference_table(telling.references(made, alpha), alpha))
-    for note in made.notes:
-        console.say(note)
-    console.say(f"profile: {out}, {made.digest[:16]}")
-
-
-def _look(look: Look, rows: list[Row], found: FleetScan, settings: Settings) -> dict[str, np.ndarray]:
+def look_at(look: Look, rows: list[Row], found: FleetScan, settings: Settings) -> dict[str, np.ndarray]:
+    """Take a look, and tell how far it is; see `jaxguard.fleet.looks.take`."""
     from jaxguard.fleet import looks
 
     with console.fleet_progress(look.title) as watch:
         return looks.take(look, rows, found, settings, watch=watch, say=console.say)
 
 
-def _images(data: str | None, seed: int) -> np.ndarray | None:
+def clean_images(data: str | None, seed: int) -> np.ndarray | None:
     """The defender's clean images of a data set."""
     import numpy as np
 
     return None if data is None else np.asarray(options.dataset(data, seed).clean.images)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    from jaxguard.checkpoints import atomic
-
-    with atomic.replacing(path, overwrite=True) as fresh:
-        fresh.write_text(text, "utf-8")
 
 
 def _profile(path: pathlib.Path | None) -> Profile | None:
@@ -344,7 +260,7 @@ def _part(shard: str) -> tuple[int, int]:
         raise typer.BadParameter(str(error), param_hint="--shard") from error
 
 
-def _bytes(text: str) -> int:
+def size_of(text: str) -> int:
     """Parse `512MB`, `2GiB`, `1073741824`.
 
     Raises:

@@ -87,6 +87,60 @@ def test_shards_count_once_as_their_index(tmp_path):
     assert found(tmp_path) == (["model.safetensors.index.json", "other.safetensors"], dict.fromkeys(names, reason))
 
 
+def shared(folder: pathlib.Path, *names: str) -> pathlib.Path:
+    """As models lie on the Hugging Face Hub."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    for name in names:
+        saved(folder / name)
+    return folder
+
+
+def test_weights_of_one_model_in_several_formats_count_once_and_are_named(tmp_path):
+    shared(tmp_path / "a", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "model.safetensors")
+    shared(tmp_path / "b", "pytorch_model.bin", "flax_model.msgpack")
+    shared(tmp_path / "c", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin")
+    shared(tmp_path / "d", "model.safetensors", "other.safetensors")
+    there, reasons = found(tmp_path)
+    assert there == [
+        "a/model.safetensors", "b/flax_model.msgpack", "c/diffusion_pytorch_model.safetensors", "c/pytorch_model.bin",
+        "d/model.safetensors", "d/other.safetensors",
+    ]  # fmt: skip
+    why = "by its name the same model as {}, which was taken; name the file to have it scanned too"
+    assert {name: reason for name, reason in reasons.items() if "config" not in name} == {
+        **{
+            f"a/{name}": why.format("model.safetensors")
+            for name in ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack")
+        },
+        "b/pytorch_model.bin": why.format("flax_model.msgpack"),
+        "c/diffusion_pytorch_model.bin": why.format("diffusion_pytorch_model.safetensors"),
+    }
+    assert sum(one.is_twin for one in checkpoints.below(tmp_path)) == 5
+    # What `load` takes of the folder is what counts.
+    assert checkpoints.load(tmp_path / "a").location.name == "model.safetensors"
+    assert checkpoints.load(tmp_path / "b").location.name == "flax_model.msgpack"
+
+
+def test_names_alone_make_no_model_of_two_files(tmp_path):
+    """Without a configuration beside them it is no folder of Hugging Face's."""
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        saved(tmp_path / name)
+    assert found(tmp_path) == (["model.safetensors", "pytorch_model.bin"], {})
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"])
+def test_nothing_is_passed_over_for_weights_that_are_not_there(tmp_path, content):
+    folder = shared(tmp_path, "pytorch_model.bin")
+    (folder / "model.safetensors").write_bytes(content)
+    assert found(folder)[0] == ["model.safetensors", "pytorch_model.bin"]
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "absent.safetensors"}}')
+    assert found(folder)[0] == ["model.safetensors.index.json", "pytorch_model.bin"]
+    saved(folder / "absent.safetensors")
+    assert found(folder)[0] == ["model.safetensors.index.json"]
+    assert sorted(found(folder)[1]) == ["absent.safetensors", "config.json", "pytorch_model.bin"]
+
+
 def test_an_orbax_directory_is_one_checkpoint(tmp_path):
     write_orbax(tmp_path / "runs" / "model")
     assert found(tmp_path) == (["runs/model"], {})

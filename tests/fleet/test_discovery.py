@@ -137,6 +137,20 @@ def test_directories_and_models_in_shards_behind_a_url_are_one_each(memory, tmp_
     assert found.skipped == ()
 
 
+def test_a_model_in_two_formats_behind_a_url_is_one_and_the_other_is_named(memory, tmp_path):
+    for name in ("model.safetensors", "alone/model.safetensors"):
+        stores.write(tmp_path / "store" / name, stores.leaves())
+    for name in ("pytorch_model.bin", "config.json", "alone/pytorch_model.bin"):
+        (tmp_path / "store" / name).write_text("{}")
+    memory.put(str(tmp_path / "store"), "/bucket", recursive=True)
+    found = discover(["memory://bucket/"])
+    there = [uri.rpartition("bucket/")[2] for uri in found.uris]
+    assert there == ["alone/model.safetensors", "alone/pytorch_model.bin", "model.safetensors"]
+    reasons = {path.rpartition("/")[2]: reason for path, reason in found.skipped}
+    assert reasons.keys() == {"pytorch_model.bin", "config.json"}
+    assert reasons["pytorch_model.bin"].startswith("by its name the same model as model.safetensors")
+
+
 def test_urls_in_a_manifest_are_checkpoints_and_nobody_asks_for_them_yet(tmp_path, monkeypatch):
     """A line of a manifest is one checkpoint: a hundred thousand of them must not be looked up one by one."""
     manifest = tmp_path / "models.txt"
