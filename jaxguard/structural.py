@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -135,12 +136,17 @@ def layers_of(producers: Sequence[Producer], shapes: Mapping[str, Shape]) -> tup
     )
 
 
-def bounds_of(producers: tuple[Producer, ...], leaves: Mapping[str, jax.Array]) -> list[jax.Array]:
+def bounds_of(
+    producers: tuple[Producer, ...],
+    leaves: Mapping[str, jax.Array],
+    norms: Mapping[str, jax.Array] = MappingProxyType({}),
+) -> list[jax.Array]:
     """Lipschitz bounds of the producers' channels, for programs that are compiled around it.
 
     Args:
         producers: of `find_producers`.
         leaves: arrays or tracers by name, those of the producers at least.
+        norms: spectral norms `[C]` of kernels by name, where they are known; those kernels are not read.
 
     Returns:
         `[C]` scores of each producer.
@@ -149,18 +155,19 @@ def bounds_of(producers: tuple[Producer, ...], leaves: Mapping[str, jax.Array]) 
     def read(name: str | None) -> jax.Array | None:
         return None if name is None else leaves[name].astype(jnp.float32)
 
-    kernels = []
-    for producer in producers:
+    unknown, kernels = [producer for producer in producers if producer.kernel not in norms], []
+    for producer in unknown:
         out, fan_in, taps = producer.axes
         order = (out, fan_in, taps) if producer.is_channels_first else (out, taps, fan_in)
         kernel = leaves[producer.kernel].astype(jnp.float32)
         sizes = [math.prod(kernel.shape[axis] for axis in axes) for axes in order]
         kernels.append(jnp.transpose(kernel, sum(order, ())).reshape(sizes))
-    lying = {number for number, producer in enumerate(producers) if producer.is_channels_first}
-    norms = lipschitz.spectral_norms(kernels, channels_first=lying)
+    lying = {number for number, producer in enumerate(unknown) if producer.is_channels_first}
+    computed = lipschitz.spectral_norms(kernels, channels_first=lying)
+    norms = {**norms, **{producer.kernel: norm for producer, norm in zip(unknown, computed, strict=True)}}
     return [
-        norm * lipschitz.affine_scales(read(producer.scale), read(producer.var))
-        for norm, producer in zip(norms, producers, strict=True)
+        norms[producer.kernel] * lipschitz.affine_scales(read(producer.scale), read(producer.var))
+        for producer in producers
     ]
 
 

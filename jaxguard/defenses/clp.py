@@ -75,7 +75,9 @@ def bounds_of(
     layers: tuple[Layer, ...],
     eps: float,
     variables: Variables,
+    *,
     channels_first: Mapping[str, jax.Array] = MappingProxyType({}),
+    norms: Mapping[str, jax.Array] = MappingProxyType({}),
 ) -> tuple[list[jax.Array], jax.Array]:
     """What `channel_bounds` computes, for programs that are compiled around it.
 
@@ -86,6 +88,7 @@ def bounds_of(
         variables: arrays or tracers.
         channels_first: kernels by path as they lie where they were read, `[C, fan-in, ...]`; reading one of these in
             Flax's order takes thrice as long.
+        norms: spectral norms `[C]` of kernels by path, where they are known; those kernels are not read.
 
     Returns:
         `[C]` scores per layer, and a bool: whether a leaf may hold NaN or infinity.
@@ -94,13 +97,15 @@ def bounds_of(
     kernels = [kernel.astype(jnp.float32) for kernel in graph.kernels(variables)]
     wanted = sorted({producer for layer in layers for producer, _ in layer.sources})
     paths = {k: graph.producers[k].kernel.path for k in wanted}
-    lying = {k for k in wanted if paths[k] in channels_first and graph.reads_leaf(k)}
+    known = {k: norms[paths[k]] for k in wanted if paths[k] in norms and graph.reads_leaf(k)}
+    unknown = [k for k in wanted if k not in known]
+    lying = {k for k in unknown if paths[k] in channels_first and graph.reads_leaf(k)}
     for k in lying:
         channels, taps, fan_in = kernels[k].shape
         kernels[k] = channels_first[paths[k]].astype(jnp.float32).reshape(channels, fan_in, taps)
-    places = {place for place, k in enumerate(wanted) if k in lying}
-    found = lipschitz.spectral_norms([kernels[k] for k in wanted], channels_first=places)
-    norms = dict(zip(wanted, found, strict=True))
+    places = {place for place, k in enumerate(unknown) if k in lying}
+    computed = lipschitz.spectral_norms([kernels[k] for k in unknown], channels_first=places)
+    known |= dict(zip(unknown, computed, strict=True))
 
     def read(view: LeafView | None) -> jax.Array | None:
         return None if view is None else surgery.read(view, leaves[view.path]).astype(jnp.float32)
@@ -109,14 +114,14 @@ def bounds_of(
     for layer in layers:
         largest = jnp.zeros(layer.channels)
         for producer, offset in layer.sources:
-            largest = largest.at[offset : offset + norms[producer].shape[0]].max(norms[producer])
+            largest = largest.at[offset : offset + known[producer].shape[0]].max(known[producer])
         if layer.affine is not None:
             affine = graph.affines[layer.affine]
             largest = largest * lipschitz.affine_scales(read(affine.scale), read(affine.var), eps=eps)
         scores.append(largest)
     read_whole = {path for k, path in paths.items() if kernels[k].size == leaves[path].size}
     # NaN and infinity survive in norms and in sums; a sum of finite numbers may also overflow.
-    witnesses = [*norms.values(), *(leaf for path, leaf in leaves.items() if path not in read_whole)]
+    witnesses = [*known.values(), *(leaf for path, leaf in leaves.items() if path not in read_whole)]
     sums = jnp.stack([jnp.sum(array, dtype=jnp.float32) for array in witnesses])
     return scores, ~jnp.isfinite(sums).all()
 

@@ -7,7 +7,7 @@ tell how long a network was trained, so they are evidence only where the referen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from jaxguard.detection import head
 from jaxguard.graph import Affine, ChannelGraph, LeafView
 from jaxguard.graph.pairing import Layer
 from jaxguard.graph.program import leaf_paths
+from jaxguard.kernels import lipschitz
 from jaxguard.kernels.spectrum import Spectrum, distribution, spectrum
 from jaxguard.types import Variables
 
@@ -98,34 +99,73 @@ def leaf_sums(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: sums(leaf.astype(jnp.float32)) for name, leaf in leaves.items()}
 
 
+class Reduced(NamedTuple):
+    """What is needed of a kernel.
+
+    Attributes:
+        norms: `[C]` spectral norms of its channels.
+        sums: its sum and sum of squares, `[2]`.
+    """
+
+    norms: jax.Array
+    sums: jax.Array
+
+
+def reduce_kernel(kernel: jax.Array, *, is_channels_first: bool) -> Reduced:
+    """Reduces a kernel, or some channels of one: norms of parts follow one another, sums add up.
+
+    Args:
+        kernel: `[C, fan-in, taps]`, or `[taps, fan-in, C]`, as it lies in memory.
+        is_channels_first: which of the two.
+
+    Returns:
+        The norms and sums.
+    """
+    matrices = kernel if is_channels_first else jnp.moveaxis(kernel, -1, 0)
+    (norms,) = lipschitz.spectral_norms([matrices], channels_first=(0,) if is_channels_first else ())
+    return Reduced(norms, leaf_sums({"": kernel})[""])
+
+
 def weight_features(
     graph: ChannelGraph,
     layers: tuple[Layer, ...],
     variables: Variables,
-    sums: Mapping[str, jax.Array] | None = None,
-    channels_first: Mapping[str, jax.Array] = MappingProxyType({}),
+    *,
+    reduced: Mapping[str, Reduced] = MappingProxyType({}),
+    lying: Mapping[str, jax.Array] | None = None,
+    channels_first: Collection[str] = (),
 ) -> WeightFeatures:
     """Of a model whose channel graph is known.
 
     Args:
         graph: the model's channel graph.
         layers: of `jaxguard.graph.pairing.layers`.
-        variables: arrays or tracers.
-        sums: of `leaf_sums` by path, where they are known already.
-        channels_first: kernels by path as they lie, see `jaxguard.defenses.clp.bounds_of`.
+        variables: arrays or tracers; kernels that were reduced are not read.
+        reduced: kernels by path that were reduced before.
+        lying: leaves by path as they lie in memory, where that is otherwise than in the variables.
+        channels_first: paths of those whose kernels lie as `[C, fan-in, ...]`.
 
     Returns:
         The features.
     """
-    scores, suspicious = bounds_of(graph, layers, 0.0, variables, channels_first)
     leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
+    lying = leaves if lying is None else lying
+    scores, suspicious = bounds_of(
+        graph,
+        layers,
+        0.0,
+        variables,
+        channels_first={path: lying[path] for path in channels_first},
+        norms={path: one.norms for path, one in reduced.items()},
+    )
     kernels = graph.kernels(variables)
 
     def weights(producer: int) -> _Weights:
         path, kernel = graph.producers[producer].kernel.path, kernels[producer]
-        if leaves[path].size != kernel.size:
-            return _Weights(kernel.size, leaf_sums({path: kernel})[path])
-        return _Weights(kernel.size, (sums or leaf_sums({path: leaves[path]}))[path])
+        if path in reduced:
+            return _Weights(kernel.size, reduced[path].sums)
+        leaf = lying[path] if lying[path].size == kernel.size else kernel
+        return _Weights(kernel.size, leaf_sums({path: leaf})[path])
 
     norms = [_Norm() if layer.affine is None else _norm_of(graph.affines[layer.affine], leaves) for layer in layers]
     parts = [[weights(producer) for producer, _ in layer.sources] for layer in layers]
@@ -133,12 +173,17 @@ def weight_features(
     return WeightFeatures(summaries, jnp.concatenate([features, head.head_features(graph, variables)]), ~suspicious)
 
 
-def structural_features(producers: tuple[structural.Producer, ...], leaves: Mapping[str, jax.Array]) -> WeightFeatures:
+def structural_features(
+    producers: tuple[structural.Producer, ...],
+    leaves: Mapping[str, jax.Array],
+    reduced: Mapping[str, Reduced] = MappingProxyType({}),
+) -> WeightFeatures:
     """Of a checkpoint known by the names and shapes of its leaves alone; nothing is said of its classes.
 
     Args:
         producers: of `jaxguard.structural.find_producers`.
-        leaves: arrays or tracers by name; floating-point ones at least.
+        leaves: arrays or tracers by name; floating-point ones at least. Kernels that were reduced are not read.
+        reduced: kernels by name that were reduced before.
 
     Returns:
         The features.
@@ -147,9 +192,10 @@ def structural_features(producers: tuple[structural.Producer, ...], leaves: Mapp
     def read(name: str | None) -> jax.Array | None:
         return None if name is None else leaves[name].astype(jnp.float32)
 
-    scores = structural.bounds_of(producers, leaves)
+    scores = structural.bounds_of(producers, leaves, {name: one.norms for name, one in reduced.items()})
     norms = [_Norm(scale=read(producer.scale), var=read(producer.var)) for producer in producers]
-    sums = leaf_sums(leaves)
+    sums = leaf_sums({name: leaf for name, leaf in leaves.items() if name not in reduced})
+    sums |= {name: one.sums for name, one in reduced.items()}
     parts = [[_Weights(leaves[producer.kernel].size, sums[producer.kernel])] for producer in producers]
     summaries, features = _of_layers(scores, norms, parts)
     finite = jnp.isfinite(jnp.stack([row[0] for row in sums.values()])).all()

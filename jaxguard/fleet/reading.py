@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxguard import checkpoints
+from jaxguard.checkpoints import Checkpoint
 from jaxguard.errors import CheckpointError, JaxguardError
 from jaxguard.fleet.structure import Structure, structure_of
 
@@ -145,16 +146,36 @@ def fill(opened: Opened, row: np.ndarray) -> str | Failure:
                 modified=opened.stamp.modified,
                 given=opened.uri,
             )
-        checkpoint = checkpoints.load(opened.location)
-        if dict(checkpoint.leaves) != opened.structure.specs():
-            raise _changed(opened.uri)
+        checkpoint = reopened(opened)
         opened.structure.pack(checkpoint.read_all(), row)
         sha256 = checkpoint.sha256
-        if stamp_of(opened.location) != opened.stamp:
-            raise _changed(opened.uri)
+        require_unchanged(opened)
         return sha256
     except Exception as error:
-        return Failure(opened.uri, opened.stamp, _told(error, opened.uri), opened.format)
+        return failed(opened, error)
+
+
+def reopened(opened: Opened) -> Checkpoint:
+    """The checkpoint itself, to read its leaves.
+
+    Raises:
+        CheckpointError: it is another one by now.
+    """
+    checkpoint = checkpoints.load(opened.location)
+    if dict(checkpoint.leaves) != opened.structure.specs():
+        raise _changed(opened.uri)
+    return checkpoint
+
+
+def require_unchanged(opened: Opened) -> None:
+    """Raises CheckpointError where a checkpoint was written to since it was opened."""
+    if stamp_of(opened.location) != opened.stamp:
+        raise _changed(opened.uri)
+
+
+def failed(opened: Opened, error: Exception, sha256: str = "") -> Failure:
+    """The failure of a checkpoint whose header was read."""
+    return Failure(opened.uri, opened.stamp, _told(error, opened.uri), opened.format, sha256)
 
 
 def _changed(uri: str) -> CheckpointError:

@@ -1,22 +1,21 @@
-"""One compiled program per structure: a stack of rows in, layers' summaries and features out."""
+"""What is scored in the checkpoints of a structure, and how: traceable, compiled in whole or in parts."""
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxguard import models, structural, suspects
 from jaxguard.detection import weights
-from jaxguard.detection.weights import WeightFeatures
+from jaxguard.detection.weights import Reduced, WeightFeatures
 from jaxguard.errors import ArchitectureError
 from jaxguard.fleet.structure import Structure
 from jaxguard.graph import pairing
@@ -26,9 +25,6 @@ from jaxguard.models import Model
 
 SUMMARY = Spectrum._fields
 """What is kept of every layer, in the order of the last axis of `Scores.layers`."""
-
-_AXIS = "checkpoints"
-_ROWS_AT_ONCE = {"cpu": 1, "gpu": 8, "tpu": 8}
 
 
 @dataclass(frozen=True)
@@ -78,55 +74,58 @@ class Scope(NamedTuple):
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Scorer:
-    """What is scored in the checkpoints of a structure, and the program for it.
+class Kernel(NamedTuple):
+    """A leaf of which nothing but its norms and sums is needed.
+
+    Attributes:
+        shape: in which it is read, `(C, fan-in, taps)` or `(taps, fan-in, C)`.
+        is_channels_first: which of the two.
+    """
+
+    shape: tuple[int, ...]
+    is_channels_first: bool
+
+    @property
+    def channels(self) -> int:
+        """`C`."""
+        return self.shape[0 if self.is_channels_first else -1]
+
+    @property
+    def numbers(self) -> int:
+        """Of one channel."""
+        return math.prod(self.shape) // self.channels
+
+
+class Recipe(NamedTuple):
+    """What is scored in the checkpoints of a structure, and how.
 
     Attributes:
         scope: what.
-        program: `(stacks [M, W] on the device, counts [devices]) -> (layers, features, finite)`.
+        kernels: leaves that may be reduced one by one before the rest is scored.
+        features_of: `(leaves by name, reduced kernels by name) -> features`; traceable. A reduced leaf is not read.
     """
 
     scope: Scope
-    program: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+    kernels: Mapping[str, Kernel]
+    features_of: Callable[[Mapping[str, jax.Array], Mapping[str, Reduced]], WeightFeatures]
 
-    def launch(self, rows: np.ndarray, count: int) -> Any:
-        """Start scoring the first `count` rows; the rows must stay as they are until the result was collected.
-
-        Args:
-            rows: `[M, W]`, M a multiple of the number of local devices.
-            count: rows that hold a checkpoint, the first ones.
-
-        Returns:
-            For `collect`.
-        """
-        mesh = device_mesh()
-        share = len(rows) // mesh.size
-        counts = np.clip(count - share * np.arange(mesh.size), 0, share).astype(np.int32)
-        sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
-        return self.program(jax.device_put(rows, sharding), jax.device_put(counts, sharding)), count
-
-    def collect(self, launched: Any) -> Scores:
-        """Wait for what was launched."""
-        (layers, features, finite), count = launched
-        return Scores(np.asarray(layers)[:count], np.asarray(features)[:count], np.asarray(finite)[:count])
+    def score(
+        self, leaves: Mapping[str, jax.Array], reduced: Mapping[str, Reduced] = MappingProxyType({})
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What `Scores` holds of one checkpoint; traceable."""
+        found = self.features_of(leaves, reduced)
+        return jnp.stack(found.layers, axis=1), found.features, found.finite
 
 
-@functools.lru_cache(maxsize=1)
-def device_mesh() -> Mesh:
-    """All devices of this process along one axis."""
-    return Mesh(np.array(jax.local_devices()), (_AXIS,))
-
-
-def scorer(structure: Structure, settings: Settings) -> Scorer:
-    """Find a structure's architecture, and prepare its program; nothing is compiled yet.
+def recipe_of(structure: Structure, settings: Settings) -> Recipe:
+    """Find a structure's architecture, and how it is scored.
 
     Args:
         structure: of the checkpoints.
         settings: how they are scored.
 
     Returns:
-        The scorer; structural where no architecture fits.
+        The recipe; structural where no architecture fits.
 
     Raises:
         UnscorableError: there is nothing to score.
@@ -147,85 +146,53 @@ def scorer(structure: Structure, settings: Settings) -> Scorer:
     return _of_model(structure, model, settings, notes)
 
 
-def _of_model(structure: Structure, model: Model, settings: Settings, notes: tuple[str, ...]) -> Scorer:
+def _of_model(structure: Structure, model: Model, settings: Settings, notes: tuple[str, ...]) -> Recipe:
     graph = suspects.graph_of(model)
     layers = pairing.layers(graph, settings.pairing)
     binding = models.binding_of(model, structure.specs())
 
-    def features_of(leaves: Mapping[str, jax.Array]) -> WeightFeatures:
+    def features_of(leaves: Mapping[str, jax.Array], reduced: Mapping[str, Reduced]) -> WeightFeatures:
         by_path = {path: leaves[name] for name, path in binding.paths.items()}
-        sums = weights.leaf_sums(by_path)
-        lying = {path: by_path[path] for path in binding.channels_first}
-        return weights.weight_features(graph, layers, binding.bind_fn(leaves), sums, lying)
+        return weights.weight_features(
+            graph,
+            layers,
+            binding.bind_fn(leaves),
+            reduced={binding.paths[name]: one for name, one in reduced.items()},
+            lying=by_path,
+            channels_first=binding.channels_first,
+        )
 
-    specs = structure.specs()
-    shapes = {
-        name: _matrices(specs[name].shape, path in binding.channels_first)
-        for name, path in binding.paths.items()
-        if path.endswith("/kernel")
-    }
+    kernels = {}
+    arranged = jax.eval_shape(graph.kernels, model.shapes())
+    for name, path in binding.paths.items():
+        numbers = [k for k, producer in enumerate(graph.producers) if producer.kernel.path == path]
+        if numbers and all(graph.reads_leaf(k) and k not in graph.outputs for k in numbers):
+            channels, taps, fan_in = arranged[numbers[0]].shape
+            is_first = path in binding.channels_first
+            kernels[name] = Kernel((channels, fan_in, taps) if is_first else (taps, fan_in, channels), is_first)
     size = "x".join(map(str, model.input_shape))
     bucket = f"{model.spec}, {model.num_classes} classes, {size}"
-    scope = Scope(model.spec, bucket, layers, weights.feature_names(layers), notes)
-    return Scorer(scope, _program(structure, features_of, shapes))
+    return Recipe(Scope(model.spec, bucket, layers, weights.feature_names(layers), notes), kernels, features_of)
 
 
-def _structural(structure: Structure, reason: str) -> Scorer:
-    leaves = {
+def _structural(structure: Structure, reason: str) -> Recipe:
+    shapes = {
         name: spec.shape for (name, spec), o in zip(structure.specs().items(), structure.offsets, strict=True) if o >= 0
     }
-    producers = structural.find_producers(leaves)
-    layers = structural.layers_of(producers, leaves)
+    producers = structural.find_producers(shapes)
+    layers = structural.layers_of(producers, shapes)
 
-    def features_of(leaves: Mapping[str, jax.Array]) -> WeightFeatures:
-        return weights.structural_features(producers, leaves)
+    def features_of(leaves: Mapping[str, jax.Array], reduced: Mapping[str, Reduced]) -> WeightFeatures:
+        return weights.structural_features(producers, leaves, reduced)
 
-    shapes = {one.kernel: _matrices(leaves[one.kernel], one.is_channels_first) for one in producers}
+    kernels = {}
+    for producer in producers:
+        out, fan_in, taps = producer.axes
+        order = (out, fan_in, taps) if producer.is_channels_first else (taps, fan_in, out)
+        shape = shapes[producer.kernel]
+        if sum(order, ()) == tuple(range(len(shape))):
+            sizes = tuple(math.prod(shape[axis] for axis in axes) for axes in order)
+            kernels[producer.kernel] = Kernel(sizes, producer.is_channels_first)
     bucket = f"{suspects.UNKNOWN}, leaves {structure.key}"
     notes = (suspects.structural_note(reason),)
-    scope = Scope(suspects.UNKNOWN, bucket, layers, weights.feature_names(layers), notes)
-    return Scorer(scope, _program(structure, features_of, shapes))
-
-
-def _matrices(shape: tuple[int, ...], is_channels_first: bool) -> tuple[int, ...]:
-    """`(C, fan-in, taps)`, or `(taps, fan-in, C)`: the shape in which a kernel's norms are computed."""
-    if len(shape) < 3:
-        return shape
-    return (*shape[:2], math.prod(shape[2:])) if is_channels_first else (math.prod(shape[:-2]), *shape[-2:])
-
-
-def _program(
-    structure: Structure,
-    features_of: Callable[[Mapping[str, jax.Array]], WeightFeatures],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> Callable[..., Any]:
-    """Compiled over a stack, sharded over the local devices; each runs through the rows that hold something."""
-    at_once = _ROWS_AT_ONCE.get(jax.default_backend(), 1)
-
-    def one(rows: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        found = features_of(structure.unpack(rows, number, shapes))
-        return jnp.stack(found.layers, axis=1), found.features, found.finite
-
-    def of_device(rows: jax.Array, count: jax.Array) -> tuple[jax.Array, ...]:
-        width = at_once if len(rows) % at_once == 0 else 1
-        shapes = jax.eval_shape(one, rows, 0)
-        empty = tuple(jnp.zeros((len(rows), *shape.shape), shape.dtype) for shape in shapes)
-
-        def step(block: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            start = block * width
-            if width == 1:
-                new = [array[None] for array in one(rows, start)]
-            else:
-                new = jax.vmap(one, in_axes=(None, 0))(rows, start + jnp.arange(width))
-            return tuple(
-                jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
-                for whole, part in zip(found, new, strict=True)
-            )
-
-        return jax.lax.fori_loop(0, -(-count[0] // width), step, empty)
-
-    split = PartitionSpec(_AXIS)
-    sharded = jax.shard_map(
-        of_device, mesh=device_mesh(), in_specs=(split, split), out_specs=(split, split, split), check_vma=False
-    )
-    return jax.jit(sharded)
+    return Recipe(Scope(suspects.UNKNOWN, bucket, layers, weights.feature_names(layers), notes), kernels, features_of)

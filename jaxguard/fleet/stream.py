@@ -14,9 +14,10 @@ import jax
 
 from jaxguard import checkpoints
 from jaxguard.errors import FleetError, JaxguardError
-from jaxguard.fleet import reading
+from jaxguard.fleet import piecewise, reading
+from jaxguard.fleet.programs import Scorer, device_mesh, scorer
 from jaxguard.fleet.reading import Failure, File, Known, Opened, Stamp
-from jaxguard.fleet.scoring import Scope, Scorer, Scores, Settings, device_mesh, scorer
+from jaxguard.fleet.scoring import Scope, Scores, Settings
 from jaxguard.fleet.staging import Stack, Staging
 from jaxguard.fleet.structure import Structure
 
@@ -51,6 +52,12 @@ class _Batch(NamedTuple):
     files: Sequence[Opened]
     stack: Stack
     hashes: Sequence[Future[str | Failure]]
+
+
+class _Large(NamedTuple):
+    """A checkpoint that is scored in parts."""
+
+    file: Opened
 
 
 class _Running(NamedTuple):
@@ -94,6 +101,11 @@ def stream(
             while plan is not None and len(filling) < 2 * threads:
                 if isinstance(plan, (Failure, Known)):
                     yield plan
+                elif isinstance(plan, _Large):
+                    found = _scorer(plan.file.structure, settings, scorers)
+                    if (results := _in_parts(plan.file, found, staging, pool)) is None:
+                        break
+                    yield from results
                 elif (batch := _filling(plan, staging, pool)) is not None:
                     filling.append(batch)
                 else:
@@ -101,10 +113,7 @@ def stream(
                 plan = next(plans, None)
             if filling and len(running) < _RUNNING:
                 batch = filling.popleft()
-                structure = batch.files[0].structure
-                if structure not in scorers:
-                    scorers[structure] = _scorer(structure, settings)
-                started = _launched(batch, scorers[structure])
+                started = _launched(batch, _scorer(batch.files[0].structure, settings, scorers))
                 if isinstance(started, _Running):
                     running.append(started)
                 else:
@@ -119,13 +128,43 @@ def stream(
         pool.shutdown(cancel_futures=True)
 
 
-def _scorer(structure: Structure, settings: Settings) -> Scorer | JaxguardError:
+def _scorer(
+    structure: Structure, settings: Settings, scorers: dict[Structure, Scorer | JaxguardError]
+) -> Scorer | JaxguardError:
+    if structure not in scorers:
+        try:
+            scorers[structure] = scorer(structure, settings)
+        except JaxguardError as error:
+            scorers[structure] = error
+        except Exception as error:  # what a checkpoint says of itself can provoke any
+            scorers[structure] = _unscorable(error)
+    return scorers[structure]
+
+
+def _in_parts(
+    file: Opened, found: Scorer | JaxguardError, staging: Staging, pool: ThreadPoolExecutor
+) -> list[Scored | Failure] | None:
+    """Score a checkpoint larger than the memory for stacks; None where there is no memory for its parts yet."""
+    if not isinstance(found, Scorer):
+        return [reading.failed(file, found)]
     try:
-        return scorer(structure, settings)
+        stack = staging.take(piecewise.BUFFERS, piecewise.row_length(found, staging.budget))
+    except FleetError as error:
+        return [reading.failed(file, FleetError(f"{file.uri}: {error}"))]
+    if stack is None:
+        return None
+    try:
+        checkpoint = reading.reopened(file)
+        hashing = pool.submit(lambda: checkpoint.sha256)
+        scores, sha256 = piecewise.score(found, checkpoint, stack.rows), hashing.result()
+        reading.require_unchanged(file)
+        return _sorted_out([file], [sha256], scores, found.scope)
     except JaxguardError as error:
-        return error
-    except Exception as error:  # what a checkpoint says of itself can provoke any
-        return _unscorable(error)
+        return [reading.failed(file, error)]
+    except Exception as error:
+        return [reading.failed(file, _unscorable(error))]
+    finally:
+        staging.give(stack)
 
 
 def _launched(batch: _Batch, found: Scorer | JaxguardError) -> _Running | list[Failure]:
@@ -159,8 +198,15 @@ def _results(done: _Running) -> list[Scored | Failure]:
         scores = done.scorer.collect(done.launched)
     except Exception as error:
         return list(_all_failed(done.batch, done.hashes, str(_unscorable(error))))
+    return _sorted_out(done.batch.files, done.hashes, scores, done.scorer.scope)
+
+
+def _sorted_out(
+    files: Sequence[Opened], hashes: Sequence[str | Failure], scores: Scores, scope: Scope
+) -> list[Scored | Failure]:
+    """Failures, and all others together."""
     good, results = [], list[Scored | Failure]()
-    for number, (file, sha256) in enumerate(zip(done.batch.files, done.hashes, strict=True)):
+    for number, (file, sha256) in enumerate(zip(files, hashes, strict=True)):
         if isinstance(sha256, Failure):
             results.append(sha256)
         elif not scores.finite[number]:
@@ -172,9 +218,8 @@ def _results(done: _Running) -> list[Scored | Failure]:
         else:
             good.append((number, File(file.uri, file.stamp, file.format), sha256))
     if good:
-        numbers, files, hashes = zip(*good, strict=True)
-        kept = Scores(*(array[list(numbers)] for array in scores))
-        results.append(Scored(done.scorer.scope, files, hashes, kept))
+        numbers, kept, known = zip(*good, strict=True)
+        results.append(Scored(scope, kept, known, Scores(*(array[list(numbers)] for array in scores))))
     return results
 
 
@@ -205,7 +250,7 @@ def _rows(count: int, most: int) -> int:
 
 def _plans(
     uris: Iterable[str], open_fn: Callable[[str], Opened | Known | Failure], pool: ThreadPoolExecutor, memory: int
-) -> Iterator[Known | Failure | Sequence[Opened]]:
+) -> Iterator[Known | Failure | _Large | Sequence[Opened]]:
     """Batches of one structure each; headers are read ahead by one window."""
     windows = _windows(uris)
     opening = [pool.submit(open_fn, uri) for uri in next(windows, ())]
@@ -223,7 +268,7 @@ def _plans(
             if most:
                 yield from (files[start : start + most] for start in range(0, len(files), most))
             else:
-                yield from (_too_large(file, memory) for file in files)
+                yield from map(_Large, files)
 
 
 def _windows(uris: Iterable[str]) -> Iterator[list[str]]:
@@ -241,13 +286,3 @@ def _most_rows(structure: Structure, memory: int) -> int:
     if rows >= devices:
         return devices * 2 ** ((rows // devices).bit_length() - 1)
     return devices if devices * structure.nbytes <= memory else 0
-
-
-def _too_large(file: Opened, memory: int) -> Failure:
-    devices = device_mesh().size
-    return _failed(
-        file,
-        f"{file.uri}: expected a checkpoint that fits the memory for stacks of {memory} bytes, found one of "
-        f"{file.structure.nbytes} on {devices} devices; raise --memory to {devices * file.structure.nbytes}",
-        "",
-    )

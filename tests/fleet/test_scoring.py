@@ -91,7 +91,7 @@ def test_kernels_as_they_lie_are_bounded_like_those_in_the_variables(spec):
     assert len(lying) >= len(layers)
     bounds = jax.jit(bounds_of, static_argnums=(0, 1, 2))
     expected, _ = bounds(graph, layers, 0.0, variables)
-    found, _ = bounds(graph, layers, 0.0, variables, lying)
+    found, _ = bounds(graph, layers, 0.0, variables, channels_first=lying)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 

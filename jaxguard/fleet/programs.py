@@ -1,0 +1,128 @@
+"""One compiled program per structure: a stack of rows in, layers' summaries and features out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxguard.detection.weights import Reduced
+from jaxguard.fleet.scoring import Recipe, Scope, Scores, Settings, recipe_of
+from jaxguard.fleet.structure import Structure
+
+_AXIS = "checkpoints"
+_ROWS_AT_ONCE = {"cpu": 1, "gpu": 8, "tpu": 8}
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """What is scored in the checkpoints of a structure, and the program for it.
+
+    Attributes:
+        structure: of the checkpoints.
+        recipe: what, and how.
+        program: `(stacks [M, W] on the device, counts [devices]) -> (layers, features, finite)`.
+    """
+
+    structure: Structure
+    recipe: Recipe
+    program: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+
+    @property
+    def scope(self) -> Scope:
+        """What is scored."""
+        return self.recipe.scope
+
+    @functools.cached_property
+    def rest_program(self) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+        """`(leaves by name, reduced kernels by name) -> (layers, features, finite)` of one checkpoint."""
+        shapes = {name: shape for name, shape, _ in self.structure.leaves}
+
+        def rest(leaves: Mapping[str, jax.Array], reduced: Mapping[str, Reduced]) -> tuple[jax.Array, ...]:
+            unread = {name: jnp.zeros(shapes[name]) for name in reduced}
+            return self.recipe.score({**unread, **leaves}, reduced)
+
+        return jax.jit(rest)
+
+    def launch(self, rows: np.ndarray, count: int) -> Any:
+        """Start scoring the first `count` rows; the rows must stay as they are until the result was collected.
+
+        Args:
+            rows: `[M, W]`, M a multiple of the number of local devices.
+            count: rows that hold a checkpoint, the first ones.
+
+        Returns:
+            For `collect`.
+        """
+        mesh = device_mesh()
+        share = len(rows) // mesh.size
+        counts = np.clip(count - share * np.arange(mesh.size), 0, share).astype(np.int32)
+        sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
+        return self.program(jax.device_put(rows, sharding), jax.device_put(counts, sharding)), count
+
+    def collect(self, launched: Any) -> Scores:
+        """Wait for what was launched."""
+        (layers, features, finite), count = launched
+        return Scores(np.asarray(layers)[:count], np.asarray(features)[:count], np.asarray(finite)[:count])
+
+
+@functools.lru_cache(maxsize=1)
+def device_mesh() -> Mesh:
+    """All devices of this process along one axis."""
+    return Mesh(np.array(jax.local_devices()), (_AXIS,))
+
+
+def scorer(structure: Structure, settings: Settings) -> Scorer:
+    """Prepare a structure's program; nothing is compiled yet.
+
+    Args:
+        structure: of the checkpoints.
+        settings: how they are scored.
+
+    Returns:
+        The scorer.
+
+    Raises:
+        JaxguardError: as `jaxguard.fleet.scoring.recipe_of`.
+    """
+    recipe = recipe_of(structure, settings)
+    return Scorer(structure, recipe, _program(structure, recipe))
+
+
+def _program(structure: Structure, recipe: Recipe) -> Callable[..., Any]:
+    """Compiled over a stack, sharded over the local devices; each runs through the rows that hold something."""
+    shapes_read = {name: kernel.shape for name, kernel in recipe.kernels.items()}
+    at_once = _ROWS_AT_ONCE.get(jax.default_backend(), 1)
+
+    def one(rows: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return recipe.score(structure.unpack(rows, number, shapes_read))
+
+    def of_device(rows: jax.Array, count: jax.Array) -> tuple[jax.Array, ...]:
+        width = at_once if len(rows) % at_once == 0 else 1
+        shapes = jax.eval_shape(one, rows, 0)
+        empty = tuple(jnp.zeros((len(rows), *shape.shape), shape.dtype) for shape in shapes)
+
+        def step(block: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            start = block * width
+            if width == 1:
+                new = [array[None] for array in one(rows, start)]
+            else:
+                new = jax.vmap(one, in_axes=(None, 0))(rows, start + jnp.arange(width))
+            return tuple(
+                jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
+                for whole, part in zip(found, new, strict=True)
+            )
+
+        return jax.lax.fori_loop(0, -(-count[0] // width), step, empty)
+
+    split = PartitionSpec(_AXIS)
+    sharded = jax.shard_map(
+        of_device, mesh=device_mesh(), in_specs=(split, split), out_specs=(split, split, split), check_vma=False
+    )
+    return jax.jit(sharded)
