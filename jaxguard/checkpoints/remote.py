@@ -1,18 +1,21 @@
 """Checkpoints behind a URL, brought to a local folder first: `hf://` repositories, and whatever fsspec can open.
 
 The libraries for it are an extra, `pip install 'jaxguard[remote]'`. Only weights and configurations are downloaded, to
-Hugging Face's cache or to `$XDG_CACHE_HOME/jaxguard`; what changed behind its URL is downloaded again.
+`$XDG_CACHE_HOME/jaxguard`, where only so much is kept, or to Hugging Face's own cache where the repository is there
+already; what changed behind its URL is downloaded again.
 """
 
+import contextlib
 import hashlib
 import importlib
 import os
 import pathlib
 import posixpath
 import re
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from jaxguard.checkpoints import atomic, header, repository
+from jaxguard.checkpoints import atomic, downloads, header, repository
 from jaxguard.errors import CheckpointError
 
 MAX_FILES = 10_000
@@ -117,20 +120,41 @@ def _from_hugging_face(given: str) -> pathlib.Path:
         )
     repository_id, file, revision = match.groups()
     hub = importlib.import_module("huggingface_hub")
-    if file is not None:
-        return pathlib.Path(hub.hf_hub_download(repository_id, file, revision=revision))
-    folder = pathlib.Path()
-    for patterns in _WEIGHTS:
-        allowed = [*repository.CONFIGS, *patterns]
-        folder = pathlib.Path(
-            hub.snapshot_download(repository_id, revision=revision, allow_patterns=allowed, ignore_patterns=["*/*"])
-        )
-        if any(next(folder.glob(pattern), None) for pattern in patterns):
-            return folder
+    with _hub_cache(repository_id) as cache:
+        if file is not None:
+            return pathlib.Path(hub.hf_hub_download(repository_id, file, revision=revision, cache_dir=cache))
+        for patterns in _WEIGHTS:
+            folder = pathlib.Path(
+                hub.snapshot_download(
+                    repository_id,
+                    revision=revision,
+                    allow_patterns=[*repository.CONFIGS, *patterns],
+                    ignore_patterns=["*/*"],
+                    cache_dir=cache,
+                )
+            )
+            if any(next(folder.glob(pattern), None) for pattern in patterns):
+                return folder
     raise CheckpointError(
         f"{given}: expected weights in the repository, found none of "
         f"{', '.join(pattern for patterns in _WEIGHTS for pattern in patterns)}; name the file, hf://{repository_id}/FILE"
     )
+
+
+@contextlib.contextmanager
+def _hub_cache(repository_id: str) -> Iterator[pathlib.Path | None]:
+    """Where a repository is downloaded to; None for Hugging Face's own cache, which has it."""
+    name = f"models--{repository_id.replace('/', '--')}"
+    constants = importlib.import_module("huggingface_hub.constants")
+    if (pathlib.Path(constants.HF_HUB_CACHE) / name).is_dir():
+        yield None
+        return
+    entry = downloads.use(name)
+    before = downloads.size(entry)
+    yield entry
+    downloads.use(name)
+    if (size := downloads.size(entry)) > before:
+        downloads.added(size - before)
 
 
 def _from_file_system(given: str) -> pathlib.Path:
@@ -149,7 +173,7 @@ def _from_file_system(given: str) -> pathlib.Path:
             raise CheckpointError(f"{given}: expected files below it, found {header.shown(name)}; download it yourself")
     state = [given, *(f"{name} {system.checksum(path)}" for path, name in sorted(names.items()))]
     key = hashlib.sha256("\n".join(state).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    cached = _cache() / key
+    cached = downloads.use(key)
     last = posixpath.basename(root.rstrip("/")) or "checkpoint"
     if not cached.is_dir():
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -159,6 +183,10 @@ def _from_file_system(given: str) -> pathlib.Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with system.open(path, "rb") as source, target.open("wb") as file:
                     _copy(source, file, size, given)
+                # The same state has the same time, so that nobody takes what was downloaded again for another file.
+                os.utime(target, ns=(state_time := int(key[:14], 16), state_time))
+        downloads.use(key)
+        downloads.added(sum(sizes.values()))
     return cached / last
 
 
@@ -171,7 +199,3 @@ def _copy(source: Any, target: BinaryIO, size: int, given: str) -> None:
         target.write(block)
     if left:
         raise CheckpointError(f"{given}: expected a file of {size} bytes, found {size - left}; it changed, try again")
-
-
-def _cache() -> pathlib.Path:
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "jaxguard" / "remote"

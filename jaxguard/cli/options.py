@@ -28,7 +28,8 @@ Checkpoint = Annotated[
 Checkpoints = Annotated[
     list[str],
     typer.Argument(
-        help="Checkpoints, folders of them, patterns such as 'store/**/*.safetensors', manifests (.txt), URLs.",
+        help="Checkpoints, folders of them, patterns such as 'store/**/*.safetensors', manifests (.txt), URLs. Of what "
+        "is downloaded, to ~/.cache/jaxguard, the latest 16 GiB are kept; JAXGUARD_CACHE_BYTES changes that.",
         show_default=False,
     ),
 ]

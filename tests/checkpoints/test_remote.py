@@ -116,20 +116,22 @@ def hub(tmp_path, monkeypatch) -> list:
     checkpoints.save(source / "flax_model.msgpack", LEAVES)
     (source / "config.json").write_text('{"model_type": "resnet"}')
 
-    def snapshot_download(repo_id, *, revision, allow_patterns, ignore_patterns):
+    def snapshot_download(repo_id, *, revision, allow_patterns, ignore_patterns, cache_dir):
         calls.append((repo_id, revision, tuple(allow_patterns)))
-        folder = tmp_path / "snapshot"
-        folder.mkdir(exist_ok=True)
+        folder = (cache_dir or tmp_path / "hub") / f"models--{repo_id.replace('/', '--')}" / "snapshots" / "0"
+        folder.mkdir(parents=True, exist_ok=True)
         for path in source.iterdir():
             if any(path.match(pattern) for pattern in allow_patterns):
                 shutil.copy(path, folder)
         return str(folder)
 
-    def hf_hub_download(repo_id, filename, *, revision):
+    def hf_hub_download(repo_id, filename, *, revision, cache_dir):
         calls.append((repo_id, revision, filename))
         return str(source / filename)
 
+    constants = types.SimpleNamespace(HF_HUB_CACHE=str(tmp_path / "hub"))
     library = types.SimpleNamespace(snapshot_download=snapshot_download, hf_hub_download=hf_hub_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.constants", constants)
     monkeypatch.setitem(sys.modules, "huggingface_hub", library)
     return calls
 
@@ -149,6 +151,13 @@ def test_a_repository_opens_with_the_best_weights_it_has(hub):
 def test_one_file_of_a_repository_opens(hub):
     assert checkpoints.load("hf://owner/name/flax_model.msgpack").format == "msgpack"
     assert hub == [("owner/name", None, "flax_model.msgpack")]
+
+
+def test_a_repository_is_kept_among_the_downloads_unless_hugging_face_has_it(hub, cache, tmp_path):
+    assert checkpoints.load("hf://owner/name").location.is_relative_to(cache / "models--owner--name")
+    (tmp_path / "hub" / "models--owner--other").mkdir(parents=True)
+    assert checkpoints.load("hf://owner/other").location.is_relative_to(tmp_path / "hub")
+    assert [entry.name for entry in cache.iterdir()] == ["models--owner--name"]
 
 
 def test_a_repository_without_weights_is_one_error(hub, tmp_path):
