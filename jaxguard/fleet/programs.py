@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -32,7 +32,8 @@ class Scorer:
 
     structure: Structure
     recipe: Recipe
-    program: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+    program: jax.stages.Wrapped
+    _compiled: dict[int, Callable[..., tuple[jax.Array, jax.Array, jax.Array]]] = field(default_factory=dict)
 
     @property
     def scope(self) -> Scope:
@@ -50,6 +51,13 @@ class Scorer:
 
         return jax.jit(rest)
 
+    def compile(self, rows: int) -> None:
+        """Compile for stacks of so many rows; `launch` does it for others when they come."""
+        sharding, width = _sharding(), self.structure.length
+        stack = jax.ShapeDtypeStruct((rows, width), np.float32, sharding=sharding)
+        counts = jax.ShapeDtypeStruct((device_mesh().size,), np.int32, sharding=sharding)
+        self._compiled[rows] = self.program.lower(stack, counts).compile()
+
     def launch(self, rows: np.ndarray, count: int) -> Any:
         """Start scoring the first `count` rows; the rows must stay as they are until the result was collected.
 
@@ -63,8 +71,8 @@ class Scorer:
         mesh = device_mesh()
         share = len(rows) // mesh.size
         counts = np.clip(count - share * np.arange(mesh.size), 0, share).astype(np.int32)
-        sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
-        return self.program(jax.device_put(rows, sharding), jax.device_put(counts, sharding)), count
+        program = self._compiled.get(len(rows), self.program)
+        return program(jax.device_put(rows, _sharding()), jax.device_put(counts, _sharding())), count
 
     def collect(self, launched: Any) -> Scores:
         """Wait for what was launched."""
@@ -76,6 +84,10 @@ class Scorer:
 def device_mesh() -> Mesh:
     """All devices of this process along one axis."""
     return Mesh(np.array(jax.local_devices()), (_AXIS,))
+
+
+def _sharding() -> NamedSharding:
+    return NamedSharding(device_mesh(), PartitionSpec(_AXIS))
 
 
 def scorer(structure: Structure, settings: Settings) -> Scorer:
@@ -95,7 +107,7 @@ def scorer(structure: Structure, settings: Settings) -> Scorer:
     return Scorer(structure, recipe, _program(structure, recipe))
 
 
-def _program(structure: Structure, recipe: Recipe) -> Callable[..., Any]:
+def _program(structure: Structure, recipe: Recipe) -> jax.stages.Wrapped:
     """Compiled over a stack, sharded over the local devices; each runs through the rows that hold something."""
     shapes_read = {name: kernel.shape for name, kernel in recipe.kernels.items()}
     at_once = _ROWS_AT_ONCE.get(jax.default_backend(), 1)

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,8 @@ import jax
 from jaxguard import checkpoints
 from jaxguard.errors import FleetError, JaxguardError
 from jaxguard.fleet import piecewise, reading
-from jaxguard.fleet.programs import Scorer, device_mesh, scorer
+from jaxguard.fleet.compiling import Compiler, unscorable
+from jaxguard.fleet.programs import Scorer, device_mesh
 from jaxguard.fleet.reading import Failure, File, Known, Opened, Stamp
 from jaxguard.fleet.scoring import Scope, Scores, Settings
 from jaxguard.fleet.staging import Stack, Staging
@@ -28,7 +30,6 @@ _WINDOW, _WINDOW_OF_URLS = 4096, 64  # checkpoints whose headers are read before
 _STACK_BYTES = {"cpu": 2**27}
 _STACK_BYTES_ELSEWHERE = 2**28
 _MOST_ROWS = 256
-_SHOWN = 300  # characters of an error of somebody else's
 _RUNNING = 2  # stacks being scored at once: one computes while the other is handed over
 
 
@@ -48,10 +49,15 @@ class Scored(NamedTuple):
     scores: Scores
 
 
-class _Batch(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Batch:
     files: Sequence[Opened]
     stack: Stack
     hashes: Sequence[Future[str | Failure]]
+
+    @property
+    def structure(self) -> Structure:
+        return self.files[0].structure
 
 
 class _Large(NamedTuple):
@@ -89,10 +95,9 @@ def stream(
     Yields:
         Every checkpoint once, scored, known or failed, in an order of the stream's own.
     """
-    settings = settings or Settings()
-    staging, scorers = Staging(memory), {} if scorers is None else scorers
+    staging, compiler = Staging(memory), Compiler(settings or Settings(), {} if scorers is None else scorers)
     threads = readers or min(16, 4 * (os.cpu_count() or 1))
-    filling, running = deque[_Batch](), deque[_Running]()
+    filling, running = list[_Batch](), deque[_Running]()
     pool = ThreadPoolExecutor(threads, "read")
     try:
         plans = _plans(uris, functools.partial(reading.open_one, is_known=is_known), pool, memory)
@@ -102,43 +107,30 @@ def stream(
                 if isinstance(plan, (Failure, Known)):
                     yield plan
                 elif isinstance(plan, _Large):
-                    found = _scorer(plan.file.structure, settings, scorers)
+                    found = compiler.get(plan.file.structure)
                     if (results := _in_parts(plan.file, found, staging, pool)) is None:
                         break
                     yield from results
                 elif (batch := _filling(plan, staging, pool)) is not None:
+                    compiler.begin(batch.structure, len(batch.stack.rows))
                     filling.append(batch)
                 else:
                     break
                 plan = next(plans, None)
-            if filling and len(running) < _RUNNING:
-                batch = filling.popleft()
-                started = _launched(batch, _scorer(batch.files[0].structure, settings, scorers))
-                if isinstance(started, _Running):
-                    running.append(started)
-                else:
-                    staging.give(batch.stack)
-                    yield from started
+            ready = next((batch for batch in filling if compiler.is_ready(batch.structure)), None)
+            if ready is not None and len(running) < _RUNNING:
+                filling.remove(ready)
+                yield from _launch(ready, compiler.get(ready.structure), running, staging)
             elif running:
                 done = running.popleft()
                 results = _results(done)
                 staging.give(done.batch.stack)
                 yield from results
+            elif filling:
+                compiler.wait()
     finally:
+        compiler.close()
         pool.shutdown(cancel_futures=True)
-
-
-def _scorer(
-    structure: Structure, settings: Settings, scorers: dict[Structure, Scorer | JaxguardError]
-) -> Scorer | JaxguardError:
-    if structure not in scorers:
-        try:
-            scorers[structure] = scorer(structure, settings)
-        except JaxguardError as error:
-            scorers[structure] = error
-        except Exception as error:  # what a checkpoint says of itself can provoke any
-            scorers[structure] = _unscorable(error)
-    return scorers[structure]
 
 
 def _in_parts(
@@ -162,19 +154,21 @@ def _in_parts(
     except JaxguardError as error:
         return [reading.failed(file, error)]
     except Exception as error:
-        return [reading.failed(file, _unscorable(error))]
+        return [reading.failed(file, unscorable(error))]
     finally:
         staging.give(stack)
 
 
-def _launched(batch: _Batch, found: Scorer | JaxguardError) -> _Running | list[Failure]:
+def _launch(batch: _Batch, found: Scorer | JaxguardError, running: deque[_Running], staging: Staging) -> list[Failure]:
     """Start scoring what was read; the failures, where there is nothing to score."""
     hashes = [future.result() for future in batch.hashes]
     if isinstance(found, Scorer) and any(isinstance(sha256, str) for sha256 in hashes):
         try:
-            return _Running(batch, hashes, found, found.launch(batch.stack.rows, len(batch.files)))
-        except Exception as error:  # of the compiler, or of a device without memory
-            found = _unscorable(error)
+            running.append(_Running(batch, hashes, found, found.launch(batch.stack.rows, len(batch.files))))
+            return []
+        except Exception as error:  # of a device without memory
+            found = unscorable(error)
+    staging.give(batch.stack)
     return _all_failed(batch, hashes, str(found))
 
 
@@ -185,19 +179,12 @@ def _all_failed(batch: _Batch, hashes: Sequence[str | Failure], error: str) -> l
     ]
 
 
-def _unscorable(error: Exception) -> FleetError:
-    return FleetError(
-        f"expected weights that can be scored, found {type(error).__name__}: {str(error)[:_SHOWN]}; "
-        "name the architecture with --arch, or lower --memory where that is what lacks"
-    )
-
-
 def _results(done: _Running) -> list[Scored | Failure]:
     """Wait for the scores of a stack."""
     try:
         scores = done.scorer.collect(done.launched)
     except Exception as error:
-        return list(_all_failed(done.batch, done.hashes, str(_unscorable(error))))
+        return list(_all_failed(done.batch, done.hashes, str(unscorable(error))))
     return _sorted_out(done.batch.files, done.hashes, scores, done.scorer.scope)
 
 

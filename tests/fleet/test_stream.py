@@ -1,6 +1,6 @@
 """Reading, transfer and compute at once: every checkpoint once, whatever the memory, the sizes and the files."""
 
-import dataclasses
+import itertools
 import json
 import threading
 import time
@@ -11,7 +11,7 @@ import stores
 from stores import CNN
 
 from jaxguard import checkpoints
-from jaxguard.fleet import programs, reading, staging
+from jaxguard.fleet import compiling, programs, reading, staging
 from jaxguard.fleet.stream import Failure, Known, Scored, stream
 
 
@@ -109,13 +109,45 @@ def test_nothing_gives_nothing():
 
 
 def test_programs_can_be_kept(mixed, whole, monkeypatch):
-    from jaxguard.fleet import stream as module
-
     scorers = {}
     assert rows(stream(mixed, scorers=scorers)) == whole
     assert len(scorers) == 3
-    monkeypatch.setattr(module, "scorer", None)
+    monkeypatch.setattr(compiling, "scorer", None)
     assert rows(stream(mixed, scorers=scorers)) == whole
+
+
+def test_nobody_waits_for_a_program_of_others(mixed, whole, monkeypatch):
+    """While one structure is being compiled, checkpoints of the others are scored."""
+    compile_, slow, released = programs.Scorer.compile, [], threading.Event()
+
+    def compile_fn(self, rows):
+        if not slow:
+            slow.append(self.structure)
+            assert released.wait(60)
+        return compile_(self, rows)
+
+    monkeypatch.setattr(programs.Scorer, "compile", compile_fn)
+    results = stream(mixed)
+    first = list(itertools.islice(results, 6))  # four files that are absent, two batches of other structures
+    structures = {
+        reading.open_one(file.uri).structure for one in first if isinstance(one, Scored) for file in one.files
+    }
+    assert len(structures) == 2
+    assert not structures & set(slow)
+    released.set()
+    assert rows([*first, *results]) == whole
+
+
+def test_a_program_that_cannot_be_compiled_is_told_by_its_checkpoints(tmp_path, monkeypatch):
+    paths = [str(path) for path in stores.store(tmp_path, 2)]
+
+    def compile_fn(self, rows):
+        raise RuntimeError("INTERNAL: no such instruction")
+
+    monkeypatch.setattr(programs.Scorer, "compile", compile_fn)
+    found = list(stream(paths))
+    assert len(found) == 2
+    assert all(isinstance(one, Failure) and "INTERNAL: no such instruction" in one.error for one in found)
 
 
 def test_reading_goes_on_while_a_stack_is_scored(tmp_path, monkeypatch):
@@ -218,19 +250,14 @@ def test_a_program_that_cannot_be_run_is_told_by_its_checkpoints(tmp_path, monke
     paths = [str(path) for path in stores.store(tmp_path, 2)]
     other = str(stores.write(tmp_path / "other.npz", stores.stranger()))
 
-    def scorer_fn(structure, settings, make=programs.scorer):
-        made = make(structure, settings)
-        if made.scope.architecture == "unknown":
-            return made
+    launch = programs.Scorer.launch
 
-        def program(*_):
+    def launch_fn(self, rows, count):
+        if self.scope.architecture != "unknown":
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return launch(self, rows, count)
 
-        return dataclasses.replace(made, program=program)
-
-    from jaxguard.fleet import stream as module
-
-    monkeypatch.setattr(module, "scorer", scorer_fn)
+    monkeypatch.setattr(programs.Scorer, "launch", launch_fn)
     found = {result.uri: result for result in stream([*paths, other]) if isinstance(result, Failure)}
     assert found.keys() == set(paths)
     assert all("RESOURCE_EXHAUSTED" in failure.error for failure in found.values())
