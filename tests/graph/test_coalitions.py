@@ -1,6 +1,8 @@
 """Coalitions evaluated together equal the gated model one by one, for every kind of model, and compute no more than
 differs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,14 +37,21 @@ def one_by_one(game, variables, images, gates):
     )
 
 
+@functools.cache
+def gated(name):
+    """Graph, variables, images, gates, and the logits with them."""
+    apply_fn, variables, images = ZOO[name]()
+    game = Coalitions(channel_graph(apply_fn, variables, images))
+    gates = removals(game.players)
+    return game.graph, variables, jnp.asarray(images), gates, one_by_one(game, variables, images, gates)
+
+
 @pytest.mark.parametrize("fold", [None, 3])
 @pytest.mark.parametrize("name", ZOO)
 def test_equals_the_gated_model_one_by_one(name, fold):
-    apply_fn, variables, images = ZOO[name]()
-    game = Coalitions(channel_graph(apply_fn, variables, images), fold=fold)
-    gates = removals(game.players)
-    found = jax.jit(game.logits)(variables, game.start(variables, jnp.asarray(images)), gates)
-    expected = one_by_one(game, variables, images, gates)
+    graph, variables, images, gates, expected = gated(name)
+    game = Coalitions(graph, fold=fold)
+    found = jax.jit(game.logits)(variables, game.start(variables, images), gates)
     np.testing.assert_allclose(found, expected, atol=2e-5 * max(1, np.abs(expected).max()))
     assert not np.allclose(found[0], found[-1])
 
