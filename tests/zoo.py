@@ -46,6 +46,17 @@ def bundled(spec: str, size: int = 32) -> Case:
     return model.apply_fn, randomise(model.shapes()), images(size, size, 3)
 
 
+def kinds() -> list[str]:
+    """The first of the named architectures of each kind; others have the same layers, only more of them or wider."""
+    names: dict[tuple[Any, ...], str] = {}
+    for name in models.ARCHITECTURES:
+        module = models.build(name, num_classes=10, input_shape=(32, 32, 3)).module
+        options = [value for value in vars(module).values() if isinstance(value, str | bool)]
+        kind = type(module), getattr(module, "groups", 1) > 1, getattr(module, "stages", ()), *options
+        names.setdefault(kind, name)
+    return list(names.values())
+
+
 class ViT(nn.Module):
     @nn.compact
     def __call__(self, x):

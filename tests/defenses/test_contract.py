@@ -86,7 +86,7 @@ ROWS = {
 }
 BUNDLED = {
     "cnn": ("cnn:width=0.5", 16),
-    "preactresnet18": ("preactresnet18:width=0.0625", 16),
+    "pre-activation": ("wideresnet-10-1:width=0.25", 16),
     "mlp": ("mlp:hidden=24", 8),
 }
 FAMILIES = (*BUNDLED, "vit")

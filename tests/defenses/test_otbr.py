@@ -199,7 +199,7 @@ def test_noise_of_another_size_and_labels_are_what_is_asked_for(monkeypatch):
 
 
 def with_training():
-    model = models.build("cnn", num_classes=10, input_shape=(8, 8, 1))
+    model = models.build("cnn:width=0.25", num_classes=10, input_shape=(8, 8, 1))
     variables = model.init(KEY)
     graph = channel_graph(model.apply_fn, variables, jnp.zeros((1, 8, 8, 1)))
     return variables, Context(model.apply_fn, model.train_fn, graph)

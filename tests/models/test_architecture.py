@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import zoo
 
 from jaxguard import models
 from jaxguard.errors import ArchitectureError, DataError
@@ -76,7 +77,7 @@ def test_convolution_channels_outside_shortcuts_are_the_published_ones(spec, con
     assert (len(outputs), sum(outputs)) == (convs, channels)
 
 
-@pytest.mark.parametrize("name", [name for name in models.ARCHITECTURES if not name.startswith("mobilenet")])
+@pytest.mark.parametrize("name", [name for name in zoo.kinds() if not name.startswith("mobilenet")])
 def test_width_scales_every_hidden_channel(name):
     narrow, full = leaves_of(f"{name}:width=0.5"), leaves_of(name)
     assert narrow.keys() == full.keys()

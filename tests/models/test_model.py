@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import zoo
 from jax import export
 
 from jaxguard import models
@@ -11,7 +12,7 @@ from jaxguard.errors import DataError
 from jaxguard.models import layouts
 
 CIFAR = (32, 32, 3)
-SPECS = [f"{name}:width=0.0625" for name in models.ARCHITECTURES if name != "wideresnet-28-10"]
+SPECS = [f"{name}:width=0.0625" for name in zoo.kinds()]
 SPECS += ["wideresnet-10-2:width=0.5", "vgg11:width=0.0625,classifier=torchvision", "mlp:hidden=8"]
 
 
@@ -24,7 +25,7 @@ def images_for(model: models.Model, batch: int = 4) -> jax.Array:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_every_architecture_gives_logits_in_both_modes(spec):
+def test_every_kind_of_architecture_gives_logits_in_both_modes(spec):
     model = models.build(spec, num_classes=7, input_shape=(32, 36, 1))
     images = jax.ShapeDtypeStruct((2, *model.input_shape), jnp.float32)
     logits = jax.eval_shape(model.apply_fn, model.shapes(), images)
