@@ -15,13 +15,14 @@ Who comes first:
 
 What the p-value is, w of the weights and d of the search:
 
-    higher      jaxguard.detection.cascade: the higher score of both, for references and suspects
+    higher      jaxguard.detection.cascade: the higher score of both, for references and suspects, in standard
+                deviations of the references, of which a search counts 0, 0.5, 1 (what jaxguard does) or 2 less
     bonferroni  min(w / v, d / (1 - v)) of those who are searched, w / v of the others, v = 1/2 or 1/5
     alike       that of the score of the search where there is one, of weights else; references count as searched where
                 their weights lie among those of the fleet that were. Holds for one budget, not for the best of several
     either      d or w: no error rate holds
 
-Hardware: any. Time: a minute.
+Hardware: any. Time: two minutes.
 Result: experiments/results/cascade_NAME.json.
 """
 
@@ -37,14 +38,14 @@ import numpy as np
 from fleet_detection import ALPHA, BUCKET, TIERS, Setting, roc_auc
 from third_party import RESULTS
 
-from jaxguard.detection import calibration, cascade
+from jaxguard.detection import calibration
 from jaxguard.detection.combination import cross_scores
-from jaxguard.verdict import as_high
+from jaxguard.verdict import adjusted_p_values, as_high
 
 SHUFFLES, PARTS = 10, 4
-BUDGETS = (0.1, 0.25, 0.5)
+BUDGETS = (0.0, 0.1, 0.25, 0.5, 1.0)
 ORDERS = ("undecided", "suspicious", "even odds")
-RULES = ("higher", "bonferroni 1/2", "bonferroni 1/5", "alike", "either")
+RULES = ("higher 0", "higher 0.5", "higher 1", "higher 2", "bonferroni 1/2", "bonferroni 1/5", "alike", "either")
 PREVALENCE = {"two in three": None, "one in ten": 0.1}
 ROUNDING = 1e-9
 
@@ -58,7 +59,6 @@ class Fleet(NamedTuple):
         references: `[2, R]` by both looks.
         folds: `[R]`.
         guilty: `[M]`.
-        both: the scale of both looks.
     """
 
     weights: np.ndarray
@@ -66,7 +66,6 @@ class Fleet(NamedTuple):
     references: np.ndarray
     folds: np.ndarray
     guilty: np.ndarray
-    both: cascade.Cascade
 
 
 def fleets(setting: Setting, kind: str) -> list[Fleet]:
@@ -90,7 +89,7 @@ def fleets(setting: Setting, kind: str) -> list[Fleet]:
         deep = cross_scores(one.deep.combinations, next(features), weights)
         references = np.stack([one.weights.clean.scores, one.deep.clean.scores])
         truth = setting.groups[judged] != "clean"
-        found.append(Fleet(weights, deep, references, one.deep.clean.folds, truth, cascade.cascade(one)))
+        found.append(Fleet(weights, deep, references, one.deep.clean.folds, truth))
     return found
 
 
@@ -107,9 +106,15 @@ def judged(fleet: Fleet, searched: np.ndarray, rule: str) -> tuple[np.ndarray, n
         for scores, references in zip((fleet.weights, fleet.deep), fleet.references, strict=True)
     )
     mixed = np.where(searched[:, None], fleet.deep, fleet.weights)
-    if rule == "higher":
-        scores = fleet.both.higher(fleet.weights, np.where(searched[:, None], fleet.deep, np.nan))
-        return p_values(scores, fleet.both.references.scores, fleet.folds), scores.mean(1)
+    if rule.startswith("higher"):
+        looks = zip((fleet.weights, fleet.deep), fleet.references, strict=True)
+        (own, known), (own_deep, known_deep) = (
+            [(one - references.mean()) / references.std() for one in (scores, references)]
+            for scores, references in looks
+        )
+        less = float(rule.rpartition(" ")[2])
+        scores = np.where(searched[:, None], np.maximum(own, own_deep - less), own)
+        return p_values(scores, np.maximum(known, known_deep - less), fleet.folds), scores.mean(1)
     if rule == "alike":
         seen = fleet.weights.mean(1)[searched]
         low, high = (seen.min(), seen.max()) if len(seen) else (np.inf, -np.inf)
@@ -121,24 +126,35 @@ def judged(fleet: Fleet, searched: np.ndarray, rule: str) -> tuple[np.ndarray, n
     return np.minimum(first / share, np.where(searched, second / (1 - share), 1)), mixed.mean(1)
 
 
+def looked(fleet: Fleet, order: str, rule: str, budget: float, *, together: bool) -> tuple[np.ndarray, ...]:
+    """Of `M` networks, who was searched, who is suspected, the p-values and the scores."""
+
+    def suspected(p: np.ndarray) -> np.ndarray:
+        return (adjusted_p_values(p) if together else p) <= ALPHA + ROUNDING
+
+    searched, weights = np.zeros(len(fleet.guilty), bool), fleet.weights.mean(1)
+    rank = np.abs(weights) if order == "even odds" else -weights
+    if order == "undecided":
+        rank[suspected(np.minimum(judged(fleet, searched, rule)[0], 1))] = np.inf
+    first = np.argsort(rank, kind="stable")[: round(budget * len(rank))]
+    searched[first[np.isfinite(rank[first])]] = True
+    p, scores = judged(fleet, searched, rule)
+    return searched, suspected(np.minimum(p, 1)), p, scores
+
+
 def figures(fleet: Fleet, order: str, rule: str, budget: float) -> list[float]:
-    """Share of the clean that are accused, of the backdoored that are found, ROC-AUC, and share that was searched.
+    """The figures of a row, see above.
 
     The ROC goes by the p-value, and where that is the same by the score.
     """
-    nobody = np.zeros(len(fleet.guilty), bool)
-    weights = fleet.weights.mean(1)
-    rank = np.abs(weights) if order == "even odds" else -weights
-    if order == "undecided":
-        rank[judged(fleet, nobody, rule)[0] <= ALPHA + ROUNDING] = np.inf
-    first = np.argsort(rank, kind="stable")[: round(budget * len(rank))]
-    searched = nobody.copy()
-    searched[first[np.isfinite(rank[first])]] = True
-    p, scores = judged(fleet, searched, rule)
-    accused, guilty = p <= ALPHA + ROUNDING, fleet.guilty
-    placed = np.empty(len(p))
+    searched, suspected, p, scores = looked(fleet, order, rule, budget, together=False)
+    placed, guilty = np.empty(len(p)), fleet.guilty
     placed[np.lexsort((scores, -p))] = np.arange(len(p))
-    return [accused[~guilty].mean(), accused[guilty].mean(), roc_auc(placed[~guilty], placed[guilty]), searched.mean()]
+    among = looked(fleet, order, rule, budget, together=True)[1]
+    return [
+        suspected[~guilty].mean(), suspected[guilty].mean(), among[guilty].mean(),
+        roc_auc(placed[~guilty], placed[guilty]), searched.mean(),
+    ]  # fmt: skip
 
 
 def thinned(fleet: Fleet, prevalence: float | None, rng: np.random.Generator) -> Fleet:
@@ -168,7 +184,7 @@ def main() -> None:
                 if kind == "one-class" and order == "even odds":
                     continue
                 means = np.mean([figures(one, order, rule, budget) for one in thin], 0).round(3).tolist()
-                told = dict(zip(("accused", "found", "auc", "searched"), means, strict=True))
+                told = dict(zip(("accused", "found", "together", "auc", "searched"), means, strict=True))
                 rows.append(
                     {"score": kind, "backdoored": guilty, "first": order, "rule": rule, "budget": budget} | told
                 )

@@ -2,7 +2,6 @@
 
     python experiments/detection_zoo.py digits fleets/digits --arch cnn:width=0.5
     python experiments/fleet_detection.py fleets/digits --name digits
-    python experiments/fleet_detection.py fleets/digits --name digits --third-party
 
 Networks of even numbers calibrate, those of odd numbers are judged, once; failed ones (ASR below 80 %) are left out.
 Nothing is chosen on the odd ones: which single features are shown is decided by their ROC-AUC on the even ones.
@@ -13,9 +12,6 @@ or as a cascade, as `jaxguard scan --deep N` does: only N get the deep look (ans
 that are not suspected by their weights, the nearest to it first. Why so: cascade.py. Intervals are 95 %: bootstrap over
 networks for ROC figures, Clopper-Pearson for shares. With 64 clean networks a false-positive rate of 1 % means none of
 them.
-
---third-party applies the profile, untouched, to the checkpoints in JAXGUARD_SHARED_DATA (else ../shared/data), and
-beside it Neural Cleanse's own rule, an anomaly index above 2 on noise, which needs no references.
 
 Hardware: any. Time: 3 to 10 s per network on two CPU cores, nearly all of it inversion; features are kept beside the
 fleet (features.npz), so that a second run takes a minute.
@@ -34,7 +30,6 @@ import jax
 import machine
 import matplotlib.figure
 import numpy as np
-import third_party_detection
 from rich.progress import track
 from scipy import stats
 from third_party import RESULTS
@@ -203,17 +198,21 @@ class Setting:
         """
         profile, odd = self.calibrate(names, deep_names), np.flatnonzero(~self.even)
         options: dict[str, Any] = {"names": {BUCKET: tuple(names)}, "deep_names": tuple(deep_names), "alpha": ALPHA}
-        searched = np.zeros(len(self.groups), bool)
-        if deep_names:
-            searched[odd[undecided(self.members(names, deep_names, searched), odd, profile, options, part)]] = True
-        members = self.members(names, deep_names, searched)
-        rows = [members[k] for k in odd]
-        told = judging.judge(rows, profile, **options, control=judging.EACH)
+
+        def looked(control: str) -> tuple[np.ndarray, judging.Judgements]:
+            searched = np.zeros(len(self.groups), bool)
+            if deep_names:
+                members = self.members(names, deep_names, searched)
+                searched[odd[undecided([members[k] for k in odd], profile, options, control, part)]] = True
+            members = self.members(names, deep_names, searched)
+            return searched, judging.judge([members[k] for k in odd], profile, **options, control=control)
+
+        searched, told = looked(judging.EACH)
+        together = looked(judging.FDR)[1].verdicts
         groups = self.groups[odd]
         rates = np.array([self.records[k].get("rate", np.nan) for k in odd])
         deeper = {self.names[name][0] for name in deep_names}
         accused = np.array([one == SUSPECTED for one in told.verdicts])
-        together = judging.judge(rows, profile, **options).verdicts
         among = groups[np.array([one == SUSPECTED for one in together])]
         row = {
             "features": len(names) + len(deep_names),
@@ -236,13 +235,13 @@ class Setting:
 
 
 def undecided(
-    members: list[Record], numbers: np.ndarray, profile: Profile, options: Mapping[str, Any], part: float
+    members: list[Record], profile: Profile, options: Mapping[str, Any], control: str, part: float
 ) -> np.ndarray:
     """Places of the networks that get the deep look: not suspected without it, the smallest p-values first."""
-    told = judging.judge([members[k] for k in numbers], profile, **options, control=judging.EACH)
+    told = judging.judge(members, profile, **options, control=control)
     left = [k for k, says in enumerate(told.verdicts) if says != SUSPECTED]
     ranked = sorted(left, key=lambda k: (told.p_values[k], -told.scores[k]))
-    return np.array(ranked[: round(part * len(numbers))], int)
+    return np.array(ranked[: round(part * len(members))], int)
 
 
 def single_features(setting: Setting) -> dict[str, Any]:
@@ -288,7 +287,6 @@ def main() -> None:
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--name", required=True)
     parser.add_argument("--tiers", nargs="+", choices=TIERS, default=TIERS, help="weights first, and no gap")
-    parser.add_argument("--third-party", action="store_true")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     arguments = parser.parse_args()
     tiers = TIERS[: len(arguments.tiers)]
@@ -331,8 +329,6 @@ def main() -> None:
         "families": families,
         "features": single_features(setting),
     }
-    if arguments.third_party:
-        result["third_party"] = third_party_detection.judged(setting.calibrate(names["weights"]))
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"fleet_detection_{arguments.name}.json"
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")

@@ -42,35 +42,37 @@ def judged(records, profile, **more):
     return judge(records, profile, names={"line": ("x",)}, deep_names=("y",), **more)
 
 
-# Twenty references: by weights 0 to 19, mean 9.5; by the search the same backwards and times ten, mean 95. In units of
-# the weights they count by 9.5, 8.5, ..., 0.5, 0.5, ..., 8.5, 9.5.
+# Twenty references: by weights 0 to 19, mean 9.5, by the search the same backwards and times ten. In units of weights,
+# seen from the mean, a reference k counts by the higher one of k - 9.5 and 9.5 - k - SPREAD, which is 3.73 - k: the
+# first by 3.73, then 2.73, 1.73, 0.73, -0.27, -1.27, -2.27, -2.5, -1.5, -0.5, 0.5, ..., 9.5.
 RISING, FALLING = [float(k) for k in range(20)], [190.0 - 10 * k for k in range(20)]
+SPREAD = (399 / 12) ** 0.5  # the standard deviation of 0 to 19
 
 
 def test_the_higher_of_both_looks_counts_for_references_and_suspects_alike():
     profile = line(RISING, FALLING)
     found = judged([at(20), at(18.2), at(9.5), at(0), at(0, 200), at(18.2, 0), at(9.5, 182)], profile)
-    # 18.2 is 8.7 above the mean: two references are 9.5 above theirs. 9.5 is at the mean: all are above.
-    assert np.allclose(found.p_values * 21, [1, 3, 21, 21, 1, 3, 3])
-    spread = np.std(RISING)
-    assert np.allclose(found.scores * spread, [10.5, 8.7, 0, -9.5, 10.5, 8.7, 8.7])
+    seen = [10.5, 8.7, 0, -9.5, 10.5 - SPREAD, 8.7, 8.7 - SPREAD]
+    assert np.allclose(found.scores * SPREAD, seen)
+    # Above 0 are 14 to 19 and 10 to 13 and 0 to 3; above 4.73 are 15 to 19; above 2.93 are 13 to 19 and 0.
+    assert np.allclose(found.p_values * 21, [1, 2, 15, 21, 6, 2, 9])
     assert found.stages == ("weights", "weights", "weights", "weights", "deep", "deep", "deep")
-    # Nobody searched, by the weights alone; there, one reference is as high.
-    alone = judge([at(18.2), at(18.2, 999.0)], profile, names={"line": ("x",)})
-    assert np.allclose(alone.p_values * 21, [2, 2])
+    # Where nobody is searched, by the weights alone.
+    alone = judge([at(8.5), at(8.5, 999.0)], profile, names={"line": ("x",)})
+    assert np.allclose(alone.p_values * 21, [12, 12])
 
 
 def test_a_reference_is_compared_with_the_others_by_what_was_seen_of_it():
     profile = line(RISING, FALLING, [(25, 30), (5, 195)])
     records = [at(0, sha256="c00"), at(0, 190, sha256="c00"), at(5, sha256="b01"), at(5, 195, sha256="b01")]
     found = judged(records, profile)
-    # c00 is the lowest by its weights, and one of two highest by the search.
-    assert np.allclose(found.p_values, [20 / 20, 2 / 20, 21 / 21, 1 / 21])
-    assert found.reasons[1].startswith("it is one of the references, compared with the others: 1 of 19 references")
+    # By its weights c00 is the lowest; with the search only 14 to 19 are above its 3.73, and above the 4.23 of b01.
+    assert np.allclose(found.p_values, [20 / 20, 7 / 20, 21 / 21, 7 / 21])
+    assert found.reasons[1].startswith("it is one of the references, compared with the others: 6 of 19 references")
 
 
 def test_the_power_of_each_look_is_told():
-    profile = line(RISING, FALLING, [(25, 30), (5, 195), (9, 120), (5, 250)])
+    profile = line(RISING, FALLING, [(25, 30), (5, 255), (9, 120), (5, 260)])
     power = [references(profile, stage=stage, deep=True)[0].power for stage in ("weights", "deep")]
     assert power == [0.25, 0.75]
     assert references(profile)[0].power == 0.25
