@@ -75,8 +75,6 @@ def bounds_of(
     layers: tuple[Layer, ...],
     eps: float,
     variables: Variables,
-    *,
-    channels_first: Mapping[str, jax.Array] = MappingProxyType({}),
     norms: Mapping[str, jax.Array] = MappingProxyType({}),
 ) -> tuple[list[jax.Array], jax.Array]:
     """What `channel_bounds` computes, for programs that are compiled around it.
@@ -86,8 +84,6 @@ def bounds_of(
         layers: of `jaxguard.graph.pairing.layers`.
         eps: added to the variance.
         variables: arrays or tracers.
-        channels_first: kernels by path as they lie where they were read, `[C, fan-in, ...]`; reading one of these in
-            Flax's order takes thrice as long.
         norms: spectral norms `[C]` of kernels by path, where they are known; those kernels are not read.
 
     Returns:
@@ -99,12 +95,7 @@ def bounds_of(
     paths = {k: graph.producers[k].kernel.path for k in wanted}
     known = {k: norms[paths[k]] for k in wanted if paths[k] in norms and graph.reads_leaf(k)}
     unknown = [k for k in wanted if k not in known]
-    lying = {k for k in unknown if paths[k] in channels_first and graph.reads_leaf(k)}
-    for k in lying:
-        channels, taps, fan_in = kernels[k].shape
-        kernels[k] = channels_first[paths[k]].astype(jnp.float32).reshape(channels, fan_in, taps)
-    places = {place for place, k in enumerate(unknown) if k in lying}
-    computed = lipschitz.spectral_norms([kernels[k] for k in unknown], channels_first=places)
+    computed = lipschitz.spectral_norms([kernels[k] for k in unknown])
     known |= dict(zip(unknown, computed, strict=True))
 
     def read(view: LeafView | None) -> jax.Array | None:

@@ -7,7 +7,7 @@ tell how long a network was trained, so they are evidence only where the referen
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from jaxguard.detection import head
 from jaxguard.graph import Affine, ChannelGraph, LeafView
 from jaxguard.graph.pairing import Layer
 from jaxguard.graph.program import leaf_paths
-from jaxguard.kernels import lipschitz
+from jaxguard.kernels.lipschitz import Grams, norms_of, scaled_grams
 from jaxguard.kernels.spectrum import Spectrum, distribution, spectrum
 from jaxguard.types import Variables
 
@@ -103,37 +103,32 @@ class Reduced(NamedTuple):
     """What is needed of a kernel.
 
     Attributes:
-        norms: `[C]` spectral norms of its channels.
+        grams: of its channels.
         sums: its sum and sum of squares, `[2]`.
     """
 
-    norms: jax.Array
+    grams: Grams
     sums: jax.Array
 
 
 def reduce_kernel(kernel: jax.Array, *, is_channels_first: bool) -> Reduced:
-    """Reduces a kernel, or some channels of one: norms of parts follow one another, sums add up.
+    """Reduces a kernel, or some channels of one: Gram matrices of parts follow one another, sums add up.
 
     Args:
         kernel: `[C, fan-in, taps]`, or `[taps, fan-in, C]`, as it lies in memory.
         is_channels_first: which of the two.
 
     Returns:
-        The norms and sums.
+        The Gram matrices and sums.
     """
-    matrices = kernel if is_channels_first else jnp.moveaxis(kernel, -1, 0)
-    (norms,) = lipschitz.spectral_norms([matrices], channels_first=(0,) if is_channels_first else ())
-    return Reduced(norms, leaf_sums({"": kernel})[""])
+    return Reduced(scaled_grams(kernel, is_channels_first=is_channels_first), leaf_sums({"": kernel})[""])
 
 
 def weight_features(
     graph: ChannelGraph,
     layers: tuple[Layer, ...],
     variables: Variables,
-    *,
     reduced: Mapping[str, Reduced] = MappingProxyType({}),
-    lying: Mapping[str, jax.Array] | None = None,
-    channels_first: Collection[str] = (),
 ) -> WeightFeatures:
     """Of a model whose channel graph is known.
 
@@ -142,29 +137,19 @@ def weight_features(
         layers: of `jaxguard.graph.pairing.layers`.
         variables: arrays or tracers; kernels that were reduced are not read.
         reduced: kernels by path that were reduced before.
-        lying: leaves by path as they lie in memory, where that is otherwise than in the variables.
-        channels_first: paths of those whose kernels lie as `[C, fan-in, ...]`.
 
     Returns:
         The features.
     """
     leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
-    lying = leaves if lying is None else lying
-    scores, suspicious = bounds_of(
-        graph,
-        layers,
-        0.0,
-        variables,
-        channels_first={path: lying[path] for path in channels_first},
-        norms={path: one.norms for path, one in reduced.items()},
-    )
+    scores, suspicious = bounds_of(graph, layers, 0.0, variables, _norms(reduced))
     kernels = graph.kernels(variables)
 
     def weights(producer: int) -> _Weights:
         path, kernel = graph.producers[producer].kernel.path, kernels[producer]
         if path in reduced:
             return _Weights(kernel.size, reduced[path].sums)
-        leaf = lying[path] if lying[path].size == kernel.size else kernel
+        leaf = leaves[path] if leaves[path].size == kernel.size else kernel
         return _Weights(kernel.size, leaf_sums({path: leaf})[path])
 
     norms = [_Norm() if layer.affine is None else _norm_of(graph.affines[layer.affine], leaves) for layer in layers]
@@ -192,7 +177,7 @@ def structural_features(
     def read(name: str | None) -> jax.Array | None:
         return None if name is None else leaves[name].astype(jnp.float32)
 
-    scores = structural.bounds_of(producers, leaves, {name: one.norms for name, one in reduced.items()})
+    scores = structural.bounds_of(producers, leaves, _norms(reduced))
     norms = [_Norm(scale=read(producer.scale), var=read(producer.var)) for producer in producers]
     sums = leaf_sums({name: leaf for name, leaf in leaves.items() if name not in reduced})
     sums |= {name: one.sums for name, one in reduced.items()}
@@ -214,6 +199,10 @@ def feature_names(layers: Sequence[Layer]) -> tuple[str, ...]:
     """
     names = tuple(f"{layer.name}: {name}" for layer in layers for name in LAYER)
     return (*names, *head.NAMES) if any(layer.sources for layer in layers) else names
+
+
+def _norms(reduced: Mapping[str, Reduced]) -> dict[str, jax.Array]:
+    return dict(zip(reduced, norms_of([one.grams for one in reduced.values()]), strict=True))
 
 
 def _of_layers(

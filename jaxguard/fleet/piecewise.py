@@ -22,6 +22,7 @@ from jaxguard.errors import FleetError
 from jaxguard.fleet.programs import Scorer
 from jaxguard.fleet.scoring import Kernel, Scores
 from jaxguard.fleet.structure import WORD, Structure
+from jaxguard.kernels.lipschitz import Grams
 
 BUFFERS = 2
 """One is read into while what is in the other is reduced."""
@@ -84,12 +85,15 @@ def score(scorer: Scorer, checkpoint: Checkpoint, rows: np.ndarray) -> Scores:
         found = _reduce(jax.device_put(_read(checkpoint, piece, rows[slot])), piece.kernel.is_channels_first)
         busy[slot] = found
         parts[piece.name].append(found)
-    reduced = {
-        name: Reduced(jnp.concatenate([one.norms for one in found]), sum((one.sums for one in found), jnp.zeros(2)))
-        for name, found in parts.items()
-    }
+    reduced = {name: _joined(found) for name, found in parts.items()}
     rest = {name: _as_float32(checkpoint.read(name)) for name, _ in _floating(scorer.structure) if name not in kernels}
     return Scores(*(np.asarray(array)[None] for array in scorer.rest_program(rest, reduced)))
+
+
+def _joined(parts: list[Reduced]) -> Reduced:
+    """Of all channels, from runs of them."""
+    grams = Grams(*(jnp.concatenate(arrays, axis=-1) for arrays in zip(*(one.grams for one in parts), strict=True)))
+    return Reduced(grams, sum((one.sums for one in parts), jnp.zeros(2)))
 
 
 def _floating(structure: Structure) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxguard.detection import weights
 from jaxguard.detection.weights import Reduced
 from jaxguard.fleet.scoring import Recipe, Scope, Scores, Settings, recipe_of
 from jaxguard.fleet.structure import Structure
@@ -43,13 +44,7 @@ class Scorer:
     @functools.cached_property
     def rest_program(self) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
         """`(leaves by name, reduced kernels by name) -> (layers, features, finite)` of one checkpoint."""
-        shapes = {name: shape for name, shape, _ in self.structure.leaves}
-
-        def rest(leaves: Mapping[str, jax.Array], reduced: Mapping[str, Reduced]) -> tuple[jax.Array, ...]:
-            unread = {name: jnp.zeros(shapes[name]) for name in reduced}
-            return self.recipe.score({**unread, **leaves}, reduced)
-
-        return jax.jit(rest)
+        return jax.jit(self.recipe.score)
 
     def compile(self, rows: int) -> None:
         """Compile for stacks of so many rows; `launch` does it for others when they come."""
@@ -109,11 +104,11 @@ def scorer(structure: Structure, settings: Settings) -> Scorer:
 
 def _program(structure: Structure, recipe: Recipe) -> jax.stages.Wrapped:
     """Compiled over a stack, sharded over the local devices; each runs through the rows that hold something."""
-    shapes_read = {name: kernel.shape for name, kernel in recipe.kernels.items()}
     at_once = _ROWS_AT_ONCE.get(jax.default_backend(), 1)
 
     def one(rows: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return recipe.score(structure.unpack(rows, number, shapes_read))
+        leaves = structure.unpack(rows, number, without=recipe.kernels)
+        return recipe.score(leaves, _reduced(structure, recipe, rows, number))
 
     def of_device(rows: jax.Array, count: jax.Array) -> tuple[jax.Array, ...]:
         width = at_once if len(rows) % at_once == 0 else 1
@@ -138,3 +133,24 @@ def _program(structure: Structure, recipe: Recipe) -> jax.stages.Wrapped:
         of_device, mesh=device_mesh(), in_specs=(split, split), out_specs=(split, split, split), check_vma=False
     )
     return jax.jit(sharded)
+
+
+def _reduced(structure: Structure, recipe: Recipe, rows: jax.Array, number: jax.Array) -> dict[str, Reduced]:
+    """The kernels in one row of a stack, by name.
+
+    Kernels of one shape are reduced in a loop: they share a program, and the memory of the one that is being read.
+    """
+    offsets = {name: offset for (name, *_), offset in zip(structure.leaves, structure.offsets, strict=True)}
+    alike: dict[tuple[tuple[int, ...], bool], list[str]] = {}
+    for name, kernel in recipe.kernels.items():
+        alike.setdefault((kernel.shape, kernel.is_channels_first), []).append(name)
+    found = {}
+    for (shape, is_channels_first), names in alike.items():
+
+        def reduce_at(offset: jax.Array, shape=shape, is_channels_first=is_channels_first) -> Reduced:
+            kernel = structure.cut(rows, number, offset, shape)
+            return weights.reduce_kernel(kernel, is_channels_first=is_channels_first)
+
+        stacked = jax.lax.map(reduce_at, np.array([offsets[name] for name in names], np.int32))
+        found |= {name: jax.tree.map(lambda array, k=k: array[k], stacked) for k, name in enumerate(names)}
+    return {name: found[name] for name in recipe.kernels}

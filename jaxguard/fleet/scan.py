@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from jaxguard.detection import weights
 from jaxguard.fleet import cluster, discovery
+from jaxguard.fleet.chunks import is_given_up
 from jaxguard.fleet.progress import State, Watch
 from jaxguard.fleet.reading import Failure, Known
 from jaxguard.fleet.scoring import Settings
@@ -105,7 +106,12 @@ def _scanned(  # noqa: PLR0917  # the arguments of `scan`
             found.uris, settings, memory=memory, readers=readers, is_known=lambda uri, stamp: known.get(uri) == stamp
         )
     else:
-        results = cluster.stream(found.uris, settings, address=address, memory=memory, readers=readers, known=known)
+        deadly = {
+            uri: before[name].stamp for uri, name in names.items() if name in before and is_given_up(before[name].error)
+        }
+        results = cluster.stream(
+            found.uris, settings, address=address, memory=memory, readers=readers, known=known | deadly
+        )
     with contextlib.closing(results):
         state = keep(results, store, len(found.uris), watch, start=start)
     rows = store.rows()

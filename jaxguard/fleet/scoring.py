@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -80,10 +79,12 @@ class Kernel(NamedTuple):
     Attributes:
         shape: in which it is read, `(C, fan-in, taps)` or `(taps, fan-in, C)`.
         is_channels_first: which of the two.
+        leaf_shape: in the checkpoint.
     """
 
     shape: tuple[int, ...]
     is_channels_first: bool
+    leaf_shape: tuple[int, ...]
 
     @property
     def channels(self) -> int:
@@ -101,7 +102,7 @@ class Recipe(NamedTuple):
 
     Attributes:
         scope: what.
-        kernels: leaves that may be reduced one by one before the rest is scored.
+        kernels: leaves that are reduced one by one before the rest is scored.
         features_of: `(leaves by name, reduced kernels by name) -> features`; traceable. A reduced leaf is not read.
     """
 
@@ -110,10 +111,19 @@ class Recipe(NamedTuple):
     features_of: Callable[[Mapping[str, jax.Array], Mapping[str, Reduced]], WeightFeatures]
 
     def score(
-        self, leaves: Mapping[str, jax.Array], reduced: Mapping[str, Reduced] = MappingProxyType({})
+        self, leaves: Mapping[str, jax.Array], reduced: Mapping[str, Reduced]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What `Scores` holds of one checkpoint; traceable."""
-        found = self.features_of(leaves, reduced)
+        """What `Scores` holds of one checkpoint; traceable.
+
+        Args:
+            leaves: all but the kernels.
+            reduced: the kernels.
+
+        Returns:
+            The fields of `Scores`, without their first axis.
+        """
+        unread = {name: jnp.zeros(self.kernels[name].leaf_shape) for name in reduced}
+        found = self.features_of({**unread, **leaves}, reduced)
         return jnp.stack(found.layers, axis=1), found.features, found.finite
 
 
@@ -149,18 +159,12 @@ def recipe_of(structure: Structure, settings: Settings) -> Recipe:
 def _of_model(structure: Structure, model: Model, settings: Settings, notes: tuple[str, ...]) -> Recipe:
     graph = suspects.graph_of(model)
     layers = pairing.layers(graph, settings.pairing)
-    binding = models.binding_of(model, structure.specs())
+    specs = structure.specs()
+    binding = models.binding_of(model, specs)
 
     def features_of(leaves: Mapping[str, jax.Array], reduced: Mapping[str, Reduced]) -> WeightFeatures:
-        by_path = {path: leaves[name] for name, path in binding.paths.items()}
-        return weights.weight_features(
-            graph,
-            layers,
-            binding.bind_fn(leaves),
-            reduced={binding.paths[name]: one for name, one in reduced.items()},
-            lying=by_path,
-            channels_first=binding.channels_first,
-        )
+        known = {binding.paths[name]: one for name, one in reduced.items()}
+        return weights.weight_features(graph, layers, binding.bind_fn(leaves), known)
 
     kernels = {}
     arranged = jax.eval_shape(graph.kernels, model.shapes())
@@ -169,7 +173,8 @@ def _of_model(structure: Structure, model: Model, settings: Settings, notes: tup
         if numbers and all(graph.reads_leaf(k) and k not in graph.outputs for k in numbers):
             channels, taps, fan_in = arranged[numbers[0]].shape
             is_first = path in binding.channels_first
-            kernels[name] = Kernel((channels, fan_in, taps) if is_first else (taps, fan_in, channels), is_first)
+            shape = (channels, fan_in, taps) if is_first else (taps, fan_in, channels)
+            kernels[name] = Kernel(shape, is_first, specs[name].shape)
     size = "x".join(map(str, model.input_shape))
     bucket = f"{model.spec}, {model.num_classes} classes, {size}"
     return Recipe(Scope(model.spec, bucket, layers, weights.feature_names(layers), notes), kernels, features_of)
@@ -192,7 +197,7 @@ def _structural(structure: Structure, reason: str) -> Recipe:
         shape = shapes[producer.kernel]
         if sum(order, ()) == tuple(range(len(shape))):
             sizes = tuple(math.prod(shape[axis] for axis in axes) for axes in order)
-            kernels[producer.kernel] = Kernel(sizes, producer.is_channels_first)
+            kernels[producer.kernel] = Kernel(sizes, producer.is_channels_first, shape)
     bucket = f"{suspects.UNKNOWN}, leaves {structure.key}"
     notes = (suspects.structural_note(reason),)
     return Recipe(Scope(suspects.UNKNOWN, bucket, layers, weights.feature_names(layers), notes), kernels, features_of)

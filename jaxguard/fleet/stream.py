@@ -266,7 +266,9 @@ def _windows(uris: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _most_rows(structure: Structure, memory: int) -> int:
-    """Rows of the largest stack; 0 where not even one for each device fits."""
+    """Rows of the largest stack; 0 where not even one for each device fits, or a row has no 32-bit addresses."""
+    if structure.length >= 2**31:
+        return 0
     wanted = min(_STACK_BYTES.get(jax.default_backend(), _STACK_BYTES_ELSEWHERE), memory)
     devices = device_mesh().size
     rows = min(wanted // structure.nbytes, _MOST_ROWS)

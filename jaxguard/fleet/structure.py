@@ -6,9 +6,8 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -58,31 +57,42 @@ class Structure:
         """Shape and element type by name, as a checkpoint announces them."""
         return {name: LeafSpec(shape, np.dtype(dtype)) for name, shape, dtype in self.leaves}
 
+    def cut(
+        self, rows: jax.Array, number: jax.typing.ArrayLike, offset: jax.typing.ArrayLike, shape: tuple[int, ...]
+    ) -> jax.Array:
+        """A leaf in one row of a stack, copied out of it; traceable.
+
+        Args:
+            rows: `[M, W]` float32.
+            number: of the row.
+            offset: where it begins there.
+            shape: its own, or another of as many numbers.
+
+        Returns:
+            The leaf in that shape.
+        """
+        leaf = jax.lax.dynamic_slice(rows, (number, offset), (1, math.prod(shape))).reshape(shape)
+        # Without the barrier the slices become part of every loop that reads them, and compiling takes thrice as long.
+        return jax.lax.optimization_barrier(leaf)
+
     def unpack(
-        self,
-        rows: jax.Array,
-        number: jax.typing.ArrayLike,
-        shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+        self, rows: jax.Array, number: jax.typing.ArrayLike, *, without: Container[str] = ()
     ) -> dict[str, jax.Array]:
         """The floating-point leaves in one row of a stack; traceable.
 
         Args:
             rows: `[M, W]` float32.
             number: of the row.
-            shapes: in which leaves are read later, where that is not their own: they are copied once in that shape,
-                and once more for every other one.
+            without: names of leaves to pass over.
 
         Returns:
-            Arrays by name, in their own shapes.
+            Arrays by name.
         """
-        leaves = {
-            name: jax.lax.dynamic_slice(rows, (number, offset), (1, math.prod(shape))).reshape(shapes.get(name, shape))
+        return {
+            name: self.cut(rows, number, offset, shape)
             for (name, shape, _), offset in zip(self.leaves, self.offsets, strict=True)
-            if offset >= 0
+            if offset >= 0 and name not in without
         }
-        # Without the barrier the slices become part of every loop that reads them, and compiling takes thrice as long.
-        leaves = jax.lax.optimization_barrier(leaves)
-        return {name: leaves[name].reshape(shape) for name, shape, _ in self.leaves if name in leaves}
 
     def pack(self, leaves: dict[str, np.ndarray], row: np.ndarray) -> None:
         """Fill a row; the way for files that cannot be read into one as they are.

@@ -13,6 +13,7 @@ import functools
 import operator
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import chex
 import jax
@@ -147,43 +148,77 @@ def spectral_norms(
         >>> spectral_norms([kernel])[0].tolist()
         [3.0, 0.0]
     """
-    pairs = [_grams_in_range(kernel, k in channels_first) for k, kernel in enumerate(kernels)]
-    grams, scales = [gram for gram, _ in pairs], [scale for _, scale in pairs]
+    grams = [
+        scaled_grams(
+            kernel if k in channels_first else jnp.moveaxis(kernel, 0, -1), is_channels_first=k in channels_first
+        )
+        for k, kernel in enumerate(kernels)
+    ]
+    return norms_of(grams, squarings=squarings)
+
+
+def norms_of(grams: Sequence[Grams], *, squarings: int = SQUARINGS) -> list[jax.Array]:
+    """Largest singular values from Gram matrices, those of one size in one batch.
+
+    Args:
+        grams: of `scaled_grams`, one for each layer.
+        squarings: see `largest_eigenvalues`.
+
+    Returns:
+        `[C]` for each layer, see `spectral_norms`.
+    """
     by_size: dict[int, list[int]] = defaultdict(list)
-    for layer, gram in enumerate(grams):
-        by_size[gram.shape[0]].append(layer)
+    for layer, (matrices, _) in enumerate(grams):
+        by_size[matrices.shape[0]].append(layer)
     norms: list[jax.Array] = [jnp.zeros(0)] * len(grams)
     for layers in by_size.values():
-        stacked = jnp.concatenate([grams[layer] for layer in layers], axis=-1)
+        stacked = jnp.concatenate([grams[layer].matrices for layer in layers], axis=-1)
         values = jnp.sqrt(largest_eigenvalues(stacked, squarings=squarings))
         end = 0
         for layer in layers:
-            start, end = end, end + grams[layer].shape[-1]
-            norms[layer] = values[start:end] * scales[layer]
+            start, end = end, end + grams[layer].scales.shape[0]
+            norms[layer] = values[start:end] * grams[layer].scales
     return norms
 
 
-def _grams_in_range(kernel: jax.Array, is_channels_first: bool) -> tuple[jax.Array, jax.Array]:
-    """Gram matrices of `[C, A, B]` divided by the square of a scale `[C]`.
+class Grams(NamedTuple):
+    """Gram matrices of a layer's channels.
 
-    The scale is 1 where the squares show that none of them lost anything: finding and dividing by the largest entries
-    would cost as much again. Otherwise it is a power of two, by which dividing is exact.
+    Attributes:
+        matrices: `[S, S, C]` divided by the square of the scale.
+        scales: `[C]`, 1 where no square lost anything, else a power of two, by which dividing is exact.
     """
-    lying = kernel if is_channels_first else jnp.moveaxis(kernel, 0, -1)
-    gram = _grams_of_matrices(lying) if is_channels_first else gram_matrices(lying)
+
+    matrices: jax.Array
+    scales: jax.Array
+
+
+def scaled_grams(kernel: jax.Array, *, is_channels_first: bool) -> Grams:
+    """Gram matrices that neither overflowed nor underflowed.
+
+    Kernels of harmless magnitude are not scaled: finding and dividing by the largest entries would cost as much again.
+
+    Args:
+        kernel: `[C, A, B]`, or `[A, B, C]`, as it lies in memory.
+        is_channels_first: which of the two.
+
+    Returns:
+        The matrices and their scales.
+    """
+    gram = _grams_of_matrices(kernel) if is_channels_first else gram_matrices(kernel)
     squares = _trace(gram)
     harmless = jnp.all((squares > _HARMLESS[0]) & (squares < _HARMLESS[1]))
 
-    def divided(lying: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def divided(kernel: jax.Array, gram: jax.Array) -> Grams:
         del gram
-        matrices = lying if is_channels_first else jnp.moveaxis(lying, -1, 0)
+        matrices = kernel if is_channels_first else jnp.moveaxis(kernel, -1, 0)
         scale = _unit(jnp.max(jnp.abs(matrices), axis=(1, 2), initial=0))
-        return _grams_of_matrices(matrices / scale[:, None, None]), scale
+        return Grams(_grams_of_matrices(matrices / scale[:, None, None]), scale)
 
-    def as_is(lying: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return gram, jnp.ones(kernel.shape[0], kernel.dtype)
+    def as_is(kernel: jax.Array, gram: jax.Array) -> Grams:
+        return Grams(gram, jnp.ones(gram.shape[-1], kernel.dtype))
 
-    return jax.lax.cond(harmless, as_is, divided, lying, gram)
+    return jax.lax.cond(harmless, as_is, divided, kernel, gram)
 
 
 def _unit(largest: jax.Array) -> jax.Array:

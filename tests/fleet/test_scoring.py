@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import stores
@@ -11,11 +12,13 @@ from stores import CNN, MLP
 from jaxguard import audit, checkpoints, models, structural, suspects
 from jaxguard.defenses.clp import bounds_of
 from jaxguard.detection import weights
-from jaxguard.fleet import reading
+from jaxguard.fleet import reading, scoring
 from jaxguard.fleet import scan as fleet_scan
 from jaxguard.fleet.scoring import SUMMARY, Settings
 from jaxguard.fleet.stream import Failure, Scored, stream
+from jaxguard.fleet.structure import structure_of
 from jaxguard.graph import pairing
+from jaxguard.kernels import lipschitz
 from tests.zoo import randomise
 
 
@@ -79,7 +82,7 @@ def test_every_format_scores_like_one_checkpoint_alone(tmp_path, file, spec, lay
         "vit-tiny-4:width=0.0625,depth=1,heads=2", "resnext50_32x4d:width=0.0625",
     ],
 )  # fmt: skip
-def test_kernels_as_they_lie_are_bounded_like_those_in_the_variables(spec):
+def test_kernels_as_they_lie_are_bounded_like_those_in_the_variables(tmp_path, spec):
     """Grouped and strided convolutions, dense layers behind maps, projections: all kinds that torch holds otherwise."""
     model = models.build(spec, num_classes=10, input_shape=(32, 32, 3))
     variables = randomise(model.shapes(), 0)
@@ -87,11 +90,18 @@ def test_kernels_as_they_lie_are_bounded_like_those_in_the_variables(spec):
     binding = models.binding_of(model, leaves)
     graph = suspects.graph_of(model)
     layers = pairing.layers(graph)
-    lying = {path: leaves[name] for name, path in binding.paths.items() if path in binding.channels_first}
-    assert len(lying) >= len(layers)
+    path = stores.write(tmp_path / "a.safetensors", leaves)
+    structure = structure_of(checkpoints.load(path))
+    kernels = scoring.recipe_of(structure, Settings(arch=spec, input_shape=(32, 32, 3))).kernels
+    assert sum(np.prod(kernel.shape) for kernel in kernels.values()) > 0.6 * sum(leaf.size for leaf in leaves.values())
+    grams = [
+        lipschitz.scaled_grams(jnp.asarray(leaves[name]).reshape(one.shape), is_channels_first=one.is_channels_first)
+        for name, one in kernels.items()
+    ]
+    norms = dict(zip(map(binding.paths.__getitem__, kernels), lipschitz.norms_of(grams), strict=True))
     bounds = jax.jit(bounds_of, static_argnums=(0, 1, 2))
     expected, _ = bounds(graph, layers, 0.0, variables)
-    found, _ = bounds(graph, layers, 0.0, variables, channels_first=lying)
+    found, _ = bounds(graph, layers, 0.0, variables, norms)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
