@@ -42,7 +42,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-MANY_MAPS = 5_000
+MANY_MAPS, TOO_MANY_MAPS = 5_000, 20_000
 TESTS = itertools.count(1)
 
 
@@ -80,10 +80,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name != "test_readme.py")
 
 
-def pytest_runtest_teardown():
-    """Drops compiled programs where there are many: with the 5,000 memory maps of theirs go about 3 GB."""
+def pytest_runtest_teardown(item, nextitem):
+    """Drops compiled programs after a module, with many of them about 3 GB; within one, before Linux maps no more."""
+    ends = nextitem is None or nextitem.path != item.path
+    limit = MANY_MAPS if ends else TOO_MANY_MAPS
     maps = pathlib.Path("/proc/self/maps")
-    if next(TESTS) % 20 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
+    if (ends or next(TESTS) % 20 == 0) and maps.exists() and maps.read_bytes().count(b"\n") > limit:
         import jax
 
         jax.clear_caches()
