@@ -12,7 +12,7 @@ import typer
 from jaxguard.cli import console, fleet, options
 
 
-def calibrate(  # noqa: PLR0917  # the options of a command
+def calibrate(
     clean: Annotated[list[str], typer.Argument(help="Checkpoints known to be clean; folders, patterns, manifests.")],
     out: Annotated[pathlib.Path, typer.Option(help="Where the profile goes.")] = pathlib.Path("profile.json"),
     backdoored: Annotated[
