@@ -42,18 +42,18 @@ def row_length(scorer: Scorer, memory: int) -> int:
 
     Args:
         scorer: of the checkpoint.
-        memory: bytes for stacks; half of them are used at most.
+        memory: bytes for stacks; half of them for the rows, the other half for what is not reduced.
 
     Returns:
         What the largest kernel or the memory asks for, whichever is less.
 
     Raises:
-        FleetError: not even one channel, and what is not reduced, fit into the memory.
+        FleetError: one channel, or what is not reduced, does not fit into that.
     """
     structure, kernels = scorer.structure, scorer.recipe.kernels
     rest = sum(math.prod(shape) for name, shape in _floating(structure) if name not in kernels)
     channel = max((kernel.numbers for kernel in kernels.values()), default=0)
-    needed = WORD * max(rest, 2 * BUFFERS * channel)
+    needed = 2 * WORD * max(rest, BUFFERS * channel)
     if needed > memory:
         raise FleetError(
             f"expected a checkpoint that can be scored in parts within {memory} bytes, found one of "

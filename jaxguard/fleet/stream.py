@@ -169,12 +169,12 @@ def _launch(batch: _Batch, found: Scorer | JaxguardError, running: deque[_Runnin
         except Exception as error:  # of a device without memory
             found = unscorable(error)
     staging.give(batch.stack)
-    return _all_failed(batch, hashes, str(found))
+    return _all_failed(batch, hashes, found)
 
 
-def _all_failed(batch: _Batch, hashes: Sequence[str | Failure], error: str) -> list[Failure]:
+def _all_failed(batch: _Batch, hashes: Sequence[str | Failure], error: JaxguardError) -> list[Failure]:
     return [
-        _failed(file, error, sha256) if isinstance(sha256, str) else sha256
+        reading.failed(file, error, sha256) if isinstance(sha256, str) else sha256
         for file, sha256 in zip(batch.files, hashes, strict=True)
     ]
 
@@ -184,7 +184,7 @@ def _results(done: _Running) -> list[Scored | Failure]:
     try:
         scores = done.scorer.collect(done.launched)
     except Exception as error:
-        return list(_all_failed(done.batch, done.hashes, str(unscorable(error))))
+        return [*_all_failed(done.batch, done.hashes, unscorable(error))]
     return _sorted_out(done.batch.files, done.hashes, scores, done.scorer.scope)
 
 
@@ -197,21 +197,17 @@ def _sorted_out(
         if isinstance(sha256, Failure):
             results.append(sha256)
         elif not scores.finite[number]:
-            error = (
+            error = FleetError(
                 f"{file.uri}: expected finite weights, found NaN or infinity; the file is damaged or training "
                 "diverged, export it again from a good step"
             )
-            results.append(_failed(file, error, sha256))
+            results.append(reading.failed(file, error, sha256))
         else:
             good.append((number, File(file.uri, file.stamp, file.format), sha256))
     if good:
         numbers, kept, known = zip(*good, strict=True)
         results.append(Scored(scope, kept, known, Scores(*(array[list(numbers)] for array in scores))))
     return results
-
-
-def _failed(file: Opened, error: str, sha256: str) -> Failure:
-    return Failure(file.uri, file.stamp, error, file.format, sha256)
 
 
 def _filling(files: Sequence[Opened], staging: Staging, pool: ThreadPoolExecutor) -> _Batch | None:
