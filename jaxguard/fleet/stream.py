@@ -169,6 +169,8 @@ def _launch(batch: _Batch, found: Scorer | JaxguardError, running: deque[_Runnin
         except Exception as error:  # of a device without memory
             found = unscorable(error)
     staging.give(batch.stack)
+    if isinstance(found, Scorer):
+        return [one for one in hashes if isinstance(one, Failure)]
     return _all_failed(batch, hashes, found)
 
 
