@@ -276,7 +276,7 @@ def draw(result: dict[str, Any], path: pathlib.Path) -> None:
     axes.axvline(0.5, color="0.7", linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
-    axes.set_xlabel("ROC-AUC on the half that was judged, 95 % intervals")
+    axes.set_xlabel("ROC-AUC on the judged half")
     axes.legend(frameon=False, fontsize=8, loc="lower left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
