@@ -12,7 +12,7 @@ from stores import CNN, MLP
 from jaxguard import audit, checkpoints, models, structural, suspects
 from jaxguard.defenses.clp import bounds_of
 from jaxguard.detection import weights
-from jaxguard.fleet import reading, scoring
+from jaxguard.fleet import programs, reading, scoring
 from jaxguard.fleet import scan as fleet_scan
 from jaxguard.fleet.scoring import SUMMARY, Settings
 from jaxguard.fleet.stream import Failure, Scored, stream
@@ -202,6 +202,18 @@ def test_a_stack_scores_each_of_its_rows(tmp_path):
         alone = scored(path)
         np.testing.assert_array_equal(result.scores.layers[number], alone.scores.layers[0])
         np.testing.assert_array_equal(result.scores.features[number], alone.scores.features[0])
+
+
+def test_rows_may_be_scored_several_at_once_as_on_accelerators(tmp_path, monkeypatch):
+    paths = [str(stores.write(tmp_path / f"{k}.safetensors", stores.leaves(k, CNN, "torch"))) for k in range(5)]
+    (single,) = stream(paths)
+    monkeypatch.setattr(programs, "_ROWS_AT_ONCE", {"cpu": 4})
+    (several,) = stream(paths)
+    assert isinstance(single, Scored)
+    assert isinstance(several, Scored)
+    assert several.sha256 == single.sha256
+    for found, expected in zip(several.scores, single.scores, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_score_of_a_row_is_the_largest_of_its_layers(tmp_path):
