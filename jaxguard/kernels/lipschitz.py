@@ -123,6 +123,8 @@ def _scaled(matrix: jax.Array) -> jax.Array:
 
 def _trace(matrix: jax.Array) -> jax.Array:
     """`[N]` of `[S, S, N]`; `jnp.trace` reads all of a matrix."""
+    if not 0 < matrix.shape[0] <= _MOST_UNROLLED:
+        return jnp.trace(matrix)
     return functools.reduce(operator.add, [matrix[k, k] for k in range(matrix.shape[0])])
 
 
