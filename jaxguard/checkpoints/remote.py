@@ -173,6 +173,8 @@ def _from_file_system(given: str) -> pathlib.Path:
             raise CheckpointError(f"{given}: expected files below it, found {header.shown(name)}; download it yourself")
     state = [given, *(f"{name} {system.checksum(path)}" for path, name in sorted(names.items()))]
     key = hashlib.sha256("\n".join(state).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    # The same state has the same time, so that nobody takes what was downloaded again for another file.
+    modified = int(key[:14], 16)
     cached = downloads.use(key)
     last = posixpath.basename(root.rstrip("/")) or "checkpoint"
     if not cached.is_dir():
@@ -183,8 +185,7 @@ def _from_file_system(given: str) -> pathlib.Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with system.open(path, "rb") as source, target.open("wb") as file:
                     _copy(source, file, size, given)
-                # The same state has the same time, so that nobody takes what was downloaded again for another file.
-                os.utime(target, ns=(state_time := int(key[:14], 16), state_time))
+                os.utime(target, ns=(modified, modified))
         downloads.use(key)
         downloads.added(sum(sizes.values()))
     return cached / last
