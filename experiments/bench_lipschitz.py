@@ -26,9 +26,9 @@ import machine
 import numpy as np
 
 from jaxguard import models
-from jaxguard.defenses.clp import bounds_of, channel_bounds
 from jaxguard.graph import ChannelGraph, channel_graph, pairing
 from jaxguard.kernels import lipschitz
+from jaxguard.scores.channel_bounds import bounds_of, channel_bounds
 from jaxguard.types import Variables
 
 try:

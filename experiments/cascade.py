@@ -38,9 +38,9 @@ import numpy as np
 from fleet_detection import ALPHA, BUCKET, TIERS, Setting, roc_auc
 from third_party import RESULTS
 
+from jaxguard.conformal import adjusted_p_values, as_high
 from jaxguard.detection import calibration
 from jaxguard.detection.combination import cross_scores
-from jaxguard.verdict import adjusted_p_values, as_high
 
 SHUFFLES, PARTS = 10, 4
 BUDGETS = (0.0, 0.1, 0.25, 0.5, 1.0)

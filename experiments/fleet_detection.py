@@ -35,10 +35,11 @@ from scipy import stats
 from third_party import RESULTS
 
 from jaxguard import suspects
-from jaxguard.detection import calibration, deep, judging, response, weights
+from jaxguard.detection import calibration, deep, judging
 from jaxguard.detection.profile import Profile, Record
 from jaxguard.graph import pairing
-from jaxguard.verdict import SUSPECTED
+from jaxguard.scores import responses, weights
+from jaxguard.types import Verdict
 
 ALPHA = 0.05
 RATES = (0.01, 0.05)
@@ -81,12 +82,12 @@ def measure(folder: pathlib.Path, tiers: Sequence[str]) -> tuple[list[dict[str, 
     opened = suspects.load(folder / records[0]["file"])
     assert opened.graph is not None
     graph, layers = opened.graph, pairing.layers(opened.graph)
-    names = {"weights": weights.feature_names(layers), "response": response.NAMES, "inversion": deep.INVERSION_NAMES}
+    names = {"weights": weights.feature_names(layers), "response": responses.NAMES, "inversion": deep.INVERSION_NAMES}
     program = jax.jit(lambda variables: weights.weight_features(graph, layers, variables).features)
     key = jax.random.key(KEY)
     looks = {
         "weights": program,
-        "response": lambda variables: response.response_features(graph, variables),
+        "response": lambda variables: responses.response_features(graph, variables),
         "inversion": lambda variables: deep.inversion_features(deep.inverted(graph, variables, key)),
     }
     for tier in tiers:
@@ -212,8 +213,8 @@ class Setting:
         groups = self.groups[odd]
         rates = np.array([self.records[k].get("rate", np.nan) for k in odd])
         deeper = {self.names[name][0] for name in deep_names}
-        accused = np.array([one == SUSPECTED for one in told.verdicts])
-        among = groups[np.array([one == SUSPECTED for one in together])]
+        accused = np.array([one == Verdict.SUSPECTED for one in told.verdicts])
+        among = groups[np.array([one == Verdict.SUSPECTED for one in together])]
         row = {
             "features": len(names) + len(deep_names),
             "searched": int(searched.sum()),
@@ -239,7 +240,7 @@ def undecided(
 ) -> np.ndarray:
     """Places of the networks that get the deep look: not suspected without it, the smallest p-values first."""
     told = judging.judge(members, profile, **options, control=control)
-    left = [k for k, says in enumerate(told.verdicts) if says != SUSPECTED]
+    left = [k for k, says in enumerate(told.verdicts) if says != Verdict.SUSPECTED]
     ranked = sorted(left, key=lambda k: (told.p_values[k], -told.scores[k]))
     return np.array(ranked[: round(part * len(members))], int)
 

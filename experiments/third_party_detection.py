@@ -28,7 +28,7 @@ from third_party_table import known_network
 from jaxguard import inversion
 from jaxguard.detection import deep, judging
 from jaxguard.detection.profile import Profile, Record, from_json
-from jaxguard.verdict import INCONCLUSIVE, SUSPECTED
+from jaxguard.types import Verdict
 
 
 def judged(path: pathlib.Path, profile: Profile | None) -> dict[str, Any]:
@@ -59,9 +59,9 @@ def counted(rows: dict[str, dict[str, Any]]) -> dict[str, int]:
     return {
         "backdoored": len(backdoored),
         "others": len(others),
-        "suspected by the profile": sum(row["verdict"] == SUSPECTED for row in backdoored),
-        "accused by the profile": sum(row["verdict"] == SUSPECTED for row in others),
-        "inconclusive": sum(row["verdict"] == INCONCLUSIVE for row in rows.values()),
+        "suspected by the profile": sum(row["verdict"] == Verdict.SUSPECTED for row in backdoored),
+        "accused by the profile": sum(row["verdict"] == Verdict.SUSPECTED for row in others),
+        "inconclusive": sum(row["verdict"] == Verdict.INCONCLUSIVE for row in rows.values()),
         "flagged by the index, backdoored": sum(row.get("flagged") is not None for row in backdoored),
         "flagged at the target": sum(
             row.get("flagged") is not None and row["flagged"] == row["target"] for row in backdoored

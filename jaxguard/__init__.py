@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxguard import audit, suspects
     from jaxguard.attacks import ATTACKS
-    from jaxguard.defenses import DEFENSES, Context, channel_bounds, clp, ft_sam
+    from jaxguard.defenses import DEFENSES, Context, clp, ft_sam
     from jaxguard.evaluation import evaluate
     from jaxguard.graph import channel_graph
     from jaxguard.models import ARCHITECTURES
+    from jaxguard.scores.channel_bounds import channel_bounds
 
 __version__ = "0.1.0"
 
@@ -42,7 +43,7 @@ _HOMES = {
     "ATTACKS": "attacks",
     "DEFENSES": "defenses",
     "Context": "defenses",
-    "channel_bounds": "defenses",
+    "channel_bounds": "scores.channel_bounds",
     "channel_graph": "graph",
     "clp": "defenses",
     "evaluate": "evaluation",

@@ -21,14 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import evaluation, structural
+from jaxguard import evaluation
 from jaxguard.attacks import Attack
 from jaxguard.defenses import DEFENSES, Context
-from jaxguard.defenses.clp import ChannelBounds, channel_bounds, layer_scores
 from jaxguard.defenses.protocol import relative_change
 from jaxguard.errors import ArchitectureError, DataError, DefenseError, UnscorableError
 from jaxguard.graph.pairing import Pairing
 from jaxguard.kernels import lipschitz
+from jaxguard.scores import structural
+from jaxguard.scores.channel_bounds import ChannelBounds, channel_bounds, layer_scores
 from jaxguard.suspects import Suspect
 from jaxguard.training import Progress
 from jaxguard.types import ApplyFn, Batch, Metrics, RepairReport, ScanReport, TriggerExample

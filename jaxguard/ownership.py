@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import verdict
+from jaxguard import conformal
 from jaxguard.endpoints import QueryFn
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import FINGERPRINTS, Fingerprint, Owner
@@ -72,7 +72,7 @@ def certify(
         method: row of FINGERPRINTS.
         key: of the probes.
         data: images and labels of the owner's, for methods that need them; best such that it was not trained on.
-        independents: models known to be independent of the owner's; with fewer than `verdict.needed_references(alpha)`
+        independents: models known to be independent of the owner's; with fewer than `needed_references(alpha)`
             no verdict can be given, except by a method with a null distribution of its own.
         options: of the method.
         progress: told how far long work is.
@@ -209,7 +209,7 @@ def matrix(
 
 
 def _doubts(certificate: Certificate, alpha: float) -> list[str]:
-    needed, given = verdict.needed_references(alpha), len(certificate.references)
+    needed, given = conformal.needed_references(alpha), len(certificate.references)
     if given >= needed:
         return []
     return [

@@ -13,13 +13,13 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 LONGEST = 360
 
 LEVELS = (
-    {"backend", "errors", "logs", "types"},
-    {"kernels", "checkpoints", "data", "endpoints", "models", "report"},
-    {"graph"},
-    {"surgery", "attacks", "training"},
-    {"inversion", "evaluation", "verdict"},
+    {"backend", "errors", "logs"},
+    {"checkpoints", "conformal", "graph", "kernels"},
+    {"types"},
+    {"attacks", "data", "endpoints", "models", "report", "surgery", "training"},
+    {"evaluation", "inversion", "scores"},
     {"weight_change", "fusion"},
-    {"defenses", "structural", "suspects", "theft"},
+    {"defenses", "suspects", "theft"},
     {"detection", "fingerprints"},
     {"fleet"},
     {"audit", "ownership"},

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxguard import audit, data, evaluation, structural, suspects
+from jaxguard import audit, data, evaluation, suspects
 from jaxguard.attacks import Attack, patch
+from jaxguard.scores import structural
 from jaxguard.suspects import Suspect
 from jaxguard.types import Batch
 

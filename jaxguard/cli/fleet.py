@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jaxguard.fleet.scan import FleetScan
     from jaxguard.fleet.scoring import Settings
     from jaxguard.fleet.store import Row
-    from jaxguard.types import FleetReport
+    from jaxguard.types import FleetReport, Verdict
 
 FORMATS = ("table", "json", "jsonl", "parquet", "sarif", "html")
 BINARY = ("parquet", "html")
@@ -125,7 +125,7 @@ def scan(
     folder: pathlib.Path | None,
 ) -> None:
     """Scan, judge, tell; exits with 1 where `fail_on` says so, with 3 where something could not be scored."""
-    from jaxguard import audit, verdict
+    from jaxguard import audit
     from jaxguard.detection import judging
     from jaxguard.fleet import looks, telling
     from jaxguard.fleet.scan import scan as scan_fleet
@@ -170,7 +170,7 @@ def scan(
             seconds, unsearched = time.perf_counter() - start, replace(known_looks, trigger_names=())
             alone = telling.judged(found, known, unsearched, alpha=alpha, control=control)
             judged = telling.judged(found, known, replace(known_looks, triggers=triggers), alpha=alpha, control=control)
-            counts = [one.verdicts.count(verdict.SUSPECTED) for one in (judged, alone)]
+            counts = [one.verdicts.count(Verdict.SUSPECTED) for one in (judged, alone)]
             console.say(
                 f"triggers searched in {min(deep, len(undecided))} of {len(undecided)} undecided checkpoints in "
                 f"{seconds:.1f} s: {counts[0]} suspected, {counts[1]} if only their weights counted"
@@ -189,10 +189,10 @@ def scan(
     _tell(report, format_, output, folder)
     console.say(f"results: {out}; the same command goes on where this one ended")
     verdicts = {entry.verdict for entry in report.entries}
-    names = {"suspected": verdict.SUSPECTED, "inconclusive": verdict.INCONCLUSIVE, "error": verdict.ERROR}
+    names = {"suspected": Verdict.SUSPECTED, "inconclusive": Verdict.INCONCLUSIVE, "error": Verdict.ERROR}
     if any(names.get(name) in verdicts for name in fail_on or ["suspected"]):
         raise typer.Exit(1)
-    if (verdict.ERROR in verdicts or not report.entries) and "never" not in fail_on:
+    if (Verdict.ERROR in verdicts or not report.entries) and "never" not in fail_on:
         raise typer.Exit(UNSCORED)
 
 

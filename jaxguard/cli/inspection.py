@@ -10,11 +10,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from jaxguard import structural
 from jaxguard.checkpoints import Checkpoint
 from jaxguard.errors import UnscorableError
 from jaxguard.graph import ChannelGraph, pairing
 from jaxguard.report.wording import printable
+from jaxguard.scores import structural
 from jaxguard.suspects import Suspect
 
 

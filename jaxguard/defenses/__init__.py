@@ -2,7 +2,7 @@
 
 from jaxguard.defenses.anp import anp
 from jaxguard.defenses.bnp import bnp
-from jaxguard.defenses.clp import channel_bounds, clp
+from jaxguard.defenses.clp import clp
 from jaxguard.defenses.ep import ep
 from jaxguard.defenses.fine_pruning import fine_pruning
 from jaxguard.defenses.ft import ft
@@ -41,7 +41,6 @@ __all__ = [
     "DefenseReport",
     "anp",
     "bnp",
-    "channel_bounds",
     "clp",
     "ep",
     "fine_pruning",

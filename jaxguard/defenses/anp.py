@@ -25,7 +25,8 @@ from jaxguard.defenses.learned_gates import (
     require_in_range,
     ungated,
 )
-from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_finite
+from jaxguard.defenses.protocol import Context, DefenseReport, require_clean
+from jaxguard.scores.channel_bounds import require_finite
 from jaxguard.types import Batch, Variables
 
 Noise = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]

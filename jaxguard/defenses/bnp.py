@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard import surgery
-from jaxguard.defenses.clp import ChannelBounds, layer_scores
 from jaxguard.defenses.learned_gates import Form, Gating, Layers, gating, ungated
 from jaxguard.defenses.preactivations import Moments, moments
-from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_finite
+from jaxguard.defenses.protocol import Context, DefenseReport, require_clean
 from jaxguard.errors import DefenseError, UnscorableError
 from jaxguard.graph import ChannelGraph
 from jaxguard.graph.pairing import Layer
 from jaxguard.graph.program import leaf_paths
+from jaxguard.scores.channel_bounds import ChannelBounds, layer_scores, require_finite
 from jaxguard.types import Variables
 
 

@@ -7,134 +7,16 @@ heuristic: it leaves stride, padding and everything behind the layer out.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jaxguard import surgery
-from jaxguard.defenses.protocol import Context, DefenseReport, require_finite, require_graph
+from jaxguard.defenses.protocol import Context, DefenseReport, require_graph
 from jaxguard.errors import DefenseError
-from jaxguard.graph import ChannelGraph, LeafView, pairing
-from jaxguard.graph.pairing import Layer, Pairing
-from jaxguard.graph.program import leaf_paths
-from jaxguard.kernels import lipschitz
+from jaxguard.graph.pairing import Pairing
+from jaxguard.scores.channel_bounds import channel_bounds, layer_scores
 from jaxguard.types import LayerScores, Variables
-
-
-class ChannelBounds(NamedTuple):
-    """UCLC of every channel.
-
-    Attributes:
-        layers: what was scored, in program order.
-        scores: `[C]` per layer; NaN where undefined.
-    """
-
-    layers: tuple[Layer, ...]
-    scores: list[np.ndarray]
-
-
-def channel_bounds(
-    graph: ChannelGraph, variables: Variables, *, pairing: Pairing = "dataflow", eps: float = 0.0
-) -> ChannelBounds:
-    """Upper bounds of the channels' Lipschitz constants, `|gamma| / sqrt(var + eps) * sigma_max(M)`.
-
-    Where several convolutions meet in a sum before a BatchNorm, a channel's bound is the largest of theirs.
-
-    Args:
-        graph: the model's channel graph.
-        variables: its variables.
-        pairing: which kernel belongs to which BatchNorm, see `jaxguard.graph.pairing.layers`.
-        eps: added to the variance; the reference adds none.
-
-    Returns:
-        The layers and their scores. A channel of zero running variance has no score (NaN); a dead channel scores 0.
-
-    Raises:
-        GraphError: nothing can be scored.
-        DefenseError: a parameter is not finite.
-    """
-    found = _layers(graph, pairing)
-    scores, suspicious = _compiled_bounds(graph, found, eps, variables)
-    if suspicious:
-        require_finite(variables)
-    return ChannelBounds(found, [np.asarray(score) for score in scores])
-
-
-@functools.lru_cache(maxsize=32)
-def _layers(graph: ChannelGraph, how: Pairing) -> tuple[Layer, ...]:
-    return pairing.layers(graph, how)
-
-
-def bounds_of(
-    graph: ChannelGraph,
-    layers: tuple[Layer, ...],
-    eps: float,
-    variables: Variables,
-    norms: Mapping[str, jax.Array] = MappingProxyType({}),
-) -> tuple[list[jax.Array], jax.Array]:
-    """What `channel_bounds` computes, for programs that are compiled around it.
-
-    Args:
-        graph: the model's channel graph.
-        layers: of `jaxguard.graph.pairing.layers`.
-        eps: added to the variance.
-        variables: arrays or tracers.
-        norms: spectral norms `[C]` of kernels by path, where they are known; those kernels are not read.
-
-    Returns:
-        `[C]` scores per layer, and a bool: whether a leaf may hold NaN or infinity.
-    """
-    leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
-    kernels = [kernel.astype(jnp.float32) for kernel in graph.kernels(variables)]
-    wanted = sorted({producer for layer in layers for producer, _ in layer.sources})
-    paths = {k: graph.producers[k].kernel.path for k in wanted}
-    known = {k: norms[paths[k]] for k in wanted if paths[k] in norms and graph.reads_leaf(k)}
-    unknown = [k for k in wanted if k not in known]
-    computed = lipschitz.spectral_norms([kernels[k] for k in unknown])
-    known |= dict(zip(unknown, computed, strict=True))
-
-    def read(view: LeafView | None) -> jax.Array | None:
-        return None if view is None else surgery.read(view, leaves[view.path]).astype(jnp.float32)
-
-    scores = []
-    for layer in layers:
-        largest = jnp.zeros(layer.channels)
-        for producer, offset in layer.sources:
-            largest = largest.at[offset : offset + known[producer].shape[0]].max(known[producer])
-        if layer.affine is not None:
-            affine = graph.affines[layer.affine]
-            largest = largest * lipschitz.affine_scales(read(affine.scale), read(affine.var), eps=eps)
-        scores.append(largest)
-    read_whole = {path for k, path in paths.items() if kernels[k].size == leaves[path].size}
-    # NaN and infinity survive in norms and in sums; a sum of finite numbers may also overflow.
-    witnesses = [*known.values(), *(leaf for path, leaf in leaves.items() if path not in read_whole)]
-    sums = jnp.stack([jnp.sum(array, dtype=jnp.float32) for array in witnesses])
-    return scores, ~jnp.isfinite(sums).all()
-
-
-_compiled_bounds = jax.jit(bounds_of, static_argnums=(0, 1, 2))
-
-
-def layer_scores(bounds: ChannelBounds, u: float) -> tuple[LayerScores, ...]:
-    """Thresholds and masks of a sweep value, `UCLC > mean + u * std` within each layer.
-
-    Args:
-        bounds: of `channel_bounds`.
-        u: standard deviations above the layer's mean from which a channel is cut.
-
-    Returns:
-        One entry per layer.
-    """
-    results = []
-    for layer, scores in zip(bounds.layers, bounds.scores, strict=True):
-        threshold = float(lipschitz.thresholds(scores, u))
-        results.append(LayerScores(layer.name, scores, threshold, scores > threshold, np.isnan(scores)))
-    return tuple(results)
 
 
 def clp(

@@ -12,11 +12,11 @@ from typing import Any, get_args
 import jax
 import numpy as np
 
-from jaxguard.defenses.clp import ChannelBounds, layer_scores
 from jaxguard.defenses.learned_gates import Form, Layers, gating, ungated
 from jaxguard.defenses.preactivations import peaks
-from jaxguard.defenses.protocol import Context, DefenseReport, require_finite, require_mixed
+from jaxguard.defenses.protocol import Context, DefenseReport, require_mixed
 from jaxguard.errors import DefenseError
+from jaxguard.scores.channel_bounds import ChannelBounds, layer_scores, require_finite
 from jaxguard.types import Variables
 
 

@@ -23,12 +23,12 @@ from jaxguard.defenses.protocol import (
     Context,
     DefenseReport,
     require_clean,
-    require_finite,
     require_graph,
     require_training,
 )
 from jaxguard.errors import DefenseError, UnscorableError
 from jaxguard.graph import ChannelGraph, Member
+from jaxguard.scores.channel_bounds import require_finite
 from jaxguard.types import LayerScores, Variables
 
 Prune = Literal["channels", "inputs"]

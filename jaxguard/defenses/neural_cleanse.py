@@ -17,12 +17,12 @@ from jaxguard.defenses.protocol import (
     Context,
     DefenseReport,
     require_clean,
-    require_finite,
     require_graph,
     require_training,
 )
 from jaxguard.defenses.recovery import Recovered, recover, staged, stamp
 from jaxguard.errors import DefenseError
+from jaxguard.scores.channel_bounds import require_finite
 from jaxguard.types import Batch, Variables
 
 FLAGGED = 2.0

@@ -9,7 +9,6 @@ import numpy as np
 
 from jaxguard.errors import DefenseError
 from jaxguard.graph import ChannelGraph
-from jaxguard.graph.program import leaf_paths
 from jaxguard.training import Progress
 from jaxguard.types import ApplyFn, Batch, LayerScores, PruningPath, RecoveredTrigger, TrainFn, Variables
 
@@ -170,24 +169,6 @@ def require_training(context: Context, method: str) -> TrainFn:
             "train_fn, such as that of jaxguard.models.build(...)"
         )
     return context.train_fn
-
-
-def require_finite(variables: Variables) -> None:
-    """Refuses a model whose scores would mean nothing.
-
-    Args:
-        variables: of the suspect.
-
-    Raises:
-        DefenseError: a parameter is NaN or infinite.
-    """
-    finite = [bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(variables)]
-    if not all(finite):
-        first = leaf_paths(variables)[finite.index(False)]
-        raise DefenseError(
-            f"expected finite parameters, got NaN or infinity in leaf '{first}' and {finite.count(False) - 1} others; "
-            "a score would mean nothing: load the checkpoint again or train it anew"
-        )
 
 
 def relative_change(before: Variables, after: Variables) -> dict[str, float]:

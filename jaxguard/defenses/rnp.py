@@ -23,9 +23,10 @@ from jaxguard.defenses.learned_gates import (
     require_in_range,
     ungated,
 )
-from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_finite, require_training
+from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_training
 from jaxguard.defenses.recovery import staged
 from jaxguard.errors import DefenseError
+from jaxguard.scores.channel_bounds import require_finite
 from jaxguard.types import Variables
 
 

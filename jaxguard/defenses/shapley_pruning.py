@@ -24,13 +24,14 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxguard import training
-from jaxguard.defenses.protocol import Context, DefenseReport, require_finite, require_graph
+from jaxguard.defenses.protocol import Context, DefenseReport, require_graph
 from jaxguard.defenses.pruning_path import cut, gates_of, walk
 from jaxguard.defenses.recovery import recover, staged
 from jaxguard.defenses.restoration import SHIFT, restore
 from jaxguard.errors import DefenseError
 from jaxguard.graph import ChannelGraph, Coalitions, State
 from jaxguard.kernels import shapley
+from jaxguard.scores.channel_bounds import require_finite
 from jaxguard.types import LayerScores, Variables
 
 Worth = Literal["probability", "rate", "margin"]

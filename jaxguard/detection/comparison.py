@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxguard import verdict
+from jaxguard import conformal
 from jaxguard.detection.cascade import cascade
 from jaxguard.detection.combination import FEWEST_CLEAN, cross_scores
 from jaxguard.detection.profile import BucketProfile, Record, Scored, Stage, feature_rows
@@ -74,7 +74,7 @@ def unusable(known: BucketProfile | None, names: Sequence[str], deep_names: Sequ
     """
     if known is None:
         return "the reference profile has no checkpoints of its bucket"
-    count, needed = len(known.weights.clean.sha256), max(verdict.needed_references(alpha), FEWEST_CLEAN)
+    count, needed = len(known.weights.clean.sha256), max(conformal.needed_references(alpha), FEWEST_CLEAN)
     if count < needed:
         return f"its bucket has {count} references, at least {needed} are needed at alpha {alpha:g}"
     if not known.weights.combinations:
@@ -97,7 +97,7 @@ def yardsticks(known: BucketProfile, alpha: float) -> dict[str, Yardstick]:
         ones, so that a checkpoint may be of either stage.
     """
     weights, deep = known.weights, known.deep
-    if deep is None or len(deep.clean.sha256) < verdict.needed_references(alpha):
+    if deep is None or len(deep.clean.sha256) < conformal.needed_references(alpha):
         return {WEIGHTS: Yardstick(weights.clean, weights.clean, weights.backdoored)}
     both = cascade(known)
     clean, backdoored = (
@@ -140,7 +140,7 @@ def compare(records: Sequence[Record], known: BucketProfile, alpha: float) -> li
         stages = [DEEP if is_complete else WEIGHTS for is_complete in complete]
         incomplete = [k for k in searched if not complete[k]]
         by_fold = cascade(known).higher(by_fold, np.where(complete[:, None], deep_by_fold, np.nan))
-    found = _compared([one.sha256 for one in records], yard, stages, by_fold, verdict.needed_references(alpha))
+    found = _compared([one.sha256 for one in records], yard, stages, by_fold, conformal.needed_references(alpha))
     for k in incomplete:
         why = "its search for triggers is incomplete, so by its weights alone"
         found[k] = found[k]._replace(note=f"{why}{': ' * bool(found[k].note)}{found[k].note}")
@@ -160,7 +160,7 @@ def backdoored_p_values(yard: Yardstick) -> np.ndarray:
     """
     scores = yard.backdoored.scores
     found, scored = np.full(len(scores), np.nan), ~np.isnan(scores)
-    found[scored] = verdict.p_values(scores[scored], yard.references.scores)
+    found[scored] = conformal.p_values(scores[scored], yard.references.scores)
     return found
 
 
@@ -197,7 +197,7 @@ def _compared(
     known = yard[WEIGHTS].references
     above = np.zeros(len(hashes))
     for k in range(by_fold.shape[1]):
-        above += verdict.as_high(by_fold[:, k], np.sort(known.scores[known.folds == k]))
+        above += conformal.as_high(by_fold[:, k], np.sort(known.scores[known.folds == k]))
     count = len(known.sha256)
     scores, p_values = by_fold.mean(1), (1 + above) / (count + 1)
     found = [
@@ -220,7 +220,7 @@ def _compared(
         if len(others) < needed:
             found[row] = Comparison(f"it is one of the references, and {len(others)} others are fewer than {needed}")
         elif not np.isnan(score):
-            p_value = verdict.p_values([score], others).item()
+            p_value = conformal.p_values([score], others).item()
             found[row] = Comparison(lead, float(score), p_value, len(others), stage)
     return found
 

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard import inversion
-from jaxguard.detection import response
 from jaxguard.graph import ChannelGraph
 from jaxguard.inversion import Inversion
 from jaxguard.kernels.spectrum import distribution
+from jaxguard.scores import responses
 from jaxguard.types import Variables
 
 STEPS = 100
@@ -40,7 +40,7 @@ INVERSION_NAMES = (
 )
 """Names of the features of trigger inversion, in their order."""
 
-NAMES = (*response.NAMES, *INVERSION_NAMES)
+NAMES = (*responses.NAMES, *INVERSION_NAMES)
 """Names of all features, in their order."""
 
 LEAST_NORM = 0.5
@@ -75,7 +75,7 @@ def deep_features(
         DataError: the images do not fit the model, or its inputs are no images.
         JaxguardError: the model's logits are not finite.
     """
-    answers = response.response_features(graph, variables)
+    answers = responses.response_features(graph, variables)
     return np.concatenate([answers, inversion_features(inverted(graph, variables, key, images=images, steps=steps))])
 
 
@@ -104,7 +104,7 @@ def inverted(
         JaxguardError: the model's logits are not finite.
     """
     if images is None:
-        images = response.noise_images(response.image_shape(graph))
+        images = responses.noise_images(responses.image_shape(graph))
     return inversion.invert(graph.apply_fn, variables, np.asarray(images)[:IMAGES], None, key, steps=steps)
 
 

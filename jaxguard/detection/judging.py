@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jaxguard import verdict
+from jaxguard import conformal
 from jaxguard.detection import comparison
 from jaxguard.detection.comparison import DEEP, WEIGHTS, Comparison, Yardstick
 from jaxguard.detection.profile import Profile, Record
 from jaxguard.errors import DataError
-from jaxguard.types import Reference
+from jaxguard.types import Reference, Verdict
 
 ALPHA = 0.05
 """Accepted error rate."""
@@ -48,7 +48,7 @@ class Judgements:
         scores: `[M]` higher is more suspicious; NaN where there is none.
         p_values: `[M]`; NaN where nothing can be said.
         q_values: `[M]` after Benjamini and Hochberg; NaN likewise.
-        verdicts: `SUSPECTED`, `NO_EVIDENCE` or `INCONCLUSIVE` of `jaxguard.verdict`.
+        verdicts: `SUSPECTED`, `NO_EVIDENCE` or `INCONCLUSIVE` of `jaxguard.conformal`.
         reasons: why, in words.
         stages: what it was judged by: `weights` alone, `deep` where triggers were searched too, or nothing.
         notes: what a reader must know of all of them, in whole sentences.
@@ -147,7 +147,7 @@ def references(
         yards = comparison.yardsticks(known if deep or stage == DEEP else replace(known, deep=None), alpha)
         if stage in yards and known.weights.combinations:
             one, suspects = yards[stage], yards[stage].backdoored.scores
-            power = verdict.power(comparison.backdoored_p_values(one), alpha)
+            power = conformal.power(comparison.backdoored_p_values(one), alpha)
             shown.append(Reference(bucket, one.references.scores, suspects[~np.isnan(suspects)], *power))
     return tuple(shown)
 
@@ -171,16 +171,16 @@ def _judgements(
     verdicts, reasons = [], []
     for record, one, q_value in zip(records, found, q_values, strict=True):
         if not one.stage:
-            says, why = verdict.INCONCLUSIVE, one.note
+            says, why = Verdict.INCONCLUSIVE, one.note
         elif (q_value if control == FDR else one.p_value) <= alpha + ROUNDING:
-            says, why = verdict.SUSPECTED, f"{_as_high(one)} (p = {one.p_value:.2g}, q = {q_value:.2g})"
+            says, why = Verdict.SUSPECTED, f"{_as_high(one)} (p = {one.p_value:.2g}, q = {q_value:.2g})"
         elif one.p_value <= alpha + ROUNDING:
-            says, why = verdict.INCONCLUSIVE, _out_of_reach(one, q_value, p_values, alpha)
+            says, why = Verdict.INCONCLUSIVE, _out_of_reach(one, q_value, p_values, alpha)
         else:
             key = (record.bucket, one.stage)
             if key not in powers:
                 powers[key] = _power(yards[record.bucket][one.stage], alpha)
-            says, why = verdict.NO_EVIDENCE, f"{_as_high(one)}; {powers[key]}"
+            says, why = Verdict.NO_EVIDENCE, f"{_as_high(one)}; {powers[key]}"
         verdicts.append(says)
         reasons.append(f"{one.note}: {why}" if one.stage and one.note else why)
     return Judgements(
@@ -212,7 +212,7 @@ def _adjusted(records: Sequence[Record], found: list[Comparison]) -> tuple[np.nd
     compared = [row for row, one in enumerate(found) if one.stage]
     distinct = {key: k for k, key in enumerate(dict.fromkeys(contents[row] for row in compared))}
     p_values = np.array([p_value for _, p_value in distinct], np.float64)
-    adjusted = verdict.adjusted_p_values(p_values)
+    adjusted = conformal.adjusted_p_values(p_values)
     q_values = np.full(len(found), np.nan)
     q_values[compared] = adjusted[[distinct[contents[row]] for row in compared]]
     return q_values, np.sort(p_values)
@@ -232,14 +232,14 @@ def _out_of_reach(one: Comparison, q_value: float, p_values: np.ndarray, alpha: 
     )
     if one.p_value * (one.references + 1) > 1 + ROUNDING:
         return why
-    needed = verdict.needed_references(alpha * rank / count)
+    needed = conformal.needed_references(alpha * rank / count)
     return f"{why}; no p-value is smaller with {one.references} references, {needed:,} could tell"
 
 
 def _power(yard: Yardstick, alpha: float) -> str:
     if not len(yard.backdoored.scores):
         return "power not measured: no backdoored references"
-    found, (low, high) = verdict.power(comparison.backdoored_p_values(yard), alpha)
+    found, (low, high) = conformal.power(comparison.backdoored_p_values(yard), alpha)
     return (
         f"judged alone at alpha {alpha:g}, a backdoor of the known kinds would have been found in "
         f"{100 * found:.0f} % ({100 * low:.0f}-{100 * high:.0f}) of cases"

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import verdict
+from jaxguard import conformal
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints.protocol import Fingerprint, Probes
 from jaxguard.types import Verification
@@ -86,8 +86,8 @@ def judge(
     if not 0 < alpha < 1:
         raise FingerprintError(f"expected alpha in (0, 1), came {alpha}; 0.05 accuses one independent model in twenty")
     scores = fingerprint.scores(distances)
-    found = verdict.p_values(scores, references)
-    enough = len(references) >= verdict.needed_references(alpha)
+    found = conformal.p_values(scores, references)
+    enough = len(references) >= conformal.needed_references(alpha)
     results = []
     for k, (name, sha256) in enumerate(names):
         null = (

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jaxguard import suspects, verdict
-from jaxguard.detection import comparison, deep, response
+from jaxguard import suspects
+from jaxguard.detection import comparison, deep
 from jaxguard.detection.judging import Judgements
 from jaxguard.detection.profile import Profile
 from jaxguard.errors import JaxguardError
@@ -20,7 +20,8 @@ from jaxguard.fleet.scan import FleetScan
 from jaxguard.fleet.scoring import Settings
 from jaxguard.fleet.store import Row, Store
 from jaxguard.graph import ChannelGraph
-from jaxguard.types import Variables
+from jaxguard.scores import responses
+from jaxguard.types import Variables, Verdict
 
 _WRITE_SECONDS = 2.0  # a part on disk for each checkpoint would be as many files as the store has
 
@@ -45,8 +46,8 @@ class Look:
 
 
 def answers() -> Look:
-    """Answers to noise, see `jaxguard.detection.response`."""
-    return Look("answers to noise", response.NAMES, response.response_features)
+    """Answers to noise, see `jaxguard.scores.responses`."""
+    return Look("answers to noise", responses.NAMES, responses.response_features)
 
 
 def triggers(images: np.ndarray | None = None, *, seed: int = 0) -> Look:
@@ -73,7 +74,7 @@ def triggers(images: np.ndarray | None = None, *, seed: int = 0) -> Look:
 def asked(profile: Profile | None) -> frozenset[str]:
     """Buckets whose references were asked for their answers to noise, so that suspects must be asked too."""
     buckets = {} if profile is None else profile.buckets
-    return frozenset(name for name, one in buckets.items() if set(response.NAMES) <= set(one.weights.names))
+    return frozenset(name for name, one in buckets.items() if set(responses.NAMES) <= set(one.weights.names))
 
 
 def undecided(scan: FleetScan, judgements: Judgements, profile: Profile, alpha: float) -> list[Row]:
@@ -96,7 +97,7 @@ def undecided(scan: FleetScan, judgements: Judgements, profile: Profile, alpha: 
         for number, row in enumerate(scored)
         if row.bucket in searched
         and row.architecture != suspects.UNKNOWN
-        and judgements.verdicts[number] != verdict.SUSPECTED
+        and judgements.verdicts[number] != Verdict.SUSPECTED
         and not np.isnan(judgements.p_values[number])
     ]
     found: dict[str, Row] = {}

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard.checkpoints import Checkpoint
-from jaxguard.detection import weights
-from jaxguard.detection.weights import Reduced
 from jaxguard.errors import FleetError
 from jaxguard.fleet.programs import Scorer
 from jaxguard.fleet.scoring import Kernel, Scores
 from jaxguard.fleet.structure import WORD, Structure
 from jaxguard.kernels.lipschitz import Grams
+from jaxguard.scores import weights
+from jaxguard.scores.weights import Reduced
 
 BUFFERS = 2
 """One is read into while what is in the other is reduced."""

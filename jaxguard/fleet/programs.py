@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxguard.detection import weights
-from jaxguard.detection.weights import Reduced
 from jaxguard.fleet.scoring import Recipe, Scope, Scores, Settings, recipe_of
 from jaxguard.fleet.structure import Structure
+from jaxguard.scores import weights
+from jaxguard.scores.weights import Reduced
 
 _AXIS = "checkpoints"
 _ROWS_AT_ONCE = {"cpu": 1, "gpu": 8, "tpu": 8}

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from jaxguard.detection import weights
 from jaxguard.fleet import cluster, discovery
 from jaxguard.fleet.chunks import is_given_up
 from jaxguard.fleet.progress import State, Watch
@@ -19,6 +18,7 @@ from jaxguard.fleet.reading import Failure, Known
 from jaxguard.fleet.scoring import Settings
 from jaxguard.fleet.store import Row, Store, text
 from jaxguard.fleet.stream import MEMORY, Scored, stream
+from jaxguard.scores import weights
 
 
 @dataclass(frozen=True)

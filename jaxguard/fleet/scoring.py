@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import models, structural, suspects
-from jaxguard.detection import weights
-from jaxguard.detection.weights import Reduced, WeightFeatures
+from jaxguard import models, suspects
 from jaxguard.errors import ArchitectureError
 from jaxguard.fleet.structure import Structure
 from jaxguard.graph import pairing
 from jaxguard.graph.pairing import Layer, Pairing
 from jaxguard.kernels.spectrum import Spectrum
 from jaxguard.models import Model
+from jaxguard.scores import structural, weights
+from jaxguard.scores.weights import Reduced, WeightFeatures
 
 SUMMARY = Spectrum._fields
 """What is kept of every layer, in the order of the last axis of `Scores.layers`."""

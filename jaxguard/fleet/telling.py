@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from jaxguard import verdict
-from jaxguard.detection import judging, response
+from jaxguard.detection import judging
 from jaxguard.detection.judging import Judgements
 from jaxguard.detection.profile import Profile, Record
 from jaxguard.fleet.scan import FleetScan
 from jaxguard.fleet.store import Row
-from jaxguard.types import FleetEntry, FleetReport, Reference
+from jaxguard.scores import responses
+from jaxguard.types import FleetEntry, FleetReport, Reference, Verdict
 
 SHOWN = 50
 """Checkpoints whose layers a report holds beside those that are suspected, the highest scores first."""
@@ -29,7 +29,7 @@ class Looks:
 
     Attributes:
         asked: buckets in which answers to noise count like features of the weights.
-        answers: those answers, named by `jaxguard.detection.response.NAMES`.
+        answers: those answers, named by `jaxguard.scores.responses.NAMES`.
         triggers: what a search for triggers found.
         trigger_names: names of its features; empty where none are searched.
     """
@@ -53,7 +53,7 @@ def records_of(scan: FleetScan, looks: Looks = NO_LOOKS) -> list[Record]:
     Returns:
         The records, in the order of the rows.
     """
-    unanswered = np.full(len(response.NAMES), np.nan, np.float32)
+    unanswered = np.full(len(responses.NAMES), np.nan, np.float32)
 
     def features(row: Row) -> np.ndarray | None:
         if row.features is None or row.bucket not in looks.asked:
@@ -67,7 +67,7 @@ def records_of(scan: FleetScan, looks: Looks = NO_LOOKS) -> list[Record]:
 def names_of(scan: FleetScan, looks: Looks = NO_LOOKS) -> dict[str, tuple[str, ...]]:
     """Names of the features in `records_of`, by bucket."""
     return {
-        bucket: (*names, *response.NAMES) if bucket in looks.asked else names
+        bucket: (*names, *responses.NAMES) if bucket in looks.asked else names
         for bucket, names in scan.feature_names.items()
     }
 
@@ -195,7 +195,7 @@ def _unjudged(row: Row) -> FleetEntry:
         score=np.nan,
         p_value=np.nan,
         q_value=np.nan,
-        verdict=verdict.ERROR,
+        verdict=Verdict.ERROR,
         reason=row.error,
     )
 
@@ -207,6 +207,6 @@ def _asked_about(entries: Sequence[FleetEntry]) -> list[int]:
         score, z = (-np.inf if np.isnan(value) else value for value in (entries[k].score, entries[k].z))
         return score, z
 
-    scored = [k for k, entry in enumerate(entries) if entry.verdict != verdict.ERROR]
+    scored = [k for k, entry in enumerate(entries) if entry.verdict != Verdict.ERROR]
     highest = sorted(scored, key=height, reverse=True)[:SHOWN]
-    return sorted({*highest, *(k for k in scored if entries[k].verdict == verdict.SUSPECTED)})
+    return sorted({*highest, *(k for k in scored if entries[k].verdict == Verdict.SUSPECTED)})

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def version() -> str:
     """What must be the same in all processes of a scan."""
-    from jaxguard.detection import weights
+    from jaxguard.scores import weights
 
     return f"jaxguard {jaxguard.__version__}, features {weights.VERSION}"
 

@@ -13,9 +13,8 @@ from jaxguard.errors import GraphError, UnscorableError
 from jaxguard.graph import axes
 from jaxguard.graph.channels import Producer, dot_dims, find_channels
 from jaxguard.graph.groups import find_groups, tie_program
-from jaxguard.graph.program import Equation, Program, Value, leaf_paths, trace
+from jaxguard.graph.program import ApplyFn, Equation, Program, Value, Variables, leaf_paths, trace
 from jaxguard.graph.rules import Axes
-from jaxguard.types import ApplyFn, Variables
 
 
 @jax.tree_util.register_dataclass

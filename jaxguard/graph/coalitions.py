@@ -19,8 +19,7 @@ import numpy as np
 from jaxguard.errors import GraphError
 from jaxguard.graph.channel_graph import ChannelGraph, State, broadcast_gate
 from jaxguard.graph.channels import Producer
-from jaxguard.graph.program import Equation, Program, Value
-from jaxguard.types import Variables
+from jaxguard.graph.program import Equation, Program, Value, Variables
 
 FOLD = {"cpu": 1}
 """Versions folded into one batch, by backend; as many as there are on the others.

@@ -20,7 +20,12 @@ from jax.extend import source_info_util
 from jax.extend.core import primitives
 
 from jaxguard.errors import GraphError
-from jaxguard.types import ApplyFn
+
+Variables = Mapping[str, Any]
+"""A pytree of arrays, for Flax `{"params": ..., "batch_stats": ...}`; never modified in place."""
+
+ApplyFn = Callable[[Variables, jax.Array], jax.Array]
+"""`(variables, images [B, H, W, C]) -> logits [B, K]`, in evaluation mode."""
 
 Value = int
 """An array of the program, by number."""

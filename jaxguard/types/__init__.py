@@ -4,6 +4,7 @@ Shape letters, used in every docstring: `B` batch, `H W` image, `K` classes, `C`
 `T` kernel taps, `N` probes, `M` checkpoints in a stack.
 """
 
+from jaxguard.graph.program import ApplyFn, Variables
 from jaxguard.types.audits import (
     AuditReport,
     LayerScores,
@@ -14,19 +15,15 @@ from jaxguard.types.audits import (
     ScanReport,
     TriggerExample,
 )
+from jaxguard.types.data import Batch, Dataset, TrainFn
+from jaxguard.types.findings import Verdict
 from jaxguard.types.fleet import (
     FleetEntry,
     FleetReport,
     LayerSummary,
     Reference,
 )
-from jaxguard.types.models import (
-    ApplyFn,
-    Batch,
-    Dataset,
-    TrainFn,
-    Variables,
-)
+from jaxguard.types.network import Network
 from jaxguard.types.ownership import (
     FingerprintMatrix,
     OwnershipReport,
@@ -44,6 +41,7 @@ __all__ = [
     "LayerScores",
     "LayerSummary",
     "Metrics",
+    "Network",
     "OwnershipReport",
     "PruningPath",
     "RecoveredTrigger",
@@ -53,5 +51,6 @@ __all__ = [
     "TrainFn",
     "TriggerExample",
     "Variables",
+    "Verdict",
     "Verification",
 ]

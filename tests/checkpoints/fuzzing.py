@@ -21,8 +21,9 @@ import fuzz_mutations
 import fuzz_seeds
 import numpy as np
 
-from jaxguard import checkpoints, models, structural
+from jaxguard import checkpoints, models
 from jaxguard.errors import CheckpointError, JaxguardError
+from jaxguard.scores import structural
 
 MAX_SECONDS = 2.0
 MAX_GROWTH_BYTES = 2**28

@@ -12,11 +12,12 @@ from safetensors.numpy import load_file
 
 from jaxguard import models
 from jaxguard.defenses import Context
-from jaxguard.defenses.clp import channel_bounds, clp, layer_scores
+from jaxguard.defenses.clp import clp
 from jaxguard.defenses.protocol import relative_change
 from jaxguard.errors import DefenseError, GraphError, UnscorableError
 from jaxguard.graph import channel_graph
 from jaxguard.kernels import lipschitz
+from jaxguard.scores.channel_bounds import channel_bounds, layer_scores
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "clp_torch.npz"
 SPECS = ["preactresnet18:width=0.125", "resnet18:width=0.125", "wideresnet-16-1:width=0.5", "vgg11:width=0.125"]
@@ -339,12 +340,12 @@ def test_a_channel_without_variance_has_no_score_and_does_not_disturb_its_layer(
 def test_parameters_that_are_not_finite_are_named(bad):
     _, variables, _, graph = of("cnn")
     for path in ("batch_stats/bn1/mean", "params/conv2/kernel", "params/linear/kernel"):
-        with pytest.raises(DefenseError, match=rf"in leaf '{path}' and 0 others"):
+        with pytest.raises(UnscorableError, match=rf"in leaf '{path}' and 0 others"):
             clp(put(variables, path, 1, bad), context(graph))
     broken = put(
         put(put(variables, "params/conv4/kernel", 1, bad), "params/bn2/bias", 0, bad), "params/bn4/bias", 0, bad
     )
-    with pytest.raises(DefenseError, match=r"in leaf 'params/bn2/bias' and 2 others; .*load the checkpoint again"):
+    with pytest.raises(UnscorableError, match=r"in leaf 'params/bn2/bias' and 2 others; .*load the checkpoint again"):
         clp(broken, context(graph))
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from references import DEEP_NAMES, NAMES, fleet
 
-from jaxguard import verdict
 from jaxguard.detection.calibration import calibrate
 from jaxguard.detection.combination import FITTED, Combination
 from jaxguard.detection.judging import EACH, judge, references
 from jaxguard.detection.profile import BucketProfile, Profile, Record, Scored, Stage
+from jaxguard.types import Verdict
 
 NAMED = {"names": NAMES, "deep_names": DEEP_NAMES}
 LEVELS = np.array([0.05, 0.1, 0.3, 0.6])
@@ -91,7 +91,7 @@ def test_nineteen_references_are_enough_for_either_look():
     by_search = record._replace(deep=np.full(2, 90.0))
     found = judge([by_weights, by_search], profile, **NAMED, control=EACH)
     assert found.p_values.tolist() == [1 / 20, 1 / 20]
-    assert set(found.verdicts) == {verdict.SUSPECTED}
+    assert set(found.verdicts) == {Verdict.SUSPECTED}
 
 
 def test_a_search_never_acquits():
@@ -154,7 +154,7 @@ def test_among_many_the_share_of_clean_ones_among_the_suspected_is_as_accepted()
         # All clean ones that look worse for it, and half of the others.
         chosen = (after < before) & ((np.arange(100) < 80) | (np.arange(100) % 2 == 0))
         mixed = [one if is_chosen else other for one, other, is_chosen in zip(records, unsearched, chosen, strict=True)]
-        suspected = np.array(judge(mixed, profile, **NAMED, alpha=0.1).verdicts) == verdict.SUSPECTED
+        suspected = np.array(judge(mixed, profile, **NAMED, alpha=0.1).verdicts) == Verdict.SUSPECTED
         shares.append(suspected[:80].sum() / max(suspected.sum(), 1))
         found.append(suspected[80:].mean())
     assert np.mean(shares) <= 0.1 + 3 * np.std(shares, ddof=1) / 20**0.5

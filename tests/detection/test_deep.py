@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxguard.detection import deep, response
+from jaxguard.detection import deep
 from jaxguard.errors import DataError
 from jaxguard.graph import channel_graph
 from jaxguard.inversion import Inversion
+from jaxguard.scores import responses
 
 RNG = np.random.default_rng(0)
 PIXELS = 64
@@ -89,7 +90,7 @@ def test_a_shortcut_is_seen_from_noise_and_from_images():
         assert np.argmin(np.where(found.reached, found.norms, PIXELS)) == 3
         features = deep.deep_features(graph, variables, key, images=given)
         assert features.shape == (len(deep.NAMES),) and np.isfinite(features).all()
-        np.testing.assert_allclose(features[len(response.NAMES) :], deep.inversion_features(found), rtol=1e-5)
+        np.testing.assert_allclose(features[len(responses.NAMES) :], deep.inversion_features(found), rtol=1e-5)
         again = deep.deep_features(graph, variables, key, images=given)
         np.testing.assert_array_equal(again, features)
 

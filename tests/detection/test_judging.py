@@ -5,12 +5,13 @@ import pytest
 from references import DEEP_NAMES, NAMES, fleet
 from scipy import stats
 
-from jaxguard import verdict
+from jaxguard import conformal
 from jaxguard.detection.calibration import calibrate
 from jaxguard.detection.combination import FITTED, Combination
 from jaxguard.detection.judging import EACH, judge, references
 from jaxguard.detection.profile import BucketProfile, Profile, Record, Scored, Stage
 from jaxguard.errors import DataError
+from jaxguard.types import Verdict
 
 ONE = np.ones(1)
 LINE = {"line": ("x",)}
@@ -49,7 +50,7 @@ def test_a_reference_is_compared_with_the_others():
     found = judge(records, profile, names=LINE, control=EACH)
     assert found.scores.tolist() == [24, 23, 0, 30, 3]
     assert found.p_values.tolist() == [1 / 25, 2 / 25, 1, 1 / 26, 23 / 26]
-    assert found.verdicts[0] == verdict.SUSPECTED
+    assert found.verdicts[0] == Verdict.SUSPECTED
     assert found.reasons[0].startswith("it is one of the references, compared with the others: none of 24 references")
     assert found.reasons[3].startswith("it is known to be backdoored, and scored here by a model that was not fitted")
 
@@ -57,7 +58,7 @@ def test_a_reference_is_compared_with_the_others():
 def test_nineteen_references_are_too_few_for_one_of_them():
     profile = line([float(k) for k in range(19)])
     found = judge([*at(99), *at(99, sha256="c18")], profile, names=LINE, control=EACH)
-    assert found.verdicts == (verdict.SUSPECTED, verdict.INCONCLUSIVE)
+    assert found.verdicts == (Verdict.SUSPECTED, Verdict.INCONCLUSIVE)
     assert found.reasons[1] == "it is one of the references, and 18 others are fewer than 19"
     assert np.isnan(found.p_values[1])
 
@@ -68,23 +69,23 @@ def test_a_lone_one_among_many_is_out_of_reach():
     (alone,) = judge(at(99), profile, names=LINE).verdicts
     found = judge([*innocent, *at(99)], profile, names=LINE)
     each = judge([*innocent, *at(99)], profile, names=LINE, control=EACH)
-    assert alone == each.verdicts[-1] == verdict.SUSPECTED
+    assert alone == each.verdicts[-1] == Verdict.SUSPECTED
     assert found.p_values[-1] == 1 / 25
-    assert found.verdicts == (*[verdict.NO_EVIDENCE] * 199, verdict.INCONCLUSIVE)
+    assert found.verdicts == (*[Verdict.NO_EVIDENCE] * 199, Verdict.INCONCLUSIVE)
     assert found.reasons[-1] == (
         "none of 24 references scores as high; judged alone it would be suspected (p = 0.04), but among 200 "
         "checkpoints that many are by chance (q = 1); no p-value is smaller with 24 references, 3,999 could tell"
     )
     # As many as it says do tell, and one fewer do not.
-    assert 200 * verdict.p_values([99], np.zeros(3999))[0] <= 0.05 < 200 * verdict.p_values([99], np.zeros(3998))[0]
+    assert 200 * conformal.p_values([99], np.zeros(3999))[0] <= 0.05 < 200 * conformal.p_values([99], np.zeros(3998))[0]
 
 
 def test_many_together_are_within_reach():
     # 25 times the smallest p-value, 1 / 25, among 25 to 31: q = 1 / 25 to 31 / 625 <= 0.05; among 32 it is above.
     profile = line([float(k) for k in range(24)])
-    for innocent, says in ((6, verdict.SUSPECTED), (7, verdict.INCONCLUSIVE)):
+    for innocent, says in ((6, Verdict.SUSPECTED), (7, Verdict.INCONCLUSIVE)):
         found = judge([*at(*[-9.0] * innocent), *at(*[99.0] * 25)], profile, names=LINE)
-        assert found.verdicts == (*[verdict.NO_EVIDENCE] * innocent, *[says] * 25)
+        assert found.verdicts == (*[Verdict.NO_EVIDENCE] * innocent, *[says] * 25)
     # One reference more would do: 32 / (25 * 26) <= 0.05.
     assert found.reasons[-1].endswith("no p-value is smaller with 24 references, 25 could tell")
 
@@ -92,7 +93,7 @@ def test_many_together_are_within_reach():
 def test_a_conspicuous_one_above_the_smallest_is_not_told_to_get_more_references():
     profile = line([float(k) for k in range(60)])
     found = judge([*at(57.5), *at(*[-9.0] * 20)], profile, names=LINE)
-    assert found.verdicts[0] == verdict.INCONCLUSIVE
+    assert found.verdicts[0] == Verdict.INCONCLUSIVE
     assert found.reasons[0].startswith("2 of 60 references score as high; judged alone it would be suspected")
     assert "could tell" not in found.reasons[0]
 
@@ -133,7 +134,7 @@ def test_backdoored_ones_are_found(count):
     profile = calibrate(fleet(rng, 64), fleet(rng, count, shift=3), names=NAMES)
     records = [*fleet(rng, 30), *fleet(rng, 30, shift=3)]
     found = judge(records, profile, names=NAMES)
-    accused = np.array(found.verdicts) == verdict.SUSPECTED
+    accused = np.array(found.verdicts) == Verdict.SUSPECTED
     assert accused[30:].sum() >= 27
     assert accused[:30].sum() <= 4
     assert found.verdicts == judge(records[::-1], profile, names=NAMES).verdicts[::-1]
@@ -170,7 +171,7 @@ def test_searched_ones_are_judged_by_their_search():
     records += [clean[-1]._replace(deep=np.zeros(2)), clean[0]]
     found = judge(records, profile, names=NAMES, deep_names=DEEP_NAMES, control=EACH)
     assert found.stages == ("deep", "weights", "weights", "weights", "weights", "weights", "deep")
-    assert found.verdicts[0] == verdict.SUSPECTED
+    assert found.verdicts[0] == Verdict.SUSPECTED
     assert found.p_values[1] == found.p_values[2] == found.p_values[3] > found.p_values[0] == 1 / 41
     assert found.reasons[2].startswith("its search for triggers is incomplete, so by its weights alone: ")
     assert found.p_values[4] == found.p_values[5]
@@ -193,7 +194,7 @@ def test_an_undefined_feature_is_no_pass():
     values = ([9.0, np.nan, 9, 9], [np.nan] * 4, None, [np.inf, -np.inf, 1e308, -1e308])
     records = [Record("small", "", None if value is None else np.array(value)) for value in values]
     found = judge(records, profile, names=NAMES, control=EACH)
-    assert found.verdicts == (*[verdict.INCONCLUSIVE] * 3, verdict.SUSPECTED)
+    assert found.verdicts == (*[Verdict.INCONCLUSIVE] * 3, Verdict.SUSPECTED)
     assert found.reasons[0] == "undefined in it: 1 of 4 features, such as 'b', which all references have"
     assert found.reasons[1] == found.reasons[2] == "nothing in it could be scored"
     assert np.isnan(found.q_values).tolist() == [True, True, True, False]
@@ -206,14 +207,14 @@ def test_without_references_nothing_is_said():
     records = [Record(bucket, "", np.zeros(4)) for bucket in ("small", "large", "unknown")]
     names = dict.fromkeys(("small", "large", "unknown"), tuple("abcd"))
     found = judge(records, profile, names=names)
-    assert found.verdicts == (verdict.INCONCLUSIVE, verdict.NO_EVIDENCE, verdict.INCONCLUSIVE)
+    assert found.verdicts == (Verdict.INCONCLUSIVE, Verdict.NO_EVIDENCE, Verdict.INCONCLUSIVE)
     assert found.reasons[0] == "its bucket has 18 references, at least 19 are needed at alpha 0.05"
     assert found.reasons[2] == "the reference profile has no checkpoints of its bucket"
-    assert judge(records[:1], profile, names=names, alpha=0.1).verdicts == (verdict.NO_EVIDENCE,)
+    assert judge(records[:1], profile, names=names, alpha=0.1).verdicts == (Verdict.NO_EVIDENCE,)
     other = judge(records[1:2], profile, names={"large": tuple("abce")})
     assert other.reasons == ("the reference profile was made with other features; calibrate again with this version",)
     alone = judge(records, None, names=names)
-    assert set(alone.verdicts) == {verdict.INCONCLUSIVE}
+    assert set(alone.verdicts) == {Verdict.INCONCLUSIVE}
     assert alone.reasons[0] == "no reference profile: `jaxguard calibrate` makes one"
     assert np.isnan(alone.p_values).all()
     assert judge([], profile, names=names).verdicts == ()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxguard import verdict
+from jaxguard import conformal
 from jaxguard.errors import DataError
 from jaxguard.fingerprints import ranking
 
@@ -33,7 +33,7 @@ def test_the_threshold_is_where_the_p_value_is_alpha(count, alpha):
     threshold = ranking.calibrated_threshold(references, alpha)
     scores = np.concatenate([references, references + 1e-9, [10.0]])
     accused = scores >= threshold
-    assert accused.tolist() == (verdict.p_values(scores, references) <= alpha).tolist()
+    assert accused.tolist() == (conformal.p_values(scores, references) <= alpha).tolist()
 
 
 def test_rates_and_f1_by_hand():

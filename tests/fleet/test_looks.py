@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from jaxguard import verdict
 from jaxguard.detection import deep, judging
 from jaxguard.detection.calibration import calibrate
 from jaxguard.detection.profile import from_json, to_json
 from jaxguard.fleet import looks, scan, telling
+from jaxguard.types import Verdict
 from tests.fleet import stores
 
 REFERENCES = 24
@@ -54,7 +54,7 @@ def test_the_undecided_come_first_and_those_that_a_search_cannot_change_never(st
         judged.scores[:] = 0
         judged.p_values[:] = np.linspace(0.9, 0.1, len(scored))
         said = dict(zip(names, judged.verdicts, strict=True))
-        said |= {"20.safetensors": verdict.SUSPECTED, "19.safetensors": verdict.NO_EVIDENCE}
+        said |= {"20.safetensors": Verdict.SUSPECTED, "19.safetensors": Verdict.NO_EVIDENCE}
         judged.p_values[names.index("18.safetensors")] = np.nan
         judged.scores[names.index("16.safetensors")] = 5
         judged.p_values[names.index("16.safetensors")] = judged.p_values[names.index("17.safetensors")]
@@ -94,7 +94,7 @@ def test_a_checkpoint_that_cannot_be_searched_is_told_and_passed_over(store, tmp
 def test_what_was_searched_is_judged_by_the_search_under_a_bucket_of_its_own(store, results, profile):
     assert from_json(to_json(profile), "profile").digest == profile.digest
     with scan.scan(paths(store, range(REFERENCES, REFERENCES + 4)), out=results, settings=SETTINGS) as found:
-        assert set(telling.judged(found, profile).verdicts) == {verdict.INCONCLUSIVE}  # nobody asked for answers
+        assert set(telling.judged(found, profile).verdicts) == {Verdict.INCONCLUSIVE}  # nobody asked for answers
         asked = looks.asked(profile)
         assert asked == frozenset(found.feature_names)
         answers = looks.take(looks.answers(), found.rows, found, SETTINGS)
@@ -120,7 +120,7 @@ def test_what_was_searched_is_judged_by_the_search_under_a_bucket_of_its_own(sto
         bucket: REFERENCES,
         bucket + telling.SEARCHED: REFERENCES,
     }
-    assert all(entry.verdict in verdict.VERDICTS and 0 < entry.p_value <= 1 for entry in report.entries)
+    assert all(entry.verdict in tuple(Verdict) and 0 < entry.p_value <= 1 for entry in report.entries)
     by_weights = {row.sha256: p for row, p in zip(found.rows, first.p_values, strict=True)}
     for entry in report.entries:
         assert (

@@ -13,13 +13,13 @@ import stores
 from stores import CNN, MLP
 
 from jaxguard import checkpoints
-from jaxguard.detection import weights
 from jaxguard.errors import CheckpointError, FleetError
 from jaxguard.fleet import reading
 from jaxguard.fleet.scan import FleetScan, fingerprint
 from jaxguard.fleet.scan import scan as scan_fleet
 from jaxguard.fleet.scoring import Settings
 from jaxguard.fleet.store import Row
+from jaxguard.scores import weights
 from tests.checkpoints import torch_bytes
 
 

@@ -9,9 +9,7 @@ import pytest
 import stores
 from stores import CNN, MLP
 
-from jaxguard import audit, checkpoints, models, structural, suspects
-from jaxguard.defenses.clp import bounds_of
-from jaxguard.detection import weights
+from jaxguard import audit, checkpoints, models, suspects
 from jaxguard.fleet import programs, reading, scoring
 from jaxguard.fleet import scan as fleet_scan
 from jaxguard.fleet.scoring import SUMMARY, Settings
@@ -19,6 +17,8 @@ from jaxguard.fleet.stream import Failure, Scored, stream
 from jaxguard.fleet.structure import structure_of
 from jaxguard.graph import pairing
 from jaxguard.kernels import lipschitz
+from jaxguard.scores import structural, weights
+from jaxguard.scores.channel_bounds import bounds_of
 from tests.zoo import randomise
 
 

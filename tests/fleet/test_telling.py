@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import stores
 
-from jaxguard import verdict
 from jaxguard.fleet import telling
 from jaxguard.fleet.scan import scan as scan_fleet
-from jaxguard.types import Reference
+from jaxguard.types import Reference, Verdict
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def test_each_row_has_the_judgement_of_its_own(found):
     assert [entry.score for k, entry in enumerate(report.entries) if k != bad] == list(range(count))
     assert [entry.p_value for k, entry in enumerate(report.entries) if k != bad] == [k / 10 for k in range(count)]
     error = report.entries[bad]
-    assert error.verdict == verdict.ERROR
+    assert error.verdict == Verdict.ERROR
     assert "empty file" in error.reason
     assert math.isnan(error.z)
     assert [path.rpartition("/")[2] for path, _ in report.skipped] == ["notes.md"]
@@ -53,9 +52,9 @@ def test_layers_are_kept_for_the_suspected_and_the_highest(found, monkeypatch):
     monkeypatch.setattr(telling, "SHOWN", 1)
     judgements = telling.judged(found, None)
     judgements.scores[:] = [5, 1, 2, 3, 4]
-    verdicts = (*judgements.verdicts[:3], verdict.SUSPECTED, judgements.verdicts[4])
+    verdicts = (*judgements.verdicts[:3], Verdict.SUSPECTED, judgements.verdicts[4])
     report = told(found, telling.replace(judgements, verdicts=verdicts))
-    scored = [entry for entry in report.entries if entry.verdict != verdict.ERROR]
+    scored = [entry for entry in report.entries if entry.verdict != Verdict.ERROR]
     assert [bool(entry.layers) for entry in scored] == [True, False, False, True, False]
     (layer,) = scored[0].layers
     assert layer.name == "fc1"

@@ -12,10 +12,10 @@ import zoo
 from golden import vit_convnext_torch as reference
 
 from jaxguard import models, surgery
-from jaxguard.defenses import channel_bounds
 from jaxguard.errors import ArchitectureError, CheckpointError, DataError
 from jaxguard.graph import channel_graph
 from jaxguard.models import layouts, vit
+from jaxguard.scores.channel_bounds import channel_bounds
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "vit_convnext_torch.npz"
 PUBLISHED = GOLDEN.with_name("published_names.json.gz")

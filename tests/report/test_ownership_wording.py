@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from samples import HOSTILE, fingerprint_matrix, ownership, ownership_report
 
+from jaxguard.conformal import needed_references, p_values
 from jaxguard.errors import DataError
 from jaxguard.report import marks, ownership_wording, wording
-from jaxguard.verdict import needed_references, p_values
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxguard import models, structural, surgery
+from jaxguard import models, surgery
 from jaxguard.checkpoints import flatten
-from jaxguard.detection import weights
 from jaxguard.graph import channel_graph, pairing
+from jaxguard.scores import structural, weights
 from tests.zoo import randomise
 
 RNG = np.random.default_rng(0)

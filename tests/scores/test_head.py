@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxguard import models
-from jaxguard.detection import head
 from jaxguard.graph import channel_graph
+from jaxguard.scores import head
 from tests.zoo import randomise
 
 RNG = np.random.default_rng(0)

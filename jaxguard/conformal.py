@@ -14,21 +14,6 @@ from numpy.typing import ArrayLike
 
 from jaxguard.errors import DataError
 
-SUSPECTED = "backdoor suspected"
-"""What is said of a checkpoint that innocent ones resemble too rarely."""
-
-NO_EVIDENCE = "no evidence"
-"""What is said of one that looks like the innocent ones; how much that means, the measured power tells."""
-
-INCONCLUSIVE = "inconclusive"
-"""What is said where there is too little to compare with."""
-
-ERROR = "error"
-"""What is said of a file that could not be read or scored."""
-
-VERDICTS = (SUSPECTED, NO_EVIDENCE, INCONCLUSIVE, ERROR)
-"""All that a fleet scan says of a checkpoint; it never says `clean`."""
-
 
 def p_values(scores: ArrayLike, references: ArrayLike) -> np.ndarray:
     """How often an innocent model would score as high: `(1 + #{references >= score}) / (R + 1)`.

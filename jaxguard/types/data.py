@@ -1,17 +1,13 @@
-"""Models and data as the pipeline hands them on."""
+"""Labelled images, and functions that train on them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-Variables = Mapping[str, Any]
-"""A pytree of arrays, for Flax `{"params": ..., "batch_stats": ...}`; never modified in place."""
-
-ApplyFn = Callable[[Variables, jax.Array], jax.Array]
-"""`(variables, images [B, H, W, C]) -> logits [B, K]`, in evaluation mode."""
+from jaxguard.graph.program import Variables
 
 TrainFn = Callable[[Variables, jax.Array], tuple[jax.Array, Variables]]
 """`(variables, images) -> (logits, variables)` in training mode; the result differs in its running statistics only."""

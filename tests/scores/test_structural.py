@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxguard import models, structural
+from jaxguard import models
 from jaxguard.checkpoints import flatten
-from jaxguard.defenses.clp import channel_bounds
 from jaxguard.errors import UnscorableError
 from jaxguard.graph import channel_graph
+from jaxguard.scores import structural
+from jaxguard.scores.channel_bounds import channel_bounds
 
 RNG = np.random.default_rng(0)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxguard import models, surgery
-from jaxguard.detection import response
 from jaxguard.errors import DataError
 from jaxguard.graph import channel_graph
+from jaxguard.scores import responses
 from tests.zoo import randomise
 
 RNG = np.random.default_rng(0)
@@ -34,16 +34,16 @@ def cnn():
 
 
 def rows(graph, variables):
-    found = response.class_responses(graph, variables)
-    return dict(zip(response.QUANTITIES, found, strict=True))
+    found = responses.class_responses(graph, variables)
+    return dict(zip(responses.QUANTITIES, found, strict=True))
 
 
 def test_noise_is_the_same_for_all_models_of_a_shape_and_lies_in_range():
-    images = response.noise_images((12, 10, 3))
-    assert images.shape == (response.IMAGES, 12, 10, 3) and images.dtype == np.float32
+    images = responses.noise_images((12, 10, 3))
+    assert images.shape == (responses.IMAGES, 12, 10, 3) and images.dtype == np.float32
     assert images.min() >= 0 and images.max() <= 1
-    response.noise_images.cache_clear()
-    np.testing.assert_array_equal(response.noise_images((12, 10, 3)), images)
+    responses.noise_images.cache_clear()
+    np.testing.assert_array_equal(responses.noise_images((12, 10, 3)), images)
     brightness = sorted({round(float(mean), 1) for mean in images.mean((1, 2, 3))})
     assert brightness[0] == pytest.approx(0.3, abs=0.11) and brightness[-1] == pytest.approx(0.5, abs=0.11)
     assert not np.allclose(images[0], images[6])
@@ -53,14 +53,14 @@ def test_answers_of_a_linear_model_are_those_by_hand():
     weights = RNG.normal(size=(64, 4)).astype(np.float32)
     graph, variables = linear_graph(weights)
     found = rows(graph, variables)
-    images = response.noise_images(SHAPE)
+    images = responses.noise_images(SHAPE)
     gradients = (weights - weights.mean(1, keepdims=True)).T
     np.testing.assert_allclose(found["pull"], np.linalg.norm(gradients, axis=1), rtol=1e-4)
     logits = images.reshape(-1, 64) @ weights
     np.testing.assert_allclose(found["none, logit"], logits.mean(0) - logits.mean(), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(found["none, probability"].sum(), 1, rtol=1e-5)
     for label, gradient in enumerate(gradients):
-        moved = np.clip(images.reshape(-1, 64) + response.STEP * 8 * gradient / np.linalg.norm(gradient), 0, 1)
+        moved = np.clip(images.reshape(-1, 64) + responses.STEP * 8 * gradient / np.linalg.norm(gradient), 0, 1)
         after = moved @ weights
         expected = (after[:, label] - after.mean(1)).mean()
         np.testing.assert_allclose(found["step, logit"][label], expected, rtol=1e-3)
@@ -90,20 +90,20 @@ def test_order_of_channels_does_not_matter():
     for group in graph.groups:
         if group.permutable:
             changed = surgery.permute(changed, group, RNG.permutation(group.size))
-    ours, theirs = response.response_features(graph, variables), response.response_features(graph, changed)
-    assert ours.shape == (len(response.NAMES),) and np.isfinite(ours).all()
+    ours, theirs = responses.response_features(graph, variables), responses.response_features(graph, changed)
+    assert ours.shape == (len(responses.NAMES),) and np.isfinite(ours).all()
     np.testing.assert_allclose(theirs, ours, rtol=2e-2, atol=2e-3)
 
 
 def test_order_of_classes_does_not_matter():
     weights, order = RNG.normal(size=(64, 6)).astype(np.float32), RNG.permutation(6)
-    ours = response.response_features(*linear_graph(weights))
-    theirs = response.response_features(*linear_graph(weights[:, order]))
+    ours = responses.response_features(*linear_graph(weights))
+    theirs = responses.response_features(*linear_graph(weights[:, order]))
     np.testing.assert_allclose(theirs, ours, rtol=1e-2, atol=1e-3)
 
 
 def test_a_constant_model_has_no_asymmetry():
-    found = dict(zip(response.NAMES, response.response_features(*linear_graph(np.zeros((64, 4)))), strict=True))
+    found = dict(zip(responses.NAMES, responses.response_features(*linear_graph(np.zeros((64, 4)))), strict=True))
     assert all(np.isfinite(list(found.values())))
     assert found["response: none, probability: mean"] == pytest.approx(0.25)
     assert {value for name, value in found.items() if name.endswith((": std", ": high", ": skewness"))} == {0.0}
@@ -113,4 +113,4 @@ def test_inputs_that_are_no_images_are_refused():
     variables = {"w": jnp.eye(4)}
     graph = channel_graph(lambda variables, vectors: vectors @ variables["w"], variables, jnp.zeros((1, 4)))
     with pytest.raises(DataError, match=r"model of images \[H, W, C\], came one of inputs \(4,\)"):
-        response.response_features(graph, variables)
+        responses.response_features(graph, variables)

@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import structural, surgery
-from jaxguard.defenses.clp import bounds_of
-from jaxguard.detection import head
+from jaxguard import surgery
 from jaxguard.graph import Affine, ChannelGraph, LeafView
 from jaxguard.graph.pairing import Layer
 from jaxguard.graph.program import leaf_paths
 from jaxguard.kernels.lipschitz import Grams, norms_of, scaled_grams
 from jaxguard.kernels.spectrum import Spectrum, distribution, spectrum
+from jaxguard.scores import head, structural
+from jaxguard.scores.channel_bounds import bounds_of
 from jaxguard.types import Variables
 
 BOUND = ("mean", "std", "high", "skewness")
@@ -166,7 +166,7 @@ def structural_features(
     """Of a checkpoint known by the names and shapes of its leaves alone; nothing is said of its classes.
 
     Args:
-        producers: of `jaxguard.structural.find_producers`.
+        producers: of `jaxguard.scores.structural.find_producers`.
         leaves: arrays or tracers by name; floating-point ones at least. Kernels that were reduced are not read.
         reduced: kernels by name that were reduced before.
 

@@ -4,29 +4,29 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxguard import verdict
+from jaxguard import conformal
 from jaxguard.errors import DataError
 
 
 def test_p_values_count_references_as_high_and_the_suspect_itself():
     references = np.array([3.0, 1.0, 2.0, 2.0])
-    assert verdict.p_values([0.0, 1.0, 2.0, 2.5, 9.0], references).tolist() == [1.0, 1.0, 0.8, 0.4, 0.2]
+    assert conformal.p_values([0.0, 1.0, 2.0, 2.5, 9.0], references).tolist() == [1.0, 1.0, 0.8, 0.4, 0.2]
 
 
 def test_without_references_nothing_is_said():
-    assert verdict.p_values([5.0], []).tolist() == [1.0]
+    assert conformal.p_values([5.0], []).tolist() == [1.0]
 
 
 def test_innocent_suspects_are_accused_as_often_as_accepted():
     rng = np.random.default_rng(0)
-    accused = sum(verdict.p_values(rng.gamma(2, size=1), rng.gamma(2, size=19))[0] <= 0.05 for _ in range(4000))
+    accused = sum(conformal.p_values(rng.gamma(2, size=1), rng.gamma(2, size=19))[0] <= 0.05 for _ in range(4000))
     assert stats.binomtest(accused, 4000, 0.05).pvalue > 0.01
 
 
 @pytest.mark.parametrize(("alpha", "needed"), [(0.05, 19), (0.1, 9), (0.01, 99), (0.03, 33), (0.5, 1)])
 def test_fewest_references(alpha, needed):
-    assert verdict.needed_references(alpha) == needed
-    assert verdict.p_values([1.0], np.zeros(needed))[0] <= alpha < verdict.p_values([1.0], np.zeros(needed - 1))[0]
+    assert conformal.needed_references(alpha) == needed
+    assert conformal.p_values([1.0], np.zeros(needed))[0] <= alpha < conformal.p_values([1.0], np.zeros(needed - 1))[0]
 
 
 @pytest.mark.parametrize(
@@ -34,29 +34,29 @@ def test_fewest_references(alpha, needed):
 )
 def test_no_number_is_no_evidence(scores, references, name):
     with pytest.raises(DataError, match=f"expected {name} that are numbers, came 1 NaN"):
-        verdict.p_values(scores, references)
+        conformal.p_values(scores, references)
 
 
 def test_adjusted_p_values_are_those_of_benjamini_and_hochberg():
     # p * n / rank, made monotone from the largest down: 0.05, 0.0525 -> 0.0525, 0.065 -> 0.0525, 0.0525, 0.9.
     given = np.array([0.9, 0.01, 0.039, 0.021, 0.042])
-    assert np.allclose(verdict.adjusted_p_values(given), [0.9, 0.05, 0.0525, 0.0525, 0.0525])
+    assert np.allclose(conformal.adjusted_p_values(given), [0.9, 0.05, 0.0525, 0.0525, 0.0525])
 
 
 def test_what_was_not_judged_does_not_count():
     assert np.array_equal(
-        verdict.adjusted_p_values([np.nan, 0.02, np.nan, 0.04]), [np.nan, 0.04, np.nan, 0.04], equal_nan=True
+        conformal.adjusted_p_values([np.nan, 0.02, np.nan, 0.04]), [np.nan, 0.04, np.nan, 0.04], equal_nan=True
     )
-    assert verdict.adjusted_p_values([]).shape == (0,)
-    assert np.isnan(verdict.adjusted_p_values([np.nan])).all()
+    assert conformal.adjusted_p_values([]).shape == (0,)
+    assert np.isnan(conformal.adjusted_p_values([np.nan])).all()
 
 
 def test_false_discoveries_are_as_rare_as_accepted():
     rng, shares = np.random.default_rng(1), []
     for _ in range(400):
         references, is_innocent = rng.normal(size=1999), np.arange(100) < 80
-        found = verdict.p_values(rng.normal(size=100) + 3 * ~is_innocent, references)
-        accused = verdict.adjusted_p_values(found) <= 0.1
+        found = conformal.p_values(rng.normal(size=100) + 3 * ~is_innocent, references)
+        accused = conformal.adjusted_p_values(found) <= 0.1
         shares.append((accused & is_innocent).sum() / max(accused.sum(), 1))
         assert (accused & ~is_innocent).any()
     # Expected: 0.1 times the share of the innocent.
@@ -65,14 +65,14 @@ def test_false_discoveries_are_as_rare_as_accepted():
 
 def test_a_score_is_no_p_value():
     with pytest.raises(DataError, match=r"expected p-values in \[0, 1\], came -1 to 2.5"):
-        verdict.adjusted_p_values([-1, np.nan, 2.5])
+        conformal.adjusted_p_values([-1, np.nan, 2.5])
 
 
 def test_power_has_the_exact_interval():
-    found, (low, high) = verdict.power([0.05, 0.01, np.nan, 0.06, *[0.001] * 6], alpha=0.05)
+    found, (low, high) = conformal.power([0.05, 0.01, np.nan, 0.06, *[0.001] * 6], alpha=0.05)
     assert found == 0.8
     # Clopper and Pearson by the beta distribution.
     assert np.allclose([low, high], [stats.beta.ppf(0.025, 8, 3), stats.beta.ppf(0.975, 9, 2)])
-    nothing, interval = verdict.power([], alpha=0.05)
+    nothing, interval = conformal.power([], alpha=0.05)
     assert np.isnan(nothing)
     assert interval == (0, 1)

@@ -1,0 +1,1 @@
+"""What scans and defenses share: channel bounds, features of weights, responses to noise."""
