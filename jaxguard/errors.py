@@ -46,3 +46,7 @@ class FingerprintError(JaxguardError):
 
 class FleetError(JaxguardError):
     """A fleet scan that cannot start or go on: a shard, a folder of results, a cluster."""
+
+
+class VerdictError(JaxguardError):
+    """A finding that a pipeline does not accept, see `jaxguard.types.Report.raise_for`."""

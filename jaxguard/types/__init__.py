@@ -16,25 +16,22 @@ from jaxguard.types.audits import (
     TriggerExample,
 )
 from jaxguard.types.data import Batch, Dataset, TrainFn
-from jaxguard.types.findings import Verdict
-from jaxguard.types.fleet import (
-    FleetEntry,
-    FleetReport,
-    LayerSummary,
-    Reference,
-)
+from jaxguard.types.findings import Finding, LayerSummary, Provenance, Reference, Verdict
+from jaxguard.types.fleet import FleetEntry, FleetReport
 from jaxguard.types.network import Network
 from jaxguard.types.ownership import (
     FingerprintMatrix,
     OwnershipReport,
     Verification,
 )
+from jaxguard.types.reports import Report
 
 __all__ = [
     "ApplyFn",
     "AuditReport",
     "Batch",
     "Dataset",
+    "Finding",
     "FingerprintMatrix",
     "FleetEntry",
     "FleetReport",
@@ -43,10 +40,12 @@ __all__ = [
     "Metrics",
     "Network",
     "OwnershipReport",
+    "Provenance",
     "PruningPath",
     "RecoveredTrigger",
     "Reference",
     "RepairReport",
+    "Report",
     "ScanReport",
     "TrainFn",
     "TriggerExample",

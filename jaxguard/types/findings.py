@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import enum
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxguard.types.audits import Metrics, RecoveredTrigger
 
 
 class Verdict(enum.StrEnum):
@@ -19,3 +25,105 @@ class Verdict(enum.StrEnum):
 
     ERROR = "error"
     """It could not be read or scored."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a scanned network came from.
+
+    Attributes:
+        name: path or URL of its checkpoint, or the name of a live network.
+        sha256: content hash of the checkpoint, hexadecimal; empty for a live network or where it could not be read.
+        size: bytes on disk; 0 for a live network.
+        format: row of `jaxguard.checkpoints.FORMATS`; empty for a live network or where none was recognised.
+        architecture: specification such as `resnet20:width=0.5`, or `unknown`.
+    """
+
+    name: str
+    sha256: str = ""
+    size: int = 0
+    format: str = ""
+    architecture: str = "unknown"
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """The channel bounds of one layer in a few numbers, NaN where undefined.
+
+    Attributes:
+        name: what was scored, such as `layer1_0/conv1 -> layer1_0/bn1`.
+        channels: `C`.
+        undefined: channels without a score.
+        mean: of the bounds.
+        std: of the bounds, `ddof=1`.
+        largest: the largest bound.
+        channel: which channel that is; -1 where none has a score.
+        z: its z-score.
+        above: channels above the layer's mean by `u` standard deviations.
+        scores: `[C]` all bounds; None where only the summary was kept.
+    """
+
+    name: str
+    channels: int
+    undefined: int
+    mean: float
+    std: float
+    largest: float
+    channel: int
+    z: float
+    above: int
+    scores: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a scan says of one checkpoint or live network.
+
+    Attributes:
+        provenance: where it came from.
+        verdict: never `clean`.
+        reason: why, in words: what the verdict rests on, what is missing, or what the error was.
+        group: the reference group it is compared with: checkpoints of one architecture and input, or of equal leaves.
+        z: the largest channel z-score of the network; NaN where it could not be scored.
+        score: by the reference profile, higher is more suspicious; NaN without one.
+        p_value: how often a clean network of its group scores as high; NaN without a profile.
+        q_value: the smallest false discovery rate at which it is among the suspected; NaN without a profile.
+        looks: what was examined: `weights`, `responses`, `triggers`.
+        layers: kept for findings a reader will look into, empty for the rest of a large fleet.
+        trigger: the trigger that a search recovered, where one was made.
+        metrics: measured on a test set, where one was given.
+        notes: what a reader must know, in whole sentences.
+    """
+
+    provenance: Provenance
+    verdict: Verdict
+    reason: str = ""
+    group: str = ""
+    z: float = math.nan
+    score: float = math.nan
+    p_value: float = math.nan
+    q_value: float = math.nan
+    looks: tuple[str, ...] = ()
+    layers: tuple[LayerSummary, ...] = ()
+    trigger: RecoveredTrigger | None = None
+    metrics: Metrics | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the checkpoints of a group were compared with.
+
+    Attributes:
+        bucket: name of the group, see `Finding.group`.
+        scores: `[R]` of networks known to be clean, each by a model that was not fitted on it.
+        suspects: `[S]` of networks known to be backdoored, likewise; may be none.
+        power: share of those that would be suspected at `alpha`; NaN where there were none.
+        interval: 95 % confidence interval of the power.
+    """
+
+    bucket: str
+    scores: np.ndarray
+    suspects: np.ndarray
+    power: float
+    interval: tuple[float, float]

@@ -3,34 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
-
-@dataclass(frozen=True)
-class LayerSummary:
-    """The channel bounds of one layer in a few numbers, NaN where undefined.
-
-    Attributes:
-        name: what was scored, such as `layer1_0/conv1 -> layer1_0/bn1`.
-        channels: `C`.
-        undefined: channels without a score.
-        mean: of the bounds.
-        std: of the bounds, `ddof=1`.
-        largest: the largest bound.
-        channel: which channel that is; -1 where none has a score.
-        z: its z-score.
-        above: channels above the layer's mean by `u` standard deviations.
-    """
-
-    name: str
-    channels: int
-    undefined: int
-    mean: float
-    std: float
-    largest: float
-    channel: int
-    z: float
-    above: int
+from jaxguard.types.findings import LayerSummary, Reference
 
 
 @dataclass(frozen=True)
@@ -68,25 +41,6 @@ class FleetEntry:
     reason: str = ""
     deep: bool = False
     layers: tuple[LayerSummary, ...] = ()
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What the checkpoints of a bucket were compared with.
-
-    Attributes:
-        bucket: see `FleetEntry`.
-        scores: `[R]` of models known to be clean, each by a model that was not fitted on it.
-        suspects: `[S]` of models known to be backdoored, likewise; may be none.
-        power: share of those that would be suspected at `alpha`; NaN where there were none.
-        interval: 95 % confidence interval of the power.
-    """
-
-    bucket: str
-    scores: np.ndarray
-    suspects: np.ndarray
-    power: float
-    interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
