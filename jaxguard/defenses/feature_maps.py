@@ -21,17 +21,14 @@ from jaxguard import training
 from jaxguard.defenses.layer_inputs import channel_axes, read_by
 from jaxguard.errors import DefenseError
 from jaxguard.graph import ChannelGraph, axes
-from jaxguard.graph.groups import tie_program
-from jaxguard.graph.program import LINEAR_MAPS, Equation, Program, Value, trace
+from jaxguard.graph.primitives import Channels, makes_channels, row
+from jaxguard.graph.program import Equation, Program, Value
+from jaxguard.graph.ties import tie_program
+from jaxguard.graph.tracing import trace
 from jaxguard.types import TrainFn, Variables
 
-_PASSED = """
-convert_element_type copy copy_p div dynamic_slice expand_dims gather mul reduce_max reduce_precision reduce_sum
-reduce_window reduce_window_max reduce_window_sum reshape rev slice squeeze stop_gradient transpose
-"""
-
-PASSED = frozenset(_PASSED.split())
-"""Primitives through which a map is sought backwards: pooling, and whatever moves or picks elements.
+PASSED = (Channels.KEEPS, Channels.MOVES, Channels.POOLS, Channels.MULTIPLIES, Channels.DIVIDES)
+"""Primitives through which a map is sought backwards: pooling, and those that move or pick elements.
 
 A product or quotient counts only where the other factor is no parameter, as in a mean.
 """
@@ -86,7 +83,7 @@ def feature_maps(graph: ChannelGraph, depths: int = 3) -> tuple[FeatureMap, ...]
 def _all_maps(graph: ChannelGraph) -> list[FeatureMap]:
     """What the producers read, as far as it comes from another producer, each value once."""
     program, nodes = graph.program, tie_program(graph.program)
-    made = _computed_from(program, {producer.result for producer in graph.producers})
+    made = program.dependents({producer.result for producer in graph.producers})
     orders = {id(eqn): k for k, eqn in enumerate(_linear_maps(program))}
     found: dict[Value, FeatureMap] = {}
     for producer in graph.producers:
@@ -111,24 +108,15 @@ def _all_maps(graph: ChannelGraph) -> list[FeatureMap]:
     return list(found.values())
 
 
-def _computed_from(program: Program, values: set[Value]) -> set[Value]:
-    """The values, and all that depends on them."""
-    found = set(values)
-    for eqn in program.equations:
-        if found.intersection(eqn.inputs):
-            found.update(eqn.outputs)
-    return found
-
-
 def _linear_maps(program: Program) -> list[Equation]:
-    return [eqn for eqn in program.equations if eqn.name in LINEAR_MAPS]
+    return [eqn for eqn in program.equations if makes_channels(eqn)]
 
 
 def _before_pooling(program: Program, value: Value) -> Value:
     """The value that was pooled, flattened or sliced to give this one."""
     writers = {output: eqn for eqn in program.equations for output in eqn.outputs}
-    moving, learned = _computed_from(program, {program.images}), _computed_from(program, set(program.leaves))
-    while (eqn := writers.get(value)) is not None and eqn.name in PASSED:
+    moving, learned = program.dependents({program.images}), program.dependents(program.leaves)
+    while (eqn := writers.get(value)) is not None and row(eqn).channels in PASSED:
         sources = [operand for operand in eqn.inputs if operand in moving]
         others = [operand for operand in eqn.inputs if operand not in moving]
         if len(sources) != 1 or learned.intersection(others):
@@ -180,7 +168,7 @@ def train_with_maps(
 
 
 def _image_side(program: Program, layers: list[Equation], order: int) -> Value:
-    moving = _computed_from(program, {program.images})
+    moving = program.dependents({program.images})
     sides = [value for value in layers[order].inputs if value in moving] if order < len(layers) else []
     if len(sides) != 1:
         raise DefenseError(

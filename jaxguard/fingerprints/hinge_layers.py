@@ -7,7 +7,8 @@ lies on a *hinge* where that value, a unit's pre-activation behind its bias and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -15,38 +16,17 @@ import numpy as np
 
 from jaxguard.errors import FingerprintError
 from jaxguard.graph import ChannelGraph
-from jaxguard.graph.program import LINEAR_MAPS, Equation, Program, Value
+from jaxguard.graph.primitives import Form, row
+from jaxguard.graph.program import Equation, Program, Value, interpret
 
 
-class Form(IntEnum):
+class Dependence(IntEnum):
     """How a value depends on the images."""
 
     CONSTANT = 0
     LINEAR = 1
     PIECEWISE = 2
     OTHER = 3
-
-
-LINEAR = {
-    *("add", "add_any", "sub", "neg", "reduce_sum", "reduce_window_sum", "cumsum"),
-    *("reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "slice", "pad", "concatenate", "rev"),
-    *("copy", "copy_p", "name", "stop_gradient", "convert_element_type", "sharding_constraint"),
-}
-"""Primitives whose result is linear in all their operands together."""
-
-BILINEAR = {"mul", *LINEAR_MAPS}
-"""Linear where one operand alone depends on the images."""
-
-COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne"}
-
-PIECEWISE = {
-    *("max", "min", "clamp", "abs", "sign", "select_n", "and", "or", "not"),
-    *("reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min"),
-    *COMPARISONS,
-}
-"""Piecewise linear in operands that are."""
-
-MOVES_ZEROS = {"broadcast_in_dim", "convert_element_type", "reshape", "copy", "neg"}
 
 
 @dataclass(frozen=True)
@@ -68,73 +48,98 @@ class HingeLayer:
     units: int
 
 
-class _Walk:
+@dataclass(frozen=True)
+class _Fact:
+    """What is known about a value.
+
+    Attributes:
+        dependence: on the images.
+        is_zero: whether it is a constant that is zero everywhere.
+        depth: number of ReLUs on the longest path from the images.
+        makers: names of the layers it comes from, those behind the last ReLU only.
+        sign_of: for a comparison with zero, the value compared.
+    """
+
+    dependence: Dependence = Dependence.CONSTANT
+    is_zero: bool = False
+    depth: int = 0
+    makers: tuple[str, ...] = ()
+    sign_of: Value | None = None
+
+
+class _Analysis:
     """One pass over a program.
 
     Attributes:
-        forms: value -> form; constants have no entry.
+        facts: value -> what is known; constants that are not zero have no entry.
         found: ReLUs, by the value that enters them.
         smooth: the first equation whose result is not piecewise linear, or None.
     """
 
     def __init__(self, graph: ChannelGraph):
-        program = graph.program
-        self.forms: dict[Value, Form] = {program.images: Form.LINEAR}
+        self.program = program = graph.program
         self.found: dict[Value, HingeLayer] = {}
         self.smooth: Equation | None = None
-        self._depths: dict[Value, int] = {program.images: 0}
-        self._makers: dict[Value, tuple[str, ...]] = {program.images: ()}
-        self._zeros = {value for value, array in program.constants.items() if not np.any(np.asarray(array))}
-        self._signs: dict[Value, Value] = {}
-        names = {producer.result: producer.name for producer in graph.producers}
+        self._names = {producer.result: producer.name for producer in graph.producers}
+        # Values inside a custom-derivative call cannot be evaluated on their own.
         whole = {program.images, *(value for eqn in program.equations for value in eqn.outputs)}
-        kept = {value: axis for value, axis in graph.batch_axes.items() if value in whole}
-        for eqn in program.primitive_equations():
-            self._step(program, eqn, names, kept)
+        self._batch_axes = {value: axis for value, axis in graph.batch_axes.items() if value in whole}
+        zeros = (value for value, array in program.constants.items() if not np.any(np.asarray(array)))
+        self.facts = dict.fromkeys(zeros, _Fact(is_zero=True)) | {program.images: _Fact(Dependence.LINEAR)}
+        interpret(program.primitive_equations(), self.facts, self._step)
 
-    def _step(self, program: Program, eqn: Equation, names: Mapping[Value, str], kept: Mapping[Value, int]) -> None:
-        moving = [value for value in eqn.inputs if value in self.forms]
+    def _step(self, eqn: Equation, operands: list[_Fact | None]) -> list[_Fact | None]:
+        given = [fact or _Fact() for fact in operands]
+        moving = [fact for fact in given if fact.dependence]
         if not moving:
-            if eqn.name in MOVES_ZEROS and self._zeros.issuperset(eqn.inputs):
-                self._zeros.update(eqn.outputs)
-            return
-        form = _form(program, eqn, self.forms)
-        if form is Form.OTHER and self.smooth is None:
+            is_zero = row(eqn).form is Form.LINEAR and all(fact.is_zero for fact in given)
+            return [_Fact(is_zero=True) if is_zero else None] * len(eqn.outputs)
+        dependence = _dependence(self.program, eqn, [fact.dependence for fact in given])
+        if dependence is Dependence.OTHER and self.smooth is None:
             self.smooth = eqn
-        depth = max(self._depths[value] for value in moving)
-        makers = tuple(dict.fromkeys(name for value in moving for name in self._makers[value]))
-        entering = self._enters(eqn) if form is Form.PIECEWISE else None
+        depth = max(fact.depth for fact in moving)
+        makers = tuple(dict.fromkeys(name for fact in moving for name in fact.makers))
+        compared = next((value for value, fact in zip(eqn.inputs, given, strict=True) if fact.dependence), None)
+        with_zero = any(fact.is_zero for fact in given)
+        entering = None
+        if dependence is Dependence.PIECEWISE and eqn.name == "max" and with_zero:
+            entering = compared
+        elif dependence is Dependence.PIECEWISE and eqn.name == "select_n":
+            entering = given[0].sign_of
         if entering is not None:
-            if entering in kept and entering not in self.found:
-                shape = program.shapes[entering]
-                units = int(np.prod(shape)) // shape[kept[entering]]
-                name, linear = "+".join(makers) or "the image", self.forms[entering] is Form.LINEAR
-                self.found[entering] = HingeLayer(name, entering, self._depths[entering] + 1, linear, units)
-            depth, makers = max(depth, self._depths[entering] + 1), ()
-        for value in eqn.outputs:
-            self.forms[value], self._depths[value] = form, depth
-            self._makers[value] = (names[value],) if value in names else makers
+            entered = self._enter(entering, makers)
+            depth, makers = max(depth, entered), ()
+        sign_of = compared if row(eqn).form is Form.COMPARISON and with_zero else None
+        return [
+            _Fact(dependence, False, depth, (self._names[value],) if value in self._names else makers, sign_of)
+            for value in eqn.outputs
+        ]
 
-    def _enters(self, eqn: Equation) -> Value | None:
-        """The value whose sign decides, if this is a ReLU."""
-        if eqn.name in COMPARISONS and self._zeros.intersection(eqn.inputs):
-            self._signs[eqn.outputs[0]] = next(value for value in eqn.inputs if value in self.forms)
-        if eqn.name == "max" and self._zeros.intersection(eqn.inputs):
-            return next(value for value in eqn.inputs if value in self.forms)
-        if eqn.name == "select_n":
-            return self._signs.get(eqn.inputs[0])
-        return None
+    def _enter(self, value: Value, makers: tuple[str, ...]) -> int:
+        """Note that a value enters a ReLU, if it can be evaluated; returns the depth of that ReLU."""
+        fact = self.facts[value]
+        if value in self._batch_axes and value not in self.found:
+            shape = self.program.shapes[value]
+            units = math.prod(shape) // shape[self._batch_axes[value]]
+            name, linear = "+".join(makers) or "the image", fact.dependence is Dependence.LINEAR
+            self.found[value] = HingeLayer(name, value, fact.depth + 1, linear, units)
+        return fact.depth + 1
 
 
-def _form(program: Program, eqn: Equation, forms: Mapping[Value, Form]) -> Form:
-    given = [forms.get(value, Form.CONSTANT) for value in eqn.inputs]
-    most, moving = max(given), sum(form > Form.CONSTANT for form in given)
-    if eqn.name in LINEAR or (eqn.name in BILINEAR and moving == 1) or (eqn.name == "div" and moving == 1 and given[0]):
-        lossy = any(np.issubdtype(program.dtypes[v], np.integer) for v in eqn.outputs)
-        return Form.OTHER if lossy else most
-    if eqn.name in PIECEWISE:
-        return max(most, Form.PIECEWISE)
-    return Form.OTHER
+def _dependence(program: Program, eqn: Equation, given: Sequence[Dependence]) -> Dependence:
+    """How the result of an equation depends on the images, from how its operands do."""
+    form, most, moving = row(eqn).form, max(given), sum(one > Dependence.CONSTANT for one in given)
+    is_linear = (
+        form is Form.LINEAR
+        or (form is Form.MULTILINEAR and moving == 1)
+        or (form is Form.LINEAR_IN_FIRST and moving == 1 and given[0] > Dependence.CONSTANT)
+    )
+    if is_linear:
+        rounds = any(np.issubdtype(program.dtypes[value], np.integer) for value in eqn.outputs)
+        return Dependence.OTHER if rounds else most
+    if form in (Form.PIECEWISE, Form.COMPARISON):
+        return max(most, Dependence.PIECEWISE)
+    return Dependence.OTHER
 
 
 def hinge_layers(graph: ChannelGraph) -> tuple[tuple[HingeLayer, ...], str | None]:
@@ -158,16 +163,17 @@ def hinge_layers(graph: ChannelGraph) -> tuple[tuple[HingeLayer, ...], str | Non
         >>> [(layer.name, layer.depth, layer.is_linear, layer.units) for layer in found]
         [('a', 1, True, 5), ('b', 2, False, 6)]
     """
-    walk = _Walk(graph)
-    smooth = f"`{walk.smooth.name}` at {walk.smooth.where}" if walk.smooth else None
-    if not walk.found:
+    analysis = _Analysis(graph)
+    smooth = f"`{analysis.smooth.name}` at {analysis.smooth.where}" if analysis.smooth else None
+    if not analysis.found:
         raise FingerprintError(
             "expected a network with ReLUs of values that are piecewise linear in the image, found "
             f"{smooth or 'none at all, a linear model'} instead in tafa_hinge(); take a fingerprint that needs no "
             "ReLU, such as sac or ipguard"
         )
-    ends_piecewise = walk.forms.get(graph.program.logits, Form.CONSTANT) < Form.OTHER
-    return tuple(walk.found.values()), None if ends_piecewise else smooth
+    logits = analysis.facts.get(graph.program.logits, _Fact())
+    ends_piecewise = logits.dependence < Dependence.OTHER
+    return tuple(analysis.found.values()), None if ends_piecewise else smooth
 
 
 def of_depths(found: Sequence[HingeLayer], depths: Sequence[int]) -> dict[int, tuple[HingeLayer, ...]]:

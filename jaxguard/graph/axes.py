@@ -80,6 +80,11 @@ def _flat(node: Axis, kind: str) -> list[Axis]:
     return [leaf for part in node.parts for leaf in _flat(part, kind)] if node.kind == kind else [node]
 
 
+def summands(node: Axis) -> list[Axis]:
+    """The parts an axis is the concatenation of; the axis itself where it is none."""
+    return _flat(node, "sum")
+
+
 def freeze(node: Axis, reason: str) -> None:
     """Forbid permuting the elements of `node`; the first reason given is kept."""
     node = find(node)
@@ -94,7 +99,7 @@ def tie(a: Axis, b: Axis) -> None:
     a, b = find(a), find(b)
     if a.size != b.size:
         raise ValueError(f"axes of {a.size} and {b.size} elements cannot be tied")
-    if a is b or a.size == 1:
+    if a is b:
         return
     if b.kind == "atom":
         a, b = b, a

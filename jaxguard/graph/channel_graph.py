@@ -11,10 +11,13 @@ import jax.numpy as jnp
 
 from jaxguard.errors import GraphError, UnscorableError
 from jaxguard.graph import axes
-from jaxguard.graph.channels import Producer, dot_dims, find_channels
-from jaxguard.graph.groups import find_groups, tie_program
-from jaxguard.graph.program import ApplyFn, Equation, Program, Value, Variables, leaf_paths, trace
-from jaxguard.graph.rules import Axes
+from jaxguard.graph.axis_rules import Axes
+from jaxguard.graph.channels import KernelDims, Producer, kernel_dims
+from jaxguard.graph.dataflow import find_channels
+from jaxguard.graph.groups import find_groups
+from jaxguard.graph.program import ApplyFn, Equation, Program, Value, Variables, leaf_paths
+from jaxguard.graph.ties import tie_program
+from jaxguard.graph.tracing import trace
 
 
 @jax.tree_util.register_dataclass
@@ -259,13 +262,8 @@ def _kernel_matrix(program: Program, producer: Producer, known: Mapping[Value, A
     return jnp.transpose(kernel, (*out_dims, *in_dims)).reshape(producer.channels, 1, -1)
 
 
-def _kernel_dims(producer: Producer, rank: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Axes of a kernel: output channels, fan-in, spatial taps."""
-    eqn = producer.equation
-    if producer.is_convolution:
-        out_dim, in_dim, *taps = eqn.params["dimension_numbers"].rhs_spec
-        return (out_dim,), (in_dim,), tuple(taps)
-    return *dot_dims(eqn, eqn.inputs.index(producer.operand), rank), ()
+def _kernel_dims(producer: Producer, rank: int) -> KernelDims:
+    return kernel_dims(producer.equation, producer.equation.inputs.index(producer.operand), rank)
 
 
 def broadcast_gate(producer: Producer, batch_axis: int | None, gate: jax.Array, array: jax.Array) -> jax.Array:

@@ -296,24 +296,15 @@ class Coalitions:
         return tuple(folds)
 
 
-def _moving(program: Program) -> set[Value]:
-    """Values that depend on the images."""
-    moving = {program.images}
-    for eqn in program.equations:
-        if moving.intersection(eqn.inputs):
-            moving.update(eqn.outputs)
-    return moving
-
-
 def _still(program: Program) -> list[Equation]:
     """Equations that do not depend on the images."""
-    moving = _moving(program)
+    moving = program.dependents({program.images})
     return [eqn for eqn in program.equations if not moving.intersection(eqn.inputs)]
 
 
 def _segments(program: Program, starts: Sequence[int]) -> tuple[_Segment, ...]:
     """Cut the equations behind each gate; `starts` are the numbers of the equations after the gates'."""
-    moving = _moving(program)
+    moving = program.dependents({program.images})
     bounds = list(zip(starts, (*starts[1:], len(program.equations)), strict=True))
     numbers = [[k for k in range(*bound) if moving.intersection(program.equations[k].inputs)] for bound in bounds]
     origin: dict[Value, int] = {}

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxguard.graph import axes
-from jaxguard.graph.axes import Axis, freeze
+from jaxguard.graph.axes import Axis
+from jaxguard.graph.axis_rules import Axes
 from jaxguard.graph.channels import Producer
 from jaxguard.graph.program import Program, Value
-from jaxguard.graph.rules import Axes, tie_equations
 
 
 class Member(NamedTuple):
@@ -55,25 +55,6 @@ class Group:
     def permutable(self) -> bool:
         """Whether any permutation, applied to all members, leaves the model's function unchanged."""
         return self.frozen is None
-
-
-def tie_program(program: Program) -> dict[Value, Axes]:
-    """Axes of every value of a program, tied by all its equations; those of its images and logits are frozen."""
-    nodes = tie_equations(program.primitive_equations(), {}, program.shapes)
-    for value, array in program.constants.items():
-        for axis, node in enumerate(nodes.get(value, ())):
-            if node.size > 1 and _varies(np.asarray(array), axis):
-                freeze(node, "constant array")
-    for value in (*program.leaves, program.images, program.logits):
-        nodes.setdefault(value, tuple(Axis(size) for size in program.shapes[value]))
-    for value, reason in ((program.images, "input"), (program.logits, "output")):
-        for node in nodes[value]:
-            freeze(node, reason)
-    return nodes
-
-
-def _varies(array: np.ndarray, axis: int) -> bool:
-    return bool(np.any(array != np.take(array, [0], axis)))
 
 
 def find_groups(program: Program, nodes: dict[Value, Axes], producers: Sequence[Producer]) -> tuple[Group, ...]:

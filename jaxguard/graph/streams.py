@@ -1,97 +1,84 @@
-"""How channels travel: which axes of a value they run over, and the layers they come from, primitive by primitive."""
+"""How channels travel: which axes of a value they run over, and which layers they come from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from jaxguard.graph.program import Equation, Value
+from jaxguard.graph import axes
+from jaxguard.graph.axis_rules import Axes
+from jaxguard.graph.primitives import row
+from jaxguard.graph.program import Equation
+from jaxguard.graph.ties import axes_of
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Channels that reach a value linearly: the axes they run over, and the producers they come from."""
+    """Channels that reach a value linearly: the axes they run over, and the producers they come from.
+
+    Attributes:
+        axes: axes of the value, slowest first.
+        sources: `(producer number, offset)`: producer channel `c` is channel `offset + c`.
+    """
 
     axes: tuple[int, ...]
     sources: tuple[tuple[int, int], ...]
 
 
-def moved(eqn: Equation, streams: Mapping[Value, Stream], shapes: Sequence[tuple[int, ...]]) -> Stream | None:
-    """Stream of the result of an equation that moves or sums elements and keeps channels apart, or None."""
-    move = MOVES.get(eqn.name)
-    stream = next((streams[v] for v in eqn.inputs if v in streams), None)
-    return move(eqn, stream, streams, shapes) if move and stream else None
-
-
-def _transposed(eqn: Equation, stream: Stream, *_: Any) -> Stream:
-    return replace(stream, axes=tuple(eqn.params["permutation"].index(k) for k in stream.axes))
-
-
-def _broadcast(eqn: Equation, stream: Stream, *_: Any) -> Stream:
-    return replace(stream, axes=tuple(eqn.params["broadcast_dimensions"][k] for k in stream.axes))
-
-
-def _reshaped(eqn: Equation, stream: Stream, _: Any, shapes: Sequence[tuple[int, ...]]) -> Stream | None:
-    """Only unit axes may come and go."""
-    source, target = shapes[eqn.inputs[0]], shapes[eqn.outputs[0]]
-    before = [k for k, size in enumerate(source) if size != 1]
-    after = [k for k, size in enumerate(target) if size != 1]
-    if [source[k] for k in before] != [target[k] for k in after] or not {*stream.axes} <= {*before}:
+def merged(streams: Sequence[Stream]) -> Stream | None:
+    """The stream of a sum of values, or of parts laid side by side; None where their channels do not line up."""
+    if len({stream.axes for stream in streams}) != 1:
         return None
-    return replace(stream, axes=tuple(after[before.index(k)] for k in stream.axes))
+    return Stream(streams[0].axes, tuple(dict.fromkeys(source for stream in streams for source in stream.sources)))
 
 
-def _summed(eqn: Equation, stream: Stream, _: Any, shapes: Sequence[tuple[int, ...]]) -> Stream | None:
-    kept = [k for k in range(len(shapes[eqn.inputs[0]])) if k not in eqn.params["axes"]]
-    return replace(stream, axes=tuple(map(kept.index, stream.axes))) if {*stream.axes} <= {*kept} else None
+def moved(eqn: Equation, streams: Sequence[Stream | None], shapes: Sequence[tuple[int, ...]]) -> Stream | None:
+    """Where an equation that moves or sums elements takes the channels of its operands.
+
+    The rule that ties its axes is applied to the axes of this one equation: channels arrive where the result has an
+    axis tied to theirs, whole and in order.
+
+    Args:
+        eqn: an equation with one result, linear in its operands.
+        streams: of each operand, None where it has none.
+        shapes: shape of every value.
+
+    Returns:
+        Stream of the result; None if the channels of an operand end here.
+    """
+    operands, (result,) = [axes_of(shapes[v]) for v in eqn.inputs], [axes_of(shapes[v]) for v in eqn.outputs]
+    row(eqn).ties(eqn, operands, [result])
+    arrived = [
+        _arrived(stream, nodes, result) for stream, nodes in zip(streams, operands, strict=True) if stream is not None
+    ]
+    found = [stream for stream in arrived if stream is not None]
+    return merged(found) if len(found) == len(arrived) else None
 
 
-def _pooled(eqn: Equation, stream: Stream, *_: Any) -> Stream | None:
-    return stream if all(eqn.params["window_dimensions"][k] == 1 for k in stream.axes) else None
-
-
-def _sliced(eqn: Equation, stream: Stream, _: Any, shapes: Sequence[tuple[int, ...]]) -> Stream | None:
-    source, target = shapes[eqn.inputs[0]], shapes[eqn.outputs[0]]
-    return stream if all(source[k] == target[k] for k in stream.axes) else None
-
-
-def _padded(eqn: Equation, stream: Stream, *_: Any) -> Stream | None:
-    edges = [eqn.params["padding_config"][k] for k in stream.axes]
-    if not any(any(edge) for edge in edges):
-        return stream
-    low, _, interior = edges[0]
-    return _shifted(stream, low) if len(edges) == 1 and low >= 0 and not interior else None
-
-
-def _concatenated(
-    eqn: Equation, stream: Stream, streams: Mapping[Value, Stream], shapes: Sequence[tuple[int, ...]]
-) -> Stream | None:
-    if stream.axes != (eqn.params["dimension"],):
+def _arrived(stream: Stream, operand: Axes, result: Axes) -> Stream | None:
+    places = [_place(operand[axis], result) for axis in stream.axes]
+    found = [place for place in places if place is not None]
+    if len(found) < len(places):
         return None
-    sources: list[tuple[int, int]] = []
-    offset = 0
-    for value in eqn.inputs:
-        if value in streams:
-            sources += _shifted(streams[value], offset).sources
-        offset += shapes[value][stream.axes[0]]
-    return Stream(stream.axes, tuple(sources))
+    is_whole = all(
+        axes.find(result[k]) is axes.find(operand[axis]) for axis, (k, _) in zip(stream.axes, found, strict=True)
+    )
+    if is_whole:
+        return replace(stream, axes=tuple(k for k, _ in found))
+    if len(found) > 1:  # channels numbered over several axes cannot be shifted along one of them
+        return None
+    ((axis, shift),) = found
+    return Stream((axis,), tuple((number, start + shift) for number, start in stream.sources))
 
 
-def _shifted(stream: Stream, offset: int) -> Stream:
-    return replace(stream, sources=tuple((producer, start + offset) for producer, start in stream.sources))
-
-
-MOVES: dict[str, Callable[..., Stream | None]] = {
-    "transpose": _transposed,
-    "broadcast_in_dim": _broadcast,
-    "reshape": _reshaped,
-    "squeeze": _reshaped,
-    "expand_dims": _reshaped,
-    "reduce_sum": _summed,
-    "reduce_window_sum": _pooled,
-    "slice": _sliced,
-    "pad": _padded,
-    "concatenate": _concatenated,
-}
-"""Primitive name -> how a stream passes through it."""
+def _place(node: axes.Axis, result: Axes) -> tuple[int, int] | None:
+    """Axis of the result that an operand's axis is, or is a part of, and how far along it begins."""
+    if any(atom.frozen for atom, _ in axes.atoms(node)):
+        return None
+    for k, whole in enumerate(result):
+        offset = 0
+        for part in [whole] if axes.find(whole) is axes.find(node) else axes.summands(whole):
+            if axes.find(part) is axes.find(node):
+                return k, offset
+            offset += axes.find(part).size
+    return None

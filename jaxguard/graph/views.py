@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxguard.graph import axes
-from jaxguard.graph.axes import Axis
-from jaxguard.graph.program import Program, Value
-from jaxguard.graph.rules import tie_equations
+from jaxguard.graph.program import Program, Value, open_bodies
+from jaxguard.graph.ties import axes_of, tie_equations
 
 LEAF_NAMES = ("kernel", "weight", "scale", "var")
 
@@ -44,8 +43,9 @@ def find_view(program: Program, leaf: Value, value: Value, dims: Sequence[int]) 
         The view; None if the channels are not a run of the leaf's axes, or of one slice of it.
     """
     cone = program.cone(value)
-    nodes = {leaf: tuple(Axis(size) for size in program.shapes[leaf])}
-    tie_equations((part for eqn in cone for part in eqn.body or (eqn,)), nodes, program.shapes)
+    nodes = {leaf: axes_of(program.shapes[leaf])}
+    tie_equations(open_bodies(cone), nodes, program.shapes)
+    # Channels are runs of the leaf's atoms: what a slice left out has no atoms in the value.
     used = {atom for node in nodes[value] for atom, _ in axes.atoms(node)}
     runs = [[atom for atom, _ in axes.atoms(node) if atom.size > 1 and atom in used] for node in nodes[leaf]]
     wanted = [atom for dim in dims for atom, _ in axes.atoms(nodes[value][dim]) if atom.size > 1]

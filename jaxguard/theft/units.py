@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxguard.graph import Member, axes
 from jaxguard.graph.axes import Axis
-from jaxguard.graph.groups import tie_program
 from jaxguard.graph.program import Equation, Program, Value
+from jaxguard.graph.ties import tie_program
 
 Exponents = np.ndarray
 """`[places]`, an exponent as a linear form in those of the places in the variables."""

@@ -7,7 +7,7 @@ import zoo
 from jaxguard import models, surgery
 from jaxguard.errors import GraphError
 from jaxguard.graph import channel_graph
-from jaxguard.graph.program import trace
+from jaxguard.graph.tracing import trace
 
 
 def variables(**shapes):

@@ -1,9 +1,8 @@
-"""How each primitive ties the axes of its operands to the axes of its results.
+"""Rules for how a primitive ties the axes of its operands to the axes of its results.
 
-`RULES` maps a primitive's name to a rule `(eqn, operands, results) -> None`; operands and results are tuples of `Axis`
-nodes, one per array axis. A rule calls `tie` where two axes index the same channels and `freeze` where the result
-depends on the order along an axis. An axis no rule says anything about may be permuted freely: sums and maxima do not
-see the order. To support a new primitive, add its row.
+A rule is `(eqn, operands, results) -> None`; operands and results are tuples of `Axis` nodes, one per array axis. It
+calls `tie` where two axes index the same channels and `freeze` where the result depends on the order along an axis. An
+axis about which no rule says anything may be permuted freely: sums and maxima do not depend on the order.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from jaxguard.errors import GraphError
 from jaxguard.graph import axes
 from jaxguard.graph.axes import Axis, freeze, tie
-from jaxguard.graph.program import Equation, Value
+from jaxguard.graph.program import Equation
 
 Axes = tuple[Axis, ...]
 Rule = Callable[[Equation, Sequence[Axes], Sequence[Axes]], None]
@@ -97,11 +96,6 @@ def broadcast_in_dim(eqn: Equation, operands: Sequence[Axes], results: Sequence[
 def squeeze(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
     """Unit axes vanish."""
     _tie_equal_sizes((a for k, a in enumerate(operands[0]) if k not in eqn.params["dimensions"]), results[0])
-
-
-def expand_dims(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
-    """Unit axes appear."""
-    _tie_equal_sizes(operands[0], (a for k, a in enumerate(results[0]) if k not in eqn.params["dimensions"]))
 
 
 def reshape(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
@@ -271,75 +265,8 @@ def freeze_everything(eqn: Equation, operands: Sequence[Axes], results: Sequence
         _freeze_all(nodes, eqn.name)
 
 
-_ELEMENTWISE = """
-abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
-conj convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt
-igamma igammac imag integer_pow is_finite le le_to lgamma log log1p log2 logistic lt lt_to max min mul name ne
-neg nextafter not or polygamma population_count pow real reduce_precision
-regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin
-sinh sqrt square stop_gradient sub tan tanh xor
-"""
-
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(_ELEMENTWISE.split(), elementwise),
-    **dict.fromkeys(("device_put", "optimization_barrier", "pvary", "sharding_constraint"), identity),
-    **dict.fromkeys(
-        ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor"),
-        reduction,
-    ),
-    **dict.fromkeys(("argmax", "argmin"), arg_reduction),
-    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), along_axis("axis")),
-    "rev": along_axis("dimensions"),
-    "sort": along_axis("dimension"),
-    "top_k": top_k,
-    "transpose": transpose,
-    "broadcast_in_dim": broadcast_in_dim,
-    "squeeze": squeeze,
-    "expand_dims": expand_dims,
-    "reshape": reshape,
-    "tile": tile,
-    "concatenate": concatenate,
-    "slice": slice_,
-    "dynamic_slice": dynamic_slice,
-    "dynamic_update_slice": dynamic_update_slice,
-    "gather": gather,
-    "pad": pad,
-    **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window"), windowed),
-    "dot_general": dot_general,
-    "conv_general_dilated": conv_general_dilated,
-    "iota": iota,
-}
-"""Primitive name -> rule."""
-
-
-def tie_equations(
-    equations: Iterable[Equation], nodes: dict[Value, Axes], shapes: Sequence[tuple[int, ...]]
-) -> dict[Value, Axes]:
-    """Apply the rules to equations in order.
-
-    Args:
-        equations: primitive equations.
-        nodes: axes of the values known so far; completed in place.
-        shapes: shape of every value.
-
-    Returns:
-        `nodes`, with the axes of every value the equations read or write.
-
-    Raises:
-        GraphError: an equation has no rule.
-    """
-
-    def axes_of(value: Value) -> Axes:
-        if value not in nodes:
-            nodes[value] = tuple(Axis(size) for size in shapes[value])
-        return nodes[value]
-
-    for equation in equations:
-        rule = RULES.get(equation.name)
-        if rule is None:
-            raise GraphError(
-                f"expected primitives with a tie rule, got `{equation.name}` at {equation.where}; "
-                f"add its rule to jaxguard.graph.rules.RULES, or express the model without it"
-            )
-        rule(equation, [axes_of(value) for value in equation.inputs], [axes_of(v) for v in equation.outputs])
-    return nodes
+def laid_flat(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
+    """For equations that stand for others: `trace` replaces them, so none is left to be tied."""
+    raise GraphError(
+        f"expected `{eqn.name}` at {eqn.where} to be laid flat by trace(), got it whole; report this model"
+    )

@@ -1,0 +1,63 @@
+"""The axes of a program's values, tied where they index the same channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from jaxguard.graph.axes import Axis, freeze
+from jaxguard.graph.axis_rules import Axes
+from jaxguard.graph.primitives import row
+from jaxguard.graph.program import Equation, Program, Value, interpret
+
+
+def tie_equations(
+    equations: Iterable[Equation], nodes: dict[Value, Axes], shapes: Sequence[tuple[int, ...]]
+) -> dict[Value, Axes]:
+    """Tie the axes of the values that some equations read and write.
+
+    Args:
+        equations: primitive equations, in execution order.
+        nodes: axes of the values known so far; completed in place.
+        shapes: shape of every value.
+
+    Returns:
+        `nodes`, with the axes of every value the equations read or write.
+
+    Raises:
+        GraphError: an equation's primitive has no row.
+    """
+
+    def apply_rule(eqn: Equation, operands: list[Axes | None]) -> list[Axes]:
+        inputs = [nodes.setdefault(value, axes_of(shapes[value])) for value in eqn.inputs]
+        outputs = [axes_of(shapes[value]) for value in eqn.outputs]
+        row(eqn).ties(eqn, inputs, outputs)
+        return outputs
+
+    return interpret(equations, nodes, apply_rule)
+
+
+def axes_of(shape: Sequence[int]) -> Axes:
+    """Untied axes of an array."""
+    return tuple(map(Axis, shape))
+
+
+def tie_program(program: Program) -> dict[Value, Axes]:
+    """Axes of every value of a program, tied by all its equations; those of its images and logits are frozen."""
+    nodes = tie_equations(program.primitive_equations(), {}, program.shapes)
+    # A constant that varies along an axis, such as a positional code, pins the order of its elements.
+    for value, array in program.constants.items():
+        for axis, node in enumerate(nodes.get(value, ())):
+            if node.size > 1 and _varies(np.asarray(array), axis):
+                freeze(node, "constant array")
+    for value in (*program.leaves, program.images, program.logits):
+        nodes.setdefault(value, axes_of(program.shapes[value]))
+    for value, reason in ((program.images, "input"), (program.logits, "output")):
+        for node in nodes[value]:
+            freeze(node, reason)
+    return nodes
+
+
+def _varies(array: np.ndarray, axis: int) -> bool:
+    return bool(np.any(array != np.take(array, [0], axis)))

@@ -1,0 +1,208 @@
+"""Tracing a model into a `Program`.
+
+Calls (`jit`, `remat`, ...) are inlined with fresh values at every call site, `scan` is unrolled, `cond` becomes a
+select between its branches, `stack`, `split` and `unstack` become concatenation and slices, so that every convolution
+of a model is one equation and few primitives need an axis rule. A custom-derivative call without a layer inside is
+evaluated whole, which keeps its gradient rule, but shows its body to the analyses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jex
+from jax.extend import source_info_util
+from jax.extend.core import primitives as lax_primitives
+
+from jaxguard.errors import GraphError
+from jaxguard.graph.primitives import PRIMITIVES, Expansion, makes_channels
+from jaxguard.graph.program import ApplyFn, Equation, Program, Value, leaf_paths, open_bodies
+
+MAX_UNROLL = 256
+
+
+def trace(apply_fn: ApplyFn, variables: Any, images: Any) -> Program:
+    """Trace a model into a flat program.
+
+    Args:
+        apply_fn: `(variables, images) -> logits`.
+        variables: pytree of arrays or `jax.ShapeDtypeStruct`s; only shapes and dtypes matter.
+        images: likewise, `[B, ...]`.
+
+    Returns:
+        The program.
+
+    Raises:
+        GraphError: the model returns anything but one array, or loops in a way that cannot be unrolled.
+    """
+    structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.result_type(x)), (variables, images))
+    closed, result = jax.make_jaxpr(apply_fn, return_shape=True)(*structs)
+    if not isinstance(result, jax.ShapeDtypeStruct):
+        raise GraphError(
+            f"expected apply_fn to return one array of logits, got {jax.tree.structure(result)}; "
+            "wrap it so that it returns the logits alone"
+        )
+    tracer = _Tracer(Program(paths=leaf_paths(variables)))
+    program = tracer.program
+    arguments = [program.new_value(v.aval.shape, v.aval.dtype) for v in _open(closed)[0].invars]
+    program.leaves, program.images = tuple(arguments[:-1]), arguments[-1]
+    (program.logits,) = tracer.inline(closed, arguments)
+    return program
+
+
+def _open(closed: Any) -> tuple[Any, Sequence[Any]]:
+    """Jaxpr and constants; from JAX 0.11 on they are one object."""
+    return getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
+
+
+class _Tracer:
+    """Appends the equations of jaxprs to a program.
+
+    Attributes:
+        program: the program.
+        callers: source of each call that is being inlined, outermost first.
+    """
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.callers: list[Any] = []
+
+    def inline(self, closed: Any, arguments: Sequence[Value]) -> list[Value]:
+        """Append the equations of a jaxpr, applied to values; returns the values of its results."""
+        jaxpr, constants = _open(closed)
+        env: dict[Any, Value] = dict(zip(jaxpr.constvars, map(self.program.new_constant, constants), strict=True))
+        env.update(zip(jaxpr.invars, arguments, strict=True))
+
+        def read(atom: Any) -> Value:
+            return self.program.new_constant(atom.val) if isinstance(atom, jex.Literal) else env[atom]
+
+        for eqn in jaxpr.eqns:
+            inputs = [read(atom) for atom in eqn.invars]
+            found = PRIMITIVES.get(eqn.primitive.name)
+            if found is None or found.call is None:
+                structs = [(var.aval.shape, getattr(var.aval, "dtype", None)) for var in eqn.outvars]
+                outputs = self._emit(eqn.primitive, inputs, structs, eqn.params, eqn.source_info)
+            else:
+                inner = None if found.call.jaxpr is None else eqn.params[found.call.jaxpr]
+                self.callers.append(eqn.source_info)
+                outputs = _EXPANSIONS[found.call.expansion](self, eqn, inner, inputs)
+                self.callers.pop()
+            env.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def custom_derivative(self, eqn: Any, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
+        equations = self.program.equations
+        start = len(equations)
+        outputs = self.inline(jaxpr, inputs)
+        body = equations[start:]
+        written = {value for equation in body for value in equation.outputs}
+        # A call that hands on an input, or one array twice, writes no value of its own and cannot be kept whole.
+        if any(map(makes_channels, body)) or len(set(outputs)) < len(outputs) or not written.issuperset(outputs):
+            return outputs
+        sources = self._sources(eqn.source_info)
+        whole = Equation(eqn.primitive, tuple(inputs), tuple(outputs), eqn.params, sources, tuple(open_bodies(body)))
+        equations[start:] = [whole]
+        return outputs
+
+    def unroll(self, eqn: Any, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
+        length, (num_consts, num_carry) = eqn.params["length"], _scan_counts(eqn.params)
+        if length > MAX_UNROLL:
+            raise GraphError(
+                f"expected a scan of at most {MAX_UNROLL} steps, got {length} at "
+                f"{source_info_util.summarize(eqn.source_info)}; audit a shorter form of the model"
+            )
+        constants, stacked = list(inputs[:num_consts]), inputs[num_consts + num_carry :]
+        carry = list(inputs[num_consts : num_consts + num_carry])
+        steps: dict[int, list[Value]] = {}
+        for step in reversed(range(length)) if eqn.params["reverse"] else range(length):
+            sliced = [self._pick(value, step, eqn.source_info) for value in stacked]
+            outputs = self.inline(jaxpr, [*constants, *carry, *sliced])
+            carry, steps[step] = outputs[:num_carry], outputs[num_carry:]
+        results = zip(*(steps[step] for step in range(length)), strict=True)
+        return carry + [self._stacked(values, eqn.source_info) for values in results]
+
+    def select(self, eqn: Any, jaxprs: Any, inputs: Sequence[Value]) -> list[Value]:
+        which, *operands = inputs
+        branches = [self.inline(branch, operands) for branch in jaxprs]
+        return [
+            self._append(lax_primitives.select_n_p, (which, *cases), {}, eqn.source_info)
+            for cases in zip(*branches, strict=True)
+        ]
+
+    def stack(self, eqn: Any, _: Any, inputs: Sequence[Value]) -> list[Value]:
+        return [self._stacked(inputs, eqn.source_info, eqn.params["axis"])]
+
+    def split(self, eqn: Any, _: Any, inputs: Sequence[Value]) -> list[Value]:
+        (value,), axis = inputs, eqn.params["axis"]
+        edges = accumulate(map(int, eqn.params["sizes"]), initial=0)
+        return [self._slice(value, run, axis, eqn.source_info) for run in pairwise(edges)]
+
+    def unstack(self, eqn: Any, _: Any, inputs: Sequence[Value]) -> list[Value]:
+        (value,), axis = inputs, eqn.params["axis"]
+        return [self._pick(value, k, eqn.source_info, axis) for k in range(self.program.shapes[value][axis])]
+
+    def _slice(self, value: Value, run: tuple[int, int], axis: int, source: Any) -> Value:
+        starts, limits = [0] * len(self.program.shapes[value]), list(self.program.shapes[value])
+        starts[axis], limits[axis] = run
+        params = {"start_indices": tuple(starts), "limit_indices": tuple(limits), "strides": None}
+        return self._append(lax_primitives.slice_p, (value,), params, source)
+
+    def _pick(self, value: Value, position: int, source: Any, axis: int = 0) -> Value:
+        """`value[position]`, along `axis`."""
+        kept = self._slice(value, (position, position + 1), axis, source)
+        return self._append(lax_primitives.squeeze_p, (kept,), {"dimensions": (axis,)}, source)
+
+    def _stacked(self, values: Sequence[Value], source: Any, axis: int = 0) -> Value:
+        """The values along a new axis, the inverse of `_pick`."""
+        shape = self.program.shapes[values[0]]
+        old_axes = (*range(axis), *range(axis + 1, len(shape) + 1))
+        params = {"shape": (*shape[:axis], 1, *shape[axis:]), "broadcast_dimensions": old_axes, "sharding": None}
+        rows = [self._append(lax_primitives.broadcast_in_dim_p, (value,), params, source) for value in values]
+        return self._append(lax_primitives.concatenate_p, rows, {"dimension": axis}, source)
+
+    def _append(self, primitive: Any, inputs: Sequence[Value], params: Mapping[str, Any], source: Any) -> Value:
+        """Append an equation with one result that the jaxpr did not have."""
+        shapes, dtypes = self.program.shapes, self.program.dtypes
+        structs = [jax.ShapeDtypeStruct(shapes[value], dtypes[value]) for value in inputs]
+        result = jax.eval_shape(lambda *xs: primitive.bind(*xs, **params), *structs)
+        (output,) = self._emit(primitive, inputs, [(result.shape, result.dtype)], params, source)
+        return output
+
+    def _emit(
+        self,
+        primitive: Any,
+        inputs: Sequence[Value],
+        results: Sequence[tuple[tuple[int, ...], Any]],
+        params: Mapping[str, Any],
+        source: Any,
+    ) -> list[Value]:
+        outputs = [self.program.new_value(shape, dtype) for shape, dtype in results]
+        self.program.equations.append(Equation(primitive, tuple(inputs), tuple(outputs), params, self._sources(source)))
+        return outputs
+
+    def _sources(self, innermost: Any) -> tuple[Any, ...]:
+        """Where an equation comes from, through the calls that are being inlined."""
+        return (innermost, *reversed(self.callers))
+
+
+def _scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Constants and carries of a scan; from JAX 0.11 on the sizes of its inputs' parts."""
+    if "ft_in" in params:
+        constants, carry, _ = params["ft_in"].unpack()
+        return len(constants), len(carry)
+    return params["num_consts"], params["num_carry"]
+
+
+_EXPANSIONS: dict[Expansion, Callable[[_Tracer, Any, Any, Sequence[Value]], list[Value]]] = {
+    Expansion.INLINE: lambda tracer, _, jaxpr, inputs: tracer.inline(jaxpr, inputs),
+    Expansion.CUSTOM_DERIVATIVE: _Tracer.custom_derivative,
+    Expansion.UNROLL: _Tracer.unroll,
+    Expansion.SELECT: _Tracer.select,
+    Expansion.STACK: _Tracer.stack,
+    Expansion.SPLIT: _Tracer.split,
+    Expansion.UNSTACK: _Tracer.unstack,
+}
