@@ -69,7 +69,7 @@ OPENS_FILES = {"checkpoints", "data", "report", "cli"}
 
 
 def unit_of(path: pathlib.Path) -> str:
-    """First part of a module's name: `graph` of graph/rules.py, `audit` of audit.py."""
+    """First part of a module's name: `graph` of graph/axes.py, `audit` of audit.py."""
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 

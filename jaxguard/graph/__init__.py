@@ -1,7 +1,8 @@
 """The channel graph of any JAX model, derived from its jaxpr.
 
-`program` traces a model into a flat list of equations; `axes` and `rules` find which axes are the same channels;
-`channels` finds who makes them; `channel_graph` puts it together and runs the model gated or cut.
+`tracing` lays a model flat into a `program`; `primitives` is the table of what every analysis has to know about a
+primitive; `ties` finds which axes are the same channels, `groups` gathers those that are permuted together, `dataflow`
+finds the layers that make channels; `channel_graph` puts it together and runs the model gated or cut.
 """
 
 from jaxguard.graph.channel_graph import ChannelGraph, Gates, State, channel_graph
