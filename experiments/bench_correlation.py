@@ -29,7 +29,8 @@ import jax.numpy as jnp
 import machine
 import numpy as np
 
-from jaxguard import backend
+from jaxguard import execution
+from jaxguard.fingerprints import sac
 from jaxguard.kernels import correlation
 
 SEED, PROBES, CLASSES = 0, 800, 10
@@ -90,7 +91,7 @@ def jaxguard_way(owner: np.ndarray, suspects: np.ndarray, *, workers: int) -> Ca
 
     def call(count: int) -> np.ndarray:
         rows = correlation.unit_rows(theirs if count == len(theirs) else theirs[:count])
-        found = correlation.distances(correlation.unit_rows(mine), rows, halved=True, workers=workers)
+        found = sac.distances(correlation.unit_rows(mine), rows, halved=True, workers=workers)
         return np.asarray(jax.block_until_ready(found))
 
     return call
@@ -103,11 +104,11 @@ def ways(owner: np.ndarray, suspects: np.ndarray) -> dict[str, Way]:
         "NumPy loop, owner's matrix once": Way(numpy_way(owner, suspects, again=False), 0.1),
     }
     if with_torch:
-        for threads in sorted({1, backend.workers()}):
+        for threads in sorted({1, execution.workers()}):
             for name, again, share in (("every time", True, 0.1), ("once", False, 0.3)):
                 call = torch_way(owner, suspects, again=again, threads=threads)
                 found[f"torch loop, owner's matrix {name}, threads: {threads}"] = Way(call, share)
-    for workers in sorted({1, backend.workers()}):
+    for workers in sorted({1, execution.workers()}):
         found[f"jaxguard, workers: {workers}"] = Way(jaxguard_way(owner, suspects, workers=workers), 1.0)
     return found
 

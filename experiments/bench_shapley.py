@@ -4,7 +4,7 @@
 
 One whole permutation: all channels of a network leave one by one in a random order, and the logits of 100 images are
 wanted after each. jaxguard computes what differs from the coalition before (`jaxguard.graph.Coalitions`), on as many
-host threads as the estimator has (`jaxguard.backend.workers`; `one_worker` is one of them alone); the
+host threads as the estimator has (`jaxguard.execution.workers`; `one_worker` is one of them alone); the
 references compute the masked network from the start: a compiled JAX function of the gates, one at a time as a loop
 does and from as many threads (`jax_loop_threads`), and torch with forward hooks where torch is importable. ResNet-20
 goes through whole permutations. Of PreActResNet-18 every thirtieth chunk is evaluated, evenly spread over the
@@ -22,7 +22,6 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -30,7 +29,7 @@ import jax.numpy as jnp
 import machine
 import numpy as np
 
-from jaxguard import backend, models
+from jaxguard import execution, models
 from jaxguard.graph import Coalitions, channel_graph
 
 OUT = pathlib.Path(__file__).parent / "results" / "shapley.json"
@@ -61,8 +60,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def in_threads(run: Callable[[Any], Any], inputs: Iterable[Any], workers: int) -> None:
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(run, inputs))
+    list(execution.in_threads(run, inputs, threads=workers))
 
 
 def bench(arch: str, stride: int, chunk: int, fold: int | None) -> dict[str, Any]:
@@ -94,7 +92,7 @@ def bench(arch: str, stride: int, chunk: int, fold: int | None) -> dict[str, Any
     compile_seconds = seconds(lambda: logits(variables, start, first).block_until_ready())
     expected = np.stack([masked(variables, images, row) for row in first])
     error = float(np.abs(np.asarray(logits(variables, start, first)) - expected).max() / np.abs(expected).max())
-    workers = backend.workers()
+    workers = execution.workers()
 
     def evaluate(block: int) -> None:
         logits(variables, start, gates(block)).block_until_ready()

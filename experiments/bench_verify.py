@@ -11,7 +11,6 @@ Expected: verify within 1.2 times the bare time.
 Result: experiments/results/verify.json.
 """
 
-import concurrent.futures
 import json
 import pathlib
 import statistics
@@ -22,7 +21,7 @@ import jax
 import machine
 import numpy as np
 
-from jaxguard import backend, models, ownership
+from jaxguard import execution, models, ownership
 from jaxguard.fingerprints.asking import BATCH_SIZE
 from jaxguard.suspects import Suspect
 from jaxguard.types import Batch
@@ -51,8 +50,7 @@ def main() -> None:
             forward(one.variables, batch).block_until_ready()
 
     def threads() -> None:
-        with concurrent.futures.ThreadPoolExecutor(backend.workers()) as pool:
-            list(pool.map(ask, suspects))
+        list(execution.in_threads(ask, suspects))
 
     ways: dict[str, Callable[[], object]] = {
         "bare": lambda: [ask(one) for one in suspects],

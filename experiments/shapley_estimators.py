@@ -28,6 +28,7 @@ from jax.tree_util import Partial
 
 from jaxguard import data, demo, models
 from jaxguard.attacks import badnets, poison
+from jaxguard.defenses.shapley_estimation import permutation_sampling
 from jaxguard.defenses.shapley_pruning import AttackValue
 from jaxguard.graph import Coalitions, channel_graph
 from jaxguard.kernels import shapley
@@ -70,7 +71,7 @@ def main() -> None:
 
     def sample(pairing: Any, passes: int, seed: int, threshold: float | None = None) -> shapley.Estimate:
         samples = passes // PASSES[pairing]
-        return shapley.permutation_sampling(
+        return permutation_sampling(
             value, players, jax.random.key(seed), samples=samples, pairing=pairing, threshold=threshold
         )
 

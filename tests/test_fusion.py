@@ -7,6 +7,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import ot
 import pytest
 import zoo
 
@@ -99,7 +100,6 @@ def test_layers_tied_by_a_sum_share_one_map():
 
 def reference(kernels_a, kernels_b, masses, weight):
     """OTBR's stage 2 as it is written down, in NumPy, with POT's plans; kernels `[o, i, taps]`."""
-    ot = pytest.importorskip("ot", reason="needs POT: pip install pot")
     columns, fused = np.eye(kernels_a[0].shape[1]), []
     for ours, theirs, mass in zip(kernels_a, kernels_b, masses, strict=True):
         moved = np.einsum("oit,ij->ojt", ours, columns)

@@ -13,7 +13,7 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 LONGEST = 360
 
 LEVELS = (
-    {"backend", "errors", "logs"},
+    {"errors", "execution", "logs"},
     {"checkpoints", "conformal", "graph", "kernels"},
     {"types"},
     {"attacks", "data", "endpoints", "models", "report", "surgery", "training"},
@@ -122,6 +122,24 @@ def test_libraries_have_their_place():
 def test_few_modules_touch_files():
     assert [place for unit, place in file_calls() if unit not in OPENS_FILES] == []
     assert {unit for unit, _ in file_calls()} >= {"checkpoints", "data", "report"}
+
+
+THREADS = {
+    "execution.py": "compute, for everything else",
+    "checkpoints/zarr.py": "reads chunks",
+    "endpoints/endpoint.py": "waits for answers",
+    "fleet/cluster.py": "asks for the state of files",
+    "fleet/compiling.py": "waits for the compiler",
+    "fleet/stream.py": "reads checkpoints",
+}
+"""Files with thread pools, and what these do."""
+
+
+def test_one_module_knows_the_machine():
+    """The backend is asked for, and threads that compute are started, in `execution` alone."""
+    texts = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
+    assert {name for name, text in texts.items() if "default_backend" in text} == {"execution.py"}
+    assert {name for name, text in texts.items() if "ThreadPoolExecutor" in text} == THREADS.keys()
 
 
 def test_files_are_short():

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from jaxguard import training
+from jaxguard import execution, training
 from jaxguard.types import Batch, TrainFn, Variables
 
 Norm = Literal["global", "per_tensor"]
@@ -200,7 +200,7 @@ def fine_tune(
     step_fn = StatisticsAfterwards(step, train_fn) if statistics == "after" else step
     data, carries = jax.device_put(clean), [step.init(variables, clean) for variables in models]
     if abreast is None:
-        abreast = len(models) > 1 and jax.default_backend() != "cpu"
+        abreast = len(models) > 1 and execution.models_abreast()
     if not abreast:
         ends = [
             training.descend(Partial(step_fn, data, key), carry, epochs * epoch_steps, progress=progress)

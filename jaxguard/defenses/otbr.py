@@ -89,7 +89,7 @@ def repairs(
     chain: fusion.Chain = "dataflow",
     cost_on_transported: bool = False,
     canonical: bool = True,
-    solver: transport.Solver = "auto",
+    solver: transport.Solver = "exact",
 ) -> list[Repair]:
     """Prunes and fuses with several values of `gamma`, whose plans are solved together.
 
@@ -168,12 +168,12 @@ def otbr(
     chain: fusion.Chain = "dataflow",
     cost_on_transported: bool = False,
     canonical: bool = True,
-    solver: transport.Solver = "auto",
+    solver: transport.Solver = "exact",
 ) -> tuple[Variables, DefenseReport]:
     """Unlearns noise, prunes the channels that moved most, and fuses what is left with the original.
 
     The reference code is had with `label_high=K - 1, noise_size=32, layers="convolutions", exclude="shortcut",
-    decimals=4, chain="parameter_order", canonical=False, solver="emd"`, up to its noise, which it feeds past the
+    decimals=4, chain="parameter_order", canonical=False, solver="exact"`, up to its noise, which it feeds past the
     normalisation. It tries all of `SWEEP` for `gamma` and has no rule.
 
     Args:

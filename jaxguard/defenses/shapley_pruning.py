@@ -28,6 +28,7 @@ from jaxguard.defenses.protocol import Context, DefenseReport, require_graph
 from jaxguard.defenses.pruning_path import cut, gates_of, walk
 from jaxguard.defenses.recovery import recover, staged
 from jaxguard.defenses.restoration import SHIFT, restore
+from jaxguard.defenses.shapley_estimation import permutation_sampling
 from jaxguard.errors import DefenseError
 from jaxguard.graph import ChannelGraph, Coalitions, State
 from jaxguard.kernels import shapley
@@ -224,7 +225,7 @@ def _estimate(
     samples, chunk = options["samples"], options["chunk"]
     progress = staged(context.progress, "estimating Shapley values")
     if options["estimator"] == "permutations":
-        found = shapley.permutation_sampling(
+        found = permutation_sampling(
             value,
             game.players,
             key,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxguard import backend, endpoints, evaluation
+from jaxguard import endpoints, evaluation, execution
 from jaxguard.endpoints import QueryFn
 from jaxguard.errors import DataError, FingerprintError
 from jaxguard.suspects import Suspect
@@ -93,5 +92,4 @@ def _asked(apply_fn: ApplyFn, suspects: Sequence[Any], chunks: jax.Array, count:
             )
         return outputs
 
-    with concurrent.futures.ThreadPoolExecutor(min(backend.workers(), len(suspects))) as pool:
-        return list(pool.map(one, suspects))
+    return list(execution.in_threads(one, suspects))

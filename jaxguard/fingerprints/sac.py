@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxguard import execution
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import cutmix, jpeg, misclassified, owners_images
 from jaxguard.fingerprints.protocol import Fingerprint, Owner, Probes, Space
@@ -161,15 +162,50 @@ def sac(
         },
         make_fn=make,
         signature_fn=signature,
-        distance_fn=lambda probes, owner, suspects: correlation.distances(
-            jnp.asarray(owner), suspects, kernel=kernel, halved=halves
-        ),
+        distance_fn=lambda probes, owner, suspects: distances(owner, suspects, kernel=kernel, halved=halves),
         stolen="low",
         sees=_SEES[compared],
         blind=_BLIND[compared],
         answers="labels" if label_only else "scores",
         across_classes=True,
     )  # fmt: skip
+
+
+def distances(
+    owner: jax.typing.ArrayLike,
+    suspects: jax.typing.ArrayLike,
+    *,
+    kernel: correlation.Kernel = "cosine",
+    halved: bool = False,
+    workers: int | None = None,
+) -> jax.Array:
+    """`jaxguard.kernels.correlation.distances`, with the suspects shared out among host threads.
+
+    Args:
+        owner: `[N, K]` unit rows.
+        suspects: `[S, N, K']` unit rows.
+        kernel: as there.
+        halved: as there.
+        workers: host threads; by default `jaxguard.execution.workers()`. The result does not depend on it.
+
+    Returns:
+        `[S]`.
+
+    Raises:
+        ValueError: an unknown kernel.
+    """
+    owner, suspects = jnp.asarray(owner), jnp.asarray(suspects)
+    workers = max(1, min(execution.workers() if workers is None else workers, len(suspects)))
+    share = -(-len(suspects) // workers)
+    # Of equal length, for one compiled program: the last ones overlap where workers do not divide the suspects.
+    starts = [min(worker * share, len(suspects) - share) for worker in range(workers)]
+
+    def compare(start: int) -> jax.Array:
+        own = suspects[start : start + share]
+        return jax.block_until_ready(correlation.distances(owner, own, kernel=kernel, halved=halved))
+
+    parts = execution.in_threads(compare, starts, threads=workers)
+    return jnp.concatenate([part[worker * share - starts[worker] :] for worker, part in enumerate(parts)])
 
 
 def _check(variant: str, space: str, kernel: str, given: Mapping[str, Any]) -> None:

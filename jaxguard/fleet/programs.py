@@ -10,15 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxguard import execution
 from jaxguard.fleet.scoring import Recipe, Scope, Scores, Settings, recipe_of
 from jaxguard.fleet.structure import Structure
 from jaxguard.scores import weights
 from jaxguard.scores.weights import Reduced
-
-_AXIS = "checkpoints"
-_ROWS_AT_ONCE = {"cpu": 1, "gpu": 8, "tpu": 8}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +48,7 @@ class Scorer:
         """Compile for stacks of so many rows; `launch` does it for others when they come."""
         sharding, width = _sharding(), self.structure.length
         stack = jax.ShapeDtypeStruct((rows, width), np.float32, sharding=sharding)
-        counts = jax.ShapeDtypeStruct((device_mesh().size,), np.int32, sharding=sharding)
+        counts = jax.ShapeDtypeStruct((execution.device_mesh().size,), np.int32, sharding=sharding)
         self._compiled[rows] = self.program.lower(stack, counts).compile()
 
     def launch(self, rows: np.ndarray, count: int) -> Any:
@@ -63,7 +61,7 @@ class Scorer:
         Returns:
             For `collect`.
         """
-        mesh = device_mesh()
+        mesh = execution.device_mesh()
         share = len(rows) // mesh.size
         counts = np.clip(count - share * np.arange(mesh.size), 0, share).astype(np.int32)
         program = self._compiled.get(len(rows), self.program)
@@ -75,14 +73,8 @@ class Scorer:
         return Scores(np.asarray(layers)[:count], np.asarray(features)[:count], np.asarray(finite)[:count])
 
 
-@functools.lru_cache(maxsize=1)
-def device_mesh() -> Mesh:
-    """All devices of this process along one axis."""
-    return Mesh(np.array(jax.local_devices()), (_AXIS,))
-
-
 def _sharding() -> NamedSharding:
-    return NamedSharding(device_mesh(), PartitionSpec(_AXIS))
+    return NamedSharding(execution.device_mesh(), PartitionSpec(execution.CHECKPOINTS))
 
 
 def scorer(structure: Structure, settings: Settings) -> Scorer:
@@ -104,7 +96,7 @@ def scorer(structure: Structure, settings: Settings) -> Scorer:
 
 def _program(structure: Structure, recipe: Recipe) -> jax.stages.Wrapped:
     """Compiled over a stack, sharded over the local devices; each runs through the rows that hold something."""
-    at_once = _ROWS_AT_ONCE.get(jax.default_backend(), 1)
+    at_once = execution.checkpoints_at_once()
 
     def one(rows: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         leaves = structure.unpack(rows, number, without=recipe.kernels)
@@ -128,11 +120,9 @@ def _program(structure: Structure, recipe: Recipe) -> jax.stages.Wrapped:
 
         return jax.lax.fori_loop(0, -(-count[0] // width), step, empty)
 
-    split = PartitionSpec(_AXIS)
-    sharded = jax.shard_map(
-        of_device, mesh=device_mesh(), in_specs=(split, split), out_specs=(split, split, split), check_vma=False
-    )
-    return jax.jit(sharded)
+    split = PartitionSpec(execution.CHECKPOINTS)
+    specs = {"in_specs": (split, split), "out_specs": (split, split, split)}
+    return jax.jit(jax.shard_map(of_device, mesh=execution.device_mesh(), check_vma=False, **specs))
 
 
 def _reduced(structure: Structure, recipe: Recipe, rows: jax.Array, number: jax.Array) -> dict[str, Reduced]:

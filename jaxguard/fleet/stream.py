@@ -11,13 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
-
-from jaxguard import checkpoints
+from jaxguard import checkpoints, execution
 from jaxguard.errors import FleetError, JaxguardError
 from jaxguard.fleet import piecewise, reading
 from jaxguard.fleet.compiling import Compiler, unscorable
-from jaxguard.fleet.programs import Scorer, device_mesh
+from jaxguard.fleet.programs import Scorer
 from jaxguard.fleet.reading import Failure, File, Known, Opened, Stamp
 from jaxguard.fleet.scoring import Scope, Scores, Settings
 from jaxguard.fleet.staging import Stack, Staging
@@ -27,8 +25,6 @@ MEMORY = 3 * 2**28
 """Bytes that stacks may take together, by default."""
 
 _WINDOW, _WINDOW_OF_URLS = 4096, 64  # checkpoints whose headers are read before they are sorted by structure
-_STACK_BYTES = {"cpu": 2**27}
-_STACK_BYTES_ELSEWHERE = 2**28
 _MOST_ROWS = 256
 _RUNNING = 2  # stacks being scored at once: one computes while the other is handed over
 
@@ -227,9 +223,9 @@ def _rows(count: int, most: int) -> int:
 
     On CPU there is one: memory that is never touched costs nothing, and nothing is transferred.
     """
-    if jax.default_backend() == "cpu":
+    if not execution.transfers():
         return most
-    devices = device_mesh().size
+    devices = execution.device_mesh().size
     return min(devices * 2 ** (max(-(-count // devices), 1) - 1).bit_length(), most)
 
 
@@ -267,8 +263,8 @@ def _most_rows(structure: Structure, memory: int) -> int:
     """Rows of the largest stack; 0 where not even one for each device fits, or a row has no 32-bit addresses."""
     if structure.length >= 2**31:
         return 0
-    wanted = min(_STACK_BYTES.get(jax.default_backend(), _STACK_BYTES_ELSEWHERE), memory)
-    devices = device_mesh().size
+    wanted = min(execution.stack_bytes(), memory)
+    devices = execution.device_mesh().size
     rows = min(wanted // structure.nbytes, _MOST_ROWS)
     if rows >= devices:
         return devices * 2 ** ((rows // devices).bit_length() - 1)

@@ -64,7 +64,7 @@ def align(
     cost_on_transported: bool = True,
     canonical: bool = True,
     sweeps: int = 3,
-    solver: transport.Solver = "auto",
+    solver: transport.Solver = "exact",
     **settings: Any,
 ) -> list[dict[int, Alignment]]:
     """Matches the channels of several sources with those of one target.

@@ -43,7 +43,7 @@ def fuse(
     cost_on_transported: bool = True,
     canonical: bool = True,
     sweeps: int = 3,
-    solver: Solver = "auto",
+    solver: Solver = "exact",
     **settings: Any,
 ) -> Fused:
     """Carries the channels of model `a` over to those of model `b` and averages: `weight a' + (1 - weight) b`.

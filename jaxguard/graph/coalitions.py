@@ -16,17 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxguard import execution
 from jaxguard.errors import GraphError
 from jaxguard.graph.channel_graph import ChannelGraph, State, broadcast_gate
 from jaxguard.graph.channels import Producer
 from jaxguard.graph.program import Equation, Program, Value, Variables
-
-FOLD = {"cpu": 1}
-"""Versions folded into one batch, by backend; as many as there are on the others.
-
-On CPU two versions leave a core's cache and are slower together than one after the other: 1.5 to 2 times for ResNet-20
-at 10 and at 100 images, whichever layers are folded (`experiments/bench_shapley.py --fold`).
-"""
 
 _Place = tuple[int, Value]
 """A value as a segment left it; segment -1 is what comes before the first gate."""
@@ -113,8 +107,8 @@ class Coalitions:
         producers: names of the producers whose channels play, in any order; by default all but those that make the
             logits.
         fold: versions that go through a segment together, one number for each of `producers` in program order, or one
-            for all; None decides by the backend, see `FOLD`. Where an array has no axis of its own for the
-            images, versions go one by one whatever is asked for.
+            for all; by default `jaxguard.execution.coalitions_abreast()`. Where an array has no axis of its own for
+            the images, versions go one by one in any case.
 
     Attributes:
         graph: as given.
@@ -159,8 +153,10 @@ class Coalitions:
         self._logits = next(
             (k, graph.program.logits) for k, own in enumerate(self._segments) if graph.program.logits in own.writes
         )
-        self._fold = (fold,) * len(starts) if isinstance(fold, int) else tuple(fold or ())
-        if self._fold and (len(self._fold) != len(starts) or min(self._fold) < 1):
+        # Decided here, not while `logits` is traced.
+        fold = execution.coalitions_abreast() if fold is None else fold
+        self._fold = (fold,) * len(starts) if isinstance(fold, int) else tuple(fold)
+        if len(self._fold) != len(starts) or min(self._fold) < 1:
             raise GraphError(f"expected a fold >= 1 for each of {len(starts)} producers, got {self._fold}")
 
     def __repr__(self) -> str:
@@ -288,11 +284,10 @@ class Coalitions:
 
     def folds(self) -> tuple[int, ...]:
         """Versions that go through each segment together."""
-        default = FOLD.get(jax.default_backend(), np.iinfo(np.int32).max)
         folds = []
         for k, segment in enumerate(self._segments):
             can_fold = self.graph.batch_axes.keys() >= {*segment.writes, *(v for _, v in segment.reads)}
-            folds.append((self._fold[k] if self._fold else default) if can_fold else 1)
+            folds.append(self._fold[k] if can_fold else 1)
         return tuple(folds)
 
 

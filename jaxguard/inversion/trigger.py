@@ -32,21 +32,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxguard import backend, training
+from jaxguard import execution, training
 from jaxguard.errors import DataError, JaxguardError
 from jaxguard.inversion.descent import Descent, Patch, State, stamped_logits
 from jaxguard.inversion.workers import run
 from jaxguard.types import ApplyFn, Batch, Variables
 
-IMAGES_ON_CPU, IMAGES_ON_ACCELERATOR = 32, 1024
-"""Stamped images in one step of one worker, unless the caller says how many classes.
-
-On CPU a step's time is proportional to its images from a few on, and places left empty by classes that have stopped are
-wasted, so that few classes at a time are best; on an accelerator the number bounds memory.
-"""
-
 EPOCH_STEPS = (2, 10)
-"""Fewest and most steps of an epoch, unless the caller says; see above."""
+"""Fewest and most steps of an epoch, unless the caller says."""
 
 
 class Inversion(NamedTuple):
@@ -117,7 +110,7 @@ def invert(
         stop_ratio: progress is a norm below this share of the best one before.
         classes_at_once: classes in one forward pass; by default what suits the backend. When a class stops, the next
             one takes its place.
-        workers: such descents at once; by default `jaxguard.backend.workers()`.
+        workers: such descents at once; by default `jaxguard.execution.workers()`.
         progress: told how far the descent is, a few times per second; the total is an upper bound.
 
     Returns:
@@ -153,9 +146,8 @@ def invert(
     if not wanted or min(wanted) < 0 or max(wanted) >= num_classes:
         raise DataError(f"expected classes in [0, {num_classes}), came {wanted[:10]} in invert(); name others")
     batch_size = min(batch_size, len(data.images))
-    workers = min(workers or backend.workers(), len(wanted))
-    images_at_once = IMAGES_ON_CPU if jax.default_backend() == "cpu" else IMAGES_ON_ACCELERATOR
-    slots = min(classes_at_once or max(1, images_at_once // batch_size), -(-len(wanted) // workers))
+    workers = min(workers or execution.workers(), len(wanted))
+    slots = min(classes_at_once or max(1, execution.stamped_images_at_once() // batch_size), -(-len(wanted) // workers))
     epoch_steps = epoch_steps or int(np.clip(training.steps_per_epoch(len(data.images), batch_size), *EPOCH_STEPS))
     descent = Descent(
         apply_fn=apply_fn,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxguard import training
+from jaxguard import execution, training
 from jaxguard.errors import JaxguardError
 from jaxguard.inversion.descent import State, where
 
@@ -114,8 +113,7 @@ def run(
             progress(min(sum(steps), most), most, metrics)
 
     rows: dict[int, State] = {}
-    with ThreadPoolExecutor(workers) as pool:
-        tellers = [partial(tell, worker) if progress else None for worker in range(workers)]
-        for found in pool.map(lambda told: line.work(slots, told), tellers):
-            rows |= found
+    tellers = [partial(tell, worker) if progress else None for worker in range(workers)]
+    for found in execution.in_threads(lambda told: line.work(slots, told), tellers, threads=workers):
+        rows |= found
     return [rows[number] for number in range(len(classes))]

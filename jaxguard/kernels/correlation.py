@@ -13,7 +13,7 @@ and compared tile by tile on and above the diagonal, so that no more than a few 
 from __future__ import annotations
 
 import functools
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import chex
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import backend
+from jaxguard.kernels import loops
 
 Kernel = Literal["cosine", "rbf"]
 
@@ -100,6 +100,7 @@ def matrix(rows: jax.Array, *, kernel: Kernel = "cosine", halved: bool = False) 
     return (1 - entries) * _scale(kernel, halved) if kernel == "cosine" else entries
 
 
+@functools.partial(jax.jit, static_argnames=("kernel", "halved", "tile", "batch_size"))
 def distances(
     owner: jax.Array,
     suspects: jax.Array,
@@ -108,28 +109,25 @@ def distances(
     halved: bool = False,
     tile: int | None = None,
     batch_size: int | None = None,
-    workers: int | None = None,
 ) -> jax.Array:
     """Mean absolute difference of the owner's matrix and each suspect's.
 
-    The number of classes may differ between owner and suspects. On CPU suspects are shared out among host threads,
-    because a loop inside a program runs on one core; such a call cannot be traced, one with `workers=1` can.
+    The number of classes may differ between owner and suspects.
 
     Args:
         owner: `[N, K]` unit rows, N >= 1.
         suspects: `[S, N, K']` unit rows.
         kernel: see above.
         halved: whether cosine distances are divided by two.
-        tile: most rows and columns of a tile; 160 on CPU, where a tile then stays in the cache and its product on one
-            core, and 1,024 elsewhere.
-        batch_size: suspects compared at once by each worker; one on CPU, elsewhere what gives 2^25 entries.
-        workers: host threads; by default `jaxguard.backend.workers()`.
+        tile: most rows and columns of a tile; by default 160 on CPU, where a tile then stays in the cache and its
+            product on one core, and 1,024 elsewhere.
+        batch_size: suspects compared at once; by default one on CPU, elsewhere what gives 2^25 entries.
 
     Returns:
         float32 `[S]`; 0 where the matrices are equal, NaN for a suspect with a row of NaN.
 
     Raises:
-        ValueError: an unknown kernel, or tile, batch size or workers below 1.
+        ValueError: an unknown kernel, or tile or batch size below 1.
 
     Example:
         >>> suspects = jnp.array([[[0.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]]])
@@ -140,58 +138,42 @@ def distances(
     chex.assert_rank([owner, suspects], [2, 3])
     chex.assert_axis_dimension(suspects, 1, len(owner))
     if kernel not in get_args(Kernel):
-        raise ValueError(f"expected kernel of {', '.join(get_args(Kernel))}, came {kernel!r}")
-    on_cpu = jax.default_backend() == "cpu"
-    if tile is None:
-        tile = _MOST_ROWS_ON_CPU if on_cpu else _MOST_ROWS
-    workers = backend.workers() if workers is None else workers
-    if tile < 1 or workers < 1 or (batch_size is not None and batch_size < 1):
-        raise ValueError(
-            f"expected tile, batch_size and workers of at least 1, came {tile=}, {batch_size=}, {workers=}"
-        )
-    num_probes, num_suspects = len(owner), len(suspects)
-    if num_suspects == 0:
+        raise ValueError(f"expected kernel of {', '.join(get_args(Kernel))}, got {kernel!r}")
+    if (tile is not None and tile < 1) or (batch_size is not None and batch_size < 1):
+        raise ValueError(f"expected tile and batch_size of at least 1, got {tile=}, {batch_size=}")
+    if len(suspects) == 0:
         return jnp.zeros(0)
-    tiles = -(-num_probes // tile)
-    rows = -(-num_probes // tiles)
-    if batch_size is None:
-        batch_size = 1 if on_cpu else max(1, _ENTRIES_AT_ONCE // rows**2)
-    workers = min(workers, num_suspects)
-    count = -(-num_suspects // workers)
-    compare = functools.partial(
-        _compare, count=count, rows=rows, tiles=tiles, batch_size=min(batch_size, count), kernel=kernel, halved=halved
+
+    def compare(most_rows: int, entries_at_once: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        tiles = -(-len(owner) // (tile or most_rows))
+        rows = -(-len(owner) // tiles)
+        at_once = min(batch_size or max(1, entries_at_once // rows**2), len(suspects))
+        return functools.partial(_compare, rows=rows, tiles=tiles, batch_size=at_once, kernel=kernel, halved=halved)
+
+    if tile and batch_size:
+        return compare(tile, batch_size)(owner, suspects)
+    return jax.lax.platform_dependent(
+        owner, suspects, cpu=compare(_MOST_ROWS_ON_CPU, 0), default=compare(_MOST_ROWS, _ENTRIES_AT_ONCE)
     )
-    if workers == 1:
-        return compare(owner, suspects, 0)
-    # Of equal length, for one compiled program: the last ones overlap where workers do not divide the suspects.
-    starts = [min(worker * count, num_suspects - count) for worker in range(workers)]
-    with ThreadPoolExecutor(workers) as pool:
-        parts = list(pool.map(lambda start: jax.block_until_ready(compare(owner, suspects, start)), starts))
-    fresh = [part[worker * count - start :] for worker, (start, part) in enumerate(zip(starts, parts, strict=True))]
-    return jnp.concatenate(fresh)
 
 
-@functools.partial(jax.jit, static_argnames=("count", "rows", "tiles", "batch_size", "kernel", "halved"))
 def _compare(
     owner: jax.Array,
     suspects: jax.Array,
-    start: jax.Array | int,
     *,
-    count: int,
     rows: int,
     tiles: int,
     batch_size: int,
     kernel: Kernel,
     halved: bool,
 ) -> jax.Array:
-    """Distances `[count]` of the suspects from `start` on; each tile of the owner is computed once."""
+    """Distances `[S]`; each tile of the owner is computed once."""
     num_probes = len(owner)
     missing = rows * tiles - num_probes
     owner = jnp.pad(owner, ((0, missing), (0, 0)))
     suspects = jnp.pad(suspects, ((0, 0), (0, missing), (0, 0)))
     # Rows that only fill the last tile are infinitely far from all others, and in both matrices.
     far = jnp.where(jnp.arange(rows * tiles) < num_probes, 0.0, jnp.inf)
-    numbers = start + jnp.arange(count)
 
     def pair(total: jax.Array, place: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         row, column, weight = place
@@ -203,17 +185,17 @@ def _compare(
 
         expected = entries(owner)
 
-        def difference(number: jax.Array) -> jax.Array:
+        def difference(suspect: jax.Array) -> jax.Array:
             # Over rows first: that sum runs along vectors.
-            return jnp.abs(entries(suspects[number]) - expected).sum(axis=0).sum()
+            return jnp.abs(entries(suspect) - expected).sum(axis=0).sum()
 
         # One at a time without a batch axis: the same product as the owner's, so that no rounding tells copies apart.
-        differences = jax.lax.map(difference, numbers, batch_size=batch_size if batch_size > 1 else None)
+        differences = jax.lax.map(difference, suspects, batch_size=batch_size if batch_size > 1 else None)
         return total + weight * differences, None
 
     row, column = map(jnp.asarray, np.triu_indices(tiles))
     weight = jnp.where(row == column, 1.0, 2.0)
-    total, _ = jax.lax.scan(pair, jnp.zeros(count, jnp.float32), (row, column, weight))
+    total, _ = loops.scan(pair, jnp.zeros(len(suspects), jnp.float32), (row, column, weight))
     return total * _scale(kernel, halved) / num_probes**2
 
 

@@ -17,6 +17,8 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
+from jaxguard import execution
+
 Carry = TypeVar("Carry")
 Metrics = Any
 StepFn = Callable[[Carry, jax.Array], tuple[Carry, Metrics]]
@@ -116,7 +118,7 @@ def descend(
     """
     if num_steps < 0:
         raise ValueError(f"num_steps must be >= 0, came {num_steps} to descend(); pass 0 to take no step")
-    scan = jax.default_backend() != "cpu" if scan is None else scan
+    scan = execution.steps_in_one_program() if scan is None else scan
     step_fn = jax.tree.map(jnp.asarray, step_fn if isinstance(step_fn, Partial) else Partial(step_fn))
     carry = jax.tree.map(_own, carry)
     if num_steps == 0:

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import ot
 import pytest
 import zoo
 
@@ -24,7 +25,7 @@ PARITY = {
     "decimals": 4,
     "chain": "parameter_order",
     "canonical": False,
-    "solver": "emd",
+    "solver": "exact",
 }
 QUICK = {"steps": 2, "batch_size": 8}
 
@@ -55,7 +56,6 @@ def reference(kernels, scores, gamma, weight):
 
     Plans are not unique where several channels are pruned, so mass is spread evenly over these.
     """
-    ot = pytest.importorskip("ot", reason="needs POT: pip install pot")
     flat = np.concatenate(scores)
     order = sorted(range(len(flat)), key=lambda k: -flat[k])[: int(gamma * len(flat))]
     masks = np.split(np.isin(np.arange(len(flat)), order), np.cumsum([len(s) for s in scores])[:-1])
@@ -95,7 +95,6 @@ def test_with_the_reference_s_flags_it_is_the_published_loop():
 
 
 def test_rounding_and_the_plans_of_pot_are_flags():
-    pytest.importorskip("ot", reason="needs POT: pip install pot")
     variables, context = of("cnn")
     _, report = otbr(variables, context, KEY, gamma=0.1, **PARITY, **QUICK, label_high=9)
     for layer in report.layers:
@@ -152,7 +151,7 @@ def test_a_layer_without_weight_change_is_no_error():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(repair.variables))
 
 
-@pytest.mark.parametrize("solver", ["linprog", "sinkhorn"])
+@pytest.mark.parametrize("solver", ["exact", "sinkhorn"])
 def test_solvers_give_nearly_the_same_model(solver):
     variables, context = of("cnn")
     exact, _ = otbr(variables, context, KEY, gamma=0.1, solver="exact", **QUICK)
@@ -160,7 +159,7 @@ def test_solvers_give_nearly_the_same_model(solver):
     images = zoo.images(16, 16, 3)
     logits = [jax.jit(context.apply_fn)(tree, images) for tree in (variables, exact, other)]
     moved = np.abs(logits[1] - logits[0]).max()
-    assert np.abs(logits[2] - logits[1]).max() < (1e-4 if solver == "linprog" else 0.1) * moved
+    assert np.abs(logits[2] - logits[1]).max() < (1e-4 if solver == "exact" else 0.1) * moved
 
 
 def test_the_rule_counts_what_moved_three_times_as_far_as_the_median():

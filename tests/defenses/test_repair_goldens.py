@@ -195,7 +195,7 @@ def test_costs_and_plans():
         assert (np.diag(cost)[~mask] == 0).all() and (np.diag(cost)[mask] > 0).all()
         costs.append(cost)
         masses = np.round(scores[name].astype(np.float64), 4)
-        plan = transport.solve(cost, target=masses, solver="linprog")
+        plan = transport.solve(cost, target=masses)
         np.testing.assert_allclose(plan.matrix.sum(1), 1 / len(mask), rtol=0, atol=1e-9)
         np.testing.assert_allclose(plan.matrix.sum(0), masses / masses.sum(), rtol=0, atol=1e-9)
         np.testing.assert_allclose(transport.objective(plan, cost), GOLDEN["objectives"][FUSED.index(name)], rtol=1e-6)
@@ -207,7 +207,7 @@ def test_fused_kernels(canonical):
     graph, ranking = ranked()
     (repair,) = repairs(
         graph, VARIABLES, ranking, [reference.GAMMA],
-        weight=reference.WEIGHT, chain="parameter_order", canonical=canonical, solver="linprog",
+        weight=reference.WEIGHT, chain="parameter_order", canonical=canonical, solver="exact",
     )  # fmt: skip
     np.testing.assert_allclose([a.distance for a in repair.alignments], GOLDEN["objectives"], rtol=1e-6)
     if canonical:

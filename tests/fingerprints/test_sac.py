@@ -8,7 +8,8 @@ import pytest
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import jpeg
 from jaxguard.fingerprints.protocol import Owner, Probes
-from jaxguard.fingerprints.sac import NUM_PROBES, sac
+from jaxguard.fingerprints.sac import NUM_PROBES, distances, sac
+from jaxguard.kernels import correlation
 from jaxguard.types import Batch
 
 CLASSES, SHAPE = 6, (8, 8, 1)
@@ -136,6 +137,16 @@ def test_signatures_are_unit_rows_of_many_models_at_once():
     outputs = np.random.default_rng(0).normal(size=(3, 7, 5))
     found = np.asarray(sac().signature_fn(NO_PROBES, jnp.asarray(outputs)))
     np.testing.assert_allclose(found, outputs / np.linalg.norm(outputs, axis=-1, keepdims=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["cosine", "rbf"])
+def test_workers_change_and_reorder_nothing(kernel):
+    rows = correlation.unit_rows(jax.random.normal(jax.random.key(0), (8, 30, 5)))
+    expected = np.asarray(distances(rows[0], rows[1:], kernel=kernel, workers=1))
+    np.testing.assert_array_equal(expected, correlation.distances(rows[0], rows[1:], kernel=kernel))
+    for workers in (2, 3, 9):
+        np.testing.assert_array_equal(distances(rows[0], rows[1:], kernel=kernel, workers=workers), expected)
+    assert distances(rows[0], rows[:0]).shape == (0,)
 
 
 def test_a_broken_answer_has_no_distance():

@@ -9,8 +9,8 @@ import pytest
 import stores
 from stores import CNN, MLP
 
-from jaxguard import audit, checkpoints, models, suspects
-from jaxguard.fleet import programs, reading, scoring
+from jaxguard import audit, checkpoints, execution, models, suspects
+from jaxguard.fleet import reading, scoring
 from jaxguard.fleet import scan as fleet_scan
 from jaxguard.fleet.scoring import SUMMARY, Settings
 from jaxguard.fleet.stream import Failure, Scored, stream
@@ -207,7 +207,7 @@ def test_a_stack_scores_each_of_its_rows(tmp_path):
 def test_rows_may_be_scored_several_at_once_as_on_accelerators(tmp_path, monkeypatch):
     paths = [str(stores.write(tmp_path / f"{k}.safetensors", stores.leaves(k, CNN, "torch"))) for k in range(5)]
     (single,) = stream(paths)
-    monkeypatch.setattr(programs, "_ROWS_AT_ONCE", {"cpu": 4})
+    monkeypatch.setattr(execution, "checkpoints_at_once", lambda: 4)
     (several,) = stream(paths)
     assert isinstance(single, Scored)
     assert isinstance(several, Scored)

@@ -2,9 +2,6 @@
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxguard.kernels import shapley
+from jaxguard.kernels.shapley import bandit, sampling
 
 KEY = jax.random.key(0)
 PAIRINGS = ("none", "antithetic", "rotations")
@@ -198,66 +196,6 @@ def test_a_pass_that_ended_asks_for_nothing_new():
     assert asked == [6, 2, 2, 2, 1]  # after the first chunk, the first and the last pass are over
 
 
-SHARDED = """
-import jax, jax.numpy as jnp, numpy as np
-from jaxguard.kernels import shapley
-worth = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
-game = jax.tree_util.Partial(lambda worth, gates: jnp.tanh(gates @ worth).sum(-1), worth)
-one = shapley.permutation_sampling(game, 6, jax.random.key(0), samples=24)
-for workers in (1, 3):
-    many = shapley.permutation_sampling(
-        game, 6, jax.random.key(0), samples=24, devices=jax.devices(), workers=workers
-    )
-    for ours, theirs in zip(one, many, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-print(len(jax.devices()))
-"""
-
-
-def test_samples_shared_out_among_eight_devices_are_the_same():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout == "8\n", done.stderr
-
-
-def test_workers_draw_the_same_samples_and_stop_at_the_same_one():
-    game = network_game(6, 0)
-    for options in ({"samples": 7}, {"samples": 500, "tolerance": 0.05}):
-        alone, together = (shapley.permutation_sampling(game, 6, KEY, workers=workers, **options) for workers in (1, 5))
-        assert alone.converged == together.converged == ("tolerance" in options)
-        for one, other in zip(alone, together, strict=True):
-            np.testing.assert_array_equal(one, other)
-
-
-def test_a_failing_game_ends_the_call():
-    def game(gates):
-        def fail(gates):
-            if not gates.all():
-                raise RuntimeError("no value")
-
-        jax.debug.callback(fail, gates)
-        return gates.sum(-1)
-
-    with pytest.raises(Exception, match="no value"):
-        shapley.permutation_sampling(game, 6, KEY, samples=50, workers=2)
-        jax.effects_barrier()
-
-
-def test_no_worker_is_an_error():
-    with pytest.raises(ValueError, match="expected workers >= 1, got 0"):
-        shapley.permutation_sampling(network_game(6, 0), 6, KEY, workers=0)
-
-
-def test_progress_is_told_sample_by_sample_and_changes_nothing():
-    game, told = network_game(6, 0), []
-    silent = shapley.permutation_sampling(game, 6, KEY, samples=5)
-    heard = shapley.permutation_sampling(game, 6, KEY, samples=5, progress=lambda *at: told.append(at))
-    assert told == [(k, 5) for k in range(1, 6)]
-    for one, other in zip(silent, heard, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
 # ---------------------------------------------------------------- greedy orders, bandit
 
 
@@ -333,17 +271,65 @@ def test_unknown_pairing():
         shapley.permutation_sampling(glove_game, 3, KEY, pairing="twins")  # type: ignore[arg-type]
 
 
-def test_same_key_same_estimate_and_one_trace():
-    traces = []
-
-    def game(gates):
-        traces.append(gates.shape)
-        return glove_game(gates)
-
-    first = shapley.permutation_sampling(game, 3, KEY, samples=10)
-    seen = len(traces)
-    again = shapley.permutation_sampling(game, 3, KEY, samples=10)
-    other = shapley.permutation_sampling(game, 3, jax.random.key(1), samples=10)
-    assert len(traces) == seen
+def test_same_key_same_estimate():
+    first, again = (shapley.permutation_sampling(glove_game, 3, KEY, samples=10) for _ in range(2))
+    other = shapley.permutation_sampling(glove_game, 3, jax.random.key(1), samples=10)
     np.testing.assert_array_equal(first.values, again.values)
     assert not np.array_equal(first.values, other.values)
+
+
+# ---------------------------------------------------------------- games as programs
+
+
+def compiled(games, estimate_fn=shapley.permutation_sampling, **options):
+    """How many programs several games take."""
+    jitted = {shapley.permutation_sampling: sampling._sampled, shapley.top_k: bandit._top_k}[estimate_fn]
+    jitted.clear_cache()
+    for game in games:
+        estimate_fn(game, 3, KEY, samples=4, **options)
+    return jitted._cache_size()
+
+
+def test_equal_functions_share_a_program_whatever_they_close_over():
+    def game(seed):
+        worth = jnp.asarray(np.random.default_rng(seed).normal(size=3), jnp.float32)
+        return lambda gates: jax.nn.relu(jnp.where(gates > 0, worth, 0.1)).sum(-1) + jax.nn.softmax(gates @ worth)
+
+    assert compiled([game(0), game(0), game(1)]) == 1
+    assert compiled([game(0), game(1)], shapley.top_k, k=1) == 1
+    values = [shapley.permutation_sampling(game(seed), 3, KEY, samples=4).values for seed in (0, 1)]
+    for seed, found in enumerate(values):
+        expected = shapley.permutation_sampling(jax.tree_util.Partial(game(seed)), 3, KEY, samples=4)
+        np.testing.assert_allclose(found, expected.values, atol=1e-6)
+
+
+def test_functions_that_differ_at_all_are_told_apart():
+    games = [
+        lambda gates: gates[:, 0] * 0.5,
+        lambda gates: gates[:, 0] * 0.50000006,
+        lambda gates: gates[:, 1] * 0.5,
+        lambda gates: jax.nn.relu(gates[:, 0]) * 0.5,
+        lambda gates: jax.nn.relu6(gates[:, 0]) * 0.5,
+        lambda gates: jax.lax.map(lambda row: row[0] * 0.5, gates),
+        lambda gates: jax.lax.map(lambda row: row[1] * 0.5, gates),
+    ]
+    assert compiled(games) == len(games)
+    assert compiled([*games, *games]) == len(games)
+
+
+def test_what_differs_in_shape_or_dtype_of_its_arrays_is_told_apart():
+    def game(worth):
+        return lambda gates: (gates[:, :2] * worth).sum(-1)
+
+    assert compiled([game(jnp.ones(2)), game(jnp.ones(1)), game(jnp.ones(2, jnp.bfloat16)), game(jnp.zeros(2))]) == 3
+
+
+def test_an_outer_jit_is_the_only_program():
+    @jax.jit
+    def estimate(worth, key):
+        return shapley.permutation_sampling(lambda gates: gates @ worth, 3, key, samples=4).values
+
+    for seed in range(3):
+        worth = jnp.asarray(np.random.default_rng(seed).normal(size=3), jnp.float32)
+        np.testing.assert_allclose(estimate(worth, jax.random.key(seed)), worth, atol=1e-6)
+    assert estimate._cache_size() == 1

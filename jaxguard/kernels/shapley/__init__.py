@@ -11,18 +11,24 @@ an epsilon-greedy order (`greedy_order`) is not uniform, so its marginals are fo
 """
 
 from jaxguard.kernels.shapley.bandit import top_k
-from jaxguard.kernels.shapley.estimate import Estimate
+from jaxguard.kernels.shapley.estimate import Estimate, Moments
+from jaxguard.kernels.shapley.game import ValuesFn, traced
 from jaxguard.kernels.shapley.greedy import epsilon_greedy, greedy_order
-from jaxguard.kernels.shapley.passes import ValuesFn, marginals
-from jaxguard.kernels.shapley.sampling import Pairing, permutation_sampling
+from jaxguard.kernels.shapley.passes import marginals
+from jaxguard.kernels.shapley.sampling import Pairing, add, permutation_sampling, rows, sample
 
 __all__ = [
     "Estimate",
+    "Moments",
     "Pairing",
     "ValuesFn",
+    "add",
     "epsilon_greedy",
     "greedy_order",
     "marginals",
     "permutation_sampling",
+    "rows",
+    "sample",
     "top_k",
+    "traced",
 ]

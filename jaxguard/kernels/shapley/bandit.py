@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from jaxguard.kernels import loops
 from jaxguard.kernels.shapley.estimate import Estimate, Moments
-from jaxguard.kernels.shapley.passes import ValuesFn, partial
+from jaxguard.kernels.shapley.game import ValuesFn, traced
 
 
 def top_k(
@@ -50,7 +51,7 @@ def top_k(
     if not 0 < k < players:
         raise ValueError(f"expected k between 1 and {players - 1} of {players} players, got {k}")
     return _top_k(
-        partial(values_fn),
+        traced(values_fn, players, (2 * chunk,)),
         key,
         players=players,
         k=k,
@@ -95,7 +96,7 @@ def _top_k(
         return (state[0] < samples) & (undecided(state[1]).sum() > 1)
 
     start = (jnp.zeros((), jnp.int32), Moments.none(players), jnp.zeros((), jnp.int32))
-    _, moments, evaluations = jax.lax.while_loop(unfinished, step, start)
+    _, moments, evaluations = loops.while_loop(unfinished, step, start)
     return moments.estimate(evaluations, undecided(moments).sum() <= 1)
 
 
@@ -119,5 +120,5 @@ def _active_marginals(
         return block + 1, values.at[chosen].set(jnp.where(spent, 0, before - after)), spent.any()
 
     state = (jnp.zeros((), jnp.int32), jnp.zeros(players), jnp.zeros((), bool))
-    done, values, _ = jax.lax.while_loop(lambda state: (state[0] < blocks) & ~state[2], step, state)
+    done, values, _ = loops.while_loop(lambda state: (state[0] < blocks) & ~state[2], step, state)
     return jnp.where(active, values, 0), 2 * jnp.minimum(done * chunk, active.sum())

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from jaxguard.kernels import loops
 from jaxguard.kernels.shapley.estimate import Estimate, Moments
-from jaxguard.kernels.shapley.passes import ValuesFn, marginals, partial
+from jaxguard.kernels.shapley.game import ValuesFn, traced
+from jaxguard.kernels.shapley.passes import marginals
 
 
 def greedy_order(key: jax.Array, values: jax.Array, *, epsilon: float | jax.Array = 0.2) -> tuple[jax.Array, jax.Array]:
@@ -68,7 +70,7 @@ def epsilon_greedy(
         evaluations of all passes and never converge.
     """
     return _epsilon_greedy(
-        partial(values_fn),
+        traced(values_fn, players, (1, chunk)),
         key,
         players=players,
         samples=samples,
@@ -105,6 +107,6 @@ def _epsilon_greedy(
 
     none = Moments.none(players)
     start = _Greedy(jnp.zeros((), jnp.int32), none, none, jnp.ones((), jnp.int32))
-    end = jax.lax.while_loop(lambda state: state.number < samples, step, start)
+    end = loops.while_loop(lambda state: state.number < samples, step, start)
     converged = jnp.zeros((), bool)
     return end.uniform.estimate(end.evaluations, converged), end.greedy.estimate(end.evaluations, converged)

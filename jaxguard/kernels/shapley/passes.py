@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
-ValuesFn = Callable[[jax.Array], jax.Array]
-"""`gates [B, N] -> values [B]`; `jax.vmap` of a function of one coalition will do.
-
-Large arrays belong in the arguments of a `jax.tree_util.Partial`, where they are traced, not in a closure, where they
-would be compiled in as constants. Neighbours among the `B` coalitions differ as little as possible.
-"""
-
-
-def partial(values_fn: ValuesFn) -> Partial:
-    """The function as a pytree, so that it can be an argument of compiled code."""
-    return values_fn if isinstance(values_fn, Partial) else Partial(values_fn)
+from jaxguard.kernels import loops
+from jaxguard.kernels.shapley.game import ValuesFn
 
 
 def marginals(
@@ -46,38 +34,47 @@ def marginals(
     ([[1.0, 2.0]], 2)
     """
     passes, players = orders.shape
-    ranks = jnp.argsort(orders, axis=1)
+    ranks = jnp.argsort(orders, axis=1)  # ranks[p, i]: when player i leaves in order p
     blocks = -(-players // chunk)
     full = jnp.asarray(full, jnp.result_type(float))
 
     def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        block, values, last, open_, evaluations = state
-        left = jnp.minimum(block * chunk + jnp.arange(chunk) + 1, players)
-        # A closed pass repeats the coalition before it, which a values_fn that compares neighbours need not compute.
+        block, values, last, is_open, evaluations = state
+        # Players gone in each coalition of this block: 1 to chunk more than before it. The last block may reach beyond
+        # the end of the order; it then repeats the empty coalition.
+        gone = jnp.minimum(block * chunk + jnp.arange(chunk) + 1, players)
+        # A pass that has stopped repeats the coalition before it in the batch, which a values_fn that compares
+        # neighbours need not compute: the last one of the nearest open pass before it, or, where there is none, the
+        # first one of the first open pass.
         row = jnp.arange(passes * chunk).reshape(passes, chunk)
-        latest = jax.lax.cummax(jnp.where(open_, jnp.arange(passes), -1))
-        stand_in = jnp.where(latest >= 0, (latest + 1) * chunk - 1, jnp.argmax(open_) * chunk)
-        row = jnp.where(open_[:, None], row, stand_in[:, None]).reshape(-1)
-        gates = ranks[row // chunk] >= left[row % chunk][:, None]
+        latest = jax.lax.cummax(jnp.where(is_open, jnp.arange(passes), -1))
+        stand_in = jnp.where(latest >= 0, (latest + 1) * chunk - 1, jnp.argmax(is_open) * chunk)
+        row = jnp.where(is_open[:, None], row, stand_in[:, None]).reshape(-1)
+        # Row r of the batch is coalition r % chunk of pass r // chunk: those stay who leave after `gone` others.
+        gates = ranks[row // chunk] >= gone[row % chunk][:, None]
         found = values_fn(gates.astype(full.dtype)).astype(full.dtype).reshape(passes, chunk)
-        stopping = jnp.zeros_like(found, bool) if threshold is None else found <= threshold
-        end = jnp.where(stopping.any(axis=1), jnp.argmax(stopping, axis=1), chunk - 1)[:, None]
+        # Where a value falls to the threshold the pass ends: later coalitions of the block keep that value, so that
+        # the players in between lose nothing. Passes that had ended keep their last value throughout.
+        stops = jnp.zeros_like(found, bool) if threshold is None else found <= threshold
+        end = jnp.where(stops.any(axis=1), jnp.argmax(stops, axis=1), chunk - 1)[:, None]
         found = jnp.where(jnp.arange(chunk) > end, jnp.take_along_axis(found, end, axis=1), found)
-        found = jnp.where(open_[:, None], found, last[:, None])
-        evaluations += open_.sum() * jnp.minimum(chunk, players - block * chunk)
+        found = jnp.where(is_open[:, None], found, last[:, None])
+        evaluations += is_open.sum() * jnp.minimum(chunk, players - block * chunk)
         values = jax.lax.dynamic_update_slice(values, found, (0, block * chunk))
-        return block + 1, values, found[:, -1], open_ & ~stopping.any(axis=1), evaluations
+        return block + 1, values, found[:, -1], is_open & ~stops.any(axis=1), evaluations
 
-    state = (
+    start = (
         jnp.zeros((), jnp.int32),
         jnp.zeros((passes, blocks * chunk), full.dtype),
         jnp.broadcast_to(full, passes),
         jnp.ones(passes, bool),
         jnp.zeros((), jnp.int32),
     )
-    done, values, last, _, evaluations = jax.lax.while_loop(
-        lambda state: (state[0] < blocks) & state[3].any(), step, state
+    done, values, last, _, evaluations = loops.while_loop(
+        lambda state: (state[0] < blocks) & state[3].any(), step, start
     )
+    # Blocks that were not reached, since all passes had stopped, keep the last values.
     values = jnp.where(jnp.arange(blocks * chunk) < done * chunk, values, last[:, None])[:, :players]
-    losses = jnp.concatenate([jnp.full((passes, 1), full), values[:, :-1]], axis=1) - values
+    # values[p, k] is left when the first k + 1 of the order have gone; the k-th to go is credited with the drop.
+    losses = jnp.concatenate([jnp.broadcast_to(full, (passes, 1)), values[:, :-1]], axis=1) - values
     return jnp.take_along_axis(losses, ranks, axis=1), evaluations

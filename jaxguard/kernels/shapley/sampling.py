@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from jaxguard import backend
+from jaxguard.kernels import loops
 from jaxguard.kernels.shapley.estimate import Estimate, Moments
-from jaxguard.kernels.shapley.passes import ValuesFn, marginals, partial
+from jaxguard.kernels.shapley.game import ValuesFn, traced
+from jaxguard.kernels.shapley.passes import marginals
 
 Pairing = Literal["none", "antithetic", "rotations"]
 ROTATIONS = 4
 PASSES: dict[str, int] = {"none": 1, "antithetic": 2, "rotations": ROTATIONS}
 """Passes in one sample."""
-
-Progress = Callable[[int, int], None]
-"""`(samples drawn, samples in all)`."""
 
 
 def permutation_sampling(
@@ -34,14 +30,10 @@ def permutation_sampling(
     threshold: float | None = None,
     tolerance: float = 0.0,
     chunk: int = 32,
-    devices: Sequence[Any] = (),
-    workers: int | None = None,
-    progress: Progress | None = None,
 ) -> Estimate:
     """Estimate all Shapley values from passes in random orders.
 
-    The estimate depends on neither `devices` nor `workers`. Samples are drawn from host threads, so the call cannot
-    be traced; `marginals` can.
+    One program, one sample after the other; `sample` draws a single one, for callers that share them out.
 
     Args:
         values_fn: `gates [B, N] -> values [B]`.
@@ -53,74 +45,131 @@ def permutation_sampling(
         threshold: see `marginals`; the bias of a player is at most `threshold - V(no players)`, None has none.
         tolerance: stop when no standard error exceeds it.
         chunk: coalitions of each pass evaluated together.
-        devices: among which samples are shared out, each with its copy of the arrays in `values_fn`; by default JAX's.
-        workers: samples drawn at once on each device, >= 1; by default `jaxguard.backend.workers()`.
-        progress: told after each sample.
 
     Returns:
         The estimate; `converged` says that the tolerance was met.
 
     Raises:
-        ValueError: an unknown pairing, or no worker.
+        ValueError: an unknown pairing.
 
-    >>> game = lambda gates: gates @ jnp.array([1.0, -2.0, 0.5])
-    >>> permutation_sampling(game, 3, jax.random.key(0), samples=2).values.tolist()
-    [1.0, -2.0, 0.5]
+    Example:
+        >>> game = lambda gates: gates @ jnp.array([1.0, -2.0, 0.5])
+        >>> permutation_sampling(game, 3, jax.random.key(0), samples=2).values.tolist()
+        [1.0, -2.0, 0.5]
     """
-    if pairing not in get_args(Pairing):
-        raise ValueError(f"expected pairing of {', '.join(get_args(Pairing))}, got {pairing!r}")
-    workers = backend.workers() if workers is None else workers
-    if workers < 1:
-        raise ValueError(f"expected workers >= 1, got {workers}; leave it out for one per core")
-    draw = functools.partial(_sample, players=players, pairing=pairing, chunk=chunk)
-    game = partial(values_fn)
-    full = _whole(game, players)
-    shared = (game, key, full, jnp.asarray(-jnp.inf if threshold is None else threshold, full.dtype))
-    places = [jax.device_put(shared, device) for device in devices] or [shared]
-    moments, evaluations, precise = Moments.none(players), 1, jnp.zeros((), bool)
-    pool = ThreadPoolExecutor(workers * len(places))
-    try:
-        drawn = [
-            pool.submit(lambda number: jax.block_until_ready(draw(*places[number % len(places)], number)), number)
-            for number in range(samples)
-        ]
-        for number, sample in enumerate(drawn):
-            values, count = jax.device_put(sample.result(), moments.mean.sharding)
-            moments, precise = _add(moments, values, tolerance)
-            evaluations += int(count)
-            if progress is not None:
-                progress(number + 1, samples)
-            if precise:
-                break
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return moments.estimate(jnp.asarray(evaluations), precise)
+    return _sampled(
+        traced(values_fn, players, rows(pairing, chunk)),
+        key,
+        jnp.asarray(samples),
+        jnp.asarray(-jnp.inf if threshold is None else threshold, jnp.result_type(float)),
+        jnp.asarray(tolerance, jnp.result_type(float)),
+        players=players,
+        pairing=pairing,
+        chunk=chunk,
+    )
 
 
-@functools.partial(jax.jit, static_argnames="players")
-def _whole(values_fn: Partial, players: int) -> jax.Array:
-    return values_fn(jnp.ones((1, players)))[0]
+class _State(NamedTuple):
+    number: jax.Array
+    moments: Moments
+    evaluations: jax.Array
+    is_precise: jax.Array
 
 
-@jax.jit
-def _add(moments: Moments, values: jax.Array, tolerance: float) -> tuple[Moments, jax.Array]:
-    moments = moments.add(values, jnp.ones(values.shape, bool))
+@functools.partial(jax.jit, static_argnames=("players", "pairing", "chunk"))
+def _sampled(
+    values_fn: Partial,
+    key: jax.Array,
+    samples: jax.Array,
+    threshold: jax.Array,
+    tolerance: jax.Array,
+    *,
+    players: int,
+    pairing: Pairing,
+    chunk: int,
+) -> Estimate:
+    full = values_fn(jnp.ones((1, players)))[0]
+
+    def step(state: _State) -> _State:
+        values, count = _sample(
+            values_fn, key, state.number, full, threshold, players=players, pairing=pairing, chunk=chunk
+        )
+        moments, is_precise = add(state.moments, values, tolerance)
+        return _State(state.number + 1, moments, state.evaluations + count, is_precise)
+
+    start = _State(jnp.zeros((), jnp.int32), Moments.none(players), jnp.ones((), jnp.int32), jnp.zeros((), bool))
+    end = loops.while_loop(lambda state: (state.number < samples) & ~state.is_precise, step, start)
+    return end.moments.estimate(end.evaluations, end.is_precise)
+
+
+def add(moments: Moments, values: jax.Array, tolerance: jax.typing.ArrayLike) -> tuple[Moments, jax.Array]:
+    """Moments with one more sample, and whether no standard error exceeds the tolerance.
+
+    Args:
+        moments: so far.
+        values: `[N]` of `sample`.
+        tolerance: of the standard errors.
+
+    Returns:
+        The moments, and a bool.
+    """
+    moments = moments.add(values, jnp.ones_like(values, bool))
     return moments, (moments.standard_errors() <= tolerance).all()
+
+
+def sample(
+    values_fn: ValuesFn,
+    players: int,
+    key: jax.Array,
+    number: jax.typing.ArrayLike,
+    *,
+    full: jax.typing.ArrayLike,
+    pairing: Pairing = "antithetic",
+    threshold: float | None = None,
+    chunk: int = 32,
+) -> tuple[jax.Array, jax.Array]:
+    """One independent sample of all marginals.
+
+    Args:
+        values_fn: `gates [B, N] -> values [B]`.
+        players: `N`.
+        key: `jax.random.key`, the same for all samples.
+        number: of the sample; it draws the orders.
+        full: value of all players.
+        pairing: see `permutation_sampling`.
+        threshold: see `marginals`.
+        chunk: coalitions of each pass evaluated together.
+
+    Returns:
+        `[N]` marginals, mean over the passes of the sample; and the coalitions evaluated.
+
+    Raises:
+        ValueError: an unknown pairing.
+    """
+    return _sample(
+        traced(values_fn, players, rows(pairing, chunk)[1:]),
+        key,
+        jnp.asarray(number),
+        jnp.asarray(full),
+        jnp.asarray(-jnp.inf if threshold is None else threshold, jnp.result_type(float)),
+        players=players,
+        pairing=pairing,
+        chunk=chunk,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("players", "pairing", "chunk"))
 def _sample(
     values_fn: Partial,
     key: jax.Array,
+    number: jax.Array,
     full: jax.Array,
     threshold: jax.Array,
-    number: jax.Array,
     *,
     players: int,
     pairing: Pairing,
     chunk: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """`[N]` marginals, mean over the passes of one sample; and the coalitions evaluated."""
     orders = _orders(jax.random.fold_in(key, number), players, pairing)
     values, evaluations = marginals(values_fn, orders, full=full, threshold=threshold, chunk=chunk)
     return values.mean(axis=0), evaluations
@@ -132,3 +181,21 @@ def _orders(key: jax.Array, players: int, pairing: Pairing) -> jax.Array:
     if pairing == "antithetic":
         return jnp.stack([order, order[::-1]])
     return jnp.stack([jnp.roll(order, shift * players // PASSES[pairing]) for shift in range(PASSES[pairing])])
+
+
+def rows(pairing: Pairing, chunk: int) -> tuple[int, int]:
+    """Numbers of coalitions with which a value function is called: for the whole, and for a sample.
+
+    Args:
+        pairing: see `permutation_sampling`.
+        chunk: coalitions of each pass evaluated together.
+
+    Returns:
+        1, and the passes of a sample times `chunk`.
+
+    Raises:
+        ValueError: an unknown pairing.
+    """
+    if pairing not in get_args(Pairing):
+        raise ValueError(f"expected pairing of {', '.join(get_args(Pairing))}, got {pairing!r}; take 'antithetic'")
+    return 1, PASSES[pairing] * chunk

@@ -6,7 +6,8 @@ only the rest, the *residual*, is transported. A pruned layer and its original d
 small, and an entropic plan of it does not blur the channels that stayed. What is identical is treated alike: masses of
 channels that are equal are spread over them evenly, so that a plan does not depend on their order.
 
-`exact` solves on the host, to the last digit; `entropic` is Sinkhorn's algorithm on the device.
+`exact` solves on the host, to the last digit, and is the default on every machine; `entropic` is Sinkhorn's algorithm
+on the device.
 """
 
 from jaxguard.kernels.transport.entropic import sinkhorn

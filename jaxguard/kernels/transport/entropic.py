@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 
 import chex
@@ -59,17 +60,18 @@ def hungarian(problems: Problem) -> Result:
 
 def _mapped(solve_one: Callable[[Problem], Result], problems: Problem) -> Result:
     """One after the other on CPU, where a stack would iterate until its slowest member is done."""
-    if jax.default_backend() == "cpu":
-        return jax.lax.map(solve_one, problems)
-    return jax.vmap(solve_one)(problems)
+    in_turn = functools.partial(jax.lax.map, solve_one)
+    return jax.lax.platform_dependent(problems, cpu=in_turn, default=jax.vmap(solve_one))
 
 
 def _sinkhorn(problem: Problem, *, epsilon: float, threshold: float, max_iterations: int) -> Result:
-    # OTT takes 2.5 s to import.
-    from ott.geometry.epsilon_scheduler import Epsilon
-    from ott.geometry.geometry import Geometry
-    from ott.problems.linear.linear_problem import LinearProblem
-    from ott.solvers.linear import sinkhorn as ott_sinkhorn
+    # OTT takes 2.5 s to import, and JAXopt, which it imports, warns that it is no longer developed.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from ott.geometry.epsilon_scheduler import Epsilon
+        from ott.geometry.geometry import Geometry
+        from ott.problems.linear.linear_problem import LinearProblem
+        from ott.solvers.linear import sinkhorn as ott_sinkhorn
 
     cost = problem.cost.astype(jnp.float32)
     kept = _kept(problem)

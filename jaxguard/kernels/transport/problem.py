@@ -54,15 +54,17 @@ def problem(
         target_ties: `[..., M]` likewise.
 
     Returns:
-        The problem; its cost is the array that came, the rest NumPy's.
+        The problem; its cost is the array that was given, the rest NumPy's unless it is traced.
 
     Raises:
-        ValueError: masses that are negative, not finite, all zero or of the wrong shape.
+        ValueError: masses of the wrong shape; where they are not traced, also negative, not finite or all zero.
     """
     cost = cost if isinstance(cost, jax.Array) else np.asarray(cost)
     *stack, rows, columns = cost.shape
 
-    def labels(ties: jax.typing.ArrayLike | None, size: int) -> np.ndarray:
+    def labels(ties: jax.typing.ArrayLike | None, size: int) -> Any:
+        if is_traced(ties):
+            return jnp.broadcast_to(ties, (*stack, size))
         return np.broadcast_to(np.arange(size) if ties is None else np.asarray(ties), (*stack, size))
 
     return Problem(
@@ -74,16 +76,23 @@ def problem(
     )
 
 
-def _masses(masses: jax.typing.ArrayLike | None, shape: tuple[int, ...], name: str) -> np.ndarray:
+def is_traced(*values: Any) -> bool:
+    """Whether a value is not known yet, inside a transformed function."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def _masses(masses: jax.typing.ArrayLike | None, shape: tuple[int, ...], name: str) -> Any:
     if masses is None:
         return np.full(shape, 1 / shape[-1])
-    found = np.asarray(masses, np.float64)
+    found = jnp.asarray(masses) if is_traced(masses) else np.asarray(masses, np.float64)
     if found.shape[-1:] != shape[-1:] or found.ndim > len(shape):
-        raise ValueError(f"expected {name} masses of shape {shape}, came {found.shape} to transport.solve()")
+        raise ValueError(f"expected {name} masses of shape {shape}, got {found.shape} in transport.solve()")
     total = found.sum(-1, keepdims=True)
+    if is_traced(masses):
+        return jnp.broadcast_to(found / total, shape)
     if not (np.isfinite(found).all() and (found >= 0).all() and (total > 0).all()):
         raise ValueError(
-            f"expected finite {name} masses >= 0 with a positive sum, came {found.min():g} to {found.max():g} to "
+            f"expected finite {name} masses >= 0 with a positive sum, got {found.min():g} to {found.max():g} in "
             "transport.solve(); leave them out for uniform ones"
         )
     return np.broadcast_to(found / total, shape)
@@ -114,18 +123,23 @@ def distances(source: jax.typing.ArrayLike, target: jax.typing.ArrayLike) -> jax
     return found.at[diagonal, diagonal].set(jnp.where(equal, 0, found[diagonal, diagonal]))
 
 
-def equal_rows(points: jax.typing.ArrayLike) -> np.ndarray:
+def equal_rows(points: jax.typing.ArrayLike) -> Any:
     """Label of each row, the same for rows that are equal in every entry: the ties of a plan.
 
     Args:
         points: `[N, F]`.
 
     Returns:
-        `[N]` int.
+        `[N]` int, the number of the first row that is equal.
 
     Example:
         >>> equal_rows(np.array([[1.0, 2.0], [0.0, 0.0], [1.0, 2.0]])).tolist()
-        [1, 0, 1]
+        [0, 1, 0]
     """
+    if is_traced(points):
+        # Sorting, as below, takes a comparison of whole rows; here all pairs are compared, N at a time.
+        rows = jnp.asarray(points)
+        return jax.lax.map(lambda row: jnp.argmax((rows == row).all(-1)), rows)
     rows = np.asarray(points) + 0.0  # -0.0 is 0.0
-    return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
+    _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    return first[inverse.reshape(-1)]

@@ -1,0 +1,66 @@
+"""Loops whose carry may be distributed over devices.
+
+Inside `jax.shard_map` a loop's carry must vary over the same mesh axes before and after a step, and under explicit
+sharding it must be sharded alike. A carry that starts as plain zeros is neither. These loops bring the start into line
+with what a step returns, so that kernels need not know whether they are distributed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import NamedSharding
+
+Carry = TypeVar("Carry")
+
+
+def while_loop(cond_fn: Callable[[Carry], Any], body_fn: Callable[[Carry], Carry], start: Carry) -> Carry:
+    """`jax.lax.while_loop`."""
+    return jax.lax.while_loop(cond_fn, body_fn, _aligned(body_fn, start))
+
+
+def fori_loop(lower: int, upper: Any, body_fn: Callable[[Any, Carry], Carry], start: Carry) -> Carry:
+    """`jax.lax.fori_loop`."""
+    return jax.lax.fori_loop(lower, upper, body_fn, _aligned(lambda carry: body_fn(lower, carry), start))
+
+
+def scan(step_fn: Callable[[Carry, Any], tuple[Carry, Any]], start: Carry, xs: Any) -> tuple[Carry, Any]:
+    """`jax.lax.scan`."""
+
+    def first(carry: Carry) -> Carry:
+        return step_fn(carry, jax.tree.map(lambda x: x[0], xs))[0]
+
+    return jax.lax.scan(step_fn, _aligned(first, start), xs)
+
+
+def _aligned(step_fn: Callable[[Carry], Carry], start: Carry) -> Carry:
+    """The same start, distributed as what a step makes of it."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return start  # without a mesh nothing is distributed, and the step need not be traced once more
+    while True:
+        leaves = jax.tree.leaves(start)
+        wanted = jax.tree.leaves(jax.eval_shape(step_fn, start))
+        aligned = [_like(leaf, shape) for leaf, shape in zip(leaves, wanted, strict=True)]
+        if all(new is old for new, old in zip(aligned, leaves, strict=True)):
+            return start
+        # Once more: a leaf that is now distributed may make others so.
+        start = jax.tree.unflatten(jax.tree.structure(start), aligned)
+
+
+def _like(leaf: Any, wanted: jax.ShapeDtypeStruct) -> Any:
+    present = jax.typeof(leaf)
+    missing = _varying(wanted) - _varying(present)
+    if missing:
+        leaf = jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying")
+    sharding = wanted.sharding
+    if isinstance(sharding, NamedSharding) and sharding.spec != present.sharding.spec:
+        leaf = jax.sharding.reshard(leaf, sharding)
+    return leaf
+
+
+def _varying(aval: Any) -> frozenset[str]:
+    """Mesh axes over which a value differs; the attribute's name depends on JAX's version."""
+    kind = getattr(aval, "manual_axis_type", None)
+    return getattr(aval, "vma", frozenset()) if kind is None else kind.varying
