@@ -139,7 +139,7 @@ def test_one_module_knows_the_machine():
     """The backend is asked for, and threads that compute are started, in `execution` alone."""
     texts = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
     assert {name for name, text in texts.items() if "default_backend" in text} == {"execution.py"}
-    assert {name for name, text in texts.items() if "ThreadPoolExecutor" in text} == THREADS.keys()
+    assert {name for name, text in texts.items() if "ThreadPoolExecutor" in text} <= THREADS.keys()
 
 
 def test_files_are_short():
