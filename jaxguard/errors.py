@@ -28,6 +28,10 @@ class UnscorableError(GraphError):
     """A model in which no channel has a score; a scan must not pass over it in silence."""
 
 
+class OptionError(JaxguardError):
+    """A method or an option that does not exist, or a value of the wrong type or out of range."""
+
+
 class DefenseError(JaxguardError):
     """A defense that lacks what it needs, such as clean images or a training-mode model."""
 

@@ -14,7 +14,7 @@ LONGEST = 360
 
 LEVELS = (
     {"errors", "execution", "logs"},
-    {"checkpoints", "conformal", "graph", "kernels"},
+    {"checkpoints", "conformal", "graph", "kernels", "methods"},
     {"types"},
     {"attacks", "data", "endpoints", "models", "report", "surgery", "training"},
     {"evaluation", "inversion", "scores"},
@@ -33,6 +33,7 @@ LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units}
 
 THIRD_PARTY = {
     "flax": {"models"},
+    "annotated_types": {"methods", "attacks", "defenses", "fingerprints"},
     "optax": {"training", "inversion", "defenses", "kernels", "theft", "fingerprints"},
     "ott": {"kernels"},
     "ot": {"kernels"},
