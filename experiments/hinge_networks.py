@@ -18,9 +18,8 @@ from jaxguard import data, models, surgery, training
 from jaxguard.fingerprints import Owner
 from jaxguard.graph.program import leaf_paths
 from jaxguard.suspects import Suspect
-from jaxguard.theft import THEFTS, Blueprint, Network
-from jaxguard.theft.fine_pruning import Pruned, activations, prunable, quietest
-from jaxguard.theft.recipe import Recipe
+from jaxguard.theft import SGD, THEFTS, Blueprint, Network
+from jaxguard.theft.fine_pruning import Pruned, activations, kept, prunable, quietest
 from jaxguard.training import CrossEntropyGradient, GradientFn
 from jaxguard.types import Batch, TrainFn, Variables
 
@@ -134,8 +133,8 @@ class Task:
         self, train_fn: TrainFn, variables: Variables, batch: Batch, key: jax.Array, *, epochs: int, rate: float
     ) -> Any:
         """Trains by the task's loss."""
-        recipe = Recipe("learn", epochs, BATCH_SIZE, rate, 0.9, 5e-4, "cosine")
-        return recipe.learn(self.gradient_fn(train_fn), variables, batch, key)[0]
+        sgd = SGD(epochs, rate, batch_size=BATCH_SIZE, schedule="cosine")
+        return sgd.learn(self.gradient_fn(train_fn), variables, batch, key)[0]
 
     def network(self, model: Blueprint, batch: Batch, key: jax.Array) -> Network:
         """A network from scratch."""
@@ -163,14 +162,12 @@ class Task:
             yield name, replace(owner, variables=variables)
         cuts = {f"pruning {share:.0%}": largest(owner, share) for share in SHARES}
         cuts |= {f"channels {share:.0%}": loudest(owner, share, self.others.images) for share in SHARES}
+        pruned = Pruned(owner.train_fn)
         for name, keep in cuts.items():
             variables = jax.tree.map(jnp.multiply, owner.variables, keep)
             yield name, replace(owner, variables=variables)
-            params, state = training.partition(variables)
-            parts = {"params": params, "state": state, "keep": training.partition(keep)[0]}
-            parts = self.learn(Pruned(owner.train_fn), parts, self.others, next(keys), **short)
-            tuned = training.combine(jax.tree.map(jnp.multiply, parts["params"], parts["keep"]), parts["state"])
-            yield f"{name}, tuned", replace(owner, variables=tuned)
+            parts = self.learn(pruned, pruned.split(variables, keep), self.others, next(keys), **short)
+            yield f"{name}, tuned", replace(owner, variables=pruned.join(parts, like=variables))
         for bits in BITS:
             yield f"{bits} bits", THEFTS["quantisation"](owner, None, key, bits=bits)[0]
         permuted, _ = THEFTS["permutation"](owner, None, next(keys))
@@ -201,10 +198,7 @@ def loudest(network: Network, share: float, images: Any) -> Any:
     seen = activations(network.graph, layers, network.variables, jnp.asarray(images))
     none = [np.zeros(layer.channels, bool) for layer in layers]
     count = round(share * sum(layer.channels for layer in layers))
-    keep: Any = jax.tree.map(jnp.ones_like, network.variables)
-    for layer, mask in zip(layers, quietest(jax.device_get(seen), none, count, "layer"), strict=True):
-        keep = surgery.cut(network.graph, keep, layer, mask)
-    return keep
+    return kept(network.graph, layers, network.variables, quietest(jax.device_get(seen), none, count, "layer"))
 
 
 def tasks(seed: int) -> tuple[Task, ...]:

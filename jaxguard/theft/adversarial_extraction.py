@@ -1,12 +1,12 @@
 """Adversarial extraction: a student extracted by label is hardened against its own adversarial examples.
 
-The student keeps the owner's labels and loses its adversarial examples, which fingerprints made of those rely on.
+The student keeps the owner's labels and loses its adversarial examples, on which many fingerprints rely.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -16,13 +16,96 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxguard import training
+from jaxguard.errors import TheftError
 from jaxguard.theft import protocol
-from jaxguard.theft.extraction import label_extraction, named
-from jaxguard.theft.oracle import Oracle, ask
-from jaxguard.theft.protocol import Blueprint, Network, TheftError, TheftReport
-from jaxguard.theft.recipe import Recipe, Schedule
+from jaxguard.theft.extraction import Answers, label_extraction, query
+from jaxguard.theft.independents import FROM_SCRATCH
+from jaxguard.theft.protocol import Blueprint, Copy, Network
+from jaxguard.theft.sgd import SGD, require_finite_loss
 from jaxguard.training import Progress
 from jaxguard.types import ApplyFn, Batch, TrainFn, Variables
+
+
+def adversarial_extraction(
+    owner: Network,
+    data: Batch,
+    key: jax.Array,
+    *,
+    start: Network | None = None,
+    student: Blueprint | None = None,
+    extraction: Mapping[str, Any] | None = None,
+    attack_steps: int = 30,
+    step_size: float = 1 / 256,
+    epsilon: float = 4 / 256,
+    random_start: bool = True,
+    sgd: SGD = SGD(epochs=2, learning_rate=1e-3),
+    progress: Progress | None = None,
+) -> Copy:
+    """Trains an extracted student on images and on adversarial examples against itself, both under the owner's label.
+
+    The defaults are those of SAC's code for CIFAR-10; batch size, momentum and decay are taken over from its extraction
+    by label, and the random start is ours. Each step attacks its batch anew, so it costs `attack_steps` + 2 passes.
+
+    Args:
+        owner: the stolen model; it is queried with the thief's images once each, whether or not the student has to be
+            extracted first.
+        data: the thief's images in [0, 1]; their labels are ignored.
+        key: draws the student, batches, and where attacks start.
+        start: a student that `label_extraction` made; None makes one.
+        student: architecture of the student to make; the owner's by default.
+        extraction: fields of `SGD` for making it that differ from `FROM_SCRATCH`.
+        attack_steps: of projected gradient ascent, >= 0.
+        step_size: of the attack, in pixels.
+        epsilon: largest change of a pixel.
+        random_start: whether attacks start from a random point within `epsilon`, or from the image.
+        sgd: how it is hardened, without augmentation; 0 epochs return the student as it was.
+        progress: told how far the hardening is.
+
+    Returns:
+        The student, with the curves `loss` and `attacked_loss`, the part of it that adversarial examples have, each
+        `[steps]`.
+
+    Raises:
+        TheftError: something is missing or out of range, an answer is not finite, or the loss diverged.
+    """
+    if attack_steps < 0 or min(step_size, epsilon) < 0 or (start is not None and (student or extraction)):
+        raise TheftError(
+            "expected attack_steps, step_size and epsilon >= 0, and no student nor extraction beside start, got "
+            f"{attack_steps=}, {step_size=}, {epsilon=}, start={start is not None}, student={student is not None}, "
+            f"{extraction=}; SAC's are 30, 1/256 and 4/256"
+        )
+    if sgd.augment is not None or (extraction and extraction.keys() - {one.name for one in fields(SGD)}):
+        raise TheftError(f"expected no augment, and fields of SGD in extraction, got {sgd.augment}, {extraction}")
+    key_student, key_learn = jax.random.split(key)
+    num_images = queries = len(data.images)
+    if start is None:
+        recipe = replace(FROM_SCRATCH, **(extraction or {}))
+        made = label_extraction(owner, data, key_student, student=student, sgd=recipe)
+        start, queries = made.network, made.queries + (queries if recipe.augment else 0)
+    train_fn = protocol.require_training(start)
+    labels = query(Answers(owner.apply_fn, labels_only=True), owner.variables, data.images)
+    answered = Batch(jnp.asarray(data.images), labels)
+
+    draw = _Draw(min(sgd.batch_size, num_images), epsilon if random_start else 0.0)
+    attack = PGDStep(start.apply_fn, step_size, epsilon)
+    step = training.Step(AdversarialGradient(train_fn), sgd.optimizer(num_images), draw.batch_size)
+    order, variables, carry = jnp.zeros(num_images, jnp.int32), start.variables, None
+    num_steps = sgd.epochs * training.steps_per_epoch(num_images, draw.batch_size)
+    rows = []
+    for index in range(num_steps):
+        order, batch, begin = draw(answered, key_learn, order, np.int32(index))
+        carry = step.init(variables, batch) if carry is None else carry
+        # On CPU a convolution's gradient is fast outside of loops only: descend decides, for the attack as well.
+        found, _ = training.descend(Partial(attack, variables, batch), begin, attack_steps)
+        pairs = Batch(jnp.stack([jnp.asarray(batch.images), found], axis=1), batch.labels)
+        carry, metrics = training.descend(step.on(pairs, key_learn), carry, 1, start=index)
+        variables = carry.variables(like=variables)
+        rows.append([float(metrics[name][0]) for name in ("loss", "attacked_loss")])
+        require_finite_loss(np.array(rows)[:, 0])
+        if progress is not None:
+            progress(index + 1, num_steps, {"loss": rows[-1][0]})
+    losses, attacked = np.array(rows, np.float32).reshape(-1, 2).T
+    return Copy(replace(start, variables=variables), {"loss": losses, "attacked_loss": attacked}, queries=queries)
 
 
 @dataclass(frozen=True)
@@ -42,16 +125,9 @@ class PGDStep:
     def __call__(
         self, variables: Variables, batch: Batch, images: jax.Array, index: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Takes one step.
+        """One step from `images` `[B, ...]`, which `batch` holds as they were, with the labels to lead away from.
 
-        Args:
-            variables: of the attacked model.
-            batch: images `[B, ...]` in [0, 1] before the attack, and the labels it leads away from.
-            images: the images by now.
-            index: ignored.
-
-        Returns:
-            Images within `epsilon` of the first ones and within [0, 1], and the `loss` before the step.
+        Returns images within `epsilon` of those of `batch` and within [0, 1], and the `loss` before the step.
         """
         del index
 
@@ -110,111 +186,3 @@ class _Draw:
         key_step = jax.random.fold_in(key_noise, index)
         shift = jax.random.uniform(key_step, images.shape, minval=-self.noise, maxval=self.noise)
         return order, batch, jnp.clip(images + shift, 0, 1)
-
-
-def adversarial_extraction(
-    owner: Network,
-    data: Batch | None,
-    key: jax.Array,
-    *,
-    start: Network | None = None,
-    student: Blueprint | None = None,
-    extraction: Mapping[str, Any] | None = None,
-    attack_steps: int = 30,
-    step_size: float = 1 / 256,
-    epsilon: float = 4 / 256,
-    random_start: bool = True,
-    epochs: int = 2,
-    batch_size: int = 512,
-    learning_rate: float = 1e-3,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    schedule: Schedule = "constant",
-    progress: Progress | None = None,
-) -> tuple[Network, TheftReport]:
-    """Trains an extracted student on images and on adversarial examples against itself, both under the owner's label.
-
-    The defaults are those of SAC's code for CIFAR-10; batch size, momentum and decay are taken over from its extraction
-    by label, and the random start is ours. Each step attacks its batch anew, so it costs `attack_steps` + 2 passes.
-
-    Args:
-        owner: the stolen model; it is asked about the thief's images once each, whether or not the student has to be
-            extracted first.
-        data: the thief's images in [0, 1]; their labels are not looked at.
-        key: draws the student, batches, and where attacks start.
-        start: a student that `label_extraction` made; None makes one.
-        student: architecture of the student to make; the owner's by default.
-        extraction: hyper-parameters of `label_extraction` for it.
-        attack_steps: of projected gradient ascent, >= 0.
-        step_size: of the attack, in pixels.
-        epsilon: largest change of a pixel.
-        random_start: whether attacks start from a random point within `epsilon`, or from the image.
-        epochs: passes over the images; 0 returns the student as it was.
-        batch_size: images per step.
-        learning_rate: of SGD.
-        momentum: of SGD, in [0, 1).
-        weight_decay: of SGD.
-        schedule: how the rate falls.
-        progress: told how far the hardening is.
-
-    Returns:
-        The student, and a report with the curves `loss` and `attacked_loss`, the part of it that adversarial examples
-        have, each `[steps]`.
-
-    Raises:
-        TheftError: something is missing or out of range, an answer is not finite, or the loss diverged.
-        DataError: no images.
-    """
-    data = protocol.require_data(data, "adversarial_extraction")
-    recipe = Recipe(
-        "adversarial_extraction", epochs, batch_size, learning_rate, momentum, weight_decay, schedule
-    )  # fmt: skip
-    if attack_steps < 0 or min(step_size, epsilon) < 0 or (start is not None and (student or extraction)):
-        raise TheftError(
-            "expected attack_steps, step_size and epsilon >= 0, and no student nor extraction beside start, came "
-            f"{attack_steps=}, {step_size=}, {epsilon=}, start={start is not None}, student={student is not None}, "
-            f"extraction={extraction} in adversarial_extraction(); SAC's are 30, 1/256 and 4/256"
-        )
-    key_student, key_learn = jax.random.split(key)
-    made_here, queries = start is None, len(data.images)
-    if start is None:
-        start, made = label_extraction(owner, data, key_student, student=student, **(extraction or {}))
-        same_images = (extraction or {}).get("augment") is None
-        queries = made.queries + (0 if same_images else queries)
-    train_fn = protocol.require_training(start.train_fn, "adversarial_extraction")
-    labels = ask(Oracle(owner.apply_fn, labels_only=True), owner.variables, data.images)
-    answered = Batch(jnp.asarray(data.images), labels)
-
-    num_images = len(data.images)
-    batch_size = min(batch_size, num_images)
-    draw = _Draw(batch_size, epsilon if random_start else 0.0)
-    attack = PGDStep(start.apply_fn, step_size, epsilon)
-    step = training.Step(AdversarialGradient(train_fn), recipe.optimizer(num_images), batch_size)
-    order, copy, carry = jnp.zeros(num_images, jnp.int32), start, None
-    num_steps = epochs * training.steps_per_epoch(num_images, batch_size)
-    rows = []
-    for index in range(num_steps):
-        order, batch, begin = draw(answered, key_learn, order, np.int32(index))
-        carry = step.init(copy.variables, batch) if carry is None else carry
-        # On CPU a convolution's gradient is fast outside of loops only: descend decides, for the attack as well.
-        found, _ = training.descend(Partial(attack, copy.variables, batch), begin, attack_steps)
-        pairs = Batch(jnp.stack([jnp.asarray(batch.images), found], axis=1), batch.labels)
-        carry, metrics = training.descend(step.on(pairs, key_learn), carry, 1, start=index)
-        copy = replace(copy, variables=carry.variables(like=copy.variables))
-        rows.append([float(metrics[name][0]) for name in ("loss", "attacked_loss")])
-        recipe.require_finite(np.array(rows)[:, 0])
-        if progress is not None:
-            progress(index + 1, num_steps, {"loss": rows[-1][0]})
-    losses, attacked = np.array(rows, np.float32).reshape(-1, 2).T
-    options = {
-        "start": "made here" if made_here else "given",
-        "student": named(start.model),
-        "extraction": dict(extraction or {}),
-        "attack_steps": attack_steps,
-        "step_size": step_size,
-        "epsilon": epsilon,
-        "random_start": random_start,
-        **{name: value for name, value in recipe.options().items() if name != "augment"},
-    }
-    curves = {"loss": losses, "attacked_loss": attacked}
-    return copy, TheftReport("adversarial-extraction", options, curves=curves, queries=queries)

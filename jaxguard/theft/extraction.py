@@ -3,22 +3,260 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
-from jaxguard import training
+from jaxguard import evaluation, training
+from jaxguard.errors import TheftError
 from jaxguard.theft import protocol
-from jaxguard.theft.oracle import Oracle, ask
-from jaxguard.theft.protocol import Blueprint, Network, TheftError, TheftReport
-from jaxguard.theft.recipe import Recipe, Schedule
-from jaxguard.training import Augment, CrossEntropyGradient, GradientFn, Progress
-from jaxguard.types import Batch, TrainFn
+from jaxguard.theft.independents import FROM_SCRATCH
+from jaxguard.theft.protocol import Blueprint, Copy, Network
+from jaxguard.theft.sgd import SGD
+from jaxguard.training import CrossEntropyGradient, GradientFn, Progress
+from jaxguard.types import ApplyFn, Batch, TrainFn, Variables
 
 Reduction = Literal["images", "elements"]
+
+
+def label_extraction(
+    owner: Network,
+    data: Batch,
+    key: jax.Array,
+    *,
+    student: Blueprint | None = None,
+    sgd: SGD = FROM_SCRATCH,
+    progress: Progress | None = None,
+) -> Copy:
+    """Trains a student from scratch on the classes that the owner's model names.
+
+    The defaults are those of SAC's code for CIFAR-10, except that it updates the cosine's rate in every step rather
+    than every epoch, so that it rises again after 200 steps: `schedule="cosine by step"`.
+
+    Args:
+        owner: the stolen model; it is queried with the thief's images, once each, and with `augment` then with every
+            view that is learned.
+        data: the thief's images; their labels are ignored.
+        key: draws the student's weights, batches and augmentation.
+        student: architecture of the copy; the owner's by default.
+        sgd: how; 0 epochs leave the student random.
+        progress: told how far the training is.
+
+    Returns:
+        The student, with the curve `loss`, `[steps]`.
+
+    Raises:
+        TheftError: no architecture, an answer is not finite, or the loss diverged.
+
+    Reference:
+        Guan, Liang, He: Are You Stealing My Model? Sample Correlation for Fingerprinting Deep Neural Networks,
+        NeurIPS 2022.
+    """
+    student = protocol.require_blueprint(student, owner)
+    gradient_fn = CrossEntropyGradient(student.train_fn)
+    return _extract(
+        owner, data, key, student=student, gradient_fn=gradient_fn, labels_only=True, sgd=sgd, progress=progress
+    )
+
+
+def distillation(
+    owner: Network,
+    data: Batch,
+    key: jax.Array,
+    *,
+    student: Blueprint | None = None,
+    temperature: float = 20.0,
+    alpha: float = 0.9,
+    reduction: Reduction = "images",
+    sgd: SGD = SGD(epochs=200, learning_rate=0.1, schedule="cosine"),
+    progress: Progress | None = None,
+) -> Copy:
+    """Extraction by probability: trains a student from scratch on the owner's probabilities, softened.
+
+    The defaults are those of SAC's code for CIFAR-10, except for the schedule, see `label_extraction`, and for the
+    divergence, which it averages over images and classes: `reduction="elements"`. Summed over classes, as by default
+    here, the soft part weighs `K` times as much.
+
+    Args:
+        owner: the stolen model; it is queried as in `label_extraction`.
+        data: the thief's images; their labels are ignored.
+        key: draws the student's weights, batches and augmentation.
+        student: architecture of the copy; the owner's by default.
+        temperature: `T`, > 0.
+        alpha: weight of the soft part, in [0, 1].
+        reduction: what the divergence is averaged over, `images` or `elements`.
+        sgd: how; 0 epochs leave the student random.
+        progress: told how far the training is.
+
+    Returns:
+        The student, with the curve `loss`, `[steps]`.
+
+    Raises:
+        TheftError: something is missing or out of range, an answer is not finite, or the loss diverged.
+
+    Reference:
+        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015.
+    """
+    if not (temperature > 0 and 0 <= alpha <= 1) or reduction not in ("images", "elements"):
+        raise TheftError(
+            f"expected temperature > 0, alpha in [0, 1] and reduction to be images or elements, got {temperature=}, "
+            f"{alpha=}, {reduction=}; SAC's are 20, 0.9 and elements"
+        )
+    student = protocol.require_blueprint(student, owner)
+    gradient_fn = DistillationGradient(student.train_fn, temperature, alpha, reduction)
+    return _extract(
+        owner, data, key, student=student, gradient_fn=gradient_fn, labels_only=False, sgd=sgd, progress=progress
+    )
+
+
+def _extract(
+    owner: Network,
+    data: Batch,
+    key: jax.Array,
+    *,
+    student: Blueprint,
+    gradient_fn: GradientFn,
+    labels_only: bool,
+    sgd: SGD,
+    progress: Progress | None,
+) -> Copy:
+    answer_fn, queries = Answers(owner.apply_fn, labels_only), len(data.images)
+    key_init, key_learn = jax.random.split(key)
+    start = student.init(key_init)
+    learned, given = (
+        protocol.num_classes(net, weights, data.images)
+        for net, weights in ((student.apply_fn, start), (owner.apply_fn, owner.variables))
+    )
+    if learned != given:
+        raise TheftError(
+            f"expected a student with the owner's {given} classes, got one with {learned}; build it with that "
+            "num_classes"
+        )
+    answers = Batch(data.images, query(answer_fn, owner.variables, data.images))
+    if sgd.augment is None:
+        variables, losses = sgd.learn(gradient_fn, start, answers, key_learn, progress=progress)
+    else:
+        # An answer to an image is none to a view of it: every view is a query, answered inside the training step.
+        params, state = training.partition(start)
+        parts = {"params": params, "student": state, "owner": owner.variables}
+        parts, losses = sgd.learn(Answered(gradient_fn, answer_fn), parts, answers, key_learn, progress=progress)
+        variables = training.combine(parts["params"], parts["student"])
+        queries += len(losses) * min(sgd.batch_size, queries)
+    return Copy(Network.of(student, variables), {"loss": losses}, queries=queries)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a thief without the weights gets: images in, answers out; a value, traceable.
+
+    Attributes:
+        apply_fn: the model in evaluation mode, hashable.
+        labels_only: whether it names the class alone.
+    """
+
+    apply_fn: ApplyFn
+    labels_only: bool
+
+    def __call__(self, variables: Variables, images: jax.Array) -> jax.Array:
+        """Answers to images `[B, ...]`: int32 `[B]`, -1 where a logit is NaN, or float32 logits `[B, K]`."""
+        logits = self.apply_fn(variables, images).astype(jnp.float32)
+        if not self.labels_only:
+            return logits
+        return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1)).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnums=0)
+def _answers(answer_fn: Answers, variables: Variables, chunks: jax.Array) -> jax.Array:
+    return lax.map(partial(answer_fn, variables), chunks)
+
+
+def query(
+    answer_fn: Answers, variables: Variables, images: jax.Array | np.ndarray, *, batch_size: int = 500
+) -> jax.Array:
+    """Queries a model with every image once, batch by batch.
+
+    Args:
+        answer_fn: the model's answers.
+        variables: its weights.
+        images: `[N, ...]`, N >= 1.
+        batch_size: images per forward pass; the last batch is padded.
+
+    Returns:
+        `[N]` classes or `[N, K]` logits.
+
+    Raises:
+        TheftError: an answer is NaN or infinite.
+
+    Example:
+        >>> brightest = Answers(lambda variables, images: images.reshape(len(images), -1), labels_only=True)
+        >>> query(brightest, {}, np.eye(3, dtype=np.float32).reshape(3, 1, 3, 1), batch_size=2).tolist()
+        [0, 1, 2]
+    """
+    num_images = len(images)
+    answers = _answers(answer_fn, variables, evaluation.chunked(images, batch_size))
+    answers = answers.reshape(-1, *answers.shape[2:])[:num_images]
+    if not bool(jnp.isfinite(answers).all()) or (answer_fn.labels_only and bool((answers < 0).any())):
+        raise TheftError(
+            f"expected finite answers, got NaN or infinity for some of {num_images} images from the owner's model; "
+            "check its weights, and that images are in [0, 1]"
+        )
+    return answers
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A gradient whose labels are a model's answers to the very images that are learned; a value like its parts.
+
+    Its state is `{"student": ..., "owner": the answering model's variables}`.
+
+    Attributes:
+        gradient_fn: what is descended.
+        answer_fn: the model's answers.
+    """
+
+    gradient_fn: GradientFn
+    answer_fn: Answers
+
+    def __call__(self, params: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
+        """Differentiates; see `training.CrossEntropyGradient`."""
+        labels = self.answer_fn(state["owner"], jnp.asarray(batch.images))
+        metrics, after, gradient = self.gradient_fn(params, state["student"], batch._replace(labels=labels))
+        return metrics, {**state, "student": after}, gradient
+
+
+@dataclass(frozen=True)
+class DistillationGradient:
+    """The gradient of one batch's distillation loss in training mode; the batch's labels are the teacher's logits.
+
+    A value, so that equal ones share a compiled step.
+
+    Attributes:
+        train_fn: the student in training mode.
+        temperature: see `distillation_loss`, as for the others.
+        alpha: weight of the soft part.
+        reduction: what the divergence is averaged over.
+    """
+
+    train_fn: TrainFn
+    temperature: float
+    alpha: float
+    reduction: Reduction
+
+    def __call__(self, params: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
+        """Differentiates; `loss`, the state after the batch, and the gradient."""
+        settings = {"temperature": self.temperature, "alpha": self.alpha, "reduction": self.reduction}
+
+        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+            logits, after = self.train_fn(training.combine(params, state), jnp.asarray(batch.images))
+            return distillation_loss(logits, jnp.asarray(batch.labels), **settings), training.partition(after)[1]
+
+        (loss, after), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        return {"loss": loss}, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state), gradient
 
 
 def distillation_loss(
@@ -52,208 +290,3 @@ def distillation_loss(
         divergence = divergence / logits.shape[-1]
     hard = optax.softmax_cross_entropy_with_integer_labels(logits, answers.argmax(-1)).mean()
     return alpha * temperature**2 * divergence + (1 - alpha) * hard
-
-
-@dataclass(frozen=True)
-class DistillationGradient:
-    """The gradient of one batch's distillation loss in training mode; the batch's labels are the teacher's logits.
-
-    A value, so that equal ones share a compiled step.
-
-    Attributes:
-        train_fn: the student in training mode.
-        temperature: see `distillation_loss`, as for the others.
-        alpha: weight of the soft part.
-        reduction: what the divergence is averaged over.
-    """
-
-    train_fn: TrainFn
-    temperature: float
-    alpha: float
-    reduction: Reduction
-
-    def __call__(self, params: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
-        """Differentiates; `loss`, the state after the batch, and the gradient."""
-
-        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            logits, after = self.train_fn(training.combine(params, state), jnp.asarray(batch.images))
-            loss = distillation_loss(
-                logits,
-                jnp.asarray(batch.labels),
-                temperature=self.temperature,
-                alpha=self.alpha,
-                reduction=self.reduction,
-            )
-            return loss, training.partition(after)[1]
-
-        (loss, after), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        return {"loss": loss}, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state), gradient
-
-
-def _extract(
-    owner: Network,
-    data: Batch | None,
-    key: jax.Array,
-    *,
-    recipe: Recipe,
-    student: Blueprint,
-    gradient_fn: GradientFn,
-    labels_only: bool,
-    progress: Progress | None,
-) -> tuple[Network, np.ndarray, int]:
-    """The student, its losses, and how many images the owner's model was asked about."""
-    data = protocol.require_data(data, recipe.method)
-    oracle = Oracle(owner.apply_fn, labels_only)
-    key_init, key_learn = jax.random.split(key)
-    start = student.init(key_init)
-    asked, answered = (
-        protocol.num_classes(net, weights, data.images)
-        for net, weights in ((student.apply_fn, start), (owner.apply_fn, owner.variables))
-    )
-    if asked != answered:
-        raise TheftError(
-            f"expected a student with the owner's {answered} classes, came one with {asked} in {recipe.method}(); "
-            "build it with that num_classes"
-        )
-    answers = Batch(data.images, ask(oracle, owner.variables, data.images))
-    teacher, queries = None, len(data.images)
-    if recipe.augment is not None:  # an answer to an image is none to a view of it
-        teacher = (oracle, owner.variables)
-        batch_size = min(recipe.batch_size, queries)
-        queries += recipe.epochs * training.steps_per_epoch(queries, batch_size) * batch_size
-    copy, losses = recipe.learn(gradient_fn, start, answers, key_learn, teacher=teacher, progress=progress)
-    return Network.of(student, copy), losses, queries
-
-
-def named(student: Blueprint | None) -> str:
-    """An architecture's specification, for a report."""
-    return getattr(student, "spec", repr(student))
-
-
-def label_extraction(
-    owner: Network,
-    data: Batch | None,
-    key: jax.Array,
-    *,
-    student: Blueprint | None = None,
-    epochs: int = 200,
-    batch_size: int = 512,
-    learning_rate: float = 0.05,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    schedule: Schedule = "cosine",
-    augment: Augment | None = None,
-    progress: Progress | None = None,
-) -> tuple[Network, TheftReport]:
-    """Trains a student from scratch on the classes that the owner's model names.
-
-    The defaults are those of SAC's code for CIFAR-10, but that it updates the cosine's rate in every step rather than
-    every epoch, so that it rises again after 200 steps: `schedule="cosine by step"`.
-
-    Args:
-        owner: the stolen model; it is asked about the thief's images, once each, and with `augment` then about every
-            view that is learned.
-        data: the thief's images; their labels are not looked at.
-        key: draws the student's weights, batches and augmentation.
-        student: architecture of the copy; the owner's by default.
-        epochs: passes over the images; 0 leaves the student random.
-        batch_size: images per step.
-        learning_rate: of SGD, in the first epoch.
-        momentum: of SGD, in [0, 1).
-        weight_decay: of SGD.
-        schedule: how the rate falls.
-        augment: `(key, images) -> images`.
-        progress: told how far the training is.
-
-    Returns:
-        The student and a report with the curve `loss`, `[steps]`.
-
-    Raises:
-        TheftError: something is missing or out of range, an answer is not finite, or the loss diverged.
-        DataError: no images.
-
-    Reference:
-        Guan, Liang, He: Are You Stealing My Model? Sample Correlation for Fingerprinting Deep Neural Networks,
-        NeurIPS 2022.
-    """
-    student = protocol.require_blueprint(student, owner, "label_extraction")
-    recipe = Recipe(
-        "label_extraction", epochs, batch_size, learning_rate, momentum, weight_decay, schedule, augment
-    )  # fmt: skip
-    gradient_fn = CrossEntropyGradient(student.train_fn)
-    copy, losses, queries = _extract(
-        owner, data, key,
-        recipe=recipe, student=student, gradient_fn=gradient_fn, labels_only=True, progress=progress,
-    )  # fmt: skip
-    options = {"student": named(student), **recipe.options()}
-    return copy, TheftReport("label-extraction", options, curves={"loss": losses}, queries=queries)
-
-
-def distillation(
-    owner: Network,
-    data: Batch | None,
-    key: jax.Array,
-    *,
-    student: Blueprint | None = None,
-    temperature: float = 20.0,
-    alpha: float = 0.9,
-    reduction: Reduction = "images",
-    epochs: int = 200,
-    batch_size: int = 512,
-    learning_rate: float = 0.1,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    schedule: Schedule = "cosine",
-    augment: Augment | None = None,
-    progress: Progress | None = None,
-) -> tuple[Network, TheftReport]:
-    """Extraction by probability: trains a student from scratch on the owner's probabilities, softened.
-
-    The defaults are those of SAC's code for CIFAR-10, but for the schedule, see `label_extraction`, and for the
-    divergence, which it averages over images and classes: `reduction="elements"`. Summed over classes, as by default
-    here, the soft part weighs `K` times as much.
-
-    Args:
-        owner: the stolen model; it is asked as in `label_extraction`.
-        data: the thief's images; their labels are not looked at.
-        key: draws the student's weights, batches and augmentation.
-        student: architecture of the copy; the owner's by default.
-        temperature: `T`, > 0.
-        alpha: weight of the soft part, in [0, 1].
-        reduction: what the divergence is averaged over, `images` or `elements`.
-        epochs: passes over the images; 0 leaves the student random.
-        batch_size: images per step.
-        learning_rate: of SGD, in the first epoch.
-        momentum: of SGD, in [0, 1).
-        weight_decay: of SGD.
-        schedule: how the rate falls.
-        augment: `(key, images) -> images`.
-        progress: told how far the training is.
-
-    Returns:
-        The student and a report with the curve `loss`, `[steps]`.
-
-    Raises:
-        TheftError: something is missing or out of range, an answer is not finite, or the loss diverged.
-        DataError: no images.
-
-    Reference:
-        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015.
-    """
-    if not (temperature > 0 and 0 <= alpha <= 1) or reduction not in ("images", "elements"):
-        raise TheftError(
-            f"expected temperature > 0, alpha in [0, 1] and reduction to be images or elements, came {temperature=}, "
-            f"{alpha=}, {reduction=} in distillation(); SAC's are 20, 0.9 and elements"
-        )
-    student = protocol.require_blueprint(student, owner, "distillation")
-    recipe = Recipe(
-        "distillation", epochs, batch_size, learning_rate, momentum, weight_decay, schedule, augment
-    )  # fmt: skip
-    gradient_fn = DistillationGradient(student.train_fn, temperature, alpha, reduction)
-    copy, losses, queries = _extract(
-        owner, data, key,
-        recipe=recipe, student=student, gradient_fn=gradient_fn, labels_only=False, progress=progress,
-    )  # fmt: skip
-    soft = {"temperature": temperature, "alpha": alpha, "reduction": reduction}
-    options = {"student": named(student), **soft, **recipe.options()}
-    return copy, TheftReport("distillation", options, curves={"loss": losses}, queries=queries)

@@ -1,23 +1,184 @@
-"""Fine-tuning of all layers or of the last ones: the owner's weights, moved a little by the thief's labels."""
+"""Fine-tuning of all layers or the last ones, under the owner's head or a new one, for the same task or another."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxguard import models
+from jaxguard.errors import TheftError
+from jaxguard.graph import ChannelGraph, LeafView, Producer, channel_graph
 from jaxguard.graph.program import leaf_paths
 from jaxguard.theft import protocol
-from jaxguard.theft.last_layers import last_layers, parameters
-from jaxguard.theft.protocol import Network, TheftError, TheftReport
-from jaxguard.theft.recipe import Recipe, Schedule
-from jaxguard.training import Augment, CrossEntropyGradient, Progress, RunningStatistics
+from jaxguard.theft.protocol import Blueprint, Copy, Network
+from jaxguard.theft.sgd import SGD
+from jaxguard.training import CrossEntropyGradient, Progress, RunningStatistics
 from jaxguard.types import Batch, TrainFn, Variables
 
 Statistics = Literal["move", "stay"]
+"""Whether BatchNorms work as in training, and running statistics `move`, or as in evaluation, and they `stay`."""
+
+
+def fine_tuning(
+    owner: Network,
+    data: Batch,
+    key: jax.Array,
+    *,
+    layers: int | None = None,
+    statistics: Statistics = "move",
+    sgd: SGD = SGD(epochs=30, learning_rate=5e-4),
+    progress: Progress | None = None,
+) -> Copy:
+    """Fine-tunes all layers (FTAL) or the last ones (FTLL) on the thief's labels.
+
+    The defaults are those of SAC's code for CIFAR-10. Its last layers are the three dense ones of a VGG-16, `layers=3`,
+    and the running statistics of the others still move.
+
+    Args:
+        owner: the stolen model.
+        data: the thief's images and labels.
+        key: draws batches and augmentation.
+        layers: how many of the last layers learn, 1 for the one that makes the logits; None for all parameters.
+        statistics: whether running statistics `move` or `stay`.
+        sgd: how.
+        progress: told how far the training is.
+
+    Returns:
+        The copy, with the curve `loss`, `[steps]`.
+
+    Raises:
+        TheftError: the training-mode model or the graph is missing, there are fewer layers, or the loss diverged.
+        DataError: a label the model has no class for.
+
+    Example:
+        >>> linear = lambda w, images: images.reshape(len(images), -1) @ w
+        >>> owner = Network(np.eye(4), linear, lambda w, images: (linear(w, images), w))
+        >>> data = Batch(np.eye(4).reshape(4, 2, 2, 1), np.arange(4))
+        >>> copy = fine_tuning(owner, data, jax.random.key(0), sgd=SGD(epochs=3, learning_rate=0.1))
+        >>> copy.network.variables.shape, bool(copy.curves["loss"][-1] < copy.curves["loss"][0])
+        ((4, 4), True)
+
+    Reference:
+        Guan, Liang, He: Are You Stealing My Model? Sample Correlation for Fingerprinting Deep Neural Networks,
+        NeurIPS 2022.
+    """
+    if statistics not in ("move", "stay"):
+        raise TheftError(f"expected statistics to be move or stay, got {statistics!r}")
+    protocol.require_labels(data, protocol.num_classes(owner.apply_fn, owner.variables, data.images))
+    train_fn = protocol.require_training(owner) if statistics == "move" else RunningStatistics(owner.apply_fn)
+    if layers is None:
+        tuned, losses = sgd.learn(CrossEntropyGradient(train_fn), owner.variables, data, key, progress=progress)
+        return Copy(replace(owner, variables=tuned), {"loss": losses})
+    graph = protocol.require_graph(owner)
+    learned = parameters(graph, last_layers(graph, layers))
+    frozen = Frozen(train_fn, jax.tree.structure(owner.variables), leaf_paths(owner.variables), learned)
+    parts = frozen.split(owner.variables)
+    tuned, losses = sgd.learn(CrossEntropyGradient(frozen), parts, data, key, progress=progress)
+    return Copy(replace(owner, variables=frozen.join(tuned)), {"loss": losses})
+
+
+def head_reset(
+    owner: Network,
+    data: Batch,
+    key: jax.Array,
+    *,
+    layers: int | None = None,
+    statistics: Statistics = "move",
+    sgd: SGD = SGD(epochs=30, learning_rate=0.01),
+    progress: Progress | None = None,
+) -> Copy:
+    """Draws the head anew, then fine-tunes all layers (RTAL) or the last ones (RTLL); see `fine_tuning`.
+
+    The learning rate is ours, twenty times that of fine-tuning, since a new head has everything to learn.
+    """
+    key_head, key_tune = jax.random.split(key)
+    head = fresh_head(protocol.require_graph(owner), owner.variables, key_head)
+    start = replace(owner, variables=with_leaves(owner.variables, head))
+    copy = fine_tuning(start, data, key_tune, layers=layers, statistics=statistics, sgd=sgd, progress=progress)
+    return copy._replace(notes=(f"The head, {', '.join(sorted(head))}, was drawn anew.",))
+
+
+def transfer(
+    owner: Network,
+    data: Batch,
+    key: jax.Array,
+    *,
+    num_classes: int | None = None,
+    model: Blueprint | None = None,
+    layers: int | None = None,
+    statistics: Statistics = "move",
+    sgd: SGD = SGD(epochs=30, learning_rate=0.01),
+    progress: Progress | None = None,
+) -> Copy:
+    """Gives the model a new head and fine-tunes it on another task, with images as large as the owner's.
+
+    SAC transfers to ten classes of CIFAR-100; its settings for that are not in its code, these are those of
+    `head_reset`.
+
+    Args:
+        owner: the stolen model; its graph is needed.
+        data: images and labels of the other task.
+        key: draws the head, batches and augmentation.
+        num_classes: `K` of the other task; its largest label plus 1 by default.
+        model: the architecture with the new head; by default that of `owner.model` for a bundled one, and the very
+            functions of the owner for others, if they take whatever shape the leaves have.
+        layers: see `fine_tuning`; 1 trains the head alone (linear probing).
+        statistics: see `fine_tuning`.
+        sgd: how.
+        progress: told how far the training is.
+
+    Returns:
+        The copy, its graph derived anew, with the curve `loss`, `[steps]`.
+
+    Raises:
+        TheftError: as `fine_tuning`, or the model does not take such a head.
+        DataError: a label beyond `num_classes`.
+    """
+    num_classes = int(np.max(data.labels)) + 1 if num_classes is None else num_classes
+    if num_classes < 1:
+        raise TheftError(f"expected num_classes >= 1, got {num_classes}")
+    key_head, key_tune = jax.random.split(key)
+    if model is None and isinstance(owner.model, models.Model):
+        model = _rebuilt(owner.model, num_classes)
+    head = fresh_head(protocol.require_graph(owner), owner.variables, key_head, num_classes=num_classes)
+    variables, functions = with_leaves(owner.variables, head), owner if model is None else model
+    try:
+        found = protocol.num_classes(functions.apply_fn, variables, data.images)
+    except Exception as error:  # whatever a function of the user's own, or Flax, makes of a head of another shape
+        raise TheftError(
+            f"expected a model that takes {', '.join(sorted(head))} for {num_classes} classes and images of shape "
+            f"{np.shape(data.images)[1:]}, got {type(error).__name__}: {str(error).splitlines()[0]}; pass model=, its "
+            "architecture with the new head"
+        ) from error
+    if found != num_classes:
+        raise TheftError(f"expected {num_classes} logits from the new head, got {found}; pass another model=")
+    if model is not None:
+        start = Network.of(model, variables)
+    else:
+        example = jax.ShapeDtypeStruct((1, *np.shape(data.images)[1:]), jnp.result_type(data.images))
+        start = replace(owner, variables=variables, graph=channel_graph(owner.apply_fn, variables, example))
+    copy = fine_tuning(start, data, key_tune, layers=layers, statistics=statistics, sgd=sgd, progress=progress)
+    return copy._replace(notes=(f"The head, {', '.join(sorted(head))}, was drawn anew for {num_classes} classes.",))
+
+
+@functools.lru_cache(maxsize=64)
+def _rebuilt(old: models.Model, num_classes: int) -> models.Model:
+    """The architecture with another number of classes; always the same object, so that programs are shared."""
+    return models.build(
+        old.spec,
+        num_classes=num_classes,
+        input_shape=old.input_shape,
+        mean=old.mean,
+        std=old.std,
+        dtype=old.module.dtype,
+    )
 
 
 @dataclass(frozen=True)
@@ -40,11 +201,10 @@ class Frozen:
 
     def split(self, variables: Variables) -> dict[str, dict[str, Any]]:
         """The whole model's variables in two parts."""
-        leaves = dict(zip(self.paths, jax.tree.leaves(variables), strict=True))
-        return {
-            "params": {path: leaf for path, leaf in leaves.items() if path in self.learned},
-            "rest": {path: leaf for path, leaf in leaves.items() if path not in self.learned},
-        }
+        parts: dict[str, dict[str, Any]] = {"params": {}, "rest": {}}
+        for path, leaf in zip(self.paths, jax.tree.leaves(variables), strict=True):
+            parts["params" if path in self.learned else "rest"][path] = leaf
+        return parts
 
     def join(self, parts: Mapping[str, Mapping[str, Any]]) -> Any:
         """Undoes `split`."""
@@ -57,113 +217,93 @@ class Frozen:
         return logits, self.split(after)
 
 
-def tune(
-    network: Network,
-    data: Batch,
-    key: jax.Array,
-    recipe: Recipe,
-    *,
-    layers: int | None,
-    statistics: Statistics,
-    progress: Progress | None = None,
-) -> tuple[Network, np.ndarray]:
-    """Learns labels by all layers or by the last ones.
-
-    Args:
-        network: where to start; left untouched.
-        data: images and labels.
-        key: draws batches and augmentation.
-        recipe: how.
-        layers: how many of the last layers learn; None for all parameters.
-        statistics: whether running statistics move, as in training mode, or stay, as in evaluation mode.
-        progress: told how far the training is.
-
-    Returns:
-        The network with other variables, and the loss of every step.
+def last_layers(graph: ChannelGraph, count: int) -> tuple[Producer, ...]:
+    """The layers that make the logits, which count as one, and `count` - 1 before them, the last first.
 
     Raises:
-        TheftError: the training-mode model or the graph is missing, there are fewer layers, or the loss diverged.
-        DataError: a label the model has no class for.
+        TheftError: the model has fewer layers, or none that makes logits.
     """
-    method = recipe.method
-    if statistics not in ("move", "stay"):
-        raise TheftError(f"expected statistics to be move or stay, came {statistics!r} in {method}()")
-    protocol.require_labels(data, protocol.num_classes(network.apply_fn, network.variables, data.images), method)
-    train_fn = RunningStatistics(network.apply_fn)
-    if statistics == "move":
-        train_fn = protocol.require_training(network.train_fn, method)
-    if layers is None:
-        tuned, losses = recipe.learn(CrossEntropyGradient(train_fn), network.variables, data, key, progress=progress)
-        return replace(network, variables=tuned), losses
-    graph = protocol.require_graph(network, method)
-    learned = parameters(graph, last_layers(graph, layers, method), method)
-    structure, paths = jax.tree.structure(network.variables), leaf_paths(network.variables)
-    frozen = Frozen(train_fn, structure, paths, learned)
-    parts = frozen.split(network.variables)
-    tuned, losses = recipe.learn(CrossEntropyGradient(frozen), parts, data, key, progress=progress)
-    return replace(network, variables=frozen.join(tuned)), losses
+    makers = [graph.producers[number] for number in sorted(graph.outputs)]
+    others = [producer for number, producer in enumerate(graph.producers) if number not in graph.outputs]
+    if not makers or not 1 <= count <= 1 + len(others):
+        raise TheftError(
+            f"expected 1 to {1 + len(others)} layers, of which {len(makers)} make logits, got layers={count}; take "
+            "layers=1 for the head, or None for the whole model"
+        )
+    return (*makers, *others[::-1][: count - 1])
 
 
-def fine_tuning(
-    owner: Network,
-    data: Batch | None,
-    key: jax.Array,
-    *,
-    layers: int | None = None,
-    statistics: Statistics = "move",
-    epochs: int = 30,
-    batch_size: int = 512,
-    learning_rate: float = 5e-4,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    schedule: Schedule = "constant",
-    augment: Augment | None = None,
-    progress: Progress | None = None,
-) -> tuple[Network, TheftReport]:
-    """Fine-tunes all layers (FTAL) or the last ones (FTLL) on the thief's labels.
-
-    The defaults are those of SAC's code for CIFAR-10. Its last layers are the three dense ones of a VGG-16, `layers=3`,
-    and the running statistics of the others still move.
-
-    Args:
-        owner: the stolen model.
-        data: the thief's images and labels.
-        key: draws batches and augmentation.
-        layers: how many of the last layers learn, 1 for the one that makes the logits; None for all parameters.
-        statistics: whether BatchNorms work as in training, and their running statistics `move`, or as in evaluation,
-            and they `stay`.
-        epochs: passes over the images; 0 changes nothing.
-        batch_size: images per step.
-        learning_rate: of SGD.
-        momentum: of SGD, in [0, 1).
-        weight_decay: of SGD.
-        schedule: how the rate falls.
-        augment: `(key, images) -> images`.
-        progress: told how far the training is.
-
-    Returns:
-        The copy and a report with the curve `loss`, `[steps]`.
+def parameters(graph: ChannelGraph, layers: Sequence[Producer]) -> frozenset[str]:
+    """Paths of the leaves that layers learn: kernels, biases, and scale and bias of their own norms.
 
     Raises:
-        TheftError: something is missing or out of range, or the loss diverged.
-        DataError: no images, or labels the model has no class for.
-
-    Example:
-        >>> linear = lambda w, images: images.reshape(len(images), -1) @ w
-        >>> owner = Network(np.eye(4), linear, lambda w, images: (linear(w, images), w))
-        >>> data = Batch(np.eye(4).reshape(4, 2, 2, 1), np.arange(4))
-        >>> copy, report = fine_tuning(owner, data, jax.random.key(0), epochs=3, learning_rate=0.1)
-        >>> copy.variables.shape, bool(report.curves["loss"][-1] < report.curves["loss"][0])
-        ((4, 4), True)
-
-    Reference:
-        Guan, Liang, He: Are You Stealing My Model? Sample Correlation for Fingerprinting Deep Neural Networks,
-        NeurIPS 2022.
+        TheftError: a leaf holds other layers as well.
     """
-    data = protocol.require_data(data, "fine_tuning")
-    recipe = Recipe(
-        "fine_tuning", epochs, batch_size, learning_rate, momentum, weight_decay, schedule, augment
-    )  # fmt: skip
-    copy, losses = tune(owner, data, key, recipe, layers=layers, statistics=statistics, progress=progress)
-    options = {"layers": layers, "statistics": statistics, **recipe.options()}
-    return copy, TheftReport("fine-tuning", options, curves={"loss": losses})
+    views: list[LeafView | None] = []
+    for layer in layers:
+        views += [layer.kernel, layer.bias]
+        if layer.affine is not None:
+            affine = graph.affines[layer.affine]
+            views += [affine.scale, affine.bias]
+    found = [view for view in views if view is not None]
+    for view in found:
+        if not _is_whole(graph, view):
+            raise TheftError(
+                f"expected a leaf for each layer, got '{view.path}', of which {layers[0].name} is one part; store the "
+                "layers apart, or take layers=None"
+            )
+    return frozenset(view.path for view in found)
+
+
+def _is_whole(graph: ChannelGraph, view: LeafView) -> bool:
+    """Whether a view covers all of its leaf."""
+    shape = graph.program.shapes[graph.program.leaves[graph.program.paths.index(view.path)]]
+    return view.index == tuple(slice(0, size) for size in shape)
+
+
+def fresh_head(
+    graph: ChannelGraph, variables: Variables, key: jax.Array, *, num_classes: int | None = None
+) -> dict[str, jax.Array]:
+    """New leaves for the layers that make the logits: kernels of variance 1 / fan-in (LeCun), biases of zero.
+
+    A norm on the logits, if there is one, stays.
+
+    Args:
+        graph: the model's channel graph.
+        variables: its weights.
+        key: draws the kernels.
+        num_classes: `K` of the new head; the old one's by default.
+
+    Returns:
+        Leaf path -> array.
+
+    Raises:
+        TheftError: no layer makes the logits, or it shares its leaf with others.
+    """
+    leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
+    found: dict[str, jax.Array] = {}
+    for number, layer in enumerate(last_layers(graph, 1)):
+        for view in (layer.kernel, layer.bias):
+            if view is None:
+                continue
+            if not _is_whole(graph, view) or (num_classes and len(view.axes) != 1):
+                raise TheftError(
+                    f"expected a head with a leaf of its own and one axis of classes, got {layer.name} in "
+                    f"'{view.path}' at {layer.where}; store it apart"
+                )
+            old = jnp.asarray(leaves[view.path])
+            shape = list(old.shape)
+            if num_classes:
+                shape[view.axes[0]] = num_classes
+            new = jnp.zeros(shape)
+            if view is layer.kernel:
+                fan_in = old.size // math.prod(view.shape)
+                new = jax.random.normal(jax.random.fold_in(key, number), shape) / math.sqrt(fan_in)
+            found[view.path] = new.astype(old.dtype)
+    return found
+
+
+def with_leaves(variables: Variables, leaves: Mapping[str, Any]) -> Any:
+    """A tree of the same structure in which the leaves at some paths are others, perhaps of other shapes."""
+    old = zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True)
+    return jax.tree.unflatten(jax.tree.structure(variables), [leaves.get(path, leaf) for path, leaf in old])

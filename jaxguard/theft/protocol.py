@@ -1,11 +1,12 @@
-"""What a theft is given and what it gives back."""
+"""What a theft is given and what it gives back; the checks that all of them share."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ import numpy as np
 from jaxguard.errors import DataError, TheftError
 from jaxguard.graph import ChannelGraph, channel_graph
 from jaxguard.graph.program import leaf_paths
+from jaxguard.theft.sgd import SGD
+from jaxguard.training import Progress
 from jaxguard.types import ApplyFn, Batch, TrainFn, Variables
 
 Access = Literal["weights", "queries"]
@@ -23,7 +26,7 @@ Access = Literal["weights", "queries"]
 class Blueprint(Protocol):
     """An architecture without weights, hashable; `jaxguard.models.build` makes one.
 
-    Networks share what is compiled where they are made with the very same object: methods of two are never equal.
+    Networks share compiled programs if they are made with the very same object: bound methods of two are never equal.
     """
 
     @property
@@ -66,13 +69,6 @@ class Network:
     def of(cls, model: Blueprint, variables: Variables) -> Network:
         """A network of a known architecture, with its channel graph.
 
-        Args:
-            model: its architecture.
-            variables: its weights.
-
-        Returns:
-            The network.
-
         Raises:
             GraphError: the channel graph cannot be derived.
 
@@ -94,16 +90,32 @@ def _graph_of(model: Blueprint, structure: Any, structs: tuple[jax.ShapeDtypeStr
     return channel_graph(model.apply_fn, jax.tree.unflatten(structure, structs), images)
 
 
+class Copy(NamedTuple):
+    """What the function behind a row of THEFTS returns.
+
+    Attributes:
+        network: the copy.
+        curves: what was recorded step by step, `{name: [steps]}`.
+        notes: what a reader must know, in whole sentences.
+        queries: images, or views of them, that the owner's model was queried with.
+    """
+
+    network: Network
+    curves: Mapping[str, np.ndarray] = {}
+    notes: tuple[str, ...] = ()
+    queries: int = 0
+
+
 @dataclass(frozen=True)
 class TheftReport:
     """How a copy was made.
 
     Attributes:
-        method: what made it.
-        options: hyper-parameters as used.
+        method: name of the function that made it.
+        options: hyper-parameters as used, defaults included; architectures and functions by their name.
         notes: what a reader must know, in whole sentences.
         curves: what was recorded step by step, `{name: [steps]}`.
-        queries: images, or views of them, that the owner's model was asked about.
+        queries: images, or views of them, that the owner's model was queried with.
     """
 
     method: str
@@ -113,198 +125,160 @@ class TheftReport:
     queries: int = 0
 
 
-class Theft(Protocol):
-    """A pure function; the owner's network and the data are left untouched."""
+@dataclass(frozen=True)
+class Theft:
+    """One row of THEFTS: a function, and what holds of the copies it makes.
+
+    Attributes:
+        function: `(owner, data, key, *, options) -> Copy`; pure. Settings of its training are one option, `sgd`.
+        family: what it is grouped under, such as `fine-tuning`.
+        access: what the thief has of the owner's model; `weights` means that the copy's weights derive from them.
+        keeps_architecture: whether the copy always has the owner's architecture, number of classes included.
+        keeps_function: whether the copy computes the owner's logits, up to rounding.
+        needs: what else it cannot do without.
+        defaults: options that make the row, where they differ from the function's.
+    """
+
+    function: Callable[..., Copy]
+    family: str
+    access: Access
+    keeps_architecture: bool
+    keeps_function: bool = False
+    needs: tuple[Literal["data", "key"], ...] = ("data", "key")
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def options(self) -> Mapping[str, Any]:
+        """Options and their defaults, those of `SGD` among them."""
+        found = {name: value for name, value in self._signature.items() if name not in ("sgd", "progress")}
+        sgd = vars(self._signature["sgd"]) if "sgd" in self._signature else {}
+        return {**found, **sgd, **self.defaults}
+
+    @functools.cached_property
+    def _signature(self) -> Mapping[str, Any]:
+        parameters = inspect.signature(self.function).parameters.values()
+        return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
 
     def __call__(
-        self, owner: Network, data: Batch | None, key: jax.Array, /, *_: Any, **options: Any
+        self,
+        owner: Network,
+        data: Batch | None = None,
+        key: jax.Array | None = None,
+        *,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> tuple[Network, TheftReport]:
-        """Makes a copy.
+        """Makes a copy; the owner's network and the data are left untouched.
 
         Args:
-            owner: the model that is stolen; only its answers are used where the row's access is `queries`.
-            data: the thief's images and labels; None for a theft that needs none.
+            owner: the model that is stolen; only its answers are used where `access` is `queries`.
+            data: the thief's images and labels; ignored where the theft needs none.
             key: the same key gives the same copy.
-            _: nothing; hyper-parameters are keyword-only.
-            options: hyper-parameters, with defaults.
+            progress: told how far a training is.
+            options: hyper-parameters other than the defaults; those of `SGD` by their names.
 
         Returns:
             The copy and a report.
 
         Raises:
-            TheftError: something is missing or out of range.
+            TheftError: something is missing or out of range, weights are not finite, or a loss diverged.
+            DataError: no images, or labels the model has no class for.
         """
-        ...
+        name = self.function.__name__
+        unknown = sorted(options.keys() - self.options.keys())
+        if unknown:
+            raise TheftError(f"expected options {', '.join(self.options)} of {name}, got {', '.join(unknown)}")
+        if "key" in self.needs and key is None:
+            raise TheftError(f"expected a key for what {name} draws, got None; pass key=jax.random.key(0)")
+        if "data" in self.needs:
+            require_data(data)
+        if self.access == "weights":
+            require_finite(owner.variables)
+        used = {**self.options, **options}
+        given: dict[str, Any] = {option: used[option] for option in used if option in self._signature}
+        if "sgd" in self._signature:
+            given["sgd"] = SGD(**{one.name: used[one.name] for one in fields(SGD)})
+        if "progress" in self._signature:
+            given["progress"] = progress
+        network, curves, notes, queries = self.function(owner, data, key, **given)
+        return network, TheftReport(name, described(used), notes, curves, queries)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of THEFTS; called like the theft itself, with the row's options where none are given.
-
-    Attributes:
-        steal: the theft.
-        family: what it is grouped under, such as `fine-tuning`.
-        access: what the thief has of the owner's model; `weights` means that the copy's weights derive from them.
-        keeps_architecture: whether the copy always has the owner's architecture, number of classes included.
-        keeps_function: whether the copy computes the owner's logits, rounding aside.
-        needs_data: whether the thief needs images.
-        options: hyper-parameters that make the row.
-    """
-
-    steal: Theft
-    family: str
-    access: Access
-    keeps_architecture: bool
-    keeps_function: bool = False
-    needs_data: bool = True
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def weight_derived(self) -> bool:
-        """Whether the copy's weights are made from the owner's."""
-        return self.access == "weights"
-
-    def __call__(
-        self, owner: Network, data: Batch | None, key: jax.Array, **options: Any
-    ) -> tuple[Network, TheftReport]:
-        """Makes a copy; see `Theft`."""
-        return self.steal(owner, data, key, **{**self.options, **options})
+def described(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a report records them: plain values as they are, others by specification or representation."""
+    return {
+        name: value if isinstance(value, bool | int | float | str | Mapping | None) else _name(value)
+        for name, value in options.items()
+    }
 
 
-def require_data(data: Batch | None, method: str) -> Batch:
-    """The thief's images, which the method cannot do without.
+def _name(value: Any) -> str:
+    return getattr(value, "spec", repr(value))
 
-    Args:
-        data: images and labels.
-        method: for the message.
 
-    Returns:
-        The same.
-
-    Raises:
-        DataError: there are none, or not one label per image.
-    """
+def require_data(data: Batch | None) -> Batch:
+    """The same images; raises DataError where there are none, or not one label per image."""
     if data is None or len(data.images) == 0 or np.shape(data.labels) != (len(data.images),):
-        came = "none" if data is None else f"{len(data.images)} images, labels of shape {np.shape(data.labels)}"
+        got = "none" if data is None else f"{len(data.images)} images, labels of shape {np.shape(data.labels)}"
         raise DataError(
-            f"expected the thief's images with one label each, came {came} in {method}(data=...); check how the batch "
-            "was made, or take a theft that needs none"
+            f"expected images with one label each, got {got} in data; check how the batch was made, or choose a theft "
+            "that needs none"
         )
     return data
 
 
-def require_labels(data: Batch, num_classes: int, method: str) -> None:
-    """Refuses labels the model has no class for, which would teach it nothing in silence.
-
-    Args:
-        data: images and labels.
-        num_classes: `K` of the model that learns them.
-        method: for the message.
-
-    Raises:
-        DataError: a label outside [0, K).
-    """
+def require_labels(data: Batch, num_classes: int) -> None:
+    """Raises DataError for a label outside [0, num_classes), from which a model would learn nothing, in silence."""
     labels = np.asarray(data.labels)
     if labels.min() < 0 or labels.max() >= num_classes:
         raise DataError(
-            f"expected labels in [0, {num_classes}), as many as the model has logits, came {labels.min()} to "
-            f"{labels.max()} in {method}(data=...); transfer() makes copies for other tasks"
+            f"expected labels in [0, {num_classes}), one for each logit, got {labels.min()} to {labels.max()} in data; "
+            "THEFTS['transfer'] makes copies for other tasks"
         )
 
 
-def require_training(train_fn: TrainFn | None, method: str) -> TrainFn:
-    """The training-mode model, which the method cannot do without.
-
-    Args:
-        train_fn: of a network.
-        method: for the message.
-
-    Returns:
-        The same.
-
-    Raises:
-        TheftError: it is None.
-    """
-    if train_fn is None:
+def require_training(network: Network) -> TrainFn:
+    """The training-mode model; raises TheftError where it is None."""
+    if network.train_fn is None:
         raise TheftError(
-            f"expected a training-mode model, came None in owner.train_fn, and {method} trains; "
-            "make the network with Network.of(model, variables), or pass train_fn="
+            "expected a training-mode model, got None in train_fn of the network; make it with "
+            "Network.of(model, variables), or pass train_fn="
         )
-    return train_fn
+    return network.train_fn
 
 
-def require_graph(owner: Network, method: str) -> ChannelGraph:
-    """The channel graph, which the method cannot do without.
-
-    Args:
-        owner: a network.
-        method: for the message.
-
-    Returns:
-        `owner.graph`.
-
-    Raises:
-        TheftError: it is None.
-    """
-    if owner.graph is None:
+def require_graph(network: Network) -> ChannelGraph:
+    """The channel graph; raises TheftError where it is None."""
+    if network.graph is None:
         raise TheftError(
-            f"expected a channel graph, came None in owner.graph, and {method} finds layers through it; "
+            "expected a channel graph, got None in graph of the network; make it with Network.of(model, variables), or "
             "derive it with channel_graph(apply_fn, variables, images)"
         )
-    return owner.graph
+    return network.graph
 
 
-def require_blueprint(student: Blueprint | None, owner: Network, method: str) -> Blueprint:
-    """The architecture that a copy is trained from scratch in: the student's, or else the owner's.
-
-    Args:
-        student: an architecture, or None.
-        owner: a network.
-        method: for the message.
-
-    Returns:
-        One of them.
-
-    Raises:
-        TheftError: both are None.
-    """
-    student = owner.model if student is None else student
-    if student is None:
+def require_blueprint(student: Blueprint | None, owner: Network) -> Blueprint:
+    """The student's architecture, or else the owner's; raises TheftError where both are None."""
+    found = owner.model if student is None else student
+    if found is None:
         raise TheftError(
-            f"expected an architecture to train, came None in {method}(student=...) and in owner.model; "
-            "pass one, such as jaxguard.models.build(...)"
+            "expected an architecture to train, got None in student and in the owner's model; pass student=, such as "
+            "jaxguard.models.build(...)"
         )
-    return student
+    return found
 
 
-def require_finite(variables: Variables, method: str) -> None:
-    """Refuses a model with broken weights.
-
-    Args:
-        variables: of the owner.
-        method: for the message.
-
-    Raises:
-        TheftError: a leaf holds NaN or infinity.
-    """
+def require_finite(variables: Variables) -> None:
+    """Raises TheftError where a leaf holds NaN or infinity."""
     for path, leaf in zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True):
         if not np.isfinite(np.asarray(leaf)).all():  # on the host, where no shape has to be compiled
             raise TheftError(
-                f"expected finite weights, came NaN or infinity in leaf '{path}' of the owner's model in {method}(); "
-                "load the checkpoint again or train it anew"
+                f"expected finite weights, got NaN or infinity in leaf '{path}' of the owner's model; load the "
+                "checkpoint again or train it anew"
             )
 
 
 def num_classes(apply_fn: ApplyFn, variables: Variables, images: jax.Array | np.ndarray) -> int:
-    """How many logits a model gives.
-
-    Args:
-        apply_fn: model in evaluation mode.
-        variables: its weights.
-        images: `[N, ...]`.
-
-    Returns:
-        `K`.
-    """
+    """How many logits `K` a model gives for images `[N, ...]`; nothing is computed."""
     example = jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), jnp.result_type(images))
     return jax.eval_shape(apply_fn, variables, example).shape[-1]

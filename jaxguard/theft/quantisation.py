@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard import surgery
+from jaxguard.errors import TheftError
 from jaxguard.graph import LeafView
 from jaxguard.theft import protocol
-from jaxguard.theft.protocol import Network, TheftError, TheftReport
+from jaxguard.theft.protocol import Copy, Network
 from jaxguard.types import Batch
 
 Per = Literal["tensor", "channel"]
@@ -50,13 +51,8 @@ def rounded(view: LeafView, bits: int, per: Per) -> surgery.Edit:
 
 
 def quantisation(
-    owner: Network,
-    data: Batch | None = None,
-    key: jax.Array | None = None,
-    *,
-    bits: int = 8,
-    per: Per = "tensor",
-) -> tuple[Network, TheftReport]:
+    owner: Network, data: Batch | None = None, key: jax.Array | None = None, *, bits: int = 8, per: Per = "tensor"
+) -> Copy:
     """Rounds all kernels, as the graph finds them; biases, norms and embeddings stay.
 
     Weights keep their dtype, so that the copy runs where the owner's model does: quantisation as a change of values.
@@ -69,22 +65,20 @@ def quantisation(
         per: one scale for each kernel (`tensor`) or for each of its output channels (`channel`).
 
     Returns:
-        The copy and a report.
+        The copy.
 
     Raises:
-        TheftError: the graph is missing, an option is out of range, or a weight is NaN or infinite.
+        TheftError: the graph is missing, or an option is out of range.
     """
     del data, key
-    graph = protocol.require_graph(owner, "quantisation")
     if not 2 <= bits <= 16 or per not in ("tensor", "channel"):
         raise TheftError(
-            f"expected bits in 2 ... 16 and per to be tensor or channel, came {bits=}, {per=} in quantisation(); "
-            "8 bits per tensor is usual"
+            f"expected bits in 2 ... 16 and per to be tensor or channel, got {bits=}, {per=}; 8 bits per tensor "
+            "is usual"
         )
-    protocol.require_finite(owner.variables, "quantisation")
     variables: Any = owner.variables
-    views = {repr(producer.kernel): producer.kernel for producer in graph.producers}
+    views = {repr(producer.kernel): producer.kernel for producer in protocol.require_graph(owner).producers}
     for view in views.values():
         variables = surgery.edit(variables, {view.path: rounded(view, bits, per)})
     note = f"{len(views)} kernels were rounded to {2**bits - 1} levels each."
-    return replace(owner, variables=variables), TheftReport("quantisation", {"bits": bits, "per": per}, (note,))
+    return Copy(replace(owner, variables=variables), notes=(note,))

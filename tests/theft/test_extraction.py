@@ -10,20 +10,13 @@ import tiny
 from scipy.special import log_softmax, softmax
 
 from jaxguard import data, evaluation, models, training
-from jaxguard.theft import (
-    Network,
-    TheftError,
-    adversarial_extraction,
-    distillation,
-    fine_tuning,
-    halves,
-    independent,
-    label_extraction,
-)
+from jaxguard.theft import THEFTS, Network, TheftError, halves, independent
 from jaxguard.theft.adversarial_extraction import PGDStep
-from jaxguard.theft.extraction import distillation_loss
-from jaxguard.theft.oracle import Oracle, ask
+from jaxguard.theft.extraction import Answers, distillation_loss, query
 from jaxguard.types import Batch
+
+label_extraction, distillation = THEFTS["label-extraction"], THEFTS["distillation"]
+adversarial_extraction, fine_tuning = THEFTS["adversarial-extraction"], THEFTS["fine-tune-all"]
 
 KEY, OTHER = jax.random.key(0), jax.random.key(1)
 MODEL = models.build("mlp:hidden=32", num_classes=10, input_shape=(16, 16, 1))
@@ -67,24 +60,24 @@ def test_a_perfect_student_has_nothing_to_learn():
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
-# ---------------------------------------------------------------- the oracle
+# ---------------------------------------------------------------- queries
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 500])
 def test_every_image_is_answered_once_in_order(batch_size):
     images = np.random.default_rng(0).normal(size=(7, 2, 2, 1)).astype(np.float32)
     model = lambda v, x: x.reshape(len(x), -1) * v  # noqa: E731
-    answers = ask(Oracle(model, False), jnp.float32(2), images, batch_size=batch_size)
+    answers = query(Answers(model, False), jnp.float32(2), images, batch_size=batch_size)
     np.testing.assert_array_equal(answers, 2 * images.reshape(7, 4))
-    classes = ask(Oracle(model, True), jnp.float32(2), images, batch_size=batch_size)
+    classes = query(Answers(model, True), jnp.float32(2), images, batch_size=batch_size)
     np.testing.assert_array_equal(classes, images.reshape(7, 4).argmax(1))
 
 
 @pytest.mark.parametrize("labels_only", [False, True])
 def test_an_answer_that_is_not_finite_is_refused(labels_only):
     model = lambda v, x: x.reshape(len(x), -1) * v  # noqa: E731
-    with pytest.raises(TheftError, match="expected finite answers, came NaN or infinity for some of 2 images"):
-        ask(Oracle(model, labels_only), jnp.float32(np.nan), np.ones((2, 1, 1, 3), np.float32))
+    with pytest.raises(TheftError, match="expected finite answers, got NaN or infinity for some of 2 images"):
+        query(Answers(model, labels_only), jnp.float32(np.nan), np.ones((2, 1, 1, 3), np.float32))
 
 
 # ---------------------------------------------------------------- on digits
@@ -106,8 +99,8 @@ def test_students_agree_with_the_owner_more_than_an_independent_network_does():
 def test_the_owners_architecture_is_the_default():
     owner, theirs, _ = digits()
     student, report = label_extraction(owner, theirs, KEY, epochs=0)
-    assert student.model is MODEL and report.options["student"] == "mlp:hidden=32"
-    with pytest.raises(TheftError, match=r"expected an architecture to train, came None .* in owner\.model"):
+    assert student.model is MODEL and report.options["student"] is None
+    with pytest.raises(TheftError, match="expected an architecture to train, got None in student and in the"):
         label_extraction(Network(owner.variables, owner.apply_fn), theirs, KEY)
 
 
@@ -165,7 +158,7 @@ def test_the_rate_falls_by_epoch_or_as_in_the_published_code():
 def test_a_student_of_other_classes_is_refused():
     owner, theirs, _ = digits()
     student = models.build("mlp:hidden=4", num_classes=9, input_shape=(16, 16, 1))
-    with pytest.raises(TheftError, match="expected a student with the owner's 10 classes, came one with 9"):
+    with pytest.raises(TheftError, match="expected a student with the owner's 10 classes, got one with 9"):
         distillation(owner, theirs, KEY, student=student)
 
 
@@ -227,7 +220,7 @@ def test_a_hardened_student_withstands_attacks():
     assert after > before + 0.1
     assert agreement(hardened, owner) > 0.7
     assert report.curves["attacked_loss"][-5:].mean() < report.curves["attacked_loss"][:5].mean()
-    assert report.options["start"] == "given" and report.queries == len(theirs.images)
+    assert report.queries == len(theirs.images)
 
 
 def test_without_a_start_one_is_extracted():
@@ -238,7 +231,7 @@ def test_without_a_start_one_is_extracted():
     key_student, _ = jax.random.split(KEY)
     expected, _ = label_extraction(owner, few, key_student, student=STUDENT, **options)
     jax.tree.map(np.testing.assert_array_equal, made.variables, expected.variables)
-    assert report.options["start"] == "made here" and len(report.curves["loss"]) == 0
+    assert report.options["start"] is None and len(report.curves["loss"]) == 0
 
 
 def test_an_attack_of_no_size_is_fine_tuning_of_twice_the_loss():

@@ -9,7 +9,9 @@ import zoo
 from jaxguard import models
 from jaxguard.defenses.protocol import relative_change
 from jaxguard.graph import channel_graph
-from jaxguard.theft import Network, TheftError, quantisation
+from jaxguard.theft import THEFTS, Network, TheftError
+
+quantisation = THEFTS["quantisation"]
 
 
 def network(spec="cnn:width=0.25"):

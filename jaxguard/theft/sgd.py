@@ -1,0 +1,105 @@
+"""How networks are trained here: the settings of SGD as one value, and the descent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import jax
+import numpy as np
+import optax
+
+from jaxguard import training
+from jaxguard.errors import TheftError
+from jaxguard.training import Augment, GradientFn, Progress
+from jaxguard.types import Batch, Variables
+
+Schedule = Literal["constant", "cosine", "cosine by step"]
+"""`cosine` falls to 0 epoch by epoch; `by step` counts steps as epochs, and so falls and rises again and again."""
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Settings of stochastic gradient descent; the defaults are those of SAC's code for CIFAR-10.
+
+    Attributes:
+        epochs: passes over the images; 0 trains nothing.
+        learning_rate: of the first step.
+        batch_size: images per step; all of them where there are fewer.
+        momentum: in [0, 1).
+        weight_decay: coefficient of the L2 penalty's gradient.
+        schedule: how the rate falls.
+        augment: `(key, images) -> images`, or None.
+
+    Raises:
+        TheftError: one of them is out of range.
+    """
+
+    epochs: int
+    learning_rate: float
+    batch_size: int = 512
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Schedule = "constant"
+    augment: Augment | None = None
+
+    def __post_init__(self):
+        in_range = self.epochs >= 0 and self.batch_size >= 1 and self.learning_rate >= 0 and 0 <= self.momentum < 1
+        if not in_range or self.schedule not in get_args(Schedule):
+            raise TheftError(
+                f"expected epochs >= 0, batch_size >= 1, learning_rate >= 0, momentum in [0, 1) and a schedule of "
+                f"{', '.join(get_args(Schedule))}, got {self}"
+            )
+
+    def optimizer(self, num_images: int) -> optax.GradientTransformation:
+        """The optimizer for `num_images` training images; equal settings give the identical one."""
+        rate: float | optax.Schedule = self.learning_rate
+        if self.schedule != "constant":
+            by_step = self.schedule == "cosine by step"
+            stride = 1 if by_step else training.steps_per_epoch(num_images, min(self.batch_size, num_images))
+            rate = training.cosine(self.learning_rate, self.epochs, stride=stride, periodic=by_step)
+        return training.sgd(rate, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def learn(
+        self,
+        gradient_fn: GradientFn,
+        variables: Variables,
+        data: Batch,
+        key: jax.Array,
+        *,
+        progress: Progress | None = None,
+    ) -> tuple[Variables, np.ndarray]:
+        """Trains.
+
+        Args:
+            gradient_fn: what is descended; a value, so that equal ones share a compiled step.
+            variables: where to start; left untouched.
+            data: `N` images and what is learned of them, `[N, ...]`.
+            key: draws batches and augmentation.
+            progress: told how far the descent is.
+
+        Returns:
+            The trained variables, of the same structure, and the loss of every step.
+
+        Raises:
+            TheftError: the loss became NaN or infinite.
+        """
+        num_images = len(data.images)
+        batch_size = min(self.batch_size, num_images)
+        step = training.Step(gradient_fn, self.optimizer(num_images), batch_size, self.augment)
+        num_steps = self.epochs * training.steps_per_epoch(num_images, batch_size)
+        start = step.init(variables, data)
+        end, curves = training.descend(step.on(data, key), start, num_steps, progress=progress)
+        require_finite_loss(curves["loss"])
+        return end.variables(like=variables), curves["loss"]
+
+
+def require_finite_loss(losses: np.ndarray) -> None:
+    """Refuses a training that diverged: raises TheftError where one of `losses`, `[steps]`, is NaN or infinite."""
+    finite = np.isfinite(losses)
+    if not finite.all():
+        at = int(np.argmin(finite))
+        raise TheftError(
+            f"expected a finite loss, got {losses[at]} at step {at} of {len(losses)}; lower learning_rate, or check "
+            "the weights and the images for NaN"
+        )
