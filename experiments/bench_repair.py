@@ -88,8 +88,8 @@ def otbr(_: str | None) -> dict[str, Any]:
 
 def shapley(pack: str | None) -> dict[str, Any]:
     if pack:
-        suspect = open_case(RESNET20).suspect
-        variables, apply_fn = suspect.variables, suspect.apply_fn
+        network = open_case(RESNET20).suspect.require_network()
+        variables, apply_fn = network.variables, network.apply_fn
         clean = data.load(pack, seed=SEED, clean_per_class=1).clean
     else:
         model = models.build("resnet20", num_classes=10, input_shape=(32, 32, 3))

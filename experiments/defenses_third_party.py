@@ -38,20 +38,20 @@ OUT = RESULTS / "defenses_third_party.json"
 def row(case: Case, dataset: Dataset, method: str, epochs: int, changed: dict[str, float]) -> dict[str, Any]:
     """One repair, measured before and after."""
     suspect, defense = case.suspect, DEFENSES[method]
-    assert suspect.apply_fn is not None
+    network = suspect.require_network()
     defaults = {name: one.default for name, one in inspect.signature(defense).parameters.items()}
     options: dict[str, Any] = {"augment": CropFlip()} if "augment" in defaults else {}
     if defaults.get("epochs", 0) > epochs:
         options["epochs"] = epochs
     options |= {name: value for name, value in changed.items() if name in defaults}
-    context = Context(suspect.apply_fn, suspect.train_fn, suspect.graph, dataset.clean)
+    context = Context(network.apply_fn, network.train_fn, network.graph, dataset.clean)
     start = time.perf_counter()
-    repaired, report = defense(suspect.variables, context, jax.random.key(SEED), **options)
+    repaired, report = defense(network.variables, context, jax.random.key(SEED), **options)
     jax.block_until_ready(repaired)
     seconds = time.perf_counter() - start
     before, after = (
-        evaluation.evaluate(suspect.apply_fn, variables, dataset.test, case.attack)
-        for variables in (suspect.variables, repaired)
+        evaluation.evaluate(network.apply_fn, variables, dataset.test, case.attack)
+        for variables in (network.variables, repaired)
     )
     return {
         "acc": [before.acc, after.acc],

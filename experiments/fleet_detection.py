@@ -80,8 +80,8 @@ def measure(folder: pathlib.Path, tiers: Sequence[str]) -> tuple[list[dict[str, 
     store = folder / "features.npz"
     known = dict(np.load(store)) if store.exists() else {}
     opened = suspects.load(folder / records[0]["file"])
-    assert opened.graph is not None
-    graph, layers = opened.graph, pairing.layers(opened.graph)
+    network = opened.require_network()
+    graph, layers = network.graph, pairing.layers(network.graph)
     names = {"weights": weights.feature_names(layers), "response": responses.NAMES, "inversion": deep.INVERSION_NAMES}
     program = jax.jit(lambda variables: weights.weight_features(graph, layers, variables).features)
     key = jax.random.key(KEY)
@@ -91,7 +91,7 @@ def measure(folder: pathlib.Path, tiers: Sequence[str]) -> tuple[list[dict[str, 
         "inversion": lambda variables: deep.inversion_features(deep.inverted(graph, variables, key)),
     }
     for tier in tiers:
-        looks[tier](opened.variables)  # compiles
+        looks[tier](network.variables)  # compiles
     version = hashlib.sha256("".join(sum((names[tier] for tier in TIERS), ())).encode()).hexdigest()[:8]
     for number, record in enumerate(track(records, "measuring")):
         path = folder / record["file"]
@@ -99,7 +99,7 @@ def measure(folder: pathlib.Path, tiers: Sequence[str]) -> tuple[list[dict[str, 
         wanted = {tier: f"{tier}-{version}-{record['sha256'][:16]}" for tier in tiers}
         missing = [tier for tier in tiers if wanted[tier] not in known]
         if missing:
-            variables = jax.device_put(suspects.load(path).variables)
+            variables = jax.device_put(suspects.load(path).require_network().variables)
             for tier in missing:
                 start = time.perf_counter()
                 row = np.asarray(looks[tier](variables))

@@ -35,8 +35,8 @@ def otfusion(spec: str) -> dict[str, Any]:
     folder = SHARED / "checkpoints"
     cards = [json.loads(path.read_text()) for path in sorted(folder.glob("*otfusion_?.json"))]
     apply_fn = networks.preprocessed(networks.NETWORKS[cards[0]["arch"]], **cards[0]["preprocess"])
-    a, b = (suspects.load(folder / card["file"], apply_fn=apply_fn, input_shape=(28, 28, 1)) for card in cards)
-    assert a.graph is not None
+    opened = (suspects.load(folder / card["file"], apply_fn=apply_fn, input_shape=(28, 28, 1)) for card in cards)
+    a, b = (suspect.require_network() for suspect in opened)
 
     def accuracy(variables: Any) -> float:
         return evaluation.evaluate(apply_fn, variables, test).acc

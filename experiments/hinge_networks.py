@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from sklearn import datasets
 
-from jaxguard import data, models, surgery, training
+from jaxguard import data, models, surgery, training, types
 from jaxguard.fingerprints import Owner
 from jaxguard.graph.program import leaf_paths
 from jaxguard.suspects import Suspect
@@ -248,5 +248,7 @@ def owner_of(network: Network) -> Owner:
 
 
 def suspect_of(name: str, network: Network) -> Suspect:
-    """What is asked."""
-    return Suspect(name, name, network.variables, network.apply_fn, network.train_fn, network.graph)
+    """What is queried."""
+    assert network.graph is not None
+    shape = network.graph.program.shapes[network.graph.program.images][1:]
+    return Suspect(name, types.Network(network.variables, network.apply_fn, shape, network.train_fn))

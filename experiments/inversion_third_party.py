@@ -70,9 +70,9 @@ def images_of(case: Case, source: str, dataset: Dataset, key: jax.Array) -> tupl
     if kind == "clean":
         return few(dataset.clean, per_class), {}
     suspect = case.suspect
-    assert suspect.graph is not None
+    network = suspect.require_network()
     labels = np.tile(np.arange(len(CLASSES)), per_class)
-    made = inversion.synthesise(suspect.graph, suspect.variables, key, labels=labels)
+    made = inversion.synthesise(network.graph, network.variables, key, labels=labels)
     distances = [round(float(made.distances[k]), 5) for k in (0, -1)]
     return Batch(made.images, made.labels), {
         "synthesis": {"success": made.success, "batch_norms": made.norms, "distance_before_and_after": distances}
@@ -89,8 +89,8 @@ def run(case: Case, source: str, dataset: Dataset) -> Inverted:
     wall, cpu = time.perf_counter(), cpu_seconds()
     batch, more = images_of(case, source, dataset, key_images)
     suspect = case.suspect
-    assert suspect.apply_fn is not None
-    found = inversion.invert(suspect.apply_fn, suspect.variables, *batch, key_patches)
+    network = suspect.require_network()
+    found = inversion.invert(network.apply_fn, network.variables, *batch, key_patches)
     wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
     trigger = inversion.recovered_trigger(found, source=source)
     order = np.argsort(np.where(found.reached, found.norms, found.masks[0].size), kind="stable")
@@ -125,8 +125,8 @@ def run(case: Case, source: str, dataset: Dataset) -> Inverted:
 def flip_rate(case: Case, found: inversion.Inversion, target: int, test: Batch) -> float:
     others = np.flatnonzero(np.asarray(test.labels) != target)[:HELD_OUT]
     stamped = patch(found.masks[target], found.patterns[target], target=target).stamp(jnp.asarray(test.images[others]))
-    assert case.suspect.apply_fn is not None
-    return float((evaluation.predictions(case.suspect.apply_fn, case.suspect.variables, stamped) == target).mean())
+    network = case.suspect.require_network()
+    return float((evaluation.predictions(network.apply_fn, network.variables, stamped) == target).mean())
 
 
 def overlap(case: Case, mask: np.ndarray) -> float:

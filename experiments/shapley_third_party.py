@@ -37,23 +37,21 @@ OUT = RESULTS / "shapley_third_party.json"
 
 def row(case: Case, dataset: Dataset, images_per_class: int) -> dict[str, Any]:
     """One repair, measured before, after the cuts and after restoration."""
-    suspect = case.suspect
-    assert suspect.apply_fn is not None and suspect.graph is not None
+    network = case.suspect.require_network()
     clean = dataset.clean if images_per_class else None
-    context = Context(suspect.apply_fn, graph=suspect.graph, clean=clean)
+    context = Context(network.apply_fn, graph=network.graph, clean=clean)
     start = time.perf_counter()
-    repaired, report = shapley_pruning(suspect.variables, context, jax.random.key(SEED), images=100)
+    repaired, report = shapley_pruning(network.variables, context, jax.random.key(SEED), images=100)
     jax.block_until_ready(repaired)
     seconds = time.perf_counter() - start
     trigger, path = report.trigger, report.path
     assert trigger is not None and path is not None
 
     def measure(variables: Variables) -> dict[str, float | None]:
-        assert suspect.apply_fn is not None
-        metrics: Metrics = evaluation.evaluate(suspect.apply_fn, variables, dataset.test, case.attack)
+        metrics: Metrics = evaluation.evaluate(network.apply_fn, variables, dataset.test, case.attack)
         return {"acc": metrics.acc, "asr": metrics.asr}
 
-    game = Coalitions(suspect.graph)
+    game = Coalitions(network.graph)
     names = {game.name(player): player for player in range(game.players)}
     chosen = np.array([names[name] for name in path.channels[: path.chosen]], int)
     assert case.attack is not None
@@ -68,8 +66,8 @@ def row(case: Case, dataset: Dataset, images_per_class: int) -> dict[str, Any]:
         "cut": len(chosen),
         "channels": game.players,
         "stop": path.stop,
-        "before": measure(suspect.variables),
-        "pruned": measure(cut(suspect.variables, game, chosen)),
+        "before": measure(network.variables),
+        "pruned": measure(cut(network.variables, game, chosen)),
         "restored": measure(repaired),
         "seconds": round(seconds, 1),
     }

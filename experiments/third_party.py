@@ -113,12 +113,13 @@ class Evaluator:
         key = case.name, content.hexdigest()
         if key not in self.known:
             test = self.dataset.test
-            self.known[key] = evaluation.evaluate(case.suspect.apply_fn, variables, test, case.attack)
+            apply_fn = case.suspect.require_network().apply_fn
+            self.known[key] = evaluation.evaluate(apply_fn, variables, test, case.attack)
         return self.known[key]
 
 
 def reproduce(case: Case, evaluate: Evaluator) -> dict[str, Any]:
-    found = evaluate(case, case.suspect.variables)
+    found = evaluate(case, case.suspect.require_network().variables)
     pairs = [(found.acc, case.measured["acc"]), (found.asr, case.measured["asr"])]
     difference = max(abs(ours - theirs) for ours, theirs in pairs if ours is not None and theirs is not None)
     return {**asdict(found), "measured_before": case.measured, "largest_difference": round(difference, 6)}
@@ -143,12 +144,13 @@ def scan(case: Case, evaluate: Evaluator) -> dict[str, Any]:
 
 
 def sweep_clp(case: Case, evaluate: Evaluator) -> list[dict[str, Any]]:
-    before = evaluate(case, case.suspect.variables)
-    context = Context(case.suspect.apply_fn, graph=case.suspect.graph)
+    network = case.suspect.require_network()
+    before = evaluate(case, network.variables)
+    context = Context(network.apply_fn, graph=network.graph)
     rows = []
     for pairing in PAIRINGS:
         for u in SWEEP:
-            repaired, report = clp(case.suspect.variables, context, u=u, pairing=pairing)
+            repaired, report = clp(network.variables, context, u=u, pairing=pairing)
             cut = sum(int(layer.mask.sum()) for layer in report.layers)
             rows.append({"pairing": pairing, "u": u, "cut": cut, **outcome(case, before, evaluate(case, repaired))})
             print(f"  {pairing} u={u:g}: {rows[-1]}", flush=True)
@@ -162,7 +164,7 @@ def repair_ft_sam(case: Case, evaluate: Evaluator, *, epochs: int) -> dict[str, 
     repaired, report = audit.repair(
         case.suspect, "ft-sam", jax.random.key(SEED), clean=clean, options={"epochs": epochs, "augment": CropFlip()}
     )
-    before, after = (evaluate(case, suspect.variables) for suspect in (case.suspect, repaired))
+    before, after = (evaluate(case, suspect.require_network().variables) for suspect in (case.suspect, repaired))
     return {
         **outcome(case, before, after),
         "before": asdict(before),

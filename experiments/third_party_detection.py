@@ -38,9 +38,9 @@ def judged(path: pathlib.Path, profile: Profile | None) -> dict[str, Any]:
     record = Record(f"{suspect.architecture}, {card['arch']}", hashlib.sha256(path.read_bytes()).hexdigest(), None)
     told = judging.judge([record], profile, names={})
     row: dict[str, Any] = {"label": card["label"], "verdict": told.verdicts[0]}
-    if suspect.graph is not None and len(card["input_hwc"] or ()) == 3:
+    if suspect.network is not None and len(card["input_hwc"] or ()) == 3:
         start = time.perf_counter()
-        found = deep.inverted(suspect.graph, suspect.variables, jax.random.key(0))
+        found = deep.inverted(suspect.network.graph, suspect.network.variables, jax.random.key(0))
         trigger = inversion.recovered_trigger(found, source="noise")
         row |= {
             "flagged": trigger.target,

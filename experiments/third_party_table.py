@@ -74,7 +74,7 @@ def tabular_rates(suspect: Suspect) -> dict[str, float]:
     with np.load(third_party.SHARED / "tabular" / "trojai_pdf_examples.npz", allow_pickle=False) as pack:
         clean, poisoned = ((pack[key] - pack["scale_mean"]) / pack["scale_std"] for key in ("clean_x", "poisoned_x"))
         labels = pack["clean_y"]
-    predict = jax.jit(lambda x: suspect.apply_fn(suspect.variables, x).argmax(-1))
+    predict = jax.jit(lambda x: suspect.require_network()(x).argmax(-1))
     hits = (predict(np.float32(clean)) == labels).mean(), (predict(np.float32(poisoned)) == 0).mean()
     return {"acc": float(hits[0]), "asr": float(hits[1])}
 

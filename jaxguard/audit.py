@@ -1,9 +1,9 @@
-"""From a file to a verdict: open a suspect, scan it, repair it. Read from top to bottom.
+"""From a file to a verdict: scan a suspect, repair it.
 
-suspect  = load_suspect("model.safetensors", arch="resnet20")  # bytes -> variables, channel graph
-report   = scan(suspect)                                       # channel bounds -> verdict
-repaired, report = repair(suspect, "clp", jax.random.key(0))   # defense, with proof where there is test data
-save_suspect(repaired, "repaired.safetensors")                 # in the layout it came in
+suspect = suspects.load("model.safetensors", arch="resnet20")  # bytes -> Network and where it came from
+report = audit.scan(suspect)                                   # channel bounds -> verdict
+repaired, report = audit.repair(suspect, "clp", key)           # a defense, measured where there is test data
+suspects.save(repaired, "repaired.safetensors")                # in the source's layout and format
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -32,7 +31,7 @@ from jaxguard.scores import structural
 from jaxguard.scores.channel_bounds import ChannelBounds, channel_bounds, layer_scores
 from jaxguard.suspects import Suspect
 from jaxguard.training import Progress
-from jaxguard.types import ApplyFn, Batch, Metrics, RepairReport, ScanReport, TriggerExample
+from jaxguard.types import Batch, Metrics, RepairReport, ScanReport, TriggerExample
 
 
 def scan(
@@ -62,15 +61,16 @@ def scan(
         DataError: the test images do not fit the model.
     """
     start = time.perf_counter()
-    if suspect.graph is None:
+    network = suspect.network
+    if network is None:
         if pairing != "dataflow":
             raise ArchitectureError(
                 f"expected pairing 'dataflow' for {suspect.name} of unknown architecture, got {pairing!r}: the order "
                 "of its modules is not known; pass --arch, or your own model with --apply"
             )
-        bounds = ChannelBounds(*structural.channel_bounds(suspect.variables))
+        bounds = ChannelBounds(*structural.channel_bounds(suspect.leaves))
     else:
-        bounds = channel_bounds(suspect.graph, suspect.variables, pairing=pairing)
+        bounds = channel_bounds(network.graph, network.variables, pairing=pairing)
     layers = layer_scores(bounds, u)
     z_scores = [np.asarray(lipschitz.z_scores(layer.scores)) for layer in layers]
     seconds = time.perf_counter() - start
@@ -85,7 +85,7 @@ def scan(
         checkpoint=suspect.name,
         sha256=suspect.sha256,
         architecture=suspect.architecture,
-        method="channel Lipschitz bounds" if suspect.graph else "channel Lipschitz bounds, structural",
+        method="channel Lipschitz bounds" if network else "channel Lipschitz bounds, structural",
         verdict="inconclusive",
         score=float(finite.max()),
         layers=layers,
@@ -110,16 +110,8 @@ def measure(suspect: Suspect, test: Batch, attack: Attack | None = None) -> Metr
         ArchitectureError: the suspect's architecture is unknown, so that it cannot be run.
         DataError: the images do not fit the model.
     """
-    return evaluation.evaluate(_runnable(suspect), suspect.variables, test, attack)
-
-
-def _runnable(suspect: Suspect) -> ApplyFn:
-    if suspect.apply_fn is None:
-        raise ArchitectureError(
-            f"expected a model that can be run, got {suspect.name} of unknown architecture; "
-            f"pass --arch, or your own model with --apply. {' '.join(suspect.notes)}"
-        )
-    return suspect.apply_fn
+    network = suspect.require_network()
+    return evaluation.evaluate(network.apply_fn, network.variables, test, attack)
 
 
 def repair(
@@ -160,14 +152,14 @@ def repair(
     """
     options = dict(options or {})
     defense = _defense(method, options)
-    apply_fn = _runnable(suspect)
+    network = suspect.require_network()
     before = None if test is None else measure(suspect, test, attack)
-    context = Context(apply_fn, suspect.train_fn, suspect.graph, clean, progress, mixed)
+    context = Context(network.apply_fn, network.train_fn, network.graph, clean, progress, mixed)
     start = time.perf_counter()
-    variables, report = defense(suspect.variables, context, key, **options)
+    variables, report = defense(network.variables, context, key, **options)
     jax.block_until_ready(variables)
     seconds = time.perf_counter() - start
-    repaired = replace(suspect, variables=variables)
+    repaired = suspect.with_variables(variables)
     after = None if test is None else measure(repaired, test, attack)
     rate = evaluation.defense_effectiveness_rate
     return repaired, RepairReport(
@@ -175,7 +167,7 @@ def repair(
         method=report.method,
         options=report.options,
         layers=report.layers,
-        change=relative_change(suspect.variables, variables),
+        change=relative_change(network.variables, variables),
         before=before,
         after=after,
         der=rate(before, after) if before and after and attack else None,

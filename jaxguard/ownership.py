@@ -219,12 +219,8 @@ def _doubts(certificate: Certificate, alpha: float) -> list[str]:
 
 
 def _owner(suspect: Suspect, data: Batch | None) -> Owner:
-    if suspect.apply_fn is None:
-        raise FingerprintError(
-            f"{suspect.name}: expected an owner's model that can be run, came names and shapes of an unknown "
-            "architecture; pass --arch, or --apply MODULE:FUNCTION"
-        )
-    return Owner(suspect.variables, suspect.apply_fn, suspect.train_fn, suspect.graph, data)
+    network = suspect.require_network()
+    return Owner(network.variables, network.apply_fn, network.train_fn, network.graph, data)
 
 
 def _name(model: Suspect | QueryFn, index: int) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import zoo
 from jaxguard import audit, checkpoints, data, evaluation, models, suspects
 from jaxguard.attacks import badnets
 from jaxguard.errors import CheckpointError, DefenseError, UnscorableError
+from jaxguard.types import Network
 
 
 @pytest.fixture(scope="module")
@@ -17,14 +18,13 @@ def digits():
 @pytest.fixture(scope="module")
 def suspect():
     model = models.build("cnn:width=0.5", num_classes=10, input_shape=(16, 16, 1))
-    images = np.zeros((1, 16, 16, 1), np.float32)
-    return suspects.wrap(zoo.randomise(model.shapes()), model.apply_fn, images, train_fn=model.train_fn)
+    return suspects.load(model.network(zoo.randomise(model.shapes())))
 
 
 @pytest.mark.parametrize("name", ["nnx", "per_example", "vit", "scanned_layers"])
 def test_models_of_any_library_are_scanned_and_repaired(name):
     apply_fn, variables, images = zoo.ZOO[name]()
-    suspect = suspects.wrap(variables, apply_fn, images)
+    suspect = suspects.load(Network(variables, apply_fn, jax.ShapeDtypeStruct(images.shape[1:], images.dtype)))
     report = audit.scan(suspect, u=1)
     assert report.verdict == "inconclusive"
     assert np.isfinite(report.score)
@@ -33,7 +33,7 @@ def test_models_of_any_library_are_scanned_and_repaired(name):
     repaired, repair = audit.repair(suspect, "clp", jax.random.key(0), options={"u": 1})
     assert sum(int(layer.mask.sum()) for layer in repair.layers) == cut
     assert repair.change
-    logits = [np.asarray(apply_fn(v, images)) for v in (variables, repaired.variables)]
+    logits = [np.asarray(apply_fn(v, images)) for v in (variables, repaired.network.variables)]
     assert not np.allclose(*logits)
 
 
@@ -46,27 +46,25 @@ def test_the_score_is_the_largest_z_score(suspect):
 def test_scores_permute_along_with_the_channels(suspect):
     from jaxguard import surgery
 
-    (group,) = [g for g in suspect.graph.groups if g.name == "conv3"]
+    (group,) = [g for g in suspect.network.graph.groups if g.name == "conv3"]
     order = np.roll(np.arange(group.size), 3)
-    permuted = suspects.wrap(
-        surgery.permute(suspect.variables, group, order), suspect.apply_fn, np.zeros((1, 16, 16, 1), np.float32)
-    )
+    permuted = suspect.with_variables(surgery.permute(suspect.network.variables, group, order))
     for before, after in zip(audit.scan(suspect).layers, audit.scan(permuted).layers, strict=True):
         expected = before.scores[order] if before.name.startswith("conv3 ") else before.scores
         np.testing.assert_allclose(after.scores, expected, rtol=1e-4)
 
 
 def test_repair_measures_before_and_after_and_leaves_the_suspect_alone(suspect, digits):
-    copies = jax.tree.map(np.array, suspect.variables)
+    copies = jax.tree.map(np.array, suspect.network.variables)
     repaired, report = audit.repair(
         suspect, "clp", jax.random.key(0), test=digits.test, attack=badnets(), options={"u": 1}
     )
     assert report.before.num_images == report.after.num_images == len(digits.test.labels)
-    measured = evaluation.evaluate(suspect.apply_fn, repaired.variables, digits.test, badnets())
+    measured = evaluation.evaluate(suspect.network.apply_fn, repaired.network.variables, digits.test, badnets())
     assert report.after == measured
     assert 0 <= report.der <= 1
-    jax.tree.map(np.testing.assert_array_equal, copies, suspect.variables)
-    assert jax.tree.structure(repaired.variables) == jax.tree.structure(suspect.variables)
+    jax.tree.map(np.testing.assert_array_equal, copies, suspect.network.variables)
+    assert jax.tree.structure(repaired.network) == jax.tree.structure(suspect.network)
 
 
 def test_without_test_data_nothing_is_measured(suspect):
@@ -75,9 +73,9 @@ def test_without_test_data_nothing_is_measured(suspect):
 
 
 def test_equal_channels_are_unscorable(suspect):
-    same = jax.tree.map(jnp.ones_like, suspect.variables)
+    same = jax.tree.map(jnp.ones_like, suspect.network)
     with pytest.raises(UnscorableError, match="every score is undefined or the same"):
-        audit.scan(suspects.wrap(same, suspect.apply_fn, np.zeros((1, 16, 16, 1), np.float32)))
+        audit.scan(suspects.load(same))
 
 
 def test_unknown_methods_and_options_are_refused(suspect):

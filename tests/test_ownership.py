@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxguard import endpoints, models, ownership, suspects
-from jaxguard.errors import FingerprintError
+from jaxguard import endpoints, models, ownership
+from jaxguard.errors import ArchitectureError, FingerprintError
 from jaxguard.fingerprints import FINGERPRINTS, asking, certificate
 from jaxguard.suspects import Suspect
 from jaxguard.types import Batch
@@ -24,9 +24,8 @@ SAC = {"variant": "normal", "num_probes": 40}
 
 def suspect(seed: int, model=MODEL, change: float = 0.0, name: str = "") -> Suspect:
     variables = model.init(jax.random.key(seed))
-    variables = jax.tree.map(lambda leaf: leaf * (1 + change), variables)
-    made = suspects.wrap(variables, model.apply_fn, jnp.zeros((1, *SHAPE)), name=name or f"model {seed}")
-    return dataclasses.replace(made, model=model, sha256=f"{seed:064d}")
+    network = model.network(jax.tree.map(lambda leaf: leaf * (1 + change), variables))
+    return Suspect(name or f"model {seed}", network, sha256=f"{seed:064d}")
 
 
 OWNER = suspect(0, name="mine")
@@ -81,7 +80,7 @@ def test_a_certificate_judges_alike_after_a_round_trip(tmp_path):
 
 def test_a_function_is_judged_as_its_checkpoint_is():
     made = certify()
-    answer = endpoints.local(lambda images: COPY.apply_fn(COPY.variables, images))
+    answer = endpoints.local(COPY.network)
     by_weights, by_answers = ownership.verify(made, [COPY, answer]).verifications
     assert by_answers.score == pytest.approx(by_weights.score, rel=1e-4)
     assert by_answers.verdict == by_weights.verdict
@@ -89,7 +88,7 @@ def test_a_function_is_judged_as_its_checkpoint_is():
 
 
 def probabilities(images):
-    return jax.nn.softmax(COPY.apply_fn(COPY.variables, images))
+    return jax.nn.softmax(COPY.network(images))
 
 
 def test_probabilities_are_as_good_as_logits_where_the_space_allows():
@@ -105,22 +104,22 @@ def test_probabilities_are_never_taken_for_logits():
     with pytest.raises(FingerprintError, match=r"came probabilities, from which they cannot be had.*space=clr"):
         ownership.verify(certify(), [probabilities], gives="probs")
     with pytest.raises(FingerprintError, match="do not sum to 1"):
-        answer = endpoints.local(lambda images: COPY.apply_fn(COPY.variables, images))
+        answer = endpoints.local(COPY.network)
         ownership.verify(certify(space="clr"), [answer], gives="probs")
 
 
 def test_outputs_that_are_not_finite_give_no_verdict():
-    broken = dataclasses.replace(COPY, variables=jax.tree.map(lambda leaf: leaf * jnp.nan, COPY.variables))
+    broken = dataclasses.replace(COPY, network=jax.tree.map(lambda leaf: leaf * jnp.nan, COPY.network))
     with pytest.raises(FingerprintError, match="copy: expected finite outputs, came NaN or infinity for 40 of 40"):
         ownership.verify(certify(), [OWNER, broken])
 
 
 def test_models_that_cannot_be_compared_are_named():
-    unknown = dataclasses.replace(COPY, apply_fn=None, model=None)
-    with pytest.raises(FingerprintError, match=r"copy: expected a model that can be run.*--arch"):
+    unknown = dataclasses.replace(COPY, network=None)
+    with pytest.raises(ArchitectureError, match=r"expected a model that can be run, got copy.*--arch"):
         ownership.verify(certify(), [unknown])
     larger = models.build("mlp:hidden=8", num_classes=4, input_shape=(16, 16, 1))
-    other = Suspect("large", larger.spec, larger.init(KEY), larger.apply_fn, None, None, model=larger)
+    other = Suspect("large", larger.network(larger.init(KEY)))
     with pytest.raises(FingerprintError, match=r"large: expected a model that takes images \(8, 8, 1\).*--input"):
         ownership.verify(certify(), [other])
     fewer = models.build("mlp:hidden=8", num_classes=3, input_shape=SHAPE)
@@ -179,8 +178,7 @@ def test_models_of_one_structure_share_a_program_and_order_is_kept():
     assert asking._answers._cache_size() - before == 2
     assert [one.shape for one in found] == [(37, 4), (37, 6), (37, 4), (37, 2), (37, 4)]
     for k in (0, 1, 2, 4):
-        expected = several[k].apply_fn(several[k].variables, images)
-        np.testing.assert_allclose(found[k], expected, atol=1e-5)
+        np.testing.assert_allclose(found[k], several[k].network(images), atol=1e-5)
 
 
 # ---------------------------------------------------------------- every method
@@ -198,9 +196,8 @@ QUICK = {
 
 @pytest.mark.parametrize("method", FINGERPRINTS)
 def test_every_method_keeps_the_contract(method):
-    trainable = dataclasses.replace(OWNER, train_fn=MODEL.train_fn)
-    made = ownership.certify(trainable, method, KEY, data=DATA, options=QUICK[method])
-    again = ownership.certify(trainable, method, KEY, data=DATA, options=QUICK[method])
+    made = ownership.certify(OWNER, method, KEY, data=DATA, options=QUICK[method])
+    again = ownership.certify(OWNER, method, KEY, data=DATA, options=QUICK[method])
     assert made.digest == again.digest
     probes = made.probes
     assert probes.images.dtype == np.float32

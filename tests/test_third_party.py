@@ -67,7 +67,8 @@ def open_published(shared_data: pathlib.Path, name: str) -> Published:
 def test_accuracy_and_attack_success_are_the_published_ones(published: Published, cifar: Batch):
     suspect = published.suspect
     assert suspect.layout == "torch"
-    metrics = evaluation.evaluate(suspect.apply_fn, suspect.variables, cifar, published.attack, batch_size=100)
+    network = suspect.require_network()
+    metrics = evaluation.evaluate(network.apply_fn, network.variables, cifar, published.attack, batch_size=100)
     assert abs(metrics.acc - published.acc) < TOLERANCE
     assert metrics.num_images == NUM_IMAGES
     if published.attack:
@@ -77,7 +78,7 @@ def test_accuracy_and_attack_success_are_the_published_ones(published: Published
 def test_scan_scores_every_batch_norm_and_concludes_nothing(published: Published):
     report = audit.scan(published.suspect)
     scored = sum(len(layer.scores) for layer in report.layers)
-    normalised = sum(affine.channels for affine in published.suspect.graph.affines)
+    normalised = sum(affine.channels for affine in published.suspect.network.graph.affines)
     assert scored == normalised
     assert not any(layer.undefined.any() for layer in report.layers)
     assert 1 < report.score < max((len(layer.scores) - 1) / len(layer.scores) ** 0.5 for layer in report.layers)
@@ -98,7 +99,7 @@ def test_clp_cuts_few_channels_and_the_attack_weakens(name: str, shared_data: pa
 
 
 def flat(suspect: Suspect) -> list[tuple[str, np.ndarray]]:
-    leaves = jax.tree.leaves_with_path(suspect.variables)
+    leaves = jax.tree.leaves_with_path(suspect.network.variables)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf)) for path, leaf in leaves]
 
 
@@ -136,8 +137,8 @@ def test_every_network_opens_and_can_be_scanned_with_no_further_word(shared_data
     for path in paths:
         suspect = suspects.load(path)
         assert suspect.architecture == IDENTIFIED.get(path.stem, suspects.UNKNOWN)
-        if suspect.graph is None:
-            assert structural.find_producers({name: leaf.shape for name, leaf in suspect.variables.items()})
+        if suspect.network is None:
+            assert structural.find_producers({name: leaf.shape for name, leaf in suspect.leaves.items()})
 
 
 @pytest.mark.parametrize("name", ORIGINALS)

@@ -267,6 +267,7 @@ def inspect(
 
     console.out.print(inspection.leaves(checkpoints.load(checkpoint)))
     suspect = options.suspect(checkpoint, arch, input_, apply=apply, init=init)
-    console.out.print(
-        inspection.structure(suspect) if suspect.graph is None else inspection.channels(suspect.graph, suspect)
-    )
+    if suspect.network is None:
+        console.out.print(inspection.structure(suspect))
+    else:
+        console.out.print(inspection.channels(suspect.network.graph, suspect.architecture))

@@ -31,10 +31,10 @@ def leaves(checkpoint: Checkpoint) -> Group:
 
 
 def structure(suspect: Suspect) -> Group:
-    """What makes the channels of a model that is known by names and shapes alone."""
+    """What makes the channels of a model of which only names and shapes are known."""
     title = Text("\narchitecture unknown", style="bold")
     notes = [Text(printable(note)) for note in suspect.notes]
-    shapes = {name: np.shape(leaf) for name, leaf in suspect.variables.items()}
+    shapes = {name: np.shape(leaf) for name, leaf in suspect.leaves.items()}
     try:
         producers = structural.find_producers(shapes)
     except UnscorableError as error:
@@ -46,7 +46,7 @@ def structure(suspect: Suspect) -> Group:
     return Group(title, *notes, Text(), made)
 
 
-def channels(graph: ChannelGraph, suspect: Suspect) -> Group:
+def channels(graph: ChannelGraph, architecture: str) -> Group:
     """What makes a model's channels, what is scored, and which channels belong together."""
     made = _table("producer", "channels", "gate behind", "traced at")
     for number, producer in enumerate(graph.producers):
@@ -62,7 +62,7 @@ def channels(graph: ChannelGraph, suspect: Suspect) -> Group:
         groups.add_row(
             group.name, str(group.size), str(len(group.members)), "yes" if group.permutable else group.frozen
         )
-    title = Text(f"\n{suspect.architecture}: {graph}", style="bold")
+    title = Text(f"\n{architecture}: {graph}", style="bold")
     return Group(title, Text(), made, Text(), scored, Text(), groups)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from jaxguard import endpoints, evaluation, execution
 from jaxguard.endpoints import QueryFn
 from jaxguard.errors import DataError, FingerprintError
 from jaxguard.suspects import Suspect
-from jaxguard.types import ApplyFn, Variables
+from jaxguard.types import Network
 
 BATCH_SIZE = 250
 """Probes per forward pass."""
@@ -35,8 +34,8 @@ def outputs_of(models: Sequence[Suspect | QueryFn], images: np.ndarray) -> list[
         One `[N, K]` per model, in order; `K` may differ.
 
     Raises:
-        FingerprintError: a checkpoint of unknown architecture, one that takes other images, or outputs that are not
-            finite.
+        ArchitectureError: a checkpoint of unknown architecture.
+        FingerprintError: a network that takes other images, or outputs that are not finite.
         EndpointError: an endpoint that did not answer, or answered wrongly.
     """
     found: dict[int, np.ndarray] = {}
@@ -48,37 +47,26 @@ def outputs_of(models: Sequence[Suspect | QueryFn], images: np.ndarray) -> list[
             found[index] = endpoints.query(model, images)
     chunks = evaluation.chunked(np.asarray(images, np.float32), BATCH_SIZE)
     for members in buckets.values():
-        apply_fn = _apply_fn(models[members[0]])
         suspects = [models[index] for index in members]
-        found |= dict(zip(members, _asked(apply_fn, suspects, chunks, len(images)), strict=True))
+        found |= dict(zip(members, _asked(suspects, chunks, len(images)), strict=True))
     return [found[index] for index in range(len(models))]
 
 
 def _bucket(suspect: Suspect) -> Any:
-    leaves, structure = jax.tree.flatten(suspect.variables)
-    shapes = tuple((np.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
-    return (suspect.model or suspect.apply_fn, structure, shapes)
+    leaves, structure = jax.tree.flatten(suspect.require_network())
+    return (structure, *((np.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves))
 
 
-def _apply_fn(suspect: Any) -> ApplyFn:
-    if suspect.apply_fn is None:
-        raise FingerprintError(
-            f"{suspect.name}: expected a model that can be run, came names and shapes of an unknown architecture; pass "
-            "--arch, or --apply MODULE:FUNCTION"
-        )
-    return suspect.apply_fn
-
-
-@partial(jax.jit, static_argnums=0)
-def _answers(apply_fn: ApplyFn, variables: Variables, chunks: jax.Array) -> jax.Array:
-    outputs = lax.map(lambda images: apply_fn(variables, images), chunks).astype(jnp.float32)
+@jax.jit
+def _answers(network: Network, chunks: jax.Array) -> jax.Array:
+    outputs = lax.map(network, chunks).astype(jnp.float32)
     return outputs.reshape(chunks.shape[0] * chunks.shape[1], -1)
 
 
-def _asked(apply_fn: ApplyFn, suspects: Sequence[Any], chunks: jax.Array, count: int) -> list[np.ndarray]:
+def _asked(suspects: Sequence[Any], chunks: jax.Array, count: int) -> list[np.ndarray]:
     def one(suspect: Suspect) -> np.ndarray:
         try:
-            outputs = np.asarray(_answers(apply_fn, suspect.variables, chunks))[:count]
+            outputs = np.asarray(_answers(suspect.require_network(), chunks))[:count]
         except (DataError, TypeError, ValueError) as error:
             raise FingerprintError(
                 f"{suspect.name}: expected a model that takes images {chunks.shape[2:]}, came {type(error).__name__}: "

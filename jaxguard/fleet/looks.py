@@ -152,6 +152,5 @@ def take(
 
 def _features(look: Look, row: Row, settings: Settings) -> np.ndarray:
     suspect = suspects.load(row.uri, arch=settings.arch, input_shape=settings.input_shape)
-    if suspect.graph is None:
-        raise JaxguardError(f"{row.uri}: expected a known architecture, found none; pass --arch")
-    return look.features_fn(suspect.graph, suspect.variables)
+    network = suspect.require_network()
+    return look.features_fn(network.graph, network.variables)

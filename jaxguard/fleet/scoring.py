@@ -157,7 +157,7 @@ def recipe_of(structure: Structure, settings: Settings) -> Recipe:
 
 
 def _of_model(structure: Structure, model: Model, settings: Settings, notes: tuple[str, ...]) -> Recipe:
-    graph = suspects.graph_of(model)
+    graph = model.network(model.shapes()).graph
     layers = pairing.layers(graph, settings.pairing)
     specs = structure.specs()
     binding = models.binding_of(model, specs)

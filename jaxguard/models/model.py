@@ -12,7 +12,7 @@ from jax import tree_util
 from jaxguard.errors import DataError
 from jaxguard.models import initialization
 from jaxguard.models.layers import Classifier
-from jaxguard.types import Variables
+from jaxguard.types import Network, Variables
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,21 @@ class Model:
         logits, updates = self.module.apply(variables, images, train=True, mutable=["batch_stats"])
         return _at_least_float32(logits), {**variables, **updates}
 
+    def network(self, variables: Variables) -> Network:
+        """The network of this architecture with the given variables.
+
+        Equal models give networks of identical functions, so that all checkpoints of one architecture share one channel
+        graph and one set of compiled programs.
+
+        Args:
+            variables: as for `apply_fn`; or `shapes()`, where only the graph is needed.
+
+        Returns:
+            The network.
+        """
+        model = _first_equal(self)  # a bound method is equal to another only if both belong to the same object
+        return Network(variables, model.apply_fn, jax.ShapeDtypeStruct(self.input_shape, np.float32), model.train_fn)
+
     def shapes(self) -> dict[str, Any]:
         """The variables as `jax.ShapeDtypeStruct`s; nothing is allocated or compiled."""
         return jax.tree.map(lambda leaf: leaf, _shapes(self))  # a copy: the cached one must not be edited
@@ -117,6 +132,11 @@ def _at_least_float32(logits: Any) -> jax.Array:
 
 def _shape_text(shape: tuple[Any, ...]) -> str:
     return f"[{', '.join(str(length) for length in shape)}]"
+
+
+@functools.lru_cache(maxsize=128)
+def _first_equal(model: Model) -> Model:
+    return model
 
 
 @functools.lru_cache(maxsize=128)

@@ -1,9 +1,9 @@
-"""A model to be audited: from a checkpoint and back, or from memory."""
+"""A network to be audited: from a checkpoint and back, or from memory."""
 
 from jaxguard.suspects.description import METADATA_KEY, described, description
-from jaxguard.suspects.opening import graph_of, load, structural, structural_note
+from jaxguard.suspects.opening import load, structural, structural_note
 from jaxguard.suspects.saving import require_writable, save, written_format
-from jaxguard.suspects.suspect import UNKNOWN, Suspect, wrap
+from jaxguard.suspects.suspect import UNKNOWN, Suspect
 
 __all__ = [
     "METADATA_KEY",
@@ -11,12 +11,10 @@ __all__ = [
     "Suspect",
     "described",
     "description",
-    "graph_of",
     "load",
     "require_writable",
     "save",
     "structural",
     "structural_note",
-    "wrap",
     "written_format",
 ]

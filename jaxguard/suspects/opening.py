@@ -1,28 +1,23 @@
-"""From a file to a suspect."""
+"""From a file or a network to a suspect."""
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
-
 from jaxguard import checkpoints, models
 from jaxguard.errors import ArchitectureError
-from jaxguard.graph import ChannelGraph, channel_graph
-from jaxguard.models import Model
 from jaxguard.suspects import own_model
 from jaxguard.suspects.description import described as described_by
-from jaxguard.suspects.suspect import UNKNOWN, Suspect
-from jaxguard.types import ApplyFn
+from jaxguard.suspects.suspect import Suspect
+from jaxguard.types import ApplyFn, Network
 
 
 def load(
-    path: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Network,
     *,
+    name: str | None = None,
     arch: str | None = None,
     input_shape: tuple[int, ...] | None = None,
     mean: tuple[float, ...] | None = None,
@@ -33,18 +28,18 @@ def load(
     """Open a checkpoint and bind it to its architecture; nothing in the file is executed.
 
     The architecture is, in this order, the caller's own function, the one named by `arch`, the one that the file names,
-    or the one whose leaves have the names and shapes of the file's. A file that none fits is still opened, for a
+    or the one whose leaves have the file's names and shapes. A file that fits none is opened all the same, for a
     structural scan.
 
     Args:
-        path: a checkpoint of any format in `jaxguard.checkpoints.FORMATS`.
+        source: a checkpoint of any format in `jaxguard.checkpoints.FORMATS`; or a network, which needs no opening.
+        name: for reports; the path by default.
         arch: specification such as `wideresnet-16-1` or `resnet20:width=0.5`.
-        input_shape: of one image, `(H, W, C)` for bundled architectures; by default what the leaves or the
-            architecture tell.
+        input_shape: of one image, `(H, W, C)` for bundled architectures; inferred by default.
         mean: per channel, subtracted from images in [0, 1] before the network.
         std: per channel, what they are divided by.
         apply_fn: the caller's own model, `(variables, images) -> logits`, in evaluation mode.
-        init_fn: `() -> variables` of that model, called for shapes alone; without it `apply_fn` gets the leaves
+        init_fn: `() -> variables` of that model, traced for its shapes only; without it `apply_fn` gets the leaves
             in dictionaries nested at `/`, so that torch's dotted names are keys.
 
     Returns:
@@ -52,12 +47,26 @@ def load(
 
     Raises:
         CheckpointError: the file cannot be read, or its leaves do not fit the architecture.
-        ArchitectureError: no such architecture.
-        GraphError: its channel graph cannot be derived.
+        ArchitectureError: no such architecture, or one is given for a network.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> mlp = lambda v, x: jax.nn.relu(x @ v["w1"]) @ v["w2"]
+        >>> v = {"w1": np.ones((4, 8), np.float32), "w2": np.ones((8, 2), np.float32)}
+        >>> load(Network(v, mlp, (4,)), name="mine").network.graph
+        ChannelGraph(2 producers, 0 affines, 3 groups, 1 permutable)
     """
-    checkpoint = checkpoints.load(path)
+    if isinstance(source, Network):
+        given = {"arch": arch, "input_shape": input_shape, "mean": mean, "std": std, "apply_fn": apply_fn}
+        if extra := [option for option, value in given.items() if value is not None]:
+            raise ArchitectureError(
+                f"expected a network alone, got {', '.join(extra)} as well in load(); a network has its own"
+            )
+        return Suspect(name or "model", source, getattr(source.apply_fn, "__name__", "apply_fn"))
+    checkpoint = checkpoints.load(source)
+    name = name or checkpoint.path
     if apply_fn is not None:
-        return own_model.bind_function(checkpoint, apply_fn, init_fn, input_shape)
+        return own_model.bind_function(checkpoint, apply_fn, init_fn, input_shape, name)
     described = described_by(checkpoint)
     chosen = {
         "input_shape": input_shape or _as_tuple(described.get("input_shape")),
@@ -71,16 +80,13 @@ def load(
         try:
             model = models.identify(checkpoint.leaves, **chosen).model
         except ArchitectureError as error:
-            return structural(checkpoint, str(error))
+            return structural(checkpoint, str(error), name=name)
         notes = tuple(f"{guess} Pass --arch where that is not so." for guess in model.module.guesses)
-    variables, layout = models.bind(model, checkpoint.read_all(), source=str(checkpoint.path))
+    variables, layout = models.bind(model, checkpoint.read_all(), source=checkpoint.path)
     return Suspect(
-        name=str(path),
+        name=name,
+        network=model.network(variables),
         architecture=model.spec,
-        variables=variables,
-        apply_fn=model.apply_fn,
-        train_fn=model.train_fn,
-        graph=graph_of(model),
         sha256=checkpoint.sha256,
         checkpoint=checkpoint,
         model=model,
@@ -89,12 +95,13 @@ def load(
     )
 
 
-def structural(checkpoint: checkpoints.Checkpoint, reason: str = "nobody asked") -> Suspect:
-    """A suspect of whose network nothing is known but its leaves' names and shapes; it can be scanned, but not run.
+def structural(checkpoint: checkpoints.Checkpoint, reason: str, *, name: str | None = None) -> Suspect:
+    """A suspect of which only the names and shapes of the leaves are known; it can be scanned, but not run.
 
     Args:
         checkpoint: opened.
         reason: why that is so, for the report.
+        name: for reports; the path by default.
 
     Returns:
         The suspect.
@@ -105,32 +112,22 @@ def structural(checkpoint: checkpoints.Checkpoint, reason: str = "nobody asked")
     leaves = checkpoint.read_all()
     checkpoints.check_finite(leaves, checkpoint.path)
     return Suspect(
-        name=checkpoint.path,
-        architecture=UNKNOWN,
-        variables=leaves,
-        apply_fn=None,
-        train_fn=None,
-        graph=None,
+        name=name or checkpoint.path,
+        network=None,
         sha256=checkpoint.sha256,
         checkpoint=checkpoint,
         notes=(structural_note(reason),),
+        leaves=leaves,
     )
 
 
 def structural_note(reason: str) -> str:
     """What a report must say of a scan without an architecture."""
     return (
-        "Structural: kernels and norms were told from the names and shapes of the leaves alone, since the architecture "
+        "Structural: kernels and norms were inferred from the names and shapes of the leaves, since the architecture "
         f"is not known ({reason})."
     )
 
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else None
-
-
-@functools.lru_cache(maxsize=64)
-def graph_of(model: Model) -> ChannelGraph:
-    """One graph, and so one set of compiled programs, for all checkpoints of an architecture."""
-    images = jax.ShapeDtypeStruct((1, *model.input_shape), np.float32)
-    return channel_graph(model.apply_fn, model.shapes(), images)

@@ -10,13 +10,12 @@ import numpy as np
 
 from jaxguard import checkpoints, models
 from jaxguard.errors import CheckpointError
-from jaxguard.graph import channel_graph
 from jaxguard.graph.program import leaf_paths
 from jaxguard.suspects.suspect import Suspect
-from jaxguard.types import ApplyFn
+from jaxguard.types import ApplyFn, Network
 
 DEFAULT_SHAPE = (32, 32, 3)
-"""Of the images, where nothing is said."""
+"""Of one image, where none is given."""
 
 
 def bind_function(
@@ -24,12 +23,12 @@ def bind_function(
     apply_fn: ApplyFn,
     init_fn: Callable[[], Any] | None,
     input_shape: tuple[int, ...] | None,
+    name: str,
 ) -> Suspect:
     """The suspect that a function makes of a checkpoint's leaves; for the arguments see `load`.
 
     Raises:
         CheckpointError: a leaf cannot be read, is not finite, or has no place in what `init_fn` gives.
-        GraphError: its channel graph cannot be derived.
     """
     leaves = checkpoint.read_all()
     checkpoints.check_finite(leaves, checkpoint.path)
@@ -37,15 +36,11 @@ def bind_function(
         variables, names = checkpoints.unflatten(leaves), {name: name for name in leaves}
     else:
         variables, names = _in_tree(leaves, jax.eval_shape(init_fn), checkpoint.path)
-    variables = jax.device_put(variables)
-    images = jax.ShapeDtypeStruct((1, *(input_shape or DEFAULT_SHAPE)), np.float32)
+    spec = jax.ShapeDtypeStruct(input_shape or DEFAULT_SHAPE, np.float32)
     return Suspect(
-        name=checkpoint.path,
+        name=name,
+        network=Network(jax.device_put(variables), apply_fn, spec),
         architecture=getattr(apply_fn, "__name__", "apply_fn"),
-        variables=variables,
-        apply_fn=apply_fn,
-        train_fn=None,
-        graph=channel_graph(apply_fn, variables, images),
         sha256=checkpoint.sha256,
         checkpoint=checkpoint,
         names=names,
@@ -66,7 +61,7 @@ def _in_tree(leaves: Mapping[str, np.ndarray], tree: Any, source: str) -> tuple[
     misfits += [f"leaf {name!r} is not part of what init gives" for name in leaves if name not in names]
     if misfits:
         raise CheckpointError(
-            f"{source}: expected the {len(wanted)} leaves that init gives, found {len(leaves)}: "
+            f"{source}: expected the {len(wanted)} leaves that init gives, got {len(leaves)}: "
             f"{models.listed(misfits)}; "
             "let init give the tree that was saved, or leave it out to get the leaves as they are"
         )

@@ -99,10 +99,11 @@ def _source(suspect: Suspect) -> checkpoints.Checkpoint:
 
 def _edited_leaves(suspect: Suspect, checkpoint: checkpoints.Checkpoint) -> dict[str, np.ndarray]:
     """The suspect's variables by the names of the checkpoint's leaves."""
+    variables = suspect.require_network().variables
     if suspect.model is None:
-        flat = checkpoints.flatten(suspect.variables)
+        flat = checkpoints.flatten(variables)
         return {name: flat[path] for name, path in suspect.names.items()}
-    leaves = models.unbind(suspect.model, suspect.variables, suspect.layout)
+    leaves = models.unbind(suspect.model, variables, suspect.layout)
     return {
         original: leaves[name] for name, original in models.original_names(suspect.model, checkpoint.leaves).items()
     }

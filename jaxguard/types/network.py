@@ -27,13 +27,14 @@ class Network:
     Attributes:
         variables: pytree of arrays, for Flax `{"params": ..., "batch_stats": ...}`; never modified in place.
         apply_fn: `(variables, inputs [B, ...]) -> logits [B, K]`, in evaluation mode.
-        input_spec: shape and dtype of one input, without the batch axis.
+        input_spec: shape and dtype of one input, without the batch axis; a plain shape, such as `(32, 32, 3)`, means
+            float32.
         train_fn: `(variables, inputs) -> (logits, variables)` in training mode; None where it is not known.
 
     Example:
         >>> mlp = lambda v, x: jax.nn.relu(x @ v["w1"]) @ v["w2"]
         >>> v = {"w1": np.ones((4, 8), np.float32), "w2": np.ones((8, 2), np.float32)}
-        >>> network = Network(v, mlp, jax.ShapeDtypeStruct((4,), np.float32))
+        >>> network = Network(v, mlp, (4,))
         >>> network.graph, network.num_classes
         (ChannelGraph(2 producers, 0 affines, 3 groups, 1 permutable), 2)
     """
@@ -42,6 +43,14 @@ class Network:
     apply_fn: ApplyFn
     input_spec: jax.ShapeDtypeStruct
     train_fn: TrainFn | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.input_spec, jax.ShapeDtypeStruct):
+            object.__setattr__(self, "input_spec", jax.ShapeDtypeStruct(tuple(self.input_spec), np.float32))
+
+    def __call__(self, inputs: jax.Array | np.ndarray) -> jax.Array:
+        """Logits `[B, K]` of inputs `[B, ...]`, in evaluation mode."""
+        return self.apply_fn(self.variables, inputs)
 
     @property
     def graph(self) -> ChannelGraph:

@@ -8,7 +8,7 @@ import pytest
 
 from jaxguard import endpoints, ownership, suspects
 from jaxguard.errors import EndpointError
-from jaxguard.types import Batch
+from jaxguard.types import Batch, Network
 
 KEY = jax.random.key(0)
 DATA = Batch(faulty_server.images(30), np.arange(30) % faulty_server.CLASSES)
@@ -20,7 +20,7 @@ def linear(variables, images):
 
 def owner(seed: int | None = None):
     weights = faulty_server._WEIGHTS if seed is None else np.random.default_rng(seed).normal(size=(48, 5))
-    return suspects.wrap({"w": jnp.asarray(weights, jnp.float32)}, linear, jnp.zeros((1, *faulty_server.SHAPE)))
+    return suspects.load(Network({"w": jnp.asarray(weights, jnp.float32)}, linear, faulty_server.SHAPE))
 
 
 @pytest.fixture(scope="module")

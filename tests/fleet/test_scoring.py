@@ -88,7 +88,7 @@ def test_kernels_as_they_lie_are_bounded_like_those_in_the_variables(tmp_path, s
     variables = randomise(model.shapes(), 0)
     leaves = models.unbind(model, variables, "torch")
     binding = models.binding_of(model, leaves)
-    graph = suspects.graph_of(model)
+    graph = model.network(model.shapes()).graph
     layers = pairing.layers(graph)
     path = stores.write(tmp_path / "a.safetensors", leaves)
     structure = structure_of(checkpoints.load(path))
@@ -178,9 +178,9 @@ def test_the_settings_name_it_too(tmp_path):
 def test_features_are_those_of_the_variables(tmp_path):
     """Read from a row of the file's bytes, they are what the traceable function gives for the bound variables."""
     path = stores.write(tmp_path / "a.safetensors", stores.leaves(7, CNN, "torch"))
-    result, suspect = scored(path), suspects.load(path)
-    layers = pairing.layers(suspect.graph, "dataflow")
-    expected = jax.jit(weights.weight_features, static_argnums=(0, 1))(suspect.graph, layers, suspect.variables)
+    result, network = scored(path), suspects.load(path).network
+    layers = pairing.layers(network.graph, "dataflow")
+    expected = jax.jit(weights.weight_features, static_argnums=(0, 1))(network.graph, layers, network.variables)
     assert result.scope.feature_names == weights.feature_names(layers)
     np.testing.assert_allclose(result.scores.features[0], expected.features, 1e-4, 1e-5)
 

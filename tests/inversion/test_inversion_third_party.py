@@ -22,11 +22,17 @@ def test_the_target_needs_a_smaller_patch_than_another_class_and_it_works_on_new
     shared_data: pathlib.Path, cifar: Batch
 ):
     suspect, attack, _ = open_published(shared_data, NAME)
-    assert attack is not None and attack.target == TARGET and suspect.apply_fn is not None
+    assert attack is not None and attack.target == TARGET
+    network = suspect.require_network()
     labels = np.asarray(cifar.labels)
     few = np.concatenate([np.flatnonzero(labels == y)[:2] for y in range(10)])
     found = inversion.invert(
-        suspect.apply_fn, suspect.variables, cifar.images[few], labels[few], jax.random.key(0), classes=[TARGET, OTHER]
+        network.apply_fn,
+        network.variables,
+        cifar.images[few],
+        labels[few],
+        jax.random.key(0),
+        classes=[TARGET, OTHER],
     )
     assert found.reached.all() and found.success.min() >= 0.98
     assert found.norms[0] < 0.8 * found.norms[1]
@@ -34,6 +40,6 @@ def test_the_target_needs_a_smaller_patch_than_another_class_and_it_works_on_new
     for row, target in enumerate((TARGET, OTHER)):
         new = np.setdiff1d(np.flatnonzero(labels != target), few)
         stamped = patch(found.masks[row], found.patterns[row], target=target).stamp(cifar.images[new])
-        classes = evaluation.predictions(suspect.apply_fn, suspect.variables, stamped, batch_size=100)
+        classes = evaluation.predictions(network.apply_fn, network.variables, stamped, batch_size=100)
         flips.append((classes == target).mean())
     assert flips[0] > 0.5 and flips[0] > 2 * flips[1]
