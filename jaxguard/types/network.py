@@ -48,7 +48,7 @@ class Network:
         if not isinstance(self.input_spec, jax.ShapeDtypeStruct):
             object.__setattr__(self, "input_spec", jax.ShapeDtypeStruct(tuple(self.input_spec), np.float32))
 
-    def __call__(self, inputs: jax.Array | np.ndarray) -> jax.Array:
+    def __call__(self, inputs: Any) -> jax.Array:
         """Logits `[B, K]` of inputs `[B, ...]`, in evaluation mode."""
         return self.apply_fn(self.variables, inputs)
 

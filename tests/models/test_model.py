@@ -177,3 +177,22 @@ def test_models_lower_for_every_backend():
     images = jax.ShapeDtypeStruct((2, *model.input_shape), jnp.float32)
     exported = export.export(jax.jit(model.apply_fn), platforms=["cpu", "cuda", "tpu"])(model.shapes(), images)
     assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_networks_of_equal_models_share_graph_and_programs():
+    traces = []
+
+    @jax.jit
+    def logits(network, images):
+        traces.append(network.apply_fn)
+        return network(images)
+
+    one, other = (models.build("cnn:width=0.25", num_classes=3, input_shape=(16, 16, 1)) for _ in range(2))
+    assert one is not other
+    networks = [model.network(model.init(jax.random.key(seed))) for seed, model in enumerate((one, other))]
+    for network in networks:
+        logits(network, jnp.zeros((2, 16, 16, 1)))
+    assert len(traces) == 1
+    assert networks[0].graph is networks[1].graph
+    wider = models.build("cnn:width=0.5", num_classes=3, input_shape=(16, 16, 1))
+    assert wider.network(wider.shapes()).graph is not networks[0].graph
