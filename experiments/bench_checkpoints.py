@@ -25,8 +25,8 @@ from typing import Any
 import flax.serialization
 import jax
 import machine
-import numcodecs
 import numpy as np
+import pyarrow
 import safetensors.numpy
 from orbax import checkpoint as ocp
 
@@ -104,13 +104,13 @@ def orbax(folder: pathlib.Path, leaves: Leaves) -> tuple[pathlib.Path, Ways]:
         with ocp.StandardCheckpointer() as checkpointer:
             return jax.block_until_ready(checkpointer.restore(path, *given))
 
-    zstd = numcodecs.Zstd()
-    deflated = {name: (zstd.encode(leaf), leaf.shape) for name, leaf in leaves.items()}
+    zstd = pyarrow.Codec("zstd", compression_level=1)
+    deflated = {name: (zstd.compress(np.ascontiguousarray(leaf)), leaf) for name, leaf in leaves.items()}
 
     def inflate() -> Leaves:
         return {
-            name: np.frombuffer(zstd.decode(data), np.float32).reshape(shape)
-            for name, (data, shape) in deflated.items()
+            name: np.frombuffer(zstd.decompress(data, leaf.nbytes), np.float32).reshape(leaf.shape)
+            for name, (data, leaf) in deflated.items()
         }
 
     return path, {
@@ -228,7 +228,7 @@ def main() -> None:
         print(f"{format}, {result['bytes'] / 1e6:.1f} MB")
         for way, row in result["ways"].items():
             print(f"  {way:30} {row['median_ms']:8.2f} ms  least {row['least_ms']:8.2f} ms  {row['of_raw_rate']:5.2f}")
-    packages = ["orbax-checkpoint", "safetensors", "msgpack", "numcodecs", "pyfive"]
+    packages = ["orbax-checkpoint", "safetensors", "msgpack", "tensorstore", "pyfive"]
     packages += [library.__name__ for library in (torch, h5py) if library is not None]
     environment = machine.environment(
         *packages, seed=SEED, rounds=ROUNDS, parameters=sum(x.size for x in leaves.values())

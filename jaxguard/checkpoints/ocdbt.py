@@ -30,22 +30,22 @@ class Database:
 
     Attributes:
         directory: holds the manifest; its files must not be shortened in place while values are in use.
-        entries: `{key: value, or where it lies}`, unchecked.
+        entries: `{key: value, or where it lies}`; each lies within a file of the directory.
     """
 
     directory: pathlib.Path
     entries: Mapping[bytes, memoryview | Extent]
-    _opened: dict[bytes, memoryview] = field(default_factory=dict, repr=False)
+    _files: "_Files" = field(repr=False)
 
     def value(self, key: str) -> memoryview:
         """What is stored under a key, mapped where it lies in a file of its own.
 
         Raises:
             KeyError: nothing.
-            ValueError, OSError: it lies in no file of the directory, or beyond its end.
+            OSError: its file cannot be read.
         """
         found = self.entries[key.encode()]
-        return _content(self.directory, found, self._opened) if isinstance(found, Extent) else found
+        return self._files.content(found) if isinstance(found, Extent) else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,34 @@ class _Node:
     end: bytes | None = None
 
 
+class _Files:
+    """The files of a database, each measured once; a few of them stay mapped."""
+
+    def __init__(self, directory: pathlib.Path):
+        self._directory = directory
+        self._sizes: dict[bytes, int] = {}
+        self._mapped: dict[bytes, memoryview] = {}
+
+    def check(self, place: Extent) -> None:
+        """Raises ValueError for an extent that lies in no file of the directory, or beyond its end."""
+        if (size := self._sizes.get(place.path)) is None:
+            name = place.path.decode()
+            if {"", ".", ".."}.intersection(name.split("/")) or not (self._directory / name).is_file():
+                raise ValueError(f"a reference to {name[:80]!r}, which is no file of the directory")
+            size = self._sizes[place.path] = (self._directory / name).stat().st_size
+        if place.offset + place.length > size:
+            raise ValueError(f"{place.length} bytes at byte {place.offset} of a file that has {size}")
+
+    def content(self, place: Extent) -> memoryview:
+        """The bytes of an extent, checked."""
+        self.check(place)
+        if (content := self._mapped.get(place.path)) is None:
+            if len(self._mapped) >= _MAX_OPENED:
+                self._mapped.clear()
+            content = self._mapped[place.path] = mapping.mapped(self._directory / place.path.decode()).data
+        return content[place.offset : place.offset + place.length]
+
+
 def opened(directory: pathlib.Path) -> Database:
     """Reads all keys of a database.
 
@@ -79,12 +107,12 @@ def opened(directory: pathlib.Path) -> Database:
         ValueError: a damaged database, or one of more than a million keys.
         OSError: a file that cannot be read.
     """
-    files: dict[bytes, memoryview] = {}
+    files = _Files(directory)
     found: dict[bytes, memoryview | Extent] = {}
     pending, num_bytes = [_root(directory)], 0
     while pending:
         node = pending.pop()
-        cursor = ocdbt_nodes.body(_content(directory, node.place, files), _NODE_MAGIC)
+        cursor = ocdbt_nodes.body(files.content(node.place), _NODE_MAGIC)
         num_bytes += node.place.length + len(cursor.content)
         if num_bytes > _MAX_TREE_BYTES:  # one node can be in many places
             raise ValueError(f"a tree of more than {_MAX_TREE_BYTES} bytes")
@@ -101,21 +129,10 @@ def opened(directory: pathlib.Path) -> Database:
             leaf = _leaf(cursor, node, table, count)
             num_bytes += sum(map(len, leaf))
             found |= leaf
-    return Database(directory, found)
-
-
-def _content(directory: pathlib.Path, place: Extent, files: dict[bytes, memoryview]) -> memoryview:
-    """The bytes of an extent, if its file has them; files are mapped once."""
-    if (content := files.get(place.path)) is None:
-        name = place.path.decode()
-        if {"", ".", ".."}.intersection(name.split("/")) or not (directory / name).is_file():
-            raise ValueError(f"a reference to {name[:80]!r}, which is no file of the directory")
-        if len(files) >= _MAX_OPENED:
-            files.clear()
-        content = files[place.path] = mapping.mapped(directory / name).data
-    if place.offset + place.length > len(content):
-        raise ValueError(f"{place.length} bytes at byte {place.offset} of a file that has {len(content)}")
-    return content[place.offset : place.offset + place.length]
+    for place in found.values():
+        if isinstance(place, Extent):
+            files.check(place)
+    return Database(directory, found, files)
 
 
 def _root(directory: pathlib.Path) -> _Node:

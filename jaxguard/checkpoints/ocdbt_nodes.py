@@ -7,12 +7,12 @@ A node lies in columns: the lengths of all keys, then the keys, then the lengths
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxguard.checkpoints import zstd
 from jaxguard.checkpoints.crc32c import crc32c
 
 MAX_ENTRIES = 2**20
 _MAX_ENCODED, _MAX_DECODED = 2**25, 2**27  # Orbax lets nodes grow to 100 MB
 _MAX_NAME_BYTES = 2**27
+_PIECE_BYTES = 2**20
 _LENGTH_BYTES, _CHECKSUM_BYTES = 8, 4
 _MAX_SHIFT = 63
 
@@ -122,4 +122,21 @@ def body(encoded: memoryview, magic: bytes) -> Cursor:
     if version != 0 or compression not in (0, 1):
         raise ValueError(f"a node of version {version} and compression {compression}")
     rest = content[cursor.position :]
-    return Cursor(zstd.inflated(rest, _MAX_DECODED) if compression else rest)
+    return Cursor(_inflated(rest) if compression else rest)
+
+
+def _inflated(content: bytes) -> bytes:
+    """The content of a zstd frame, inflated piece by piece so that a bomb stops at the limit."""
+    import pyarrow
+
+    pieces, left = [], _MAX_DECODED
+    try:
+        with pyarrow.CompressedInputStream(pyarrow.BufferReader(content), "zstd") as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                pieces.append(piece)
+                left -= len(piece)
+                if left < 0:
+                    raise ValueError(f"a node of more than {_MAX_DECODED} bytes")
+    except OSError as error:
+        raise ValueError(f"a node that cannot be inflated ({error})") from error
+    return b"".join(pieces)

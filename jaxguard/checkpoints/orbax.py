@@ -1,9 +1,9 @@
 """Orbax directories: single checkpoints and `CheckpointManager` runs, OCDBT or one folder per array.
 
-An Orbax checkpoint is a JSON index (`_METADATA`: the keys of every leaf) over Zarr arrays. Reading inflates their
-chunks from where they lie: no target tree, no device, no process barrier, one leaf at a time if need be, and every
-size is known before a byte of data is decoded. TensorStore reads what is out of the ordinary. Writing goes through
-Orbax, which owns the format.
+An Orbax checkpoint is a JSON index (`_METADATA`: the key of every leaf) over Zarr arrays, which TensorStore reads: no
+target tree, no device, no process barrier, one leaf at a time if need be. Before it sees a file, everything it would
+trust is checked here: the database, the metadata of each array, and the number of bytes and chunks that they announce.
+Writing goes through Orbax, which owns the format.
 """
 
 import os
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits, mapping, ocdbt, orbax_index, tensorstore_arrays, trees, zarr
+from jaxguard.checkpoints import header, limits, ocdbt, orbax_index, tensorstore_arrays, trees, zarr_metadata
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.errors import CheckpointError
 from jaxguard.logs import quiet_absl
@@ -68,22 +68,15 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     step, directory = _item(path, given)
     size = _regular_size(directory, given)
     index = orbax_index.read(directory, given)
-    value_fn = _values(directory, given)
-    opened = {name: zarr.opened(value_fn, key, is_v3=index.is_zarr3) for name, key in index.keys.items()}
-    plain = {name: array for name, array in opened.items() if array is not None}
-    others = tensorstore_arrays.opened(directory, index, [name for name in opened if name not in plain], given)
-    arrays = plain | others
+    value_fn, is_ocdbt = _values(directory, given)
+    arrays = tensorstore_arrays.opened(directory, index, value_fn, given, is_ocdbt=is_ocdbt)
     limits.check_announced(sum(array.nbytes for array in arrays.values()), size, given)
-    leaves = {name: arrays[name].spec for name in opened}
+    limits.check_chunks(sum(array.num_chunks for array in arrays.values()), size, given)
+    leaves = {name: array.spec for name, array in arrays.items()}
     metadata = {**_custom_metadata(directory, step), **index.texts}
 
     def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
-        found = zarr.read({name: plain[name] for name in names if name in plain})
-        failed = [name for name in names if name in plain and name not in found]
-        slower = {name: others[name] for name in names if name in others}
-        slower |= tensorstore_arrays.opened(directory, index, failed, given)
-        found |= tensorstore_arrays.read(slower, given)
-        return {name: found[name] for name in names}
+        return tensorstore_arrays.read(arrays, names, given)
 
     return Checkpoint(given, "orbax", leaves, metadata, directory, read_fn)
 
@@ -165,16 +158,22 @@ def _regular_size(directory: pathlib.Path, given: str) -> int:
     return size
 
 
-def _values(directory: pathlib.Path, given: str) -> zarr.ValueFn:
-    """Brings what is stored under a key: a value of the database, or a file."""
+def _values(directory: pathlib.Path, given: str) -> tuple[tensorstore_arrays.ValueFn, bool]:
+    """Reads metadata by key, from the database if there is one, which is checked first; and whether there is."""
     if not (directory / ocdbt.MANIFEST).is_file():
-        return lambda key: mapping.mapped(directory / key).data
+        return lambda key: _start(directory / key), False
     try:
-        return ocdbt.opened(directory).value
+        database = ocdbt.opened(directory)
     except ValueError as error:
         raise CheckpointError(
             f"{given}: expected a database of arrays, found {header.shown(str(error))}; {_REMEDY}"
         ) from error
+    return lambda key: bytes(database.value(key)[: zarr_metadata.MAX_BYTES + 1]), True
+
+
+def _start(path: pathlib.Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(zarr_metadata.MAX_BYTES + 1)
 
 
 def _custom_metadata(directory: pathlib.Path, step: pathlib.Path) -> dict[str, str]:

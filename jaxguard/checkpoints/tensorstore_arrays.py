@@ -1,15 +1,16 @@
-"""Arrays of an Orbax directory as TensorStore reads them: the slower way, for whatever is out of the ordinary."""
+"""Arrays of an Orbax directory, opened and read by TensorStore once their metadata has passed our checks."""
 
 import contextlib
+import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import header, ocdbt
-from jaxguard.checkpoints.checkpoint import DTYPES, LeafSpec
+from jaxguard.checkpoints import header, limits, zarr_metadata
+from jaxguard.checkpoints.checkpoint import LeafSpec
 from jaxguard.checkpoints.orbax_index import Index
 from jaxguard.errors import CheckpointError
 
@@ -19,6 +20,9 @@ _CONTEXT = {
 }
 _REMEDY = "the checkpoint is damaged or hostile, save it again or get it again from its author"
 
+ValueFn = Callable[[str], bytes]
+"""Key -> the first bytes stored under it; raises KeyError, ValueError or OSError."""
+
 
 @dataclass(frozen=True, eq=False)
 class Array:
@@ -26,89 +30,100 @@ class Array:
 
     Attributes:
         spec: shape and element type.
-        nbytes: bytes that reading takes: a chunk is decoded whole, however small the array that lies in it.
-        store: how TensorStore reads it.
+        nbytes: bytes that reading takes; a chunk is decoded whole, even if the array covers only part of it.
+        num_chunks: chunks in its grid, those inside shards included.
+        store: the TensorStore.
     """
 
     spec: LeafSpec
     nbytes: int
+    num_chunks: int
     store: Any
 
 
-def opened(directory: pathlib.Path, index: Index, names: Sequence[str], given: str) -> dict[str, Array]:
-    """Opens arrays, concurrently; only their own metadata are read.
+def opened(directory: pathlib.Path, index: Index, value_fn: ValueFn, given: str, *, is_ocdbt: bool) -> dict[str, Array]:
+    """Opens all arrays concurrently; only their metadata is read.
 
     Args:
         directory: holds the index; every file below it is a regular one.
-        index: what is in the directory.
-        names: leaves to open.
+        index: the arrays in the directory.
+        value_fn: reads stored metadata for the checks.
         given: the path as the user wrote it.
+        is_ocdbt: arrays are stored in a database, which has been checked, rather than in folders.
 
     Returns:
         `{leaf name: array}`.
 
     Raises:
-        CheckpointError: an array that cannot be opened, or one that is not of numbers.
+        CheckpointError: an array that cannot be opened or whose metadata is hostile.
     """
-    if not names:
-        return {}
     import tensorstore
 
     driver: dict[str, Any] = {"driver": "zarr3" if index.is_zarr3 else "zarr"}
     if index.are_all_chunks_stored:
         driver["fill_missing_data_reads"] = False
     base = f"{directory.absolute()}/"
-    is_ocdbt = (directory / ocdbt.MANIFEST).is_file()
+    file_name = zarr_metadata.file_name(is_zarr3=index.is_zarr3)
     context = tensorstore.Context(_CONTEXT)
-    batch = tensorstore.Batch()  # their metadata lies together in few files, and is read together
+    batch = tensorstore.Batch()  # the metadata of all arrays lies close together in few files
     pending = {}
-    for name in names:
-        folder = f"{index.keys[name]}/"
+    for name, key in index.keys.items():
         if is_ocdbt:
-            store = {"driver": "ocdbt", "base": {"driver": "file", "path": base}, "path": folder}
+            kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": base}, "path": f"{key}/"}
         else:
-            store = {"driver": "file", "path": base + folder}
+            kvstore = {"driver": "file", "path": f"{base}{key}/"}
         with _damage_reported(given, name):
-            spec = {**driver, "kvstore": store}
+            zarr_metadata.check(value_fn(f"{key}/{file_name}"), is_zarr3=index.is_zarr3)
+            spec = {**driver, "kvstore": kvstore}
             pending[name] = tensorstore.open(spec, read=True, open=True, context=context, batch=batch)
     batch.submit()
     arrays = {}
     for name, future in pending.items():
         with _damage_reported(given, name):
-            store = future.result()
-        spec = LeafSpec(tuple(store.shape), store.dtype.numpy_dtype)
-        if spec.dtype not in DTYPES.values():
-            raise CheckpointError(
-                f"{given}: leaf {header.shown(name)}: expected numbers, found dtype {spec.dtype}; "
-                "save the checkpoint without that leaf"
-            )
-        chunk = LeafSpec(tuple(store.chunk_layout.read_chunk.shape or ()), spec.dtype)
-        arrays[name] = Array(spec, max(spec.nbytes, chunk.nbytes), store)
+            arrays[name] = _array(future.result())
     return arrays
 
 
-def read(arrays: Mapping[str, Array], given: str) -> dict[str, np.ndarray]:
-    """Reads whole arrays, concurrently.
+def read(arrays: Mapping[str, Array], names: Sequence[str], given: str) -> dict[str, np.ndarray]:
+    """Reads whole arrays concurrently.
+
+    Args:
+        arrays: by leaf name.
+        names: those to read.
+        given: the path as the user wrote it.
 
     Raises:
         CheckpointError: one of them is damaged.
     """
-    largest_first = sorted(arrays, key=lambda name: -arrays[name].nbytes)  # so that no core waits for a last large one
+    largest_first = sorted(names, key=lambda name: -arrays[name].nbytes)  # so that no core ends with a large one alone
     pending = {name: arrays[name].store.read() for name in largest_first}
     found = {}
-    for name in arrays:
+    for name in names:
         with _damage_reported(given, name):
             found[name] = np.asarray(pending[name].result())
     return found
 
 
+def _array(store: Any) -> Array:
+    spec = LeafSpec(limits.checked_shape(store.shape), store.dtype.numpy_dtype)
+    # What is stored under one key is a chunk, or a shard that holds a grid of chunks and an index of them.
+    stored, chunk = store.chunk_layout.write_chunk.shape or (), store.chunk_layout.read_chunk.shape or ()
+    num_chunks = math.prod(_grid(spec.shape, stored)) * math.prod(_grid(stored, chunk))
+    return Array(spec, max(spec.nbytes, LeafSpec(chunk, spec.dtype).nbytes), num_chunks, store)
+
+
+def _grid(shape: tuple[int, ...], part: tuple[int, ...]) -> Iterator[int]:
+    """How many parts cover a shape, along each axis."""
+    return (-(-size // length) for size, length in zip(shape, part, strict=True))
+
+
 @contextlib.contextmanager
 def _damage_reported(given: str, name: str) -> Iterator[None]:
-    """Turns what TensorStore raises about the leaf `name` into a CheckpointError."""
+    """Turns whatever is wrong with the leaf `name` into a CheckpointError."""
     try:
         yield
-    except (ValueError, OSError, RuntimeError, NotImplementedError, OverflowError) as error:
-        reason = str(error).split(" [", maxsplit=1)[0][:200]
+    except (CheckpointError, KeyError, ValueError, OSError, RuntimeError, NotImplementedError, OverflowError) as error:
+        reason = str(error).split(" [tensorstore_spec", maxsplit=1)[0][:200]
         raise CheckpointError(
             f"{given}: leaf {header.shown(name)}: expected a readable array, found {reason!r}; {_REMEDY}"
         ) from error

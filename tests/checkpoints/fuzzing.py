@@ -207,9 +207,6 @@ def _warm() -> None:
     """Imports and caches everything that opening checkpoints needs, before anything is measured."""
     import tempfile
 
-    import tensorstore  # for arrays out of the ordinary, which no sound checkpoint holds
-
-    del tensorstore
     with tempfile.TemporaryDirectory() as name:
         for kind, seeds in fuzz_seeds.seeds().items():
             for number, seed in enumerate(seeds):

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
-import numcodecs
+import pyarrow
 
 MANIFEST_MAGIC, NODE_MAGIC = b"\x0c\xdb\x3a\x2a", b"\x0c\xdb\x20\xde"
 
@@ -28,7 +28,9 @@ def varints(values: Sequence[int]) -> bytes:
 
 
 def wrapped(magic: bytes, body: bytes, *, deflate: bool = True, version: int = 0) -> bytes:
-    content = varint(version) + varint(deflate) + (bytes(numcodecs.Zstd().encode(body)) if deflate else body)
+    content = (
+        varint(version) + varint(deflate) + (pyarrow.compress(body, codec="zstd", asbytes=True) if deflate else body)
+    )
     content = magic + (len(content) + 16).to_bytes(8, "little") + content
     return content + crc32c(content).to_bytes(4, "little")
 

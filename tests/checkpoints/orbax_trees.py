@@ -1,4 +1,4 @@
-"""Trees that Orbax writes in each of its layouts, and what TensorStore reads of them."""
+"""Trees that Orbax writes in each of its layouts."""
 
 import pathlib
 
@@ -8,7 +8,6 @@ import numpy as np
 from orbax import checkpoint as ocp
 
 from jaxguard import checkpoints
-from jaxguard.checkpoints import orbax_index, tensorstore_arrays
 
 TREE = {
     "params": {
@@ -49,18 +48,3 @@ def assert_holds(checkpoint: checkpoints.Checkpoint, leaves=LEAVES) -> None:
         assert found[name].shape == checkpoint.leaves[name].shape == leaf.shape
         np.testing.assert_array_equal(found[name], leaf)
         np.testing.assert_array_equal(checkpoint.read(name), leaf)
-
-
-OPENED_BY_TENSORSTORE = tensorstore_arrays.opened
-
-
-def by_tensorstore(path: pathlib.Path) -> dict[str, np.ndarray]:
-    index = orbax_index.read(path, "demo")
-    return tensorstore_arrays.read(OPENED_BY_TENSORSTORE(path, index, list(index.keys), "demo"), "demo")
-
-
-def assert_like_tensorstore(path: pathlib.Path) -> None:
-    found, expected = checkpoints.load(path).read_all(), by_tensorstore(path)
-    assert list(found) == list(expected)
-    for name, leaf in expected.items():
-        np.testing.assert_array_equal(found[name], leaf, strict=True)
