@@ -50,7 +50,7 @@ def check(content: bytes, *, is_zarr3: bool) -> None:
     if not isinstance(kind, str) or kind not in (_ZARR3_DTYPES if is_zarr3 else _ZARR2_DTYPES):
         raise ValueError(f"elements other than numbers, of type {header.shown(kind)}")
     for name in _codec_names([found.get("codecs"), found.get("compressor"), found.get("filters")]):
-        if name not in _CODECS:
+        if not isinstance(name, str) or name not in _CODECS:
             raise ValueError(f"the codec {header.shown(name)} instead of one of {', '.join(sorted(_CODECS))}")
 
 

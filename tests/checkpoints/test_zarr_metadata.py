@@ -114,6 +114,7 @@ REFUSED = {
     "shards nested 1000 deep": (nested(200), True, "bytes of metadata|brackets"),
     "shards nested 20,000 deep": (very_deep(20_000), True, "bytes of metadata"),
     "many codecs": (V3 | {"codecs": [BYTES, *[ZSTD] * 1000]}, True, "bytes of metadata|brackets"),
+    "a codec whose name is a list": (V2 | {"compressor": {"id": ["zstd"]}}, False, "the codec"),
     "other separator": (V2 | {"dimension_separator": "-"}, False, ""),
     "empty chunks": (V2 | {"chunks": [0]}, False, ""),
     "sizes below zero": (V2 | {"shape": [-6]}, False, ""),
