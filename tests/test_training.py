@@ -29,7 +29,7 @@ def bytes_of(tree):
 
 
 def decay(carry, step):
-    return carry * 0.5 + step, {"before": carry.sum(), "step": step}
+    return carry * 0.5 + step.astype(carry.dtype), {"before": carry.sum(), "step": step}
 
 
 @pytest.mark.parametrize("scan", [False, True])

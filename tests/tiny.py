@@ -30,7 +30,8 @@ def _forward(variables, images, statistics_fn):
         images.astype(dtype), params["conv"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     mean, var = statistics_fn(x)
-    x = (x - mean) * lax.rsqrt(var + 1e-5) * params["scale"] + params["bias"]
+    normalised = (x - mean[None, None, None]) * lax.rsqrt(var + 1e-5)[None, None, None]
+    x = normalised * params["scale"][None, None, None] + params["bias"][None, None, None]
     logits = jax.nn.relu(x.astype(dtype)).reshape(len(images), -1) @ params["linear"]
     return logits, mean, var
 

@@ -37,7 +37,8 @@ def blended(*, target: int | None = 0, num_classes: int | None = None, alpha: fl
 
     def stamp(images: jax.Array) -> jax.Array:
         images = jnp.asarray(images)
-        pattern = jax.random.uniform(jax.random.key(seed), images.shape[-3:], images.dtype)
+        shape = (1,) * (images.ndim - 3) + images.shape[-3:]
+        pattern = jax.random.uniform(jax.random.key(seed), shape, images.dtype)
         return (1 - alpha) * images + alpha * pattern
 
     return Attack("blended", stamp, relabelling(target, num_classes, "blended"), target)

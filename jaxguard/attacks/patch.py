@@ -56,6 +56,8 @@ def patch(
                 f"expected images of the trigger's size, came {(height, width, depth)} for a mask {mask.shape} and "
                 f"a pattern {pattern.shape} in {name}; resize the trigger to the images"
             )
-        return (images * (1 - mask) + pattern * mask).astype(images.dtype)
+        ahead = tuple(range(images.ndim - 3))
+        opacity, added = (jnp.expand_dims(array, ahead) for array in (mask, pattern * mask))
+        return (images * (1 - opacity) + added).astype(images.dtype)
 
     return Attack(name, stamp, relabelling(target, num_classes, name), target)

@@ -136,7 +136,7 @@ class Descent:
             entropy = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
             norm = patch[0].sum((1, 2, 3))
             losses = (weights * entropy).sum(1) / jnp.maximum(weights.sum(1), 1) + state.cost * norm
-            hits = (weights * (logits.argmax(-1) == wanted)).sum(1)
+            hits = jnp.where(logits.argmax(-1) == wanted, weights, 0).sum(1)
             return losses.sum(), (patch, losses, hits, norm)
 
         # An epoch's rate is counted over its last steps, one pass over the images at most.
@@ -154,7 +154,7 @@ class Descent:
         new = where((new.step % self.epoch_steps == 0) | is_last, self._judge(new, patch, norm), new)
         new = new._replace(stopped=new.stopped | is_last)
         active = ~state.stopped
-        number = jnp.maximum(active.sum(), 1)
+        number = jnp.maximum(active.sum(dtype=losses.dtype), 1)
         success = hits / jnp.maximum(weights.sum(1), 1)
         metrics = {
             name: jnp.where(active, values, 0).sum() / number
@@ -235,6 +235,7 @@ def stamped_logits(apply_fn: ApplyFn, variables: Variables, images: jax.Array | 
         float32 `[S, B, K]`.
     """
     mask, pattern = (part[:, None] for part in patch)
+    images = images[None] if images.ndim == 4 else images
     stamped = (1 - mask) * images + mask * pattern
     logits = apply_fn(variables, stamped.reshape(-1, *stamped.shape[2:]))
     return logits.astype(jnp.float32).reshape(*stamped.shape[:2], -1)

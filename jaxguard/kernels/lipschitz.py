@@ -118,7 +118,7 @@ def _product(left: jax.Array, right: jax.Array) -> jax.Array:
 
 def _scaled(matrix: jax.Array) -> jax.Array:
     """Divide by the trace, which keeps the largest eigenvalue within `[1/S, 1]`."""
-    return matrix / _or_one(_trace(matrix))
+    return matrix / _or_one(_trace(matrix))[None, None]
 
 
 def _trace(matrix: jax.Array) -> jax.Array:
@@ -291,7 +291,7 @@ def moments(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
         Two scalars; infinity and 0 where fewer than two scores are finite.
     """
     valid = jnp.isfinite(scores)
-    count = valid.sum()
+    count = valid.sum(dtype=scores.dtype)
     unit = _unit(jnp.max(jnp.where(valid, jnp.abs(scores), 0), initial=0))
     ratios = jnp.where(valid, scores / unit, 0)
 

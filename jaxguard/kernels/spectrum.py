@@ -99,7 +99,7 @@ def distribution(values: jax.Array) -> Distribution:
         (2.0, 1.0, -1.0, 1.0, 0.0)
     """
     valid = jnp.isfinite(values)
-    count = valid.sum(-1)
+    count = valid.sum(-1, dtype=values.dtype)
 
     def average(numbers: jax.Array, divisor: jax.Array) -> jax.Array:
         return jnp.where(valid, numbers, 0).sum(-1) / jnp.maximum(divisor, 1)
@@ -112,7 +112,7 @@ def distribution(values: jax.Array) -> Distribution:
     ratios = jnp.where(varies[..., None], off / jnp.where(varies, std, 1)[..., None], 0)
     known = jnp.where(valid, ratios, -jnp.inf)
     low, high = jnp.min(jnp.where(valid, ratios, jnp.inf), axis=-1), known.max(-1)
-    is_first = jnp.arange(values.shape[-1]) == known.argmax(-1)[..., None]
+    is_first = jax.nn.one_hot(known.argmax(-1), values.shape[-1], dtype=bool)
     second = jnp.where(is_first, -jnp.inf, known).max(-1)
     found = (mean, jnp.where(varies, std, 0), low, high, high - second, average(ratios**3, count))
     return Distribution(*(jnp.where(count > 1, number, jnp.nan) for number in found))

@@ -69,7 +69,7 @@ def asymmetry(rows: jax.Array, bias: jax.Array) -> jax.Array:
     """
     rows = rows / _or_one(jnp.sqrt(jnp.mean(rows**2)))
     quantities = (
-        _log_norm(rows - rows.mean(0)),
+        _log_norm(rows - rows.mean(0, keepdims=True)),
         _log_norm(jnp.maximum(rows, 0)),
         rows.mean(1),
         _mean_cosines(rows),

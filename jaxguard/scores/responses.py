@@ -141,13 +141,13 @@ def _answers(apply_fn: ApplyFn, variables: Variables, images: jax.Array, label: 
     """`[Q]` of one class."""
 
     def lead(shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = apply_fn(variables, images + shift).astype(jnp.float32)
+        logits = apply_fn(variables, images + shift[None]).astype(jnp.float32)
         return (logits[:, label] - logits.mean(1)).mean(), logits
 
     gradient, logits = jax.grad(lead, has_aux=True)(jnp.zeros(images.shape[1:], images.dtype))
     pull = jnp.linalg.norm(gradient)
     step = STEP * gradient.size**0.5 * gradient / jnp.where(pull > 0, pull, 1)
-    changed = [jnp.clip(images + step, 0, 1), *(_set(images, gradient, share) for share in SHARES)]
+    changed = [jnp.clip(images + step[None], 0, 1), *(_set(images, gradient, share) for share in SHARES)]
     after = apply_fn(variables, jnp.concatenate(changed)).astype(jnp.float32).reshape(len(changed), *logits.shape)
     every = jnp.concatenate([logits[None], after])
     probability = jax.nn.softmax(every)[..., label].mean(1)

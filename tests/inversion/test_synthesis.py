@@ -60,8 +60,9 @@ def test_begin_is_what_the_batch_norm_is_given(spec):
 
 def test_begin_lies_behind_the_layers_own_bias():
     def apply_fn(v, x):
-        x = x @ v["w"] + v["b"]
-        x = (x - v["mean"]) / jnp.sqrt(v["var"] + 1e-5) * v["scale"] + v["bias"]
+        b, mean, var, scale, bias = (v[name][None] for name in ("b", "mean", "var", "scale", "bias"))
+        x = x @ v["w"] + b
+        x = (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
         return jax.nn.relu(x) @ v["head"]
 
     shapes = {"w": (5, 4), "head": (4, 3)} | dict.fromkeys(("b", "mean", "var", "scale", "bias"), (4,))
@@ -71,7 +72,7 @@ def test_begin_lies_behind_the_layers_own_bias():
     program = graph.program_at(images)
     (affine,) = graph.affines
     values = program.evaluate({**graph.leaves(program, variables), program.images: images})
-    np.testing.assert_allclose(values[affine.begin], images @ variables["w"] + variables["b"], rtol=1e-5)
+    np.testing.assert_allclose(values[affine.begin], images @ variables["w"] + np.asarray(variables["b"]), rtol=1e-5)
     leaves = {path: variables[path] for path in program.paths}
     x = np.asarray(values[affine.begin], np.float64)
     by_hand = (x.mean(0) - variables["mean"]) ** 2 / variables["var"] + (x.var(0) / variables["var"] - 1) ** 2
@@ -81,7 +82,7 @@ def test_begin_lies_behind_the_layers_own_bias():
 def test_begin_of_channels_first_images():
     def apply_fn(v, x):
         x = jax.lax.conv_general_dilated(x, v["w"], (1, 1), "SAME")
-        mean, var, scale, bias = (v[name][:, None, None] for name in ("mean", "var", "scale", "bias"))
+        mean, var, scale, bias = (v[name][None, :, None, None] for name in ("mean", "var", "scale", "bias"))
         x = (x - mean) * jax.lax.rsqrt(var + 1e-5) * scale + bias
         return jax.nn.relu(x).mean((2, 3)) @ v["head"]
 

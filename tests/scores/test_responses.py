@@ -18,7 +18,7 @@ SHAPE = (8, 8, 1)
 
 
 def linear(variables, images):
-    return images.reshape(len(images), -1) @ variables["w"] + variables["b"]
+    return images.reshape(len(images), -1) @ variables["w"] + variables["b"][None]
 
 
 def linear_graph(weights):
