@@ -48,7 +48,8 @@ THIRD_PARTY = {
     "ray": {"fleet"},
     "PIL": {"data", "endpoints", "fingerprints", "report"},
     "skimage": {"fingerprints"},
-    "urllib3": {"endpoints"},
+    "httpx": {"endpoints"},
+    "tenacity": {"endpoints"},
     "typer": {"cli"},
     "rich": {"cli", "report"},
 }

@@ -11,12 +11,10 @@ import numpy as np
 
 from jaxguard.endpoints import encodings
 from jaxguard.endpoints.answers import Kind
+from jaxguard.endpoints.client import Client
 from jaxguard.endpoints.encodings import Encoding
 from jaxguard.endpoints.endpoint import Endpoint
-from jaxguard.endpoints.exchange import Exchange
-from jaxguard.endpoints.pace import Pace
 from jaxguard.endpoints.target import Target
-from jaxguard.endpoints.wire import Wire
 from jaxguard.errors import EndpointError
 
 MAX_ANSWER_BYTES = 2**26
@@ -24,39 +22,78 @@ MAX_ANSWER_BYTES = 2**26
 
 @dataclass(frozen=True)
 class HttpSource:
-    """Asks an HTTP endpoint."""
+    """Asks an HTTP endpoint: pixels -> request, answer -> scores.
 
-    exchange: Exchange
-    wire: Wire
-    version: str = ""
+    Attributes:
+        client: sends requests.
+        encoding: how an image is sent.
+        images_key: field of the request that holds the images.
+        fields: further fields of the request.
+        single: a request holds one image rather than a list of images, and its answer one row.
+        scores_path: where the scores are in the answer: keys and indices separated by dots; `*` stands for every item
+            of a list, and an empty path is the whole answer.
+        version: name of the model for the cache, beside the URL.
+    """
+
+    client: Client
+    encoding: Encoding
+    images_key: str
+    fields: Mapping[str, Any]
+    single: bool
+    scores_path: str
+    version: str
 
     @property
     def where(self) -> str:
         """The URL, without its query."""
-        return self.exchange.target.shown
+        return self.client.target.shown
+
+    def __repr__(self) -> str:
+        return f"HttpSource({self.where})"
 
     @property
     def identity(self) -> str:
         """All that an answer depends on beside the pixels."""
-        return json.dumps(["http", self.exchange.target.url, self.wire.identity, self.version])
+        request = [self.encoding.name, self.images_key, dict(self.fields), self.single, self.scores_path]
+        return json.dumps(["http", self.client.target.url, json.dumps(request, sort_keys=True), self.version])
 
     def pixels(self, images: np.ndarray) -> np.ndarray:
-        """What is sent of images."""
-        return self.wire.encoding.pixels_fn(images)
+        """The pixels of images as the encoding sends them."""
+        return self.encoding.pixels_fn(images)
 
     def ask(self, pixels: np.ndarray) -> Any:
         """The answers to one batch, unchecked.
 
         Raises:
-            EndpointError: none came, or nothing like them.
+            EndpointError: no answer, one that is not JSON, or none at `scores_path`.
         """
-        content = self.exchange.post(self.wire.body(pixels))
+        content = self.client.post(self._body(pixels))
+        excerpt = self.client.target.excerpt
         try:
-            return self.wire.answers(content)
-        except ValueError as error:
-            expected, _, remedy = str(error).partition("; ")
-            excerpt = self.exchange.target.excerpt(content)
-            raise EndpointError(f"{expected}, found {excerpt}; {remedy}") from None
+            found = json.loads(content)  # takes NaN and Infinity, which the check of the numbers reports
+        except (ValueError, RecursionError):
+            raise EndpointError(
+                f"expected JSON, found {excerpt(content)}; check that the URL is the model's, not a page's"
+            ) from None
+        try:
+            found = _at(found, self.scores_path.split(".") if self.scores_path else [])
+        except (KeyError, IndexError, TypeError, ValueError):
+            where = f"scores at {self.scores_path!r}"
+            raise EndpointError(
+                f"expected JSON with {where}, found {excerpt(content)}; pass the right scores_path="
+            ) from None
+        return [found] if self.single else found
+
+    def _body(self, pixels: np.ndarray) -> bytes:
+        values = [self.encoding.value_fn(image) for image in pixels]
+        request = {**self.fields, self.images_key: values[0] if self.single else values}
+        try:
+            return json.dumps(request, allow_nan=False, separators=(",", ":")).encode()
+        except (TypeError, ValueError) as error:
+            raise EndpointError(
+                f"encoding {self.encoding.name!r}: expected values that JSON has, found others ({error}); "
+                "let value_fn return numbers, strings, lists and dictionaries"
+            ) from error
 
 
 def http(
@@ -75,6 +112,7 @@ def http(
     timeout: float = 30.0,
     retries: int = 5,
     backoff: float = 1.0,
+    patience: float = 900.0,
     workers: int = 1,
     cache: str | os.PathLike[str] | None = None,
     version: str = "",
@@ -96,10 +134,11 @@ def http(
         num_classes: `K`, needed for labels; scores of another `K` are refused.
         headers: such as an API key. They are in no error, in no `repr` and not in the cache.
         rate: requests per second, attempts counted, over all workers.
-        timeout: seconds to connect, until an answer begins, and for the rest of it; each.
+        timeout: seconds for one attempt, from connecting to the last byte of the answer.
         retries: further attempts after a status 429, 500, 502, 503 or 504, a timeout or a broken connection;
             `Retry-After` is honoured up to five minutes.
-        backoff: seconds; the second retry waits for twice as long, every further one for twice the one before.
+        backoff: seconds before the first retry, doubled for each further one up to 60, with random jitter on top.
+        patience: seconds for all attempts of one request; no retry starts that would exceed them.
         workers: requests under way at a time.
         cache: SQLite file that keeps every answer as it comes, made where it is missing: what it holds is not asked for
             again, in this run or the next.
@@ -118,22 +157,22 @@ def http(
     """
     if single:
         batch_size = 1
-    _check_above_zero(rate=rate, timeout=timeout, max_bytes=max_bytes)
+    _check_above_zero(rate=rate, timeout=timeout, patience=patience, max_bytes=max_bytes)
     if retries < 0 or not 0 <= backoff < math.inf:
         raise EndpointError(f"retries, backoff: expected 0 or more, found {retries} and {backoff}; pass 0 for none")
-    wire = Wire(
-        encodings.encoding(encoding), images_key, _checked_fields(fields or {}, images_key), single, scores_path
-    )
-    exchange = Exchange(
+    client = Client(
         Target(url, headers),
-        Pace(rate),
+        rate=rate,
         timeout=timeout,
         retries=retries,
         backoff=backoff,
+        patience=patience,
         max_bytes=max_bytes,
         connections=workers,
     )
-    return Endpoint(HttpSource(exchange, wire, version), batch_size, kind, num_classes, workers, cache)
+    checked_fields = _checked_fields(fields or {}, images_key)
+    source = HttpSource(client, encodings.encoding(encoding), images_key, checked_fields, single, scores_path, version)
+    return Endpoint(source, batch_size, kind, num_classes, workers, cache)
 
 
 def _checked_fields(fields: Mapping[str, Any], images_key: str) -> dict[str, Any]:
@@ -144,6 +183,22 @@ def _checked_fields(fields: Mapping[str, Any], images_key: str) -> dict[str, Any
     if images_key in fields:
         raise EndpointError(f"fields: expected none named as images_key, found {images_key!r}; rename one of them")
     return dict(fields)
+
+
+def _at(found: Any, path: list[str]) -> Any:
+    """Follows a path through lists and objects.
+
+    >>> _at({"outputs": [{"p": [1, 2]}, {"p": [3, 4]}]}, ["outputs", "*", "p"])
+    [[1, 2], [3, 4]]
+    """
+    for depth, step in enumerate(path):
+        if not isinstance(found, list):
+            found = {**found}[step]
+        elif step == "*":
+            return [_at(item, path[depth + 1 :]) for item in found]
+        else:
+            found = found[int(step)]
+    return found
 
 
 def _check_above_zero(**limits: float | None) -> None:

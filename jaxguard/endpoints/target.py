@@ -4,8 +4,7 @@ import re
 import urllib.parse
 from collections.abc import Mapping
 
-from urllib3.exceptions import LocationParseError
-from urllib3.util import parse_url
+import httpx
 
 from jaxguard.errors import EndpointError
 
@@ -38,6 +37,7 @@ class Target:
         self.url = url
         self.shown = _shown(url, "url")
         self.headers = {"User-Agent": "jaxguard", "Content-Type": "application/json", "Accept": "application/json"}
+        self.headers["Accept-Encoding"] = "identity"
         own = {name.lower() for name in self.headers}
         for name, value in (headers or {}).items():
             _check_header(name, value)
@@ -88,18 +88,18 @@ def _secrets(url: str, headers: Mapping[str, str]) -> list[str]:
 
 def _shown(url: str, what: str) -> str:
     try:
-        parts = parse_url(url)
-    except LocationParseError:
-        parts = None
-    if parts is None or parts.scheme not in ("http", "https") or not parts.host:
+        parts = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError):
+        parts = httpx.URL("")
+    if parts.scheme not in ("http", "https") or not parts.host or not 0 <= (parts.port or 0) < 2**16:
         raise EndpointError(f"{what}: expected http://HOST/PATH or https://HOST/PATH, found another text; check it")
-    if parts.auth is not None:
+    if parts.userinfo:
         raise EndpointError(
             f"{what}: expected no user name and password in it, found some before @{parts.host}; "
             "pass headers={'Authorization': ...}"
         )
-    port = "" if parts.port is None else f":{parts.port}"
-    return f"{parts.scheme}://{parts.host}{port}{parts.path or '/'}{'?...' if parts.query else ''}"
+    path = parts.raw_path.partition(b"?")[0].decode("ascii")
+    return f"{parts.scheme}://{parts.netloc.decode('ascii')}{path}{'?...' if parts.query else ''}"
 
 
 def _check_header(name: str, value: str) -> None:
