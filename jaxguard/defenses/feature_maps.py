@@ -161,7 +161,7 @@ def train_with_maps(
         sizes = tuple(size for axis, size in enumerate(array.shape) if axis not in (one.batch, *one.channels))
         if sizes != one.shape or array.shape[one.batch] != len(images):
             raise DefenseError(
-                f"expected the layers of apply_fn in train_fn, in the same order, came {array.shape} where "
+                f"expected the layers of apply_fn in train_fn, in the same order, got {array.shape} where "
                 f"{one.layer} reads {one.shape} positions; give the same network in both modes"
             )
     return logits, state, arrays
@@ -172,7 +172,7 @@ def _image_side(program: Program, layers: list[Equation], order: int) -> Value:
     sides = [value for value in layers[order].inputs if value in moving] if order < len(layers) else []
     if len(sides) != 1:
         raise DefenseError(
-            f"expected the layers of apply_fn in train_fn, in the same order, came {len(layers)} convolutions and "
+            f"expected the layers of apply_fn in train_fn, in the same order, got {len(layers)} convolutions and "
             f"products of which number {order} is no layer; give the same network in both modes"
         )
     return sides[0]

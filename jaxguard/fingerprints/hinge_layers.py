@@ -193,7 +193,7 @@ def of_depths(found: Sequence[HingeLayer], depths: Sequence[int]) -> dict[int, t
     chosen = {depth: layers for depth, layers in chosen.items() if layers}
     if not chosen:
         raise FingerprintError(
-            f"expected layers among {sorted({layer.depth for layer in found})}, those whose ReLUs this model has, came "
+            f"expected layers among {sorted({layer.depth for layer in found})}, those whose ReLUs this model has, got "
             f"{tuple(depths)} in tafa_hinge(layers=...)"
         )
     return chosen

@@ -26,7 +26,7 @@ import numpy as np
 
 
 class Axis:
-    """A node of the union-find; use `find` before looking at any attribute.
+    """A node of the union-find; only the attributes of its representative, `find(node)`, are up to date.
 
     Attributes:
         size: number of elements.
@@ -104,16 +104,19 @@ def tie(a: Axis, b: Axis) -> None:
     if b.kind == "atom":
         a, b = b, a
     if a.kind == "atom":
+        # An atom knows nothing of its inside: it takes on the other's structure, and hands on why it is frozen.
         if a.frozen:
             freeze(b, a.frozen)
     elif a.kind == b.kind == "product":
         common = _common_refinement(_sizes(a), _sizes(b))
         _tie_all(a, b, split(a, common), split(b, common))
     elif a.kind == b.kind == "sum":
+        # Cut both wherever either has an edge, and tie the pieces one by one.
         edges = sorted({*accumulate(_sizes(a)), *accumulate(_sizes(b))})
         common = tuple(int(size) for size in np.diff([0, *edges]))
         _tie_all(a, b, cut(a, common), cut(b, common))
     else:
+        # A product equals a sum if its outermost factor can be cut where the sum has its edges.
         whole, laid = (a, b) if a.kind == "product" else (b, a)
         common = _sizes(laid)
         _tie_all(a, b, cut(whole, common), cut(laid, common))
@@ -137,6 +140,7 @@ def _tie_all(a: Axis, b: Axis, left: Sequence[Axis] | None, right: Sequence[Axis
 
 def _common_refinement(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...] | None:
     """Factors of which both sequences are regroupings: `(6, 4), (3, 8) -> (3, 2, 4)`; None where there are none."""
+    # In a row-major layout a factor ends wherever either sequence has a partial product.
     edges = sorted({*accumulate(a, int.__mul__), *accumulate(b, int.__mul__)})
     factors, previous = [], 1
     for edge in edges:
@@ -172,6 +176,7 @@ def _split_inner(node: Axis, inner: int) -> tuple[Axis, Axis] | None:
     if node.size % inner:
         return None
     if node.kind == "sum":
+        # (a * i) + (b * i) = (a + b) * i: every part must have the inner factor, and they all share one.
         pairs = [_split_inner(part, inner) for part in _flat(node, "sum")]
         if any(pair is None for pair in pairs):
             return None
@@ -181,6 +186,7 @@ def _split_inner(node: Axis, inner: int) -> tuple[Axis, Axis] | None:
         node.kind, node.parts = "product", (total(outers), inners[0])
     elif node.kind == "atom":
         node.kind, node.parts = "product", (Axis(node.size // inner, node.frozen), Axis(inner, node.frozen))
+    # Take factors from the innermost end until their product is `inner`, splitting the last one if it is too large.
     outer_parts = _flat(node, "product")
     inner_parts: list[Axis] = []
     rest = inner
@@ -208,6 +214,7 @@ def cut(node: Axis, sizes: Sequence[int]) -> tuple[Axis, ...] | None:
         node.kind, node.parts = "sum", tuple(Axis(size, node.frozen) for size in sizes)
         return node.parts
     if node.kind == "product":
+        # Whole rows of a row-major product are a run of it; a cut inside a row has no such form.
         outer, *rest = _flat(node, "product")
         inner = product(rest)
         if any(size % inner.size for size in sizes):
@@ -247,6 +254,7 @@ def _walk(node: Axis, positions: np.ndarray) -> Iterator[tuple[Axis, np.ndarray]
             offset += size
     elif node.kind == "product":
         sizes = [find(part).size for part in node.parts]
+        # Each factor varies along one axis of the grid; along the others its elements are repeated.
         grid = positions.reshape(-1, *sizes)
         for k, part in enumerate(node.parts, start=1):
             yield from _walk(part, np.moveaxis(grid, k, -1).reshape(-1, sizes[k - 1]))

@@ -1,4 +1,4 @@
-"""The channel graph of a model: who makes its channels, which may be permuted together, where they can be gated."""
+"""The channel graph of a model: what makes its channels, which are permuted together, where they can be gated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jaxguard.graph.tracing import trace
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """What a suffix needs from its prefix: the live arrays at a cut."""
+    """The live arrays at a cut: what a suffix needs from its prefix."""
 
     live: dict[str, jax.Array]
     images: jax.ShapeDtypeStruct = field(metadata={"static": True})
@@ -134,6 +134,7 @@ class ChannelGraph:
             env = program.evaluate(known, before)
             given = {*program.leaves, *program.constants}
             read = {value for eqn in after for value in eqn.inputs} | {program.logits}
+            # Only what the suffix reads has to be kept; leaves and constants are given to it anyway.
             live = sorted((read & env.keys()) - given)
             struct = jax.ShapeDtypeStruct(images.shape, images.dtype)
             return State({str(value): env[value] for value in live}, struct)
@@ -144,6 +145,7 @@ class ChannelGraph:
             change = self._gating(gates or {})
             known = self.leaves(program, variables)
             known.update({int(value): array for value, array in state.live.items()})
+            # The prefix ends with the value to be gated, so its gate is applied here, once per suffix.
             if gate in known:
                 known[gate] = change(gate, known[gate])
             return program.evaluate(known, after, after=change)[program.logits]
@@ -257,6 +259,7 @@ def _kernel_matrix(program: Program, producer: Producer, known: Mapping[Value, A
     kernel = program.evaluate(known, program.cone(producer.operand))[producer.operand]
     out_dims, in_dims, taps = _kernel_dims(producer, kernel.ndim)
     if producer.is_convolution:
+        # [taps..., D, C] -> [T, D, C] -> [C, T, D]
         kernel = jnp.transpose(kernel, (*taps, *in_dims, *out_dims))
         return jnp.moveaxis(kernel.reshape(-1, *kernel.shape[-2:]), -1, 0)
     return jnp.transpose(kernel, (*out_dims, *in_dims)).reshape(producer.channels, 1, -1)
@@ -280,6 +283,7 @@ def broadcast_gate(producer: Producer, batch_axis: int | None, gate: jax.Array, 
         return gate.astype(array.dtype).reshape(shape)
     if batch_axis is not None and gate.shape == (array.shape[batch_axis], producer.channels):
         shape[batch_axis] = array.shape[batch_axis]
+        # One gate per image: [B, C] takes the array's own order of batch and channel axes.
         per_image = gate.astype(array.dtype).reshape(gate.shape[0], *sizes)
         axes_in_order = sorted((axis, k) for k, axis in enumerate((batch_axis, *producer.gate_axes)))
         return jnp.transpose(per_image, [k for _, k in axes_in_order]).reshape(shape)

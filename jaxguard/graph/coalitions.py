@@ -61,7 +61,7 @@ class _Stack(NamedTuple):
 
     Attributes:
         array: `[V, ...]`.
-        versions: which of them each coalition has; None where all have the only one.
+        versions: which of them each coalition has; None if there is one for all.
     """
 
     array: jax.Array
@@ -107,8 +107,8 @@ class Coalitions:
         producers: names of the producers whose channels play, in any order; by default all but those that make the
             logits.
         fold: versions that go through a segment together, one number for each of `producers` in program order, or one
-            for all; by default `jaxguard.execution.coalitions_abreast()`. Where an array has no axis of its own for
-            the images, versions go one by one in any case.
+            for all; by default `jaxguard.execution.coalitions_abreast()`. Where an array has no axis for the images
+            alone, versions go one by one in any case.
 
     Attributes:
         graph: as given.
@@ -194,7 +194,8 @@ class Coalitions:
     def logits(self, variables: Variables, start: State, gates: jax.Array) -> jax.Array:
         """The model's logits under each set of gates.
 
-        Work and nothing else depends on the order of the coalitions: neighbours should differ late in the model.
+        The order of the coalitions changes the amount of work and nothing else: neighbours should differ late in the
+        model.
 
         Args:
             variables: as the graph was derived from.
@@ -213,6 +214,7 @@ class Coalitions:
         own = self.split(gates)
         versions = _versions(own)
         folds = [min(fold, len(gates)) for fold in self.folds()]
+        # Up to the last segment with a fold of 1 the coalitions go one by one; the rest is swept in batches.
         walked = max((k + 1 for k, fold in enumerate(folds) if fold == 1), default=0)
         runs = {fold: _Run(self.graph, variables, start.images, fold) for fold in {1, *folds}}
         stacks = {(-1, int(value)): _Stack(array[None]) for value, array in start.live.items()}
@@ -227,6 +229,7 @@ class Coalitions:
         self, run: _Run, walked: int, stacks: _Stacks, gates: Sequence[jax.Array], versions: Sequence[_Versions]
     ) -> _Stacks:
         """Coalition by coalition through the first segments, one version of everything in memory."""
+        # What later segments read has to be kept for every version; everything else is overwritten by the next one.
         later = {read for segment in self._segments[walked:] for read in segment.reads} | {self._logits}
         fresh = {
             (k, value): jnp.zeros(run.shapes[value], run.program.dtypes[value])
@@ -240,30 +243,34 @@ class Coalitions:
 
         def step(row: jax.Array, carry: tuple[dict[_Place, jax.Array], dict[_Place, jax.Array]]):
             held, kept = carry
+            # `held` has each segment's results for the newest version; a segment is run only where a version begins.
             for k, segment in enumerate(self._segments[:walked]):
                 inputs = {read[1]: held[read] if read in held else stacks[read].array[0] for read in segment.reads}
                 own = {(k, value): held[k, value] for value in segment.writes}
 
                 def compute(turn: jax.Array, own: Any, k: int = k, inputs: Any = inputs) -> Any:
-                    inputs, _ = jax.lax.optimization_barrier((inputs, turn))  # else hoisted, and run every time
+                    # Without the barrier XLA hoists this out of the loop and runs it for every coalition.
+                    inputs, _ = jax.lax.optimization_barrier((inputs, turn))
                     written = run(self.producers[k], self._segments[k], inputs, gates[k][row])
                     return {place: written[place[1]] for place in own}
 
+                # A loop of no turn or one: a conditional would copy whatever it passes on.
                 held |= jax.lax.fori_loop(0, versions[k].new[row].astype(int), compute, own)
             return held, {
                 place: jax.lax.dynamic_update_index_in_dim(array, held[place], last.of[row], 0)
                 for place, array in kept.items()
             }
 
-        # A loop of no or one turn, where a conditional would copy what it passes on.
         _, kept = jax.lax.fori_loop(0, len(gates[0]), step, (fresh, kept))
         return {place: _Stack(array, last) for place, array in kept.items()}
 
     def _sweep(self, run: _Run, k: int, stacks: _Stacks, gates: jax.Array, versions: _Versions) -> _Stacks:
         """All versions of one segment, `fold` at a time."""
         segment, fold = self._segments[k], run.fold
+        # Shapes are static: there is room for as many versions as coalitions, but only `total` of them are computed.
         rounds = -(-len(gates) // fold)
         axes = {value: self.graph.batch_axes[value] for value in (*segment.writes, *(v for _, v in segment.reads))}
+        # The last round is filled up with copies of the last version.
         first = jnp.pad(versions.first, (0, rounds * fold - len(gates)), mode="edge")
 
         def step(turn: jax.Array, written: dict[Value, jax.Array]) -> dict[Value, jax.Array]:
@@ -300,6 +307,7 @@ def _still(program: Program) -> list[Equation]:
 def _segments(program: Program, starts: Sequence[int]) -> tuple[_Segment, ...]:
     """Cut the equations behind each gate; `starts` are the numbers of the equations after the gates'."""
     moving = program.dependents({program.images})
+    # Segment k runs from behind gate k to gate k + 1, or to the end.
     bounds = list(zip(starts, (*starts[1:], len(program.equations)), strict=True))
     numbers = [[k for k in range(*bound) if moving.intersection(program.equations[k].inputs)] for bound in bounds]
     origin: dict[Value, int] = {}
@@ -309,6 +317,7 @@ def _segments(program: Program, starts: Sequence[int]) -> tuple[_Segment, ...]:
         made = {value for k in numbers[segment] for value in program.equations[k].outputs}
         read = {value for k in numbers[segment] for value in program.equations[k].inputs} & moving
         reads.append(tuple(sorted((origin.get(value, -1), value) for value in (read - made) | {gate})))
+        # From here on the gated value is this segment's: later ones must not read it as it was before its gate.
         origin.update(dict.fromkeys((*made, gate), segment))
     wanted = {place for own in reads for place in own} | {(origin[program.logits], program.logits)}
     return tuple(
@@ -322,6 +331,7 @@ def _versions(gates: Sequence[jax.Array]) -> list[_Versions]:
     size = len(gates[0])
     new = jnp.arange(size) == 0
     found = []
+    # A version begins where a coalition differs from its predecessor here or at any earlier cut.
     for own in gates:
         new = new | jnp.concatenate([jnp.ones(1, bool), (own[1:] != own[:-1]).any(axis=1)])
         first = jnp.nonzero(new, size=size, fill_value=size - 1)[0]

@@ -60,6 +60,7 @@ class _Analysis:
         self.affines: list[Affine] = []
         facts = interpret(program.equations, {}, self._follow)
         self.chains = {value: fact.chain for value, fact in facts.items() if fact.chain}
+        # A chain is finished at the values behind which nothing prolongs it.
         for value, chain in self.chains.items():
             if not any(self._extends(chain, eqn) for eqn in self.consumers[value]):
                 self._close(chain)
@@ -126,6 +127,7 @@ class _Analysis:
         leaves = sorted(self._leaves_under(operand))
         size = math.prod(self.program.shapes[operand])
         for leaf, _ in leaves:
+            # A kernel may be one layer of a stacked leaf; scales and means of a standardised kernel are smaller.
             if math.prod(self.program.shapes[leaf]) % size == 0:
                 outputs, inputs = (find_view(self.program, leaf, operand, axes) for axes in (dims.outputs, dims.inputs))
                 if outputs is not None and inputs is not None:
@@ -133,7 +135,7 @@ class _Analysis:
         paths = ", ".join(self.leaf_paths[leaf] for leaf, _ in leaves)
         raise GraphError(
             f"expected the kernel of `{eqn.name}` at {eqn.where} to lie in one parameter leaf, got one computed "
-            f"from {paths}; apply the leaves one by one, so that their channels can be told apart"
+            f"from {paths}; apply the leaves one by one, so that each layer has a kernel leaf of its own"
         )
 
     def _leaves_under(
@@ -189,6 +191,7 @@ class _Analysis:
     def _close(self, chain: _Chain) -> None:
         """Read a finished chain as a bias, if it begins with additions, and an affine, if it then multiplies."""
         steps, stream, begin = list(chain.steps), chain.stream, chain.start
+        # Leading additions are the producer's bias: BatchNorm begins with a subtraction or a multiplication.
         while steps and steps[0][1] is Channels.ADDS:
             addition, _, operand = steps.pop(0)
             (begin,) = addition.outputs
@@ -202,6 +205,7 @@ class _Analysis:
         parts: dict[str, LeafView | None] = dict.fromkeys(("scale", "var", "mean", "bias"))
         for k, (_, channels, operand) in enumerate(steps):
             if channels in SCALES:
+                # `gamma / sqrt(var + eps)` may be one operand; its two leaves differ in having passed a root or not.
                 parts["scale"] = parts["scale"] or self._parameter(operand, chain, under_root=False)
                 parts["var"] = parts["var"] or self._parameter(operand, chain, under_root=True)
             else:

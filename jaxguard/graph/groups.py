@@ -1,4 +1,4 @@
-"""Which parameter axes are the same channels: ties over a whole program, gathered into groups."""
+"""Groups: the parameter axes that hold the same channels, gathered from the ties of a whole program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxguard.graph.program import Program, Value
 
 
 class Member(NamedTuple):
-    """One place where a group's channels lie.
+    """One place in the variables that holds a group's channels.
 
     Attributes:
         path: leaf path.
@@ -42,7 +42,7 @@ class Group:
     Attributes:
         name: first layer that makes them, or first leaf that holds them.
         size: number of channels `C`.
-        members: every place in the variables where they lie.
+        members: every place in the variables that holds them.
         frozen: why they may not be permuted, or None.
     """
 
@@ -60,12 +60,13 @@ class Group:
 def find_groups(program: Program, nodes: dict[Value, Axes], producers: Sequence[Producer]) -> tuple[Group, ...]:
     """Groups with at least two channels and one parameter axis, in leaf order; spatial axes are left out."""
     members: dict[Axis, list[Member]] = defaultdict(list)
+    # One atom is one set of channels, so every leaf axis in which it occurs is a place where they lie.
     for leaf, path in zip(program.leaves, program.paths, strict=True):
         for axis, node in enumerate(nodes[leaf]):
             for atom, positions in axes.atoms(node):
                 if atom.size > 1 and atom.frozen != "window":
                     members[atom].append(Member(path, axis, positions))
-    names: dict[Axis, str] = {}
+    names: dict[Axis, str] = {}  # a group is named by the first layer whose output channels it holds
     for producer in producers:
         for axis in producer.gate_axes:
             for atom, _ in axes.atoms(nodes[producer.result][axis]):

@@ -1,4 +1,4 @@
-"""Which producers' kernels are scored together with which BatchNorm."""
+"""Pairing of producers' kernels with the BatchNorm they are scored together with."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Layer:
 
 
 def alone(graph: ChannelGraph, producer: str) -> Layer:
-    """A producer's channels with the norm it has for itself: what its gate switches off.
+    """A producer's channels with the norm that follows it alone: what its gate switches off.
 
     Args:
         graph: the model's channel graph.
@@ -68,12 +68,11 @@ def layers(graph: ChannelGraph, pairing: Pairing = "dataflow") -> tuple[Layer, .
         raise GraphError(f"expected pairing 'dataflow' or, as in the reference, 'module_order', got {pairing!r}")
     found = _by_dataflow(graph) if pairing == "dataflow" else _by_module_order(graph)
     if not found:
-        hint = (
-            "take pairing='dataflow', which scores layers without one"
+        missing, hint = (
+            ("BatchNorm behind a convolution", "take pairing='dataflow', which scores layers without one")
             if pairing == "module_order"
-            else ("a model with nothing but an output layer hides no channels")
+            else ("hidden convolution or dense layer", "a model of one layer has no hidden channels")
         )
-        missing = "BatchNorm behind a convolution" if pairing == "module_order" else "hidden convolution or dense layer"
         raise UnscorableError(f"expected a {missing} to score, got none among {len(graph.producers)} producers; {hint}")
     return found
 
@@ -82,6 +81,7 @@ def _by_dataflow(graph: ChannelGraph) -> tuple[Layer, ...]:
     found: list[tuple[int, Layer]] = []
     covered: set[int] = set()
     for number, affine in enumerate(graph.affines):
+        # A norm counts only if every one of its channels comes from a producer.
         reached = np.zeros(affine.channels, bool)
         for producer, offset in affine.sources:
             reached[offset : offset + graph.producers[producer].channels] = True
@@ -111,6 +111,5 @@ def _by_module_order(graph: ChannelGraph) -> tuple[Layer, ...]:
                 f"expected the last convolution before {affine.name} to have its {affine.channels} channels, "
                 f"got {producer.name} with {producer.channels} at {producer.where}; take pairing='dataflow'"
             )
-        layer = Layer(f"{producer.name} -> {affine.name}", ((before[-1], 0),), number, affine.channels)
-        found.append(layer)
+        found.append(Layer(f"{producer.name} -> {affine.name}", ((before[-1], 0),), number, affine.channels))
     return tuple(found)

@@ -203,5 +203,5 @@ def test_a_training_mode_of_another_network_is_refused():
     with pytest.raises(DefenseError, match="2 convolutions and products of which number 2"):
         nad(variables, shorter, KEY, teacher_epochs=0, epochs=1)
     tokens = Context(mlp, lambda v, x: (mlp(v, jnp.stack([x, x], 1)).mean(1), v), graph, clean)
-    with pytest.raises(DefenseError, match=r"came \(4, 2, 4\) where w2 reads"):
+    with pytest.raises(DefenseError, match=r"got \(4, 2, 4\) where w2 reads"):
         nad(variables, tokens, KEY, teacher_epochs=0, epochs=1)

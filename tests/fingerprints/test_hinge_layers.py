@@ -113,5 +113,5 @@ def test_layers_by_depth():
     apply_fn, variables, images = zoo.ZOO["mlp"]()
     layers, _ = hinge_layers.hinge_layers(channel_graph(apply_fn, variables, images))
     assert hinge_layers.of_depths(layers, (2, 7)) == {2: (layers[1],)}
-    with pytest.raises(FingerprintError, match=r"expected layers among \[1, 2\].*came \(3,\)"):
+    with pytest.raises(FingerprintError, match=r"expected layers among \[1, 2\].*got \(3,\)"):
         hinge_layers.of_depths(layers, (3,))
