@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard import conformal
-from jaxguard.endpoints import QueryFn
+from jaxguard.endpoints import Endpoint, QueryFn
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import FINGERPRINTS, Fingerprint, Owner
 from jaxguard.fingerprints.asking import outputs_of
@@ -226,8 +226,9 @@ def _owner(suspect: Suspect, data: Batch | None) -> Owner:
 def _name(model: Suspect | QueryFn, index: int) -> tuple[str, str]:
     if isinstance(model, Suspect):
         return model.name, model.sha256
-    where = getattr(getattr(model, "source", None), "where", None)
-    return str(where or getattr(model, "__name__", f"function {index}")), ""
+    if isinstance(model, Endpoint):
+        return model.name, ""
+    return str(getattr(model, "__name__", f"function {index}")), ""
 
 
 def _as_logits(outputs: np.ndarray, gives: Gives, fingerprint: Fingerprint, name: str) -> np.ndarray:

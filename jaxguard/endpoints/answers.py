@@ -1,4 +1,4 @@
-"""What a model answered, believed only as one row of finite numbers per image."""
+"""Checks of what a model answered: one row of finite numbers per image."""
 
 from typing import Any, Literal
 
@@ -17,13 +17,13 @@ _JSON_WORDS = {dict: "an object", list: "a list", str: "a string", bool: "a bool
 def checked(found: Any, count: int, kind: Kind, num_classes: int | None) -> np.ndarray:
     """Checks the answers to one batch.
 
-    Nothing that the model wrote is quoted in an error, so that what a server echoes stays out of logs.
+    Errors quote no text of the answer, so that secrets which a server echoes stay out of logs.
 
     Args:
-        found: what came for `count` images: an array, or nested lists as JSON has them.
+        found: the answer for `count` images: an array, or nested lists from JSON.
         count: `B`, how many images were sent.
         kind: `scores`, `[B, K]`, or `labels`, `[B]`.
-        num_classes: `K` where it is known; needed for labels.
+        num_classes: `K` if it is known; needed for labels.
 
     Returns:
         `[B, K]` float64; a label as a one-hot row.

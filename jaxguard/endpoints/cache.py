@@ -1,4 +1,4 @@
-"""Answers kept in an SQLite file, one by one, each with its checksum."""
+"""Answers stored in an SQLite file, each with its checksum."""
 
 import contextlib
 import hashlib
@@ -20,16 +20,16 @@ class Cache:
     """Rows of scores by key; several processes may use one file at a time.
 
     Args:
-        path: the file, made where it is missing or empty.
+        path: the file, created if it is missing or empty.
 
     Raises:
-        EndpointError: another kind of file, a damaged one, or one that cannot be opened.
+        EndpointError: not a cache, a damaged one, or one that cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = pathlib.Path(path)
         with self._reported():
-            # Transactions are written out, so that SQLite alone decides what is one.
+            # Transactions are explicit: the sqlite3 module opens none of its own.
             self._database = sqlite3.connect(self.path, timeout=_LOCK_SECONDS, isolation_level=None)
         try:
             with self._reported():
@@ -45,10 +45,10 @@ class Cache:
         self._database.close()
 
     def read(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
-        """The rows `[K]` float64 of those keys that are there.
+        """Rows `[K]` float64 of the keys that are stored.
 
         Raises:
-            EndpointError: a row that is not as it was written.
+            EndpointError: a damaged row.
         """
         rows = {}
         with self._reported():
@@ -63,7 +63,7 @@ class Cache:
         return rows
 
     def write(self, rows: Mapping[bytes, np.ndarray]) -> None:
-        """Keeps rows, all or none; they are on the disk when it returns.
+        """Stores rows, all or none; they are on disk when it returns.
 
         Args:
             rows: key -> `[K]` float64, checked.
@@ -83,7 +83,7 @@ class Cache:
         self._database.execute("PRAGMA synchronous = FULL")
         if tables:
             return
-        self._database.execute("PRAGMA journal_mode = WAL")  # of the file, from now on
+        self._database.execute("PRAGMA journal_mode = WAL")  # stored in the file, for good
         with self._transaction():
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS answers "
@@ -118,8 +118,8 @@ class Cache:
 
     def _damaged(self, found: str) -> EndpointError:
         return EndpointError(
-            f"{self.path}: expected a file of answers, found {found}; it is damaged or none, choose another path or "
-            "delete it to ask for all answers again"
+            f"{self.path}: expected a file of answers, found {found}; it is damaged or not a cache, choose another "
+            "path or delete it to request all answers again"
         )
 
 

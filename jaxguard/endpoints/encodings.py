@@ -17,9 +17,9 @@ class Encoding:
     """Images as JSON values, in two steps.
 
     Attributes:
-        name: what the cache knows it by; two encodings of one name must send the same.
-        pixels_fn: images `[N, H, W, C]` float32 in [0, 1] -> what is sent of them, `[N, ...]`; images of the same
-            pixels are one image, sent once.
+        name: identifies it in the cache; encodings with the same name must send the same.
+        pixels_fn: images `[N, H, W, C]` float32 in [0, 1] -> what is sent of them, `[N, ...]`; images with the same
+            pixels are sent once.
         value_fn: one image of those pixels -> a JSON value.
     """
 
@@ -29,7 +29,7 @@ class Encoding:
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Pixels in [0, 1] as 0..255, rounded to the nearest, so that uint8 / 255 comes back as it was.
+    """Pixels in [0, 1] as 0..255, rounded to the nearest, so that uint8 / 255 round-trips.
 
     >>> to_uint8(np.array([0, 0.5, 1], np.float32))
     array([  0, 128, 255], dtype=uint8)

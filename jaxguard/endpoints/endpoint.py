@@ -1,13 +1,15 @@
-"""A model that can only be queried: batches, checks, answers kept, no verdict from half of them."""
+"""A model that can only be queried: batches, checked answers, a cache; scores of all images or an error."""
 
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -23,45 +25,29 @@ Progress = Callable[[int, int], None]
 """Called with `(images answered, images)`."""
 
 
-class Source(Protocol):
-    """Answers one batch at a time; may be called from several threads."""
-
-    @property
-    def where(self) -> str:
-        """Its name in errors; without secrets."""
-        ...
-
-    @property
-    def identity(self) -> str:
-        """All that an answer depends on beside the pixels; only a hash of it is kept."""
-        ...
-
-    def pixels(self, images: np.ndarray) -> np.ndarray:
-        """What is sent of images `[N, H, W, C]`; images of the same pixels are asked for once."""
-        ...
-
-    def ask(self, pixels: np.ndarray) -> Any:
-        """Answers to `[B, ...]`, unchecked; an EndpointError without the place, which `Endpoint` adds."""
-        ...
-
-
 @dataclass(frozen=True, repr=False)
 class Endpoint:
-    """A function `images -> scores` that asks a source in batches and believes no answer unchecked.
+    """A function `images -> scores` that queries a model in batches and checks every answer.
 
     Attributes:
-        source: who is asked.
-        batch_size: images per question.
+        name: of the model in errors; without secrets.
+        identity: all that an answer depends on besides the pixels; only a hash of it is stored.
+        pixels_fn: what is sent of images `[N, H, W, C]`; images with the same pixels are sent once.
+        ask_fn: answers to pixels `[B, ...]`, unchecked; raises EndpointError. Called from several threads.
+        batch_size: images per call.
         kind: `scores`, or `labels`, which become one-hot rows.
-        num_classes: `K` where it is known; needed for labels.
-        workers: questions under way at a time.
+        num_classes: `K` if it is known; needed for labels.
+        workers: calls in flight at a time.
         cache: file of answers; see `Cache`.
 
     Raises:
         EndpointError: an argument outside its range.
     """
 
-    source: Source
+    name: str
+    identity: str
+    pixels_fn: Callable[[np.ndarray], np.ndarray]
+    ask_fn: QueryFn
     batch_size: int
     kind: Kind = "scores"
     num_classes: int | None = None
@@ -83,7 +69,7 @@ class Endpoint:
             )
 
     def __repr__(self) -> str:
-        return f"Endpoint({self.source.where}, {self.kind})"
+        return f"Endpoint({self.name}, {self.kind})"
 
     def __call__(self, images: np.ndarray, *, progress: Progress | None = None) -> np.ndarray:
         """Scores of all images.
@@ -96,8 +82,8 @@ class Endpoint:
             `[N, K]` float64, finite.
 
         Raises:
-            EndpointError: a question without an answer, an answer that is not one row of finite numbers per image, or a
-                `K` that changes. What was answered before is kept in the cache, if there is one.
+            EndpointError: no answer, an answer that is not one row of finite numbers per image, or a `K` that changes.
+                Earlier answers stay in the cache, if there is one.
             DataError: images of another shape, or values outside [0, 1].
         """
         pixels = self._pixels(_checked_images(images))
@@ -126,17 +112,17 @@ class Endpoint:
         return np.stack([rows[key] for key in keys])
 
     def _pixels(self, images: np.ndarray) -> np.ndarray:
-        pixels = np.asarray(self.source.pixels(images))
+        pixels = np.asarray(self.pixels_fn(images))
         if len(pixels) != len(images):
             raise EndpointError(
-                f"{self.source.where}: expected pixels of {len(images)} images, found {len(pixels)}; "
+                f"{self.name}: expected pixels of {len(images)} images, found {len(pixels)}; "
                 "let the encoding's pixels_fn keep the first axis"
             )
         return pixels
 
     def _keys(self, pixels: np.ndarray) -> list[bytes]:
         classes = self.num_classes if self.kind == "labels" else None
-        asked = f"{self.source.identity} {self.kind} {classes} {pixels.shape[1:]} {pixels.dtype.str}"
+        asked = f"{self.identity} {self.kind} {classes} {pixels.shape[1:]} {pixels.dtype.str}"
         prefix = hashlib.sha256(asked.encode()).digest()
         return [hashlib.sha256(prefix + image.tobytes()).digest() for image in pixels]
 
@@ -149,20 +135,20 @@ class Endpoint:
             )
 
     def _check_kept(self, rows: dict[bytes, np.ndarray]) -> None:
-        """Rows are kept once they were checked, but perhaps from runs between which the model changed."""
+        """Cached rows were checked, but the model may have changed between the runs they are from."""
         found = sorted({len(row) for row in rows.values()})
         expected = found[:1] if self.num_classes is None else [self.num_classes]
         if found and found != expected:
             raise EndpointError(
-                f"{self.cache}: expected {expected[0]} scores per image of {self.source.where}, found answers with "
+                f"{self.cache}: expected {expected[0]} scores per image of {self.name}, found answers with "
                 f"{' and '.join(map(str, found))}; where the model has changed, pass another version= or cache="
             )
 
     def _asked(self, pixels: np.ndarray, missing: list[int]) -> Iterator[tuple[str, list[int], np.ndarray]]:
-        """Place, images and scores of every batch, as they come; after an error, those under way come first."""
+        """Place, images and scores of each batch as they arrive; an error is raised after the calls in flight."""
         batches = [missing[start : start + self.batch_size] for start in range(0, len(missing), self.batch_size)]
         places = [
-            f"{self.source.where}, batch {number} of {len(batches)} (images[{batch[0]}] to images[{batch[-1]}])"
+            f"{self.name}, batch {number} of {len(batches)} (images[{batch[0]}] to images[{batch[-1]}])"
             for number, batch in enumerate(batches, start=1)
         ]
         if self.workers == 1:
@@ -174,7 +160,7 @@ class Endpoint:
         failed = None
         with concurrent.futures.ThreadPoolExecutor(self.workers, "jaxguard-endpoint") as executor:
             while True:
-                # No more than the workers have in hand: an answer that waits to be kept would be lost with the process.
+                # Only as many as there are workers: an answer that waits to be stored would be lost with the process.
                 while failed is None and len(pending) < self.workers and (number := next(left, None)) is not None:
                     pending[executor.submit(self._checked, places[number], pixels[batches[number]])] = number
                 if not pending:
@@ -193,7 +179,7 @@ class Endpoint:
 
     def _checked(self, place: str, pixels: np.ndarray) -> np.ndarray:
         try:
-            return answers.checked(self.source.ask(pixels), len(pixels), self.kind, self.num_classes)
+            return answers.checked(self.ask_fn(pixels), len(pixels), self.kind, self.num_classes)
         except EndpointError as error:
             raise EndpointError(f"{place}: {error}") from error.__cause__
 
@@ -213,3 +199,77 @@ def _checked_images(images: np.ndarray) -> np.ndarray:
             f"{found.max()}; divide 0..255 by 255"
         )
     return np.ascontiguousarray(found, np.float32)
+
+
+def local(
+    fn: QueryFn,
+    *,
+    batch_size: int = 256,
+    kind: Kind = "scores",
+    num_classes: int | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    version: str = "",
+) -> Endpoint:
+    """A Python function as an endpoint: a jitted model, a torch module in a lambda, a vendor's client.
+
+    Args:
+        fn: `images [B, H, W, C] float32 in [0, 1] -> scores [B, K]`, or labels `[B]`, as anything that numpy can read.
+        batch_size: images per call; the last call may have fewer.
+        kind: `scores`, or `labels` where the function returns a class index per image; these become one-hot rows.
+        num_classes: `K`, needed for labels; scores of another `K` are refused.
+        cache: SQLite file that stores every answer as it arrives; worth it if calls cost money.
+        version: name of the model in the cache, which cannot tell one function from another; required with `cache`.
+
+    Returns:
+        A function `images [N, H, W, C] float32 in [0, 1] -> scores [N, K] float64`, with every answer checked.
+
+    Raises:
+        EndpointError: an argument outside its range, or a cache without a version.
+
+    >>> def mean(images):
+    ...     return np.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], axis=1)
+    >>> local(mean)(np.zeros((1, 2, 2, 1), np.float32))
+    array([[0., 1.]])
+    """
+    if cache is not None and not version:
+        raise EndpointError(
+            "version: expected a name for the model with cache=, found none; pass one, and another for another model"
+        )
+    inner = fn.func if isinstance(fn, functools.partial) else fn
+    name = getattr(inner, "__qualname__", None) or type(inner).__name__
+    identity = json.dumps(["function", version])
+    return Endpoint(name, identity, lambda images: images, _reporting(fn), batch_size, kind, num_classes, 1, cache)
+
+
+def _reporting(fn: QueryFn) -> QueryFn:
+    """The function with whatever it raises as an EndpointError."""
+
+    def ask(pixels: np.ndarray) -> Any:
+        try:
+            return fn(pixels)
+        except Exception as error:
+            raise EndpointError(
+                f"expected an answer, found {type(error).__name__}: {error}; call the function on images of shape "
+                f"{pixels.shape} yourself"
+            ) from error
+
+    return ask
+
+
+def query(model: QueryFn, images: np.ndarray, *, progress: Progress | None = None) -> np.ndarray:
+    """Scores of any model for images, checked.
+
+    Args:
+        model: an `Endpoint`, or a function for `local`.
+        images: `[N, H, W, C]` float32 in [0, 1].
+        progress: called with the number of images answered, and of all images.
+
+    Returns:
+        `[N, K]` float64.
+
+    Raises:
+        EndpointError: an answer is missing or malformed; partial scores are never returned.
+        DataError: images of another shape, or values outside [0, 1].
+    """
+    endpoint = model if isinstance(model, Endpoint) else local(model)
+    return endpoint(images, progress=progress)

@@ -43,23 +43,14 @@ class HttpSource:
     scores_path: str
     version: str
 
-    @property
-    def where(self) -> str:
-        """The URL, without its query."""
-        return self.client.target.shown
-
     def __repr__(self) -> str:
-        return f"HttpSource({self.where})"
+        return f"HttpSource({self.client.target.shown})"
 
     @property
     def identity(self) -> str:
-        """All that an answer depends on beside the pixels."""
+        """All that an answer depends on besides the pixels."""
         request = [self.encoding.name, self.images_key, dict(self.fields), self.single, self.scores_path]
         return json.dumps(["http", self.client.target.url, json.dumps(request, sort_keys=True), self.version])
-
-    def pixels(self, images: np.ndarray) -> np.ndarray:
-        """The pixels of images as the encoding sends them."""
-        return self.encoding.pixels_fn(images)
 
     def ask(self, pixels: np.ndarray) -> Any:
         """The answers to one batch, unchecked.
@@ -118,32 +109,32 @@ def http(
     version: str = "",
     max_bytes: int = MAX_ANSWER_BYTES,
 ) -> Endpoint:
-    """A model that answers JSON with JSON: `{"instances": [image, ...]}` with `{"predictions": [[score, ...], ...]}`.
+    """A model behind an HTTP API: `{"instances": [image, ...]}` gets `{"predictions": [[score, ...], ...]}`.
 
     Args:
-        url: http or https. Redirects are not followed: they end in an error that says where they lead. A key belongs
-            into `headers` rather than into the URL, whose query other software may log.
+        url: http or https. Redirects are not followed but are an error that says where they lead. Keys belong in
+            `headers` rather than in the URL, whose query other software may log.
         batch_size: images per request.
         encoding: how an image is sent, `floats` (`[H, W, C]` in [0, 1]), `floats-nchw`, `uint8` or `png`, see
             `ENCODINGS`; or an `Encoding` of your own, which is also the place for a normalisation.
         images_key: field of the request that holds the images.
-        fields: further fields of the request, such as a model's name. Secrets belong into `headers`.
+        fields: further fields of the request, such as a model's name. Secrets belong in `headers`.
         single: a request holds one image, not a list of one, and its answer one row or label; `batch_size` is 1.
         scores_path: where the scores are in the answer, such as `outputs.*.scores`; an empty path is the whole answer.
         kind: `scores`, or `labels` where the endpoint answers with a class index per image; these become one-hot rows.
         num_classes: `K`, needed for labels; scores of another `K` are refused.
-        headers: such as an API key. They are in no error, in no `repr` and not in the cache.
-        rate: requests per second, attempts counted, over all workers.
+        headers: such as an API key; they appear in no error, no `repr` and not in the cache.
+        rate: requests per second of all workers together, retries included.
         timeout: seconds for one attempt, from connecting to the last byte of the answer.
         retries: further attempts after a status 429, 500, 502, 503 or 504, a timeout or a broken connection;
             `Retry-After` is honoured up to five minutes.
         backoff: seconds before the first retry, doubled for each further one up to 60, with random jitter on top.
         patience: seconds for all attempts of one request; no retry starts that would exceed them.
-        workers: requests under way at a time.
-        cache: SQLite file that keeps every answer as it comes, made where it is missing: what it holds is not asked for
-            again, in this run or the next.
-        version: what the cache is to tell the model by beside the URL and the format of the request, such as the value
-            of a header that selects a model.
+        workers: requests in flight at a time.
+        cache: SQLite file that stores every answer as it arrives; created if it is missing. Stored answers are not
+            requested again, in this run or the next.
+        version: distinguishes models in the cache besides the URL and the format of the request, such as the value of a
+            header that selects a model.
         max_bytes: largest body of an answer.
 
     Returns:
@@ -172,7 +163,8 @@ def http(
     )
     checked_fields = _checked_fields(fields or {}, images_key)
     source = HttpSource(client, encodings.encoding(encoding), images_key, checked_fields, single, scores_path, version)
-    return Endpoint(source, batch_size, kind, num_classes, workers, cache)
+    name, pixels_fn = client.target.shown, source.encoding.pixels_fn
+    return Endpoint(name, source.identity, pixels_fn, source.ask, batch_size, kind, num_classes, workers, cache)
 
 
 def _checked_fields(fields: Mapping[str, Any], images_key: str) -> dict[str, Any]:

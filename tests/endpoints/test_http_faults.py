@@ -266,7 +266,7 @@ def test_secrets_stay_secret(server, name, tmp_path):
     with pytest.raises(EndpointError) as raised:
         endpoint(images(4))
     assert server.seen[0]["authorization"] == f"Bearer {SECRET}"
-    told = f"{raised.value} {raised.value!r} {endpoint!r} {endpoint.source!r} {raised.value.__cause__!r}"
+    told = f"{raised.value} {raised.value!r} {endpoint!r} {endpoint.ask_fn!r} {raised.value.__cause__!r}"
     kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert kept
     for secret in (SECRET, SECRET[:8], "quitesecret"):
