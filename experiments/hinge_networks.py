@@ -5,7 +5,7 @@ independents learn the others' part, in two architectures, and thieves have it t
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,10 +18,10 @@ from jaxguard import data, models, surgery, training, types
 from jaxguard.fingerprints import Owner
 from jaxguard.graph.program import leaf_paths
 from jaxguard.suspects import Suspect
-from jaxguard.theft import SGD, THEFTS, Blueprint, Network
+from jaxguard.theft import SGD, THEFTS, Blueprint, network_of
 from jaxguard.theft.fine_pruning import Pruned, activations, kept, prunable, quietest
 from jaxguard.training import CrossEntropyGradient, GradientFn
-from jaxguard.types import Batch, TrainFn, Variables
+from jaxguard.types import Batch, Network, TrainFn, Variables
 
 BATCH_SIZE = 64
 TEST_SHARE = 0.2
@@ -140,7 +140,7 @@ class Task:
         """A network from scratch."""
         key_init, key_learn = jax.random.split(key)
         options = {"epochs": self.epochs, "rate": self.learning_rate}
-        return Network.of(model, self.learn(model.train_fn, model.init(key_init), batch, key_learn, **options))
+        return network_of(model, self.learn(model.train_fn, model.init(key_init), batch, key_learn, **options))
 
     def quality(self, network: Network) -> float:
         """On the test part: accuracy, or the share of the variance that is explained (R^2)."""
@@ -159,15 +159,15 @@ class Task:
         keys = iter(jax.random.split(key, 4 + 2 * len(SHARES)))
         for name, options in (("fine-tuning", short), ("fine-tuning, long", long)):
             variables = self.learn(owner.train_fn, owner.variables, self.others, next(keys), **options)
-            yield name, replace(owner, variables=variables)
+            yield name, owner.with_variables(variables)
         cuts = {f"pruning {share:.0%}": largest(owner, share) for share in SHARES}
         cuts |= {f"channels {share:.0%}": loudest(owner, share, self.others.images) for share in SHARES}
         pruned = Pruned(owner.train_fn)
         for name, keep in cuts.items():
             variables = jax.tree.map(jnp.multiply, owner.variables, keep)
-            yield name, replace(owner, variables=variables)
+            yield name, owner.with_variables(variables)
             parts = self.learn(pruned, pruned.split(variables, keep), self.others, next(keys), **short)
-            yield f"{name}, tuned", replace(owner, variables=pruned.join(parts, like=variables))
+            yield f"{name}, tuned", owner.with_variables(pruned.join(parts, like=variables))
         for bits in BITS:
             yield f"{bits} bits", THEFTS["quantisation"](owner, None, key, bits=bits)[0]
         permuted, _ = THEFTS["permutation"](owner, None, next(keys))
@@ -176,7 +176,6 @@ class Task:
 
 def largest(network: Network, share: float) -> Any:
     """1 for weights that are kept and 0 for the `share` of each kernel that is smallest; like the variables."""
-    assert network.graph is not None
     leaves = dict(zip(leaf_paths(network.variables), jax.tree.leaves(network.variables), strict=True))
     keep: Any = jax.tree.map(jnp.ones_like, network.variables)
     for view in {repr(producer.kernel): producer.kernel for producer in network.graph.producers}.values():
@@ -193,7 +192,6 @@ def largest(network: Network, share: float) -> Any:
 
 def loudest(network: Network, share: float, images: Any) -> Any:
     """1 for channels that are kept and 0 for the `share` of each hidden layer that is quietest; like the variables."""
-    assert network.graph is not None
     layers = prunable(network.graph)
     seen = activations(network.graph, layers, network.variables, jnp.asarray(images))
     none = [np.zeros(layer.channels, bool) for layer in layers]

@@ -25,8 +25,8 @@ from rich.progress import track
 
 from jaxguard import checkpoints, data, evaluation, models, suspects
 from jaxguard.models import Model
-from jaxguard.theft import THEFTS, Network, halves, independent
-from jaxguard.types import Batch
+from jaxguard.theft import THEFTS, halves, independent
+from jaxguard.types import Batch, Network
 
 OWNER = "cnn:width=0.5"
 ARCHITECTURES = ("cnn:width=0.5", "mlp:hidden=128x64", "wideresnet-16-1:width=0.5")

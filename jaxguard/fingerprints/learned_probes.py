@@ -24,10 +24,8 @@ from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import owners_images, pools
 from jaxguard.fingerprints.protocol import Owner, Probes, Space
 from jaxguard.fingerprints.spaces import to_space
-from jaxguard.theft import Network
-from jaxguard.theft.protocol import num_classes
 from jaxguard.training import Progress
-from jaxguard.types import ApplyFn, Variables
+from jaxguard.types import ApplyFn, Network, Variables
 
 Start = Literal["data", "noise"]
 Arrays = Mapping[str, Any]
@@ -204,9 +202,10 @@ def learn(
     if settings.start == "noise":
         images = jax.random.uniform(key_images, (settings.points, *images.shape[1:]))
     found = source.pools(owner, key_pools, progress)
+    own = Network(owner.variables, owner.apply_fn, jax.ShapeDtypeStruct(images.shape[1:], images.dtype))
     if not settings.owner_weight:
-        found = found._replace(positives=(Network(owner.variables, owner.apply_fn), *found.positives))
-    num_outputs = _num_outputs(method, owner, found, images)
+        found = found._replace(positives=(own, *found.positives))
+    num_outputs = _num_outputs(method, own, found)
     positives, negatives = pools.stacks(found.positives), pools.stacks(found.negatives)
     state = settings.begin(images, verifier.init(key_verifier, settings.points, num_outputs))
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key_draw)).ravel().tolist())
@@ -259,17 +258,15 @@ def _note(verifier: Verifier, space: Space, probes: Probes, found: pools.Pools) 
     )
 
 
-def _pick(stacked: Sequence[pools.Stack], rng: np.random.Generator) -> pools.Stack:
+def _pick(stacked: Sequence[Network], rng: np.random.Generator) -> Network:
     """An architecture, as often as it has members."""
-    members = np.repeat(np.arange(len(stacked)), [stack.number for stack in stacked])
-    return stacked[rng.choice(members)]
+    sizes = [len(jax.tree.leaves(stack)[0]) for stack in stacked]
+    return stacked[rng.choice(np.repeat(np.arange(len(stacked)), sizes))]
 
 
-def _num_outputs(method: str, owner: Owner, found: pools.Pools, images: jax.Array) -> int:
+def _num_outputs(method: str, own: Network, found: pools.Pools) -> int:
     """`K` of the owner's and all other models."""
-    expected, *others = (
-        num_classes(one.apply_fn, one.variables, images) for one in (owner, *found.positives, *found.negatives)
-    )
+    expected, *others = (one.num_classes for one in (own, *found.positives, *found.negatives))
     if set(others) - {expected}:
         raise FingerprintError(
             f"expected networks of the owner's {expected} outputs, came some of {sorted(set(others) - {expected})} in "

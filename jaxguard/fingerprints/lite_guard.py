@@ -24,7 +24,8 @@ from jaxguard.fingerprints import learned_probes
 from jaxguard.fingerprints.learned_probes import Arrays, Settings, Start
 from jaxguard.fingerprints.pools import Source
 from jaxguard.fingerprints.protocol import Fingerprint, Space
-from jaxguard.theft import Blueprint, Network
+from jaxguard.theft import Blueprint
+from jaxguard.types import Network
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy as np
 from jaxguard import models, theft
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints.protocol import Owner
-from jaxguard.theft import Blueprint, Network, protocol
+from jaxguard.theft import Blueprint
 from jaxguard.training import Progress
-from jaxguard.types import ApplyFn, Variables
+from jaxguard.types import Network
 
 COPIES = ("fine-tune-all", "fine-pruning", "distillation")
 """Thefts that a pool of copies is made by."""
@@ -31,20 +31,6 @@ class Pools(NamedTuple):
 
     positives: tuple[Network, ...]
     negatives: tuple[Network, ...]
-
-
-class Stack(NamedTuple):
-    """Networks of one architecture.
-
-    Attributes:
-        apply_fn: the model in evaluation mode.
-        variables: leaves `[M, ...]`.
-        number: `M`.
-    """
-
-    apply_fn: ApplyFn
-    variables: Variables
-    number: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +83,8 @@ class Source:
             return self.model
         if owner.data is None:
             return None
-        outputs = protocol.num_classes(owner.apply_fn, owner.variables, owner.data.images)
-        return models.build(self.model, num_classes=outputs, input_shape=np.shape(owner.data.images)[1:])
+        shape = np.shape(owner.data.images)[1:]
+        return models.build(self.model, num_classes=_network(owner).num_classes, input_shape=shape)
 
     def pools(self, owner: Owner, key: jax.Array, progress: Progress | None) -> Pools:
         """The pools for one owner.
@@ -127,13 +113,12 @@ class Source:
                 )
             settings = {"epochs": self.epochs, "batch_size": self.batch_size, "progress": progress}
             if positives is None:
-                network = Network(owner.variables, owner.apply_fn, owner.train_fn, owner.graph, model)
-                positives = [
-                    theft.THEFTS[COPIES[i % len(COPIES)]](
-                        network, owner.data, jax.random.fold_in(key_copies, i), **settings
-                    )[0]
-                    for i in range(self.copies * len(COPIES))
-                ]
+                student = {"distillation": {"student": model}}
+                positives = []
+                for i in range(self.copies * len(COPIES)):
+                    name, key_copy = COPIES[i % len(COPIES)], jax.random.fold_in(key_copies, i)
+                    options = settings | student.get(name, {})
+                    positives.append(theft.THEFTS[name](_network(owner), owner.data, key_copy, **options)[0])
             if negatives is None:
                 keys = [jax.random.split(jax.random.fold_in(key_independents, i)) for i in range(self.independents)]
                 negatives = [
@@ -143,27 +128,31 @@ class Source:
         return Pools(tuple(positives), tuple(negatives))
 
 
-def stacks(networks: Sequence[Network]) -> tuple[Stack, ...]:
-    """Networks by architecture, so that one compiled program does for all of one.
+def _network(owner: Owner) -> Network:
+    assert owner.data is not None
+    images = jax.ShapeDtypeStruct(np.shape(owner.data.images)[1:], np.float32)
+    return Network(owner.variables, owner.apply_fn, images, owner.train_fn)
+
+
+def stacks(networks: Sequence[Network]) -> tuple[Network, ...]:
+    """Networks by architecture, so that one compiled program serves all of one.
 
     Args:
         networks: in any order.
 
     Returns:
-        A stack for each model, tree of weights and their shapes.
+        For each model, tree of weights and their shapes, one network whose leaves are stacked, `[M, ...]`.
 
     Example:
         >>> model = lambda variables, images: images.reshape(len(images), -1) * variables
-        >>> found = stacks([Network(np.float32(scale), model) for scale in (1, 2)])
-        >>> [(stack.number, stack.variables.tolist()) for stack in found]
-        [(2, [1.0, 2.0])]
+        >>> spec = jax.ShapeDtypeStruct((2, 2, 1), np.float32)
+        >>> found = stacks([Network(np.float32(scale), model, spec) for scale in (1, 2)])
+        >>> [stack.variables.tolist() for stack in found]
+        [[1.0, 2.0]]
     """
-    found: dict[Any, list[Variables]] = {}
+    found: dict[Any, list[Network]] = {}
     for network in networks:
-        leaves, structure = jax.tree.flatten(network.variables)
+        leaves, structure = jax.tree.flatten(network)
         shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-        found.setdefault((network.apply_fn, structure, shapes), []).append(network.variables)
-    return tuple(
-        Stack(identity[0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *members), len(members))
-        for identity, members in found.items()
-    )
+        found.setdefault((structure, shapes), []).append(network)
+    return tuple(jax.tree.map(lambda *leaves: jnp.stack(leaves), *members) for members in found.values())

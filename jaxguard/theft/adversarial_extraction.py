@@ -20,10 +20,10 @@ from jaxguard.errors import TheftError
 from jaxguard.theft import protocol
 from jaxguard.theft.extraction import Answers, label_extraction, query
 from jaxguard.theft.independents import FROM_SCRATCH
-from jaxguard.theft.protocol import Blueprint, Copy, Network
+from jaxguard.theft.protocol import Blueprint, Copy
 from jaxguard.theft.sgd import SGD, require_finite_loss
 from jaxguard.training import Progress
-from jaxguard.types import ApplyFn, Batch, TrainFn, Variables
+from jaxguard.types import ApplyFn, Batch, Network, TrainFn, Variables
 
 
 def adversarial_extraction(
@@ -105,7 +105,7 @@ def adversarial_extraction(
         if progress is not None:
             progress(index + 1, num_steps, {"loss": rows[-1][0]})
     losses, attacked = np.array(rows, np.float32).reshape(-1, 2).T
-    return Copy(replace(start, variables=variables), {"loss": losses, "attacked_loss": attacked}, queries=queries)
+    return Copy(start.with_variables(variables), {"loss": losses, "attacked_loss": attacked}, queries=queries)
 
 
 @dataclass(frozen=True)

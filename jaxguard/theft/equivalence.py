@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,9 +14,8 @@ import numpy as np
 from jaxguard import surgery, training
 from jaxguard.errors import TheftError
 from jaxguard.graph import ChannelGraph, Group, Member
-from jaxguard.theft import protocol
-from jaxguard.theft.protocol import Copy, Network
-from jaxguard.types import ApplyFn, Batch, Variables
+from jaxguard.theft.protocol import Copy
+from jaxguard.types import ApplyFn, Batch, Network, Variables
 
 PROBES = (1e-3, 1.0, 1e3)
 """Sizes at which channels are tested for homogeneity: ReLU6 saturates at the last, a threshold shows at the first."""
@@ -30,7 +28,7 @@ def permutation(owner: Network, data: Batch | None, key: jax.Array) -> Copy:
     """Permutes every permutable group of channels at random, wherever its channels lie.
 
     Args:
-        owner: the stolen model; its graph is needed.
+        owner: the stolen model.
         data: ignored.
         key: draws the permutations.
 
@@ -38,17 +36,17 @@ def permutation(owner: Network, data: Batch | None, key: jax.Array) -> Copy:
         The copy, whose logits are the owner's up to rounding.
 
     Raises:
-        TheftError: the graph is missing, or no group may be permuted.
+        TheftError: no group may be permuted.
 
     Example:
-        >>> from jaxguard import models
-        >>> model = models.build("mlp:hidden=8", num_classes=3, input_shape=(4, 4, 1))
-        >>> owner = Network.of(model, model.init(jax.random.key(0)))
+        >>> mlp = lambda v, x: jax.nn.relu(x @ v["w1"]) @ v["w2"]
+        >>> v = {"w1": np.ones((4, 8), np.float32), "w2": np.ones((8, 2), np.float32)}
+        >>> owner = Network(v, mlp, jax.ShapeDtypeStruct((4,), np.float32))
         >>> permutation(owner, None, jax.random.key(1)).notes
         ('1 of 1 groups of hidden channels were permuted, 8 channels in all.',)
     """
     del data
-    permutable, hidden = _groups(protocol.require_graph(owner))
+    permutable, hidden = _groups(owner.graph)
     if not permutable:
         raise TheftError(
             f"expected permutable channels, got none among {len(hidden)} groups; a model with nothing but an output "
@@ -62,7 +60,7 @@ def permutation(owner: Network, data: Batch | None, key: jax.Array) -> Copy:
         f"{len(permutable)} of {len(hidden)} groups of hidden channels were permuted, "
         f"{sum(group.size for group in permutable)} channels in all."
     )
-    return Copy(replace(owner, variables=variables), notes=(note,))
+    return Copy(owner.with_variables(variables), notes=(note,))
 
 
 def rescaling(owner: Network, data: Batch | None, key: jax.Array, *, factor: float = 4.0) -> Copy:
@@ -74,7 +72,7 @@ def rescaling(owner: Network, data: Batch | None, key: jax.Array, *, factor: flo
     too. Running statistics are left alone, so that the copy is the owner's in training mode as well.
 
     Args:
-        owner: the stolen model; its graph is needed.
+        owner: the stolen model.
         data: ignored.
         key: draws the factors.
         factor: the largest, >= 1; factors are log-uniform between this and its inverse. 1 changes nothing.
@@ -83,23 +81,22 @@ def rescaling(owner: Network, data: Batch | None, key: jax.Array, *, factor: flo
         The copy, whose logits are the owner's up to rounding; notes name the groups that cannot be rescaled.
 
     Raises:
-        TheftError: the graph is missing, `factor` is out of range, or nothing in the model can be rescaled.
+        TheftError: `factor` is out of range, or nothing in the model can be rescaled.
 
     Example:
-        >>> from jaxguard import models
-        >>> model = models.build("mlp:hidden=8", num_classes=3, input_shape=(4, 4, 1))
-        >>> owner = Network.of(model, model.init(jax.random.key(0)))
+        >>> mlp = lambda v, x: jax.nn.relu(x @ v["w1"]) @ v["w2"]
+        >>> v = {"w1": np.ones((4, 8), np.float32), "w2": np.ones((8, 2), np.float32)}
+        >>> owner = Network(v, mlp, jax.ShapeDtypeStruct((4,), np.float32))
         >>> rescaling(owner, None, jax.random.key(1)).notes
         ('8 hidden channels in 1 of 1 groups were rescaled.',)
     """
     del data
-    graph = protocol.require_graph(owner)
+    graph = owner.graph
     if not (math.isfinite(factor) and factor >= 1):
         raise TheftError(f"expected a finite factor >= 1, got {factor}; 4 is the default")
     permutable, hidden = _groups(graph)
     key_factors, key_images = jax.random.split(key)
-    shape = graph.program.shapes[graph.program.images]
-    images = jax.random.uniform(key_images, (4, *shape[1:]), graph.program.dtypes[graph.program.images])
+    images = jax.random.uniform(key_images, (4, *owner.input_spec.shape), owner.input_spec.dtype)
     rng = _generator(key_factors)
     variables, rescaled = owner.variables, []
     for group in permutable:
@@ -119,7 +116,7 @@ def rescaling(owner: Network, data: Batch | None, key: jax.Array, *, factor: flo
     left = sorted({group.name for group in hidden} - {group.name for group in rescaled})
     if left:
         notes.append(f"No factor cancels out in {', '.join(left)}.")
-    return Copy(replace(owner, variables=variables), notes=tuple(notes))
+    return Copy(owner.with_variables(variables), notes=tuple(notes))
 
 
 class Places(NamedTuple):

@@ -16,10 +16,10 @@ from jaxguard import evaluation, training
 from jaxguard.errors import TheftError
 from jaxguard.theft import protocol
 from jaxguard.theft.independents import FROM_SCRATCH
-from jaxguard.theft.protocol import Blueprint, Copy, Network
+from jaxguard.theft.protocol import Blueprint, Copy
 from jaxguard.theft.sgd import SGD
 from jaxguard.training import CrossEntropyGradient, GradientFn, Progress
-from jaxguard.types import ApplyFn, Batch, TrainFn, Variables
+from jaxguard.types import ApplyFn, Batch, Network, TrainFn, Variables
 
 Reduction = Literal["images", "elements"]
 
@@ -127,27 +127,23 @@ def _extract(
 ) -> Copy:
     answer_fn, queries = Answers(owner.apply_fn, labels_only), len(data.images)
     key_init, key_learn = jax.random.split(key)
-    start = student.init(key_init)
-    learned, given = (
-        protocol.num_classes(net, weights, data.images)
-        for net, weights in ((student.apply_fn, start), (owner.apply_fn, owner.variables))
-    )
-    if learned != given:
+    start = protocol.network_of(student, student.init(key_init))
+    if start.num_classes != owner.num_classes:
         raise TheftError(
-            f"expected a student with the owner's {given} classes, got one with {learned}; build it with that "
-            "num_classes"
+            f"expected a student with the owner's {owner.num_classes} classes, got one with {start.num_classes}; build "
+            "it with that num_classes"
         )
     answers = Batch(data.images, query(answer_fn, owner.variables, data.images))
     if sgd.augment is None:
-        variables, losses = sgd.learn(gradient_fn, start, answers, key_learn, progress=progress)
+        variables, losses = sgd.learn(gradient_fn, start.variables, answers, key_learn, progress=progress)
     else:
         # An answer to an image is none to a view of it: every view is a query, answered inside the training step.
-        params, state = training.partition(start)
+        params, state = training.partition(start.variables)
         parts = {"params": params, "student": state, "owner": owner.variables}
         parts, losses = sgd.learn(Answered(gradient_fn, answer_fn), parts, answers, key_learn, progress=progress)
         variables = training.combine(parts["params"], parts["student"])
         queries += len(losses) * min(sgd.batch_size, queries)
-    return Copy(Network.of(student, variables), {"loss": losses}, queries=queries)
+    return Copy(start.with_variables(variables), {"loss": losses}, queries=queries)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ everywhere, as far as he likes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -19,10 +19,10 @@ from jaxguard import surgery, training
 from jaxguard.errors import TheftError
 from jaxguard.graph import ChannelGraph, pairing
 from jaxguard.theft import protocol
-from jaxguard.theft.protocol import Copy, Network
+from jaxguard.theft.protocol import Copy
 from jaxguard.theft.sgd import SGD
 from jaxguard.training import CrossEntropyGradient, Progress
-from jaxguard.types import Batch, TrainFn, Variables
+from jaxguard.types import Batch, Network, TrainFn, Variables
 
 Scope = Literal["layer", "network"]
 Dormancy = Literal["magnitude", "mean"]
@@ -50,7 +50,7 @@ def fine_pruning(
     layer, and the epoch and batch size of a burst, are ours.
 
     Args:
-        owner: the stolen model; its graph and training mode are needed.
+        owner: the stolen model, with its training mode.
         data: the thief's images and labels.
         key: draws images, batches and augmentation.
         share: of the hidden channels, in [0, 1); one of each layer always stays. 0 changes nothing.
@@ -77,8 +77,8 @@ def fine_pruning(
             "expected share in [0, 1), every and burst >= 1, a scope of layer or network and a dormancy of magnitude "
             f"or mean, got {share=}, {every=}, {burst=}, {scope=}, {dormancy=}; SAC's are 0.05, 0.1, ..., 50 and 2056"
         )
-    pruned, graph = Pruned(protocol.require_training(owner)), protocol.require_graph(owner)
-    protocol.require_labels(data, protocol.num_classes(owner.apply_fn, owner.variables, data.images))
+    pruned, graph = Pruned(protocol.require_training(owner)), owner.graph
+    protocol.require_labels(data, owner.num_classes)
     layers = prunable(graph, only_convolutions=only_convolutions)
     masks: list[Any] = [np.zeros(layer.channels, bool) for layer in layers]
     total = sum(layer.channels for layer in layers)
@@ -97,7 +97,7 @@ def fine_pruning(
         variables = pruned.join(parts, like=variables)
         losses.append(loss)
     note = f"{count} of {total} hidden channels in {len(layers)} layers were cut, with {bursts} bursts of fine-tuning."
-    return Copy(replace(owner, variables=variables), {"loss": np.concatenate(losses)}, (note,))
+    return Copy(owner.with_variables(variables), {"loss": np.concatenate(losses)}, (note,))
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ import numpy as np
 
 from jaxguard import models
 from jaxguard.errors import TheftError
-from jaxguard.graph import ChannelGraph, LeafView, Producer, channel_graph
+from jaxguard.graph import ChannelGraph, LeafView, Producer
 from jaxguard.graph.program import leaf_paths
 from jaxguard.theft import protocol
-from jaxguard.theft.protocol import Blueprint, Copy, Network
+from jaxguard.theft.protocol import Blueprint, Copy
 from jaxguard.theft.sgd import SGD
 from jaxguard.training import CrossEntropyGradient, Progress, RunningStatistics
-from jaxguard.types import Batch, TrainFn, Variables
+from jaxguard.types import Batch, Network, TrainFn, Variables
 
 Statistics = Literal["move", "stay"]
 """Whether BatchNorms work as in training, and running statistics `move`, or as in evaluation, and they `stay`."""
@@ -54,12 +54,13 @@ def fine_tuning(
         The copy, with the curve `loss`, `[steps]`.
 
     Raises:
-        TheftError: the training-mode model or the graph is missing, there are fewer layers, or the loss diverged.
+        TheftError: the training-mode model is missing, there are fewer layers, or the loss diverged.
         DataError: a label the model has no class for.
 
     Example:
         >>> linear = lambda w, images: images.reshape(len(images), -1) @ w
-        >>> owner = Network(np.eye(4), linear, lambda w, images: (linear(w, images), w))
+        >>> spec = jax.ShapeDtypeStruct((2, 2, 1), np.float32)
+        >>> owner = Network(np.eye(4), linear, spec, lambda w, images: (linear(w, images), w))
         >>> data = Batch(np.eye(4).reshape(4, 2, 2, 1), np.arange(4))
         >>> copy = fine_tuning(owner, data, jax.random.key(0), sgd=SGD(epochs=3, learning_rate=0.1))
         >>> copy.network.variables.shape, bool(copy.curves["loss"][-1] < copy.curves["loss"][0])
@@ -71,17 +72,16 @@ def fine_tuning(
     """
     if statistics not in ("move", "stay"):
         raise TheftError(f"expected statistics to be move or stay, got {statistics!r}")
-    protocol.require_labels(data, protocol.num_classes(owner.apply_fn, owner.variables, data.images))
+    protocol.require_labels(data, owner.num_classes)
     train_fn = protocol.require_training(owner) if statistics == "move" else RunningStatistics(owner.apply_fn)
     if layers is None:
         tuned, losses = sgd.learn(CrossEntropyGradient(train_fn), owner.variables, data, key, progress=progress)
-        return Copy(replace(owner, variables=tuned), {"loss": losses})
-    graph = protocol.require_graph(owner)
-    learned = parameters(graph, last_layers(graph, layers))
+        return Copy(owner.with_variables(tuned), {"loss": losses})
+    learned = parameters(owner.graph, last_layers(owner.graph, layers))
     frozen = Frozen(train_fn, jax.tree.structure(owner.variables), leaf_paths(owner.variables), learned)
     parts = frozen.split(owner.variables)
     tuned, losses = sgd.learn(CrossEntropyGradient(frozen), parts, data, key, progress=progress)
-    return Copy(replace(owner, variables=frozen.join(tuned)), {"loss": losses})
+    return Copy(owner.with_variables(frozen.join(tuned)), {"loss": losses})
 
 
 def head_reset(
@@ -99,8 +99,8 @@ def head_reset(
     The learning rate is ours, twenty times that of fine-tuning, since a new head has everything to learn.
     """
     key_head, key_tune = jax.random.split(key)
-    head = fresh_head(protocol.require_graph(owner), owner.variables, key_head)
-    start = replace(owner, variables=with_leaves(owner.variables, head))
+    head = fresh_head(owner.graph, owner.variables, key_head)
+    start = owner.with_variables(with_leaves(owner.variables, head))
     copy = fine_tuning(start, data, key_tune, layers=layers, statistics=statistics, sgd=sgd, progress=progress)
     return copy._replace(notes=(f"The head, {', '.join(sorted(head))}, was drawn anew.",))
 
@@ -123,19 +123,19 @@ def transfer(
     `head_reset`.
 
     Args:
-        owner: the stolen model; its graph is needed.
+        owner: the stolen model.
         data: images and labels of the other task.
         key: draws the head, batches and augmentation.
         num_classes: `K` of the other task; its largest label plus 1 by default.
-        model: the architecture with the new head; by default that of `owner.model` for a bundled one, and the very
-            functions of the owner for others, if they take whatever shape the leaves have.
+        model: the architecture with the new head; by default a bundled one is built anew, and functions of others are
+            the owner's, if they take whatever shape the leaves have.
         layers: see `fine_tuning`; 1 trains the head alone (linear probing).
         statistics: see `fine_tuning`.
         sgd: how.
         progress: told how far the training is.
 
     Returns:
-        The copy, its graph derived anew, with the curve `loss`, `[steps]`.
+        The copy, with the curve `loss`, `[steps]`.
 
     Raises:
         TheftError: as `fine_tuning`, or the model does not take such a head.
@@ -145,25 +145,23 @@ def transfer(
     if num_classes < 1:
         raise TheftError(f"expected num_classes >= 1, got {num_classes}")
     key_head, key_tune = jax.random.split(key)
-    if model is None and isinstance(owner.model, models.Model):
-        model = _rebuilt(owner.model, num_classes)
-    head = fresh_head(protocol.require_graph(owner), owner.variables, key_head, num_classes=num_classes)
-    variables, functions = with_leaves(owner.variables, head), owner if model is None else model
+    own = protocol.blueprint_of(owner)
+    if model is None and isinstance(own, models.Model):
+        model = _rebuilt(own, num_classes)
+    head = fresh_head(owner.graph, owner.variables, key_head, num_classes=num_classes)
+    start = owner if model is None else protocol.network_of(model, owner.variables)
+    images = jax.ShapeDtypeStruct(np.shape(data.images)[1:], jnp.result_type(data.images))
+    start = replace(start, variables=with_leaves(owner.variables, head), input_spec=images)
     try:
-        found = protocol.num_classes(functions.apply_fn, variables, data.images)
+        found = start.num_classes
     except Exception as error:  # whatever a function of the user's own, or Flax, makes of a head of another shape
         raise TheftError(
             f"expected a model that takes {', '.join(sorted(head))} for {num_classes} classes and images of shape "
-            f"{np.shape(data.images)[1:]}, got {type(error).__name__}: {str(error).splitlines()[0]}; pass model=, its "
+            f"{images.shape}, got {type(error).__name__}: {str(error).splitlines()[0]}; pass model=, its "
             "architecture with the new head"
         ) from error
     if found != num_classes:
         raise TheftError(f"expected {num_classes} logits from the new head, got {found}; pass another model=")
-    if model is not None:
-        start = Network.of(model, variables)
-    else:
-        example = jax.ShapeDtypeStruct((1, *np.shape(data.images)[1:]), jnp.result_type(data.images))
-        start = replace(owner, variables=variables, graph=channel_graph(owner.apply_fn, variables, example))
     copy = fine_tuning(start, data, key_tune, layers=layers, statistics=statistics, sgd=sgd, progress=progress)
     return copy._replace(notes=(f"The head, {', '.join(sorted(head))}, was drawn anew for {num_classes} classes.",))
 

@@ -11,10 +11,10 @@ import numpy as np
 from jaxguard.data import splits
 from jaxguard.errors import TheftError
 from jaxguard.theft import protocol
-from jaxguard.theft.protocol import Blueprint, Network, TheftReport
+from jaxguard.theft.protocol import Blueprint, TheftReport
 from jaxguard.theft.sgd import SGD
 from jaxguard.training import CrossEntropyGradient, Progress
-from jaxguard.types import Batch
+from jaxguard.types import Batch, Network
 
 FROM_SCRATCH = SGD(epochs=200, learning_rate=0.05, schedule="cosine")
 """How SAC's code trains for CIFAR-10; students are trained so as well, and differ in whose labels they learn alone."""
@@ -72,8 +72,9 @@ def independent(
     """
     data, sgd = protocol.require_data(data), replace(FROM_SCRATCH, **settings)
     key_init, key_learn = jax.random.split(key)
-    start = model.init(key_init)
-    protocol.require_labels(data, protocol.num_classes(model.apply_fn, start, data.images))
-    trained, losses = sgd.learn(CrossEntropyGradient(model.train_fn), start, data, key_learn, progress=progress)
+    start = protocol.network_of(model, model.init(key_init))
+    protocol.require_labels(data, start.num_classes)
+    gradient_fn = CrossEntropyGradient(model.train_fn)
+    trained, losses = sgd.learn(gradient_fn, start.variables, data, key_learn, progress=progress)
     options = protocol.described({"model": model, **vars(sgd)})
-    return Network.of(model, trained), TheftReport("independent", options, curves={"loss": losses})
+    return start.with_variables(trained), TheftReport("independent", options, curves={"loss": losses})

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxguard.errors import DataError, TheftError
-from jaxguard.graph import ChannelGraph, channel_graph
 from jaxguard.graph.program import leaf_paths
 from jaxguard.theft.sgd import SGD
 from jaxguard.training import Progress
-from jaxguard.types import ApplyFn, Batch, TrainFn, Variables
+from jaxguard.types import Batch, Network, TrainFn, Variables
 
 Access = Literal["weights", "queries"]
 """What a thief has of the owner's model: all its weights, or its answers to images alone."""
@@ -47,47 +45,14 @@ class Blueprint(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class Network:
-    """A model with its weights: the owner's, a copy, or an independent one.
-
-    Attributes:
-        variables: its weights.
-        apply_fn: the model in evaluation mode, hashable.
-        train_fn: the model in training mode; None where it is not known.
-        graph: its channel graph; None where it is not known.
-        model: its architecture; None where it is not known.
-    """
-
-    variables: Variables
-    apply_fn: ApplyFn
-    train_fn: TrainFn | None = None
-    graph: ChannelGraph | None = None
-    model: Blueprint | None = None
-
-    @classmethod
-    def of(cls, model: Blueprint, variables: Variables) -> Network:
-        """A network of a known architecture, with its channel graph.
-
-        Raises:
-            GraphError: the channel graph cannot be derived.
-
-        Example:
-            >>> from jaxguard import models
-            >>> model = models.build("mlp:hidden=8", num_classes=3, input_shape=(4, 4, 1))
-            >>> Network.of(model, model.init(jax.random.key(0))).graph
-            ChannelGraph(2 producers, 0 affines, 4 groups, 1 permutable)
-        """
-        leaves, structure = jax.tree.flatten(variables)
-        structs = tuple(jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-        return cls(variables, model.apply_fn, model.train_fn, _graph_of(model, structure, structs), model)
+def network_of(model: Blueprint, variables: Variables) -> Network:
+    """The network of an architecture with given variables."""
+    return Network(variables, model.apply_fn, jax.ShapeDtypeStruct(model.input_shape, np.float32), model.train_fn)
 
 
-@functools.lru_cache(maxsize=64)
-def _graph_of(model: Blueprint, structure: Any, structs: tuple[jax.ShapeDtypeStruct, ...]) -> ChannelGraph:
-    """One graph for all networks of an architecture, so that they share what is compiled for it."""
-    images = jax.ShapeDtypeStruct((1, *model.input_shape), np.float32)
-    return channel_graph(model.apply_fn, jax.tree.unflatten(structure, structs), images)
+def blueprint_of(network: Network) -> Blueprint | None:
+    """The architecture that a network was made with, if its functions are the methods of one."""
+    return getattr(network.apply_fn, "__self__", None)
 
 
 class Copy(NamedTuple):
@@ -241,28 +206,17 @@ def require_training(network: Network) -> TrainFn:
     """The training-mode model; raises TheftError where it is None."""
     if network.train_fn is None:
         raise TheftError(
-            "expected a training-mode model, got None in train_fn of the network; make it with "
-            "Network.of(model, variables), or pass train_fn="
+            "expected a training-mode model, got None in train_fn of the network; pass train_fn= when it is made"
         )
     return network.train_fn
 
 
-def require_graph(network: Network) -> ChannelGraph:
-    """The channel graph; raises TheftError where it is None."""
-    if network.graph is None:
-        raise TheftError(
-            "expected a channel graph, got None in graph of the network; make it with Network.of(model, variables), or "
-            "derive it with channel_graph(apply_fn, variables, images)"
-        )
-    return network.graph
-
-
 def require_blueprint(student: Blueprint | None, owner: Network) -> Blueprint:
     """The student's architecture, or else the owner's; raises TheftError where both are None."""
-    found = owner.model if student is None else student
+    found = blueprint_of(owner) if student is None else student
     if found is None:
         raise TheftError(
-            "expected an architecture to train, got None in student and in the owner's model; pass student=, such as "
+            "expected an architecture to train, got None in student, and an owner of none; pass student=, such as "
             "jaxguard.models.build(...)"
         )
     return found
@@ -276,9 +230,3 @@ def require_finite(variables: Variables) -> None:
                 f"expected finite weights, got NaN or infinity in leaf '{path}' of the owner's model; load the "
                 "checkpoint again or train it anew"
             )
-
-
-def num_classes(apply_fn: ApplyFn, variables: Variables, images: jax.Array | np.ndarray) -> int:
-    """How many logits `K` a model gives for images `[N, ...]`; nothing is computed."""
-    example = jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), jnp.result_type(images))
-    return jax.eval_shape(apply_fn, variables, example).shape[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import jax
@@ -12,9 +11,8 @@ import numpy as np
 from jaxguard import surgery
 from jaxguard.errors import TheftError
 from jaxguard.graph import LeafView
-from jaxguard.theft import protocol
-from jaxguard.theft.protocol import Copy, Network
-from jaxguard.types import Batch
+from jaxguard.theft.protocol import Copy
+from jaxguard.types import Batch, Network
 
 Per = Literal["tensor", "channel"]
 
@@ -58,7 +56,7 @@ def quantisation(
     Weights keep their dtype, so that the copy runs where the owner's model does: quantisation as a change of values.
 
     Args:
-        owner: the stolen model; its graph is needed.
+        owner: the stolen model.
         data: ignored.
         key: ignored; nothing is drawn.
         bits: per weight, sign included, 2 to 16.
@@ -68,7 +66,7 @@ def quantisation(
         The copy.
 
     Raises:
-        TheftError: the graph is missing, or an option is out of range.
+        TheftError: an option is out of range.
     """
     del data, key
     if not 2 <= bits <= 16 or per not in ("tensor", "channel"):
@@ -77,8 +75,8 @@ def quantisation(
             "is usual"
         )
     variables: Any = owner.variables
-    views = {repr(producer.kernel): producer.kernel for producer in protocol.require_graph(owner).producers}
+    views = {repr(producer.kernel): producer.kernel for producer in owner.graph.producers}
     for view in views.values():
         variables = surgery.edit(variables, {view.path: rounded(view, bits, per)})
     note = f"{len(views)} kernels were rounded to {2**bits - 1} levels each."
-    return Copy(replace(owner, variables=variables), notes=(note,))
+    return Copy(owner.with_variables(variables), notes=(note,))

@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxguard import data, models
 from jaxguard.fingerprints.protocol import Owner
-from jaxguard.theft import THEFTS, Network, halves, independent
+from jaxguard.theft import THEFTS, halves, independent
+from jaxguard.types import Network
 
 KEY = jax.random.key(0)
 MODEL = models.build("mlp:hidden=32", num_classes=10, input_shape=(16, 16, 1))

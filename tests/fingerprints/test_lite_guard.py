@@ -8,14 +8,13 @@ import stolen_digits as digits
 from jax.tree_util import Partial
 from scipy.special import expit
 
-from jaxguard import models, training
+from jaxguard import models, theft, training
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import learned_probes, pools
 from jaxguard.fingerprints.learned_probes import Lesson, Settings
 from jaxguard.fingerprints.lite_guard import LinearVerifiers, lite_guard
 from jaxguard.fingerprints.protocol import Owner, Probes
-from jaxguard.theft import Network
-from jaxguard.types import Batch
+from jaxguard.types import Batch, Network
 
 KEY = jax.random.key(3)
 QUICK = {"points": 40, "steps": 150}
@@ -133,9 +132,9 @@ def test_noise_and_probabilities():
 
 def test_pools_of_several_architectures():
     other = models.build("mlp:hidden=8", num_classes=10, input_shape=(16, 16, 1))
-    strangers = [Network(other.init(jax.random.key(number)), other.apply_fn) for number in range(2)]
+    strangers = [theft.network_of(other, other.init(jax.random.key(number))) for number in range(2)]
     negatives = [*digits.independents()[:2], *strangers]
-    assert [stack.number for stack in pools.stacks(negatives)] == [2, 2]
+    assert [len(jax.tree.leaves(stack)[0]) for stack in pools.stacks(negatives)] == [2, 2]
     positives = [digits.copies()["quantisation"]]
     method = lite_guard(positives=positives, negatives=negatives, **QUICK)
     probes = method.make(digits.owner(), KEY)
@@ -143,9 +142,11 @@ def test_pools_of_several_architectures():
 
 
 def test_architectures_are_drawn_as_often_as_they_have_members():
-    stacks = pools.stacks([Network(np.float32(k), scaled) for k in range(3)] + [Network(np.zeros(3), scaled)])
+    spec = jax.ShapeDtypeStruct((1, 3, 1), np.float32)
+    scales = [*(np.float32(k) for k in range(3)), np.zeros(3)]
+    stacks = pools.stacks([Network(scale, scaled, spec) for scale in scales])
     rng = np.random.default_rng(0)
-    drawn = [learned_probes._pick(stacks, rng).number for _ in range(400)]
+    drawn = [len(learned_probes._pick(stacks, rng).variables) for _ in range(400)]
     assert abs(drawn.count(3) / 400 - 0.75) < 0.1
 
 
@@ -192,10 +193,10 @@ def test_bad_owners_and_pools():
     with pytest.raises(FingerprintError, match="came none"):
         lite_guard(model="mlp:hidden=32").make(Owner(owner.variables, owner.apply_fn), KEY)
     other = models.build("mlp:hidden=8", num_classes=4, input_shape=(16, 16, 1))
-    stranger = [Network(other.init(KEY), other.apply_fn)]
+    stranger = [theft.network_of(other, other.init(KEY))]
     with pytest.raises(FingerprintError, match=r"10 outputs, came some of \[4\]"):
         lite_guard(positives=stranger, negatives=digits.independents(), **QUICK).make(owner, KEY)
     broken = Owner(jnp.float32(np.nan), scaled, data=Batch(np.ones((40, 1, 3, 1)), np.zeros(40)))
-    others = [Network(jnp.float32(2), scaled)]
+    others = [Network(jnp.float32(2), scaled, jax.ShapeDtypeStruct((1, 3, 1), np.float32))]
     with pytest.raises(FingerprintError, match="finite loss"):
         lite_guard(positives=others, negatives=others, **QUICK).make(broken, KEY)

@@ -10,7 +10,6 @@ from scipy.special import expit
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints.metav import JointVerifier, metav
 from jaxguard.fingerprints.protocol import Probes
-from jaxguard.theft import Network
 
 KEY = jax.random.key(3)
 QUICK = {"points": 40, "steps": 150}
@@ -59,7 +58,7 @@ def test_copies_rank_above_networks_it_never_saw():
 
 def test_it_learns_the_owner_alone_too():
     """One network in each pool: the owner, which is in it anyway."""
-    same = [Network(digits.network().variables, digits.network().apply_fn)]
+    same = [digits.network()]
     method = metav(positives=same, negatives=digits.independents()[:1], **QUICK)
     probes = method.make(digits.owner(), KEY)
     ours, theirs = digits.scores(method, probes, [digits.network(), digits.independents()[0]])

@@ -8,15 +8,15 @@ import zoo
 
 from jaxguard import models
 from jaxguard.defenses.protocol import relative_change
-from jaxguard.graph import channel_graph
-from jaxguard.theft import THEFTS, Network, TheftError
+from jaxguard.theft import THEFTS, TheftError, network_of
+from jaxguard.types import Network
 
 quantisation = THEFTS["quantisation"]
 
 
 def network(spec="cnn:width=0.25"):
     model = models.build(spec, num_classes=4, input_shape=(8, 8, 3))
-    return Network.of(model, zoo.randomise(model.shapes()))
+    return network_of(model, zoo.randomise(model.shapes()))
 
 
 def leaves(owner, variables):
@@ -75,7 +75,7 @@ def test_each_layer_of_a_stack_has_its_own_scale():
         "stack": jnp.stack([jnp.array([[1.0, 0.4], [-0.6, 0.0]])] * 2) * jnp.array([1.0, 100.0])[:, None, None]
     }
     variables["head"] = jnp.zeros((2, 2))
-    owner = Network(variables, apply_fn, graph=channel_graph(apply_fn, variables, np.ones((1, 2), np.float32)))
+    owner = Network(variables, apply_fn, jax.ShapeDtypeStruct((2,), np.float32))
     copy, _ = quantisation(owner, bits=2)
     expected = np.array([[1.0, 0.0], [-1.0, 0.0]])
     np.testing.assert_array_equal(copy.variables["stack"], [expected, 100 * expected])
@@ -85,9 +85,7 @@ def test_each_layer_of_a_stack_has_its_own_scale():
 def test_dtypes_stay():
     owner = network("mlp:hidden=8")
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), owner.variables)
-    copy, _ = quantisation(
-        Network(half, owner.apply_fn, graph=channel_graph(owner.apply_fn, half, zoo.images(8, 8, 3)))
-    )
+    copy, _ = quantisation(owner.with_variables(half))
     assert {leaf.dtype for leaf in jax.tree.leaves(copy.variables)} == {jnp.dtype(jnp.bfloat16)}
 
 

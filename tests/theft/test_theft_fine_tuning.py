@@ -12,26 +12,33 @@ import zoo
 from jaxguard import data, evaluation, models, training
 from jaxguard.defenses.protocol import relative_change
 from jaxguard.errors import DataError
-from jaxguard.graph import channel_graph
-from jaxguard.theft import THEFTS, Network, TheftError, halves, independent
-from jaxguard.types import Batch
+from jaxguard.theft import THEFTS, TheftError, halves, independent, network_of
+from jaxguard.types import Batch, Network
 
 fine_tuning, head_reset, transfer = THEFTS["fine-tune-all"], THEFTS["head-reset"], THEFTS["transfer"]
 
 KEY, OTHER = jax.random.key(0), jax.random.key(1)
 QUICK = {"epochs": 2, "batch_size": 4, "learning_rate": 0.05}
+SMALL = jax.ShapeDtypeStruct((2, 2, 1), np.float32)
 
 
 @functools.cache
 def network(spec="cnn:width=0.25", size=8):
     model = models.build(spec, num_classes=4, input_shape=(size, size, 3))
-    return Network.of(model, zoo.randomise(model.shapes()))
+    return network_of(model, zoo.randomise(model.shapes()))
 
 
 def batch(num_images=12, num_classes=4, size=8):
     rng = np.random.default_rng(0)
     images = rng.uniform(size=(num_images, size, size, 3)).astype(np.float32)
     return Batch(images, rng.integers(0, num_classes, num_images).astype(np.int32))
+
+
+@functools.cache
+def digits_owner():
+    """`(model, network, report)`."""
+    model = models.build("mlp:hidden=32", num_classes=10, input_shape=(16, 16, 1), mean=(0.3,), std=(0.4,))
+    return model, *independent(model, data.load("digits").train, KEY, epochs=10, batch_size=64)
 
 
 def moved(owner, copy):
@@ -100,8 +107,7 @@ def test_variables_without_collections():
 
     variables = {"w1": jnp.ones((4, 3)) / 4, "w2": jnp.eye(3, 2)}
     images = Batch(np.random.default_rng(0).uniform(size=(8, 2, 2, 1)).astype(np.float32), np.arange(8) % 2)
-    graph = channel_graph(apply_fn, variables, images.images)
-    owner = Network(variables, apply_fn, lambda v, x: (apply_fn(v, x), v), graph)
+    owner = Network(variables, apply_fn, SMALL, lambda v, x: (apply_fn(v, x), v))
     copy, _ = fine_tuning(owner, images, KEY, layers=1, **QUICK)
     assert moved(owner, copy) == {"w2"}
     copy, _ = fine_tuning(owner, images, KEY, **QUICK)
@@ -112,9 +118,7 @@ def test_equal_settings_share_a_compiled_step():
     counted = tiny.Counted(tiny.train_fn)
     images = tiny.images(12, KEY)
     for key in (KEY, OTHER):
-        variables = tiny.init(key)
-        graph = channel_graph(tiny.apply_fn, variables, images.images)
-        owner = Network(variables, tiny.apply_fn, counted, graph)
+        owner = Network(tiny.init(key), tiny.apply_fn, jax.ShapeDtypeStruct(tiny.INPUT_SHAPE, np.float32), counted)
         for layers in (None, 1):
             fine_tuning(owner, images, key, layers=layers, epochs=3, batch_size=4)
     assert counted.calls == 2  # all layers, and the last
@@ -135,7 +139,7 @@ def test_a_leaf_of_several_layers_is_not_learned_in_part():
 
     variables = {"stack": jnp.ones((2, 4, 4)), "head": jnp.ones((4, 2))}
     images = Batch(np.ones((2, 2, 2, 1), np.float32), np.array([0, 1]))
-    owner = Network(variables, apply_fn, graph=channel_graph(apply_fn, variables, images.images))
+    owner = Network(variables, apply_fn, SMALL)
     with pytest.raises(TheftError, match="expected a leaf for each layer, got 'stack'"):
         fine_tuning(owner, images, KEY, layers=2, statistics="stay")
 
@@ -143,9 +147,7 @@ def test_a_leaf_of_several_layers_is_not_learned_in_part():
 def test_what_is_missing_is_said():
     owner = network()
     with pytest.raises(TheftError, match=r"expected a training-mode model, got None in train_fn"):
-        fine_tuning(Network(owner.variables, owner.apply_fn), batch(), KEY)
-    with pytest.raises(TheftError, match=r"expected a channel graph, got None in graph"):
-        fine_tuning(Network(owner.variables, owner.apply_fn, owner.train_fn), batch(), KEY, layers=1)
+        fine_tuning(Network(owner.variables, owner.apply_fn, owner.input_spec), batch(), KEY)
     with pytest.raises(TheftError, match="expected statistics to be move or stay"):
         fine_tuning(owner, batch(), KEY, statistics="freeze")
     with pytest.raises(DataError, match=r"expected labels in \[0, 4\), .* got 1 to 6"):
@@ -175,8 +177,7 @@ def test_a_new_kernel_has_variance_one_over_fan_in():
 
 def test_a_new_head_learns_its_task_again():
     digits = data.load("digits")
-    model = models.build("mlp:hidden=32", num_classes=10, input_shape=(16, 16, 1))
-    owner, _ = independent(model, digits.train, KEY, epochs=10, batch_size=64)
+    model, owner, _ = digits_owner()
     for layers in (None, 1):
         for epochs, low, high in ((0, 0.0, 0.5), (10, 0.85, 1.0)):
             copy, _ = head_reset(owner, digits.train, OTHER, layers=layers, epochs=epochs, batch_size=64)
@@ -190,7 +191,7 @@ def test_a_new_head_learns_its_task_again():
 def test_another_task_gets_another_head_on_the_same_body(spec):
     owner, images = network(spec), batch(num_classes=7)
     copy, report = transfer(owner, images, KEY, epochs=0)
-    assert "was drawn anew for 7 classes" in report.notes[0] and copy.model.spec == owner.model.spec
+    assert "was drawn anew for 7 classes" in report.notes[0] and copy.apply_fn.__self__.spec == spec
     assert copy.apply_fn(copy.variables, images.images).shape == (12, 7)
     ours, theirs = (
         dict(zip(net.graph.program.paths, jax.tree.leaves(net.variables), strict=True)) for net in (copy, owner)
@@ -205,14 +206,13 @@ def test_another_task_gets_another_head_on_the_same_body(spec):
 def test_transfer_learns_the_other_task():
     """From digits to their parity in three classes of uneven size, through a frozen body."""
     digits = data.load("digits")
-    model = models.build("mlp:hidden=64", num_classes=10, input_shape=(16, 16, 1), mean=(0.3,), std=(0.4,))
-    mine, theirs = halves(digits.train, KEY)
-    owner, _ = independent(model, mine, KEY, epochs=10, batch_size=64)
+    _, owner, _ = digits_owner()
+    _, theirs = halves(digits.train, KEY)
     task = theirs._replace(labels=np.where(np.asarray(theirs.labels) < 2, 2, np.asarray(theirs.labels) % 2))
     labels = np.asarray(digits.test.labels)
     test = digits.test._replace(labels=np.where(labels < 2, 2, labels % 2))
     copy, _ = transfer(owner, task, KEY, layers=1, epochs=15, batch_size=64)
-    assert copy.model.mean == (0.3,) and copy.model.std == (0.4,)
+    assert copy.apply_fn.__self__.mean == (0.3,) and copy.apply_fn.__self__.std == (0.4,)
     assert evaluation.accuracy(copy.apply_fn, copy.variables, test) > 0.85
     assert relative_change(owner.variables["params"]["fc1"], copy.variables["params"]["fc1"]) == {}
 
@@ -223,10 +223,7 @@ def test_a_function_that_takes_any_head():
 
     variables = {"w1": jnp.ones((4, 3)), "w2": jnp.ones((3, 2)), "b2": jnp.zeros(2)}
     images = Batch(np.ones((5, 2, 2, 1), np.float32), np.arange(5))
-    owner = Network(variables, apply_fn, lambda v, x: (apply_fn(v, x), v))
-    with pytest.raises(TheftError, match="expected a channel graph"):
-        transfer(owner, images, KEY)
-    owner = Network(variables, apply_fn, owner.train_fn, channel_graph(apply_fn, variables, images.images))
+    owner = Network(variables, apply_fn, SMALL, lambda v, x: (apply_fn(v, x), v))
     copy, _ = transfer(owner, images, KEY, epochs=1)
     assert [copy.variables[name].shape for name in ("w1", "w2", "b2")] == [(4, 3), (3, 5), (5,)]
     assert copy.graph.run(copy.variables, images.images).shape == (5, 5)
@@ -234,7 +231,8 @@ def test_a_function_that_takes_any_head():
 
 def test_a_model_that_does_not_take_the_head_is_named():
     owner = network()
-    stranger = Network(owner.variables, owner.apply_fn, owner.train_fn, owner.graph)  # no architecture to build anew
+    # A function of its own has no architecture to build anew.
+    stranger = Network(owner.variables, functools.partial(owner.apply_fn), owner.input_spec, owner.train_fn)
     with pytest.raises(TheftError, match=r"expected a model that takes params/linear/bias, params/linear/kernel for 7"):
         transfer(stranger, batch(num_classes=7), KEY, num_classes=7)
     with pytest.raises(DataError, match=r"expected labels in \[0, 3\)"):
@@ -265,8 +263,7 @@ def test_halves_are_disjoint_and_balanced():
 
 def test_independent_networks_learn_and_differ_by_seed():
     digits = data.load("digits")
-    model = models.build("mlp:hidden=32", num_classes=10, input_shape=(16, 16, 1))
-    one, report = independent(model, digits.train, KEY, epochs=10, batch_size=64)
+    model, one, report = digits_owner()
     two, _ = independent(model, digits.train, OTHER, epochs=10, batch_size=64)
     for network in (one, two):
         assert evaluation.accuracy(model.apply_fn, network.variables, digits.test) > 0.9
