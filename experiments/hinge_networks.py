@@ -6,6 +6,7 @@ independents learn the others' part, in two architectures, and thieves have it t
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,13 +15,13 @@ import numpy as np
 from jax import lax
 from sklearn import datasets
 
-from jaxguard import data, models, surgery, training, types
+from jaxguard import data, models, surgery
 from jaxguard.fingerprints import Owner
 from jaxguard.graph.program import leaf_paths
 from jaxguard.suspects import Suspect
 from jaxguard.theft import SGD, THEFTS, Blueprint, network_of
 from jaxguard.theft.fine_pruning import Pruned, activations, kept, prunable, quietest
-from jaxguard.training import CrossEntropyGradient, GradientFn
+from jaxguard.training import CrossEntropyGradient, GradientFn, LossGradient
 from jaxguard.types import Batch, Network, TrainFn, Variables
 
 BATCH_SIZE = 64
@@ -29,26 +30,9 @@ SHARES = (0.2, 0.4, 0.6)
 BITS = (8, 4, 3)
 
 
-@dataclass(frozen=True)
-class SquaredErrorGradient:
-    """The gradient of half the squared error, summed over outputs; a value, as `CrossEntropyGradient` is.
-
-    Attributes:
-        train_fn: training-mode model.
-    """
-
-    train_fn: TrainFn
-
-    def __call__(self, params: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
-        """Differentiates; labels are the targets `[B, m]`."""
-
-        def loss_fn(params):
-            outputs, after = self.train_fn(training.combine(params, state), jnp.asarray(batch.images))
-            errors = outputs.reshape(len(outputs), -1) - batch.labels
-            return (errors**2).sum(-1).mean() / 2, training.partition(after)[1]
-
-        (loss, after), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        return {"loss": loss}, after, gradient
+def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Half the squared error, summed over outputs; targets are `[B, m]`."""
+    return ((outputs.reshape(len(outputs), -1) - targets) ** 2).sum(-1).mean() / 2
 
 
 @dataclass(frozen=True)
@@ -219,7 +203,7 @@ def tasks(seed: int) -> tuple[Task, ...]:
     dense = built(64, (8, 8, 1), "mlp:hidden=128x32x128", "mlp:hidden=96x40x96")
     convolutional = (ConvolutionalAutoencoder(16, 16), ConvolutionalAutoencoder(20, 12))
     digits_parts, images_parts = _split(Batch(images, labels), seed), _split(Batch(images, pixels), seed)
-    squared = SquaredErrorGradient
+    squared = partial(LossGradient, loss_fn=squared_error)
     return (
         Task("classification", classifiers, CrossEntropyGradient, 30, 0.05, *digits_parts),
         Task("convolutional classification", norms, CrossEntropyGradient, 20, 0.05, *digits_parts),
@@ -247,6 +231,4 @@ def owner_of(network: Network) -> Owner:
 
 def suspect_of(name: str, network: Network) -> Suspect:
     """What is queried."""
-    assert network.graph is not None
-    shape = network.graph.program.shapes[network.graph.program.images][1:]
-    return Suspect(name, types.Network(network.variables, network.apply_fn, shape, network.train_fn))
+    return Suspect(name, network)

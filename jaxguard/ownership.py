@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import conformal
+from jaxguard import conformal, methods
 from jaxguard.endpoints import Endpoint, QueryFn
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import FINGERPRINTS, Fingerprint, Owner
@@ -43,16 +43,9 @@ def build(method: str, options: Mapping[str, Any] | None = None) -> Fingerprint:
         The fingerprint.
 
     Raises:
-        FingerprintError: no such method, or an option it does not have.
+        OptionError: no such method, or an option that is unknown, of the wrong type or out of range.
     """
-    if method not in FINGERPRINTS:
-        raise FingerprintError(
-            f"expected a method among {', '.join(FINGERPRINTS)}, came {method!r} in fingerprint; check its spelling"
-        )
-    try:
-        return FINGERPRINTS[method](**(options or {}))
-    except TypeError as error:
-        raise FingerprintError(f"expected options of {method}, came {dict(options or {})}: {error}") from error
+    return methods.find(FINGERPRINTS, method, "fingerprint")(**(options or {}))
 
 
 def certify(

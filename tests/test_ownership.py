@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxguard import endpoints, models, ownership
-from jaxguard.errors import ArchitectureError, FingerprintError
+from jaxguard.errors import ArchitectureError, FingerprintError, OptionError
 from jaxguard.fingerprints import FINGERPRINTS, asking, certificate
 from jaxguard.suspects import Suspect
 from jaxguard.types import Batch
@@ -125,17 +125,17 @@ def test_models_that_cannot_be_compared_are_named():
     fewer = models.build("mlp:hidden=8", num_classes=3, input_shape=SHAPE)
     assert ownership.verify(certify(), [suspect(5, fewer)]).verifications[0].verdict == "no evidence"
     hinges = ownership.certify(OWNER, "tafa-hinge", KEY, options={"num_probes": 8})
-    with pytest.raises(FingerprintError, match="expected suspects of 4 classes, as the owner's, came 3"):
+    with pytest.raises(FingerprintError, match="expected suspects of 4 classes, as the owner's, got 3"):
         ownership.verify(hinges, [suspect(5, fewer)])
 
 
 @pytest.mark.parametrize(("method", "options", "match"), [
-    ("sak", {}, "expected a method among akh, .*came 'sak'"),
-    ("sac", {"colour": 1}, "expected options of sac.*colour"),
-    ("sac", {"space": "angles"}, "space"),
+    ("sak", {}, r"expected a fingerprint \(akh, .*got 'sak'; did you mean sac"),
+    ("sac", {"colour": 1}, r"expected an option of sac \(variant, .*got 'colour'"),
+    ("sac", {"space": "angles"}, "expected one of logits, probs, clr for space of sac, got 'angles'"),
 ])  # fmt: skip
 def test_unknown_methods_and_options_are_refused(method, options, match):
-    with pytest.raises(FingerprintError, match=match):
+    with pytest.raises(OptionError, match=match):
         ownership.certify(OWNER, method, KEY, data=DATA, options=options)
 
 

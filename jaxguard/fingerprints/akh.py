@@ -12,25 +12,23 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxguard.errors import FingerprintError
-from jaxguard.fingerprints import misclassified
-from jaxguard.fingerprints.protocol import Fingerprint, Owner, Probes
+from jaxguard.fingerprints import owner_images
+from jaxguard.fingerprints.protocol import Fingerprint, Owner, Probes, factory
+from jaxguard.methods import Count
 from jaxguard.training import Progress
 
 
-def akh(*, num_probes: int = 100, least: int = misclassified.LEAST) -> Fingerprint:
+@factory
+def akh(*, num_probes: Count = 100, least: Count = owner_images.LEAST) -> Fingerprint:
     """Shared mistakes; the number is the share of the owner's wrong classes that a suspect gives as well.
 
     Args:
         num_probes: images asked; fewer where the owner makes fewer mistakes, which a note says.
-        least: mistakes without which it fails, >= 1.
+        least: mistakes without which it fails.
 
     Returns:
         The fingerprint. Making probes raises FingerprintError where the owner has no labelled data or makes too few
         mistakes on them.
-
-    Raises:
-        FingerprintError: an option is out of range.
 
     Example:
         >>> import numpy as np
@@ -44,20 +42,13 @@ def akh(*, num_probes: int = 100, least: int = misclassified.LEAST) -> Fingerpri
         >>> method.distance_fn(probes, signatures[0], signatures)[0]
         Array(1., dtype=float32)
     """
-    if min(num_probes, least) < 1:
-        raise FingerprintError(
-            f"expected num_probes and least of at least 1, came {num_probes=}, {least=} in akh(); leave them out for "
-            "the defaults"
-        )
 
     def make(owner: Owner, key: jax.Array, progress: Progress | None) -> Probes:
         del progress
-        mistakes = misclassified.misclassified(owner, num_probes, key, method="akh", least=least)
-        return Probes(mistakes.images, {"labels": mistakes.answers}, misclassified.notes(mistakes, num_probes))
+        mistakes = owner_images.misclassified(owner, num_probes, key, method="akh", least=least)
+        return Probes(mistakes.images, {"labels": mistakes.answers}, owner_images.notes(mistakes, num_probes))
 
     return Fingerprint(
-        name="akh",
-        options={"num_probes": num_probes, "least": least},
         make_fn=make,
         signature_fn=lambda probes, outputs: jnp.where(jnp.isnan(outputs).any(-1), -1, outputs.argmax(-1)),
         distance_fn=lambda probes, owner, suspects: ((suspects == owner) & (owner >= 0)).mean(-1, dtype=jnp.float32),

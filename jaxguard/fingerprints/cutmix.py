@@ -8,21 +8,29 @@ same for all images, and images that come out transposed.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Interval
 
 from jaxguard.errors import FingerprintError
+from jaxguard.methods import Positive, checked
+
+Side = Annotated[float | None, Interval(gt=0, le=1)]
 
 _MARGIN = 6
+"""A corner is within this fraction of height and width."""
 
 
+@checked
 def cutmix(
     images: np.ndarray,
     key: jax.Array,
     *,
-    alpha: float = 1.0,
-    side: float | None = None,
+    alpha: Positive = 1.0,
+    side: Side = None,
     corner: bool = False,
     one_box: bool = False,
 ) -> np.ndarray:
@@ -31,7 +39,7 @@ def cutmix(
     Args:
         images: `[N, H, W, C]`, at least two; left untouched.
         key: draws partners, a single cycle through all images, and boxes.
-        alpha: of the Beta distribution of lambda, > 0.
+        alpha: of the Beta distribution of lambda.
         side: of the box, as a share of the image's in (0, 1]; by default drawn, `sqrt(1 - lambda)`.
         corner: the centre lies within a sixth of both height and width from a corner.
         one_box: the same box for all images.
@@ -40,7 +48,8 @@ def cutmix(
         `[N, H, W, C]`, of the same dtype.
 
     Raises:
-        FingerprintError: fewer than two images, or an option out of range.
+        FingerprintError: fewer than two images.
+        OptionError: an option out of range.
 
     Example:
         >>> black_and_white = np.stack([np.zeros((8, 8, 1)), np.ones((8, 8, 1))])
@@ -51,9 +60,8 @@ def cutmix(
     count, height, width = images.shape[:3]
     if count < 2:
         raise FingerprintError(
-            f"expected at least two images to mix, came {count} in cutmix(); give the owner more data"
+            f"expected at least two images to mix, got {count} in cutmix(); give the owner more data"
         )
-    require_settings(alpha, side)
     key_partner, key_side, key_rows, key_columns = jax.random.split(key, 4)
     order = np.asarray(jax.random.permutation(key_partner, count))
     partner = np.empty(count, int)
@@ -67,22 +75,6 @@ def cutmix(
     inside_columns = _inside(width, drawn, key_columns, corner)
     box = inside_rows[:, :, None] & inside_columns[:, None, :]
     return np.where(box[..., None], images[partner], images)
-
-
-def require_settings(alpha: float, side: float | None) -> None:
-    """Refuses what is out of range.
-
-    Args:
-        alpha: see `cutmix`.
-        side: see `cutmix`.
-
-    Raises:
-        FingerprintError: either is out of range.
-    """
-    if not alpha > 0 or (side is not None and not 0 < side <= 1):
-        raise FingerprintError(
-            f"expected alpha > 0 and side in (0, 1], came {alpha=}, {side=} for CutMix; leave them out for the defaults"
-        )
 
 
 def _inside(size: int, side: np.ndarray, key: jax.Array, corner: bool) -> np.ndarray:

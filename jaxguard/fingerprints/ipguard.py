@@ -16,10 +16,9 @@ learning rate of 0.001 (DeepJudge, without bounds on pixels), or 10 with 0.01, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +28,9 @@ from jax.tree_util import Partial
 
 from jaxguard import training
 from jaxguard.errors import FingerprintError
-from jaxguard.fingerprints import owners_images
-from jaxguard.fingerprints.protocol import Fingerprint, Owner, Probes
+from jaxguard.fingerprints import owner_images
+from jaxguard.fingerprints.protocol import Fingerprint, Owner, Probes, factory
+from jaxguard.methods import Count, NonNegative, Positive
 from jaxguard.training import Progress
 from jaxguard.types import ApplyFn, Variables
 
@@ -119,22 +119,23 @@ class Crossing:
         return State(images, opt_state, done), {"loss": losses.mean(), "done": done.mean()}
 
 
+@factory
 def ipguard(
     *,
-    points: int = 100,
-    k: float = 10.0,
-    learning_rate: float = 0.01,
-    steps: int = 1000,
+    points: Count = 100,
+    k: NonNegative = 10.0,
+    learning_rate: Positive = 0.01,
+    steps: Count = 1000,
     start: Start = "data",
     target: Target = "least-likely",
     stop: Stop = "loss",
-    image_shape: tuple[int, int, int] | None = None,
+    image_shape: tuple[Count, Count, Count] | None = None,
 ) -> Fingerprint:
     """Points near the owner's decision boundaries; the number is the match rate of labels.
 
     Args:
         points: probes to look for.
-        k: how far, in logits, the new class leads where a point is done, >= 0. Farther from the boundary a point
+        k: how far, in logits, the new class leads where a point is done. Farther from the boundary a point
             survives stronger changes of a copy, and more independent models agree by chance: all of them where k is
             what one class usually leads another by, as a note then says. The paper's as recalled.
         learning_rate: of Adam, in pixel values.
@@ -148,38 +149,24 @@ def ipguard(
         The fingerprint. Making probes raises FingerprintError where the owner has too few images, its logits are not
         finite, or no point gets across.
 
-    Raises:
-        FingerprintError: an option is out of range.
-
     Example:
         >>> brightest = lambda variables, images: 30 * images.reshape(len(images), -1)
         >>> method = ipguard(points=4, start="noise", image_shape=(2, 2, 1), k=1.0, learning_rate=0.05)
         >>> method.make(Owner({}, brightest), jax.random.key(0)).images.shape
         (4, 2, 2, 1)
     """
-    known = start in get_args(Start) and target in get_args(Target) and stop in get_args(Stop)
-    if min(points, steps) < 1 or not (k >= 0 and learning_rate > 0) or not known:
-        raise FingerprintError(
-            "expected points and steps >= 1, k >= 0, learning_rate > 0, start of data or noise, target of "
-            f"least-likely or random and stop of loss or class, came {points=}, {steps=}, {k=}, {learning_rate=}, "
-            f"{start=}, {target=}, {stop=} in ipguard(); leave them out for the defaults"
-        )
-    options = {
-        "points": points, "k": k, "learning_rate": learning_rate, "steps": steps, "start": start, "target": target,
-        "stop": stop,
-    }  # fmt: skip
 
     def make(owner: Owner, key: jax.Array, progress: Progress | None) -> Probes:
         key_start, key_target = jax.random.split(key)
         if start == "data":
-            images = jnp.asarray(owners_images.draw(owner, points, key_start, method="ipguard"))
+            images = jnp.asarray(owner_images.draw(owner, points, key_start, method="ipguard"))
         else:
             images = jax.random.uniform(key_start, (points, *_shape(owner, image_shape)))
         crossing = Crossing(owner.apply_fn, k, learning_rate, stop)
         logits = np.asarray(_forward(owner.apply_fn, owner.variables, images))
         if logits.ndim != 2 or logits.shape[1] < 2 or not np.isfinite(logits).all():
             raise FingerprintError(
-                f"expected finite logits [{points}, K] of two classes or more, came shape {logits.shape}, finite: "
+                f"expected finite logits [{points}, K] of two classes or more, got shape {logits.shape}, finite: "
                 f"{np.isfinite(logits).all()}, of the owner's model in ipguard(); check its weights, and whether it "
                 "classifies"
             )
@@ -192,7 +179,7 @@ def ipguard(
         step_fn = Partial(crossing, owner.variables, source, aim)
         found, done = _cross(step_fn, crossing.start(images), steps, progress)
         logits = _forward(owner.apply_fn, owner.variables, found)
-        probes = _kept(found, done | crossing.reached(logits, *map(jnp.asarray, (source, aim))), options)
+        probes = _kept(found, done | crossing.reached(logits, *map(jnp.asarray, (source, aim))), crossing, steps)
         note = (
             f"On half of the images that points started from, the owner's first class leads by {usual:.1f} or less, "
             f"and k is {k}: points lie as deep in their new classes as images do, where independent models agree too; "
@@ -201,8 +188,6 @@ def ipguard(
         return probes._replace(notes=(*probes.notes, note)) if start == "data" and k >= usual else probes
 
     return Fingerprint(
-        name="ipguard",
-        options=options,
         make_fn=make,
         signature_fn=lambda probes, outputs: outputs.argmax(-1),
         distance_fn=lambda probes, owner, suspects: (suspects == owner).mean(-1, dtype=jnp.float32),
@@ -215,9 +200,9 @@ def ipguard(
 
 def _shape(owner: Owner, image_shape: tuple[int, int, int] | None) -> tuple[int, ...]:
     shape = np.shape(owner.data.images)[1:] if image_shape is None and owner.data is not None else image_shape
-    if shape is None or len(shape) != 3 or min(shape) < 1:
+    if shape is None:
         raise FingerprintError(
-            f"expected the shape (H, W, C) of an image, came {shape} in ipguard(start='noise'); pass image_shape=, or "
+            f"expected the shape (H, W, C) of an image, got {shape} in ipguard(start='noise'); pass image_shape=, or "
             "give the owner data"
         )
     return shape
@@ -234,14 +219,14 @@ def _cross(step_fn: Partial, state: State, steps: int, progress: Progress | None
     return state.images, state.done
 
 
-def _kept(images: jax.Array, reached: jax.Array, options: Mapping[str, Any]) -> Probes:
+def _kept(images: jax.Array, reached: jax.Array, crossing: Crossing, steps: int) -> Probes:
     """The points that got where they should."""
     kept = np.asarray(images)[np.asarray(reached)]
     if not len(kept):
         raise FingerprintError(
-            f"expected points across the decision boundary, came none of {len(images)} in ipguard() with "
-            f"k={options['k']}, steps={options['steps']} and learning_rate={options['learning_rate']}; take a smaller "
-            "k, more steps or a larger learning_rate"
+            f"expected points across the decision boundary, got none of {len(images)} in ipguard with k={crossing.k}, "
+            f"{steps=} and learning_rate={crossing.learning_rate}; take a smaller k, more steps or a larger "
+            "learning_rate"
         )
     note = f"{len(kept)} of {len(images)} points crossed the owner's decision boundary; the others were left out."
     return Probes(kept, notes=() if len(kept) == len(images) else (note,))

@@ -6,20 +6,26 @@ Qualities 25, 18, 15, 10 and 7 are severities 1 to 5 of the image corruptions th
 from __future__ import annotations
 
 import io
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from jaxguard.errors import FingerprintError
+from jaxguard.methods import checked
 
 QUALITY = 25
 """The paper's, severity 1."""
 
+Quality = Annotated[int, Interval(ge=1, le=95)]
+
 _CHANNELS = (1, 3)
 
 
-def compressed(images: np.ndarray, *, quality: int = QUALITY) -> np.ndarray:
+@checked
+def compressed(images: np.ndarray, *, quality: Quality = QUALITY) -> np.ndarray:
     """Images written to JPEG and read again, with Pillow's chroma subsampling.
 
     Args:
@@ -30,37 +36,24 @@ def compressed(images: np.ndarray, *, quality: int = QUALITY) -> np.ndarray:
         float32 `[N, H, W, C]` in [0, 1].
 
     Raises:
-        FingerprintError: another number of channels, or a quality out of range.
+        FingerprintError: another number of channels.
+        OptionError: a quality out of range.
 
     Example:
         >>> gray = compressed(np.full((1, 8, 8, 1), 127 / 255))
         >>> np.unique((gray * 255).round()).tolist()  # nearest mean that the coarse steps of quality 25 can tell
         [128.0]
     """
-    require_quality(quality)
     channels = images.shape[-1]
     if channels not in _CHANNELS:
         raise FingerprintError(
-            f"expected images of 1 or 3 channels for JPEG, came {channels}; take another variant for such images"
+            f"expected images of 1 or 3 channels for JPEG, got {channels}; take another variant for such images"
         )
     pixels = np.floor(np.asarray(images, np.float32) * 255).astype(np.uint8)
     if channels == 1:
         pixels = pixels[..., 0]
     read = [_through_jpeg(image, quality) for image in pixels]
     return np.stack(read).reshape(images.shape).astype(np.float32) / np.float32(255)
-
-
-def require_quality(quality: int) -> None:
-    """Refuses a quality out of range.
-
-    Args:
-        quality: of Pillow's encoder.
-
-    Raises:
-        FingerprintError: it is not in [1, 95].
-    """
-    if not 1 <= quality <= 95:
-        raise FingerprintError(f"expected a JPEG quality in [1, 95], came {quality=}; the paper's is {QUALITY}")
 
 
 def _through_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:

@@ -9,9 +9,9 @@ pool. MetaV and LiteGuard differ in the verifier alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 
 from jaxguard import training
 from jaxguard.errors import FingerprintError
-from jaxguard.fingerprints import owners_images, pools
+from jaxguard.fingerprints import owner_images, pools
 from jaxguard.fingerprints.protocol import Owner, Probes, Space
 from jaxguard.fingerprints.spaces import to_space
 from jaxguard.training import Progress
@@ -86,10 +86,6 @@ class Settings:
     start: Start
     space: Space
 
-    def options(self) -> dict[str, Any]:
-        """The settings by name, for a certificate."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
-
     @property
     def optimizers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
         """Adam for probes, and for the verifier."""
@@ -99,25 +95,6 @@ class Settings:
         """The state before the first step."""
         first, second = self.optimizers
         return State(images, weights, (first.init(images), second.init(weights)))
-
-    def check(self, method: str) -> None:
-        """Refuses settings that are out of range.
-
-        Args:
-            method: for the message.
-
-        Raises:
-            FingerprintError: one of them is.
-        """
-        positive = all(value > 0 for value in (self.verifier_rate, self.positive_weight, self.negative_weight))
-        in_range = positive and self.probe_rate >= 0 and self.owner_weight >= 0
-        known = self.start in get_args(Start) and self.space in get_args(Space)
-        if min(self.points, self.steps) < 1 or not (in_range and known):
-            raise FingerprintError(
-                "expected points and steps >= 1, verifier_rate, positive_weight and negative_weight > 0, probe_rate "
-                "and owner_weight >= 0, start of data or noise and space of "
-                f"{', '.join(get_args(Space))}, came {self.options()} in {method}(); leave them out for the defaults"
-            )
 
 
 @dataclass(frozen=True)
@@ -198,7 +175,7 @@ def learn(
     method = source.method
     key_pools, key_images, key_verifier, key_draw = jax.random.split(key, 4)
     wanted = settings.points if settings.start == "data" else 1
-    images = jnp.asarray(owners_images.draw(owner, wanted, key_images, method=method))
+    images = jnp.asarray(owner_images.draw(owner, wanted, key_images, method=method))
     if settings.start == "noise":
         images = jax.random.uniform(key_images, (settings.points, *images.shape[1:]))
     found = source.pools(owner, key_pools, progress)
@@ -218,7 +195,7 @@ def learn(
         state, metrics = training.descend(step_fn, state, count, start=first, progress=told)
         if not np.isfinite(metrics["loss"]).all():
             raise FingerprintError(
-                f"expected a finite loss, came {metrics['loss'][-1]} by step {first + count} of {settings.steps} in "
+                f"expected a finite loss, got {metrics['loss'][-1]} by step {first + count} of {settings.steps} in "
                 f"{method}(); lower probe_rate or verifier_rate, or check the weights of owner and pools for NaN"
             )
     probes = Probes(np.asarray(state.images), {name: np.asarray(value) for name, value in state.weights.items()})
@@ -269,7 +246,7 @@ def _num_outputs(method: str, own: Network, found: pools.Pools) -> int:
     expected, *others = (one.num_classes for one in (own, *found.positives, *found.negatives))
     if set(others) - {expected}:
         raise FingerprintError(
-            f"expected networks of the owner's {expected} outputs, came some of {sorted(set(others) - {expected})} in "
+            f"expected networks of the owner's {expected} outputs, got some of {sorted(set(others) - {expected})} in "
             f"the pools of {method}(); leave them out"
         )
     return expected

@@ -23,7 +23,8 @@ import numpy as np
 from jaxguard.fingerprints import learned_probes
 from jaxguard.fingerprints.learned_probes import Arrays, Settings, Start
 from jaxguard.fingerprints.pools import Source
-from jaxguard.fingerprints.protocol import Fingerprint, Space
+from jaxguard.fingerprints.protocol import Fingerprint, Space, factory
+from jaxguard.methods import Count, NonNegative, Positive
 from jaxguard.theft import Blueprint
 from jaxguard.types import Network
 
@@ -42,24 +43,25 @@ class LinearVerifiers:
         return (weights["weight"] * outputs).sum(-1) + weights["bias"]
 
 
+@factory
 def lite_guard(
     *,
-    points: int = 100,
-    steps: int = 500,
-    probe_rate: float = 0.01,
-    verifier_rate: float = 0.01,
-    owner_weight: float = 0.5,
-    positive_weight: float = 1.0,
-    negative_weight: float = 1.5,
+    points: Count = 100,
+    steps: Count = 500,
+    probe_rate: NonNegative = 0.01,
+    verifier_rate: Positive = 0.01,
+    owner_weight: NonNegative = 0.5,
+    positive_weight: Positive = 1.0,
+    negative_weight: Positive = 1.5,
     start: Start = "data",
     space: Space = "logits",
     positives: Sequence[Network] | None = None,
     negatives: Sequence[Network] | None = None,
     model: Blueprint | str | None = None,
-    copies: int = 1,
-    independents: int = 6,
-    epochs: int = 30,
-    batch_size: int = 128,
+    copies: Count = 1,
+    independents: Count = 6,
+    epochs: Count = 30,
+    batch_size: Count = 128,
 ) -> Fingerprint:
     """Learned probes with a linear verifier each; the number is their mean confidence.
 
@@ -88,17 +90,14 @@ def lite_guard(
         are made of, pools do not fit it, or the loss is not finite.
 
     Raises:
-        FingerprintError: an option is out of range, or a pool is empty.
+        FingerprintError: a given pool is empty.
     """
     source = Source("lite_guard", positives, negatives, model, copies, independents, epochs, batch_size)
     settings = Settings(
         points, steps, probe_rate, verifier_rate, owner_weight, positive_weight, negative_weight, start, space
     )  # fmt: skip
-    settings.check("lite_guard")
     verifier = LinearVerifiers()
     return Fingerprint(
-        name="lite-guard",
-        options={**settings.options(), **source.options()},
         make_fn=lambda owner, key, progress: learned_probes.learn(
             settings, verifier, source, owner, key, progress=progress
         ),

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import learned_probes
 from jaxguard.fingerprints.learned_probes import Arrays, Settings, Start
 from jaxguard.fingerprints.pools import Source
-from jaxguard.fingerprints.protocol import Fingerprint, Space
+from jaxguard.fingerprints.protocol import Fingerprint, Space, factory
+from jaxguard.methods import Count, NonNegative, Positive
 from jaxguard.theft import Blueprint
 from jaxguard.types import Network
 
@@ -53,22 +53,23 @@ class JointVerifier:
         return hidden @ weights["weight2"] + weights["bias2"]
 
 
+@factory
 def metav(
     *,
-    hidden: int = 64,
-    points: int = 100,
-    steps: int = 500,
-    probe_rate: float = 0.01,
-    verifier_rate: float = 0.001,
+    hidden: Count = 64,
+    points: Count = 100,
+    steps: Count = 500,
+    probe_rate: NonNegative = 0.01,
+    verifier_rate: Positive = 0.001,
     start: Start = "data",
     space: Space = "logits",
     positives: Sequence[Network] | None = None,
     negatives: Sequence[Network] | None = None,
     model: Blueprint | str | None = None,
-    copies: int = 1,
-    independents: int = 6,
-    epochs: int = 30,
-    batch_size: int = 128,
+    copies: Count = 1,
+    independents: Count = 6,
+    epochs: Count = 30,
+    batch_size: Count = 128,
 ) -> Fingerprint:
     """Learned probes with one verifier for all; the number is its confidence.
 
@@ -93,18 +94,12 @@ def metav(
         are made of, pools do not fit it, or the loss is not finite.
 
     Raises:
-        FingerprintError: an option is out of range, or a pool is empty.
+        FingerprintError: a given pool is empty.
     """
-    if hidden < 1:
-        raise FingerprintError(f"expected hidden >= 1, came {hidden} in metav(); leave it out for the default")
     source = Source("metav", positives, negatives, model, copies, independents, epochs, batch_size)
     settings = Settings(points, steps, probe_rate, verifier_rate, 0.0, 1.0, 1.0, start, space)
-    settings.check("metav")
     verifier = JointVerifier(hidden)
-    named = {name: value for name, value in settings.options().items() if not name.endswith("_weight")}
     return Fingerprint(
-        name="metav",
-        options={"hidden": hidden, **named, **source.options()},
         make_fn=lambda owner, key, progress: learned_probes.learn(
             settings, verifier, source, owner, key, progress=progress
         ),

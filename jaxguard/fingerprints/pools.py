@@ -49,7 +49,7 @@ class Source:
         batch_size: images per step.
 
     Raises:
-        FingerprintError: one of them is out of range.
+        FingerprintError: a given pool is empty.
     """
 
     method: str
@@ -63,19 +63,11 @@ class Source:
 
     def __post_init__(self):
         given = {"positives": self.positives, "negatives": self.negatives}
-        empty = [name for name, pool in given.items() if pool is not None and not len(pool)]
-        if empty or min(self.copies, self.independents, self.epochs, self.batch_size) < 1:
+        if empty := [name for name, pool in given.items() if pool is not None and not len(pool)]:
             raise FingerprintError(
-                f"expected copies, independents, epochs and batch_size >= 1 and pools of one network or more, came "
-                f"{self.copies}, {self.independents}, {self.epochs}, {self.batch_size} and empty pools {empty} in "
-                f"{self.method}(); leave pools out to have them made"
+                f"expected pools of one network or more, got none in {' and '.join(empty)} of {self.method}; leave "
+                "them out to have them made"
             )
-
-    def options(self) -> dict[str, Any]:
-        """The settings by name, for a certificate; of networks that were given it has nothing."""
-        spec = self.model if isinstance(self.model, str | None) else getattr(self.model, "spec", repr(self.model))
-        made = {name: getattr(self, name) for name in ("copies", "independents", "epochs", "batch_size")}
-        return {"model": spec, **made}
 
     def blueprint(self, owner: Owner) -> Blueprint | None:
         """The architecture; where it is given by name, built for the owner's images and outputs."""
@@ -107,8 +99,8 @@ class Source:
             if lacking or owner.data is None or model is None:
                 raise FingerprintError(
                     "expected an architecture, and an owner with data, training mode and channel graph, to make "
-                    f"networks of, came model={self.model!r} and an owner that lacks "
-                    f"{', '.join(lacking) or 'nothing'} in {self.method}(); pass model='resnet20' or another and "
+                    f"networks of, got model={self.model!r} and an owner that lacks "
+                    f"{', '.join(lacking) or 'nothing'} in {self.method}; pass model='resnet20' or another and "
                     "complete the owner, or pass both positives= and negatives="
                 )
             settings = {"epochs": self.epochs, "batch_size": self.batch_size, "progress": progress}

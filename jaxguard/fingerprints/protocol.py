@@ -11,14 +11,16 @@ decided by models known to be independent: see `jaxguard.fingerprints.verificati
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxguard.graph import ChannelGraph
+from jaxguard.methods import Method
 from jaxguard.training import Progress
 from jaxguard.types import ApplyFn, Batch, TrainFn, Variables
 
@@ -72,8 +74,6 @@ class Fingerprint:
     """A method with its settings; each method is a factory `(**options) -> Fingerprint`.
 
     Attributes:
-        name: row of FINGERPRINTS.
-        options: settings, as a certificate records them: strings and numbers.
         make_fn: see `make`.
         signature_fn: `(probes, outputs [S, N, K]) -> signatures [S, ...]`, of many models at once.
         distance_fn: `(probes, owner [...], suspects [S, ...]) -> distances [S]`, as the paper defines the number; K
@@ -84,10 +84,10 @@ class Fingerprint:
         sees: thefts it is made for, in words.
         blind: thefts it cannot see, in words; printed with every verdict.
         null_fn: `(probes, outputs [S, N, K]) -> p [S]`, a p-value that needs no other model; None for most methods.
+        name: row of FINGERPRINTS, see `factory`.
+        options: settings as a certificate records them, see `factory`.
     """
 
-    name: str
-    options: Mapping[str, Any]
     make_fn: MakeFn
     signature_fn: SignatureFn
     distance_fn: DistanceFn
@@ -96,7 +96,9 @@ class Fingerprint:
     blind: str
     answers: Answers = "scores"
     across_classes: bool = False
-    null_fn: Callable[[Probes, jax.Array], np.ndarray] | None = field(default=None, kw_only=True)
+    null_fn: Callable[[Probes, jax.Array], np.ndarray] | None = None
+    name: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, owner: Owner, key: jax.Array, *, progress: Progress | None = None) -> Probes:
         """Probes for one owner.
@@ -125,3 +127,38 @@ class Fingerprint:
         """
         found = np.asarray(distances, np.float64)
         return -found if self.stolen == "low" else found
+
+
+Factory = Callable[..., Fingerprint]
+
+
+def factory(function: Factory) -> Factory:
+    """Decorates a method: its options are checked by their annotations and recorded in the fingerprint.
+
+    Recorded is what JSON can hold, so that the same fingerprint can be made of a certificate; an architecture by its
+    specification. Arrays and networks, of which only the making of probes depends, are not.
+
+    Args:
+        function: with keyword-only options.
+
+    Returns:
+        The function; it raises OptionError for an option that is unknown, of the wrong type or out of range.
+    """
+    row = Method(function, "")
+
+    @functools.wraps(function)
+    def make(**given: Any) -> Fingerprint:
+        used = row.options(given)
+        plain = {name: getattr(value, "spec", value) for name, value in used.items()}
+        options = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in plain.items()
+            if isinstance(value, bool | int | float | str | None) or _is_list(value)
+        }
+        return replace(function(**used), name=row.name, options=options)
+
+    return make
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, bool | int | float | str) for item in value)

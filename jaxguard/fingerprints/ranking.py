@@ -160,7 +160,7 @@ def aruc(copies: ArrayLike, independents: ArrayLike) -> float:
     both = np.concatenate([high, low])
     if both.min() < 0 or both.max() > 1:
         raise DataError(
-            f"expected scores in [0, 1] for the ARUC, came {both.min():g} to {both.max():g}; take roc_auc for others"
+            f"expected scores in [0, 1] for the ARUC, got {both.min():g} to {both.max():g}; take roc_auc for others"
         )
     edges = np.unique(np.concatenate([[0.0, 1.0], both]))
     middles = (edges[1:] + edges[:-1]) / 2
@@ -187,7 +187,7 @@ def _checked(copies: ArrayLike, independents: ArrayLike) -> tuple[np.ndarray, np
     high, low = np.asarray(copies, np.float64).ravel(), np.asarray(independents, np.float64).ravel()
     if not high.size or not low.size or np.isnan(high).any() or np.isnan(low).any():
         raise DataError(
-            f"expected scores of copies and of independent models, came {high.size} and {low.size}, "
+            f"expected scores of copies and of independent models, got {high.size} and {low.size}, "
             f"{int(np.isnan(high).sum() + np.isnan(low).sum())} of them NaN; score both before they are compared"
         )
     return high, low

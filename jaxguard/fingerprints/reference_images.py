@@ -48,7 +48,7 @@ def from_embeddings(embed_fn: QueryFn, references: np.ndarray) -> QueryFn:
         together = jnp.asarray(embed_fn(np.concatenate([images, references])))
         if together.ndim != 2 or len(together) != len(images) + len(references):
             raise FingerprintError(
-                f"expected embeddings [{len(images) + len(references)}, D], one per image and reference, came shape "
+                f"expected embeddings [{len(images) + len(references)}, D], one per image and reference, got shape "
                 f"{together.shape} in from_embeddings(); flatten them"
             )
         rows = correlation.unit_rows(together)
@@ -84,7 +84,7 @@ def from_similarities(similarity_fn: SimilarityFn, references: np.ndarray) -> Qu
         found = np.asarray(similarity_fn(left, right))
         if found.shape != (len(left),):
             raise FingerprintError(
-                f"expected similarities [{len(left)}], one per pair, came shape {found.shape} in from_similarities(); "
+                f"expected similarities [{len(left)}], one per pair, got shape {found.shape} in from_similarities(); "
                 "return one number for each pair"
             )
         return found.reshape(len(images), len(references))
@@ -95,6 +95,6 @@ def from_similarities(similarity_fn: SimilarityFn, references: np.ndarray) -> Qu
 def _check_references(references: np.ndarray) -> None:
     if np.ndim(references) != 4 or len(references) < 2:
         raise FingerprintError(
-            f"expected at least two reference images [R, H, W, C], came shape {np.shape(references)}; a single "
+            f"expected at least two reference images [R, H, W, C], got shape {np.shape(references)}; a single "
             "similarity has no direction"
         )

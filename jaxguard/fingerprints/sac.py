@@ -15,19 +15,22 @@ Guan, Liang, Wang, He: Sample Correlation for Fingerprinting Deep Face Recogniti
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge
 
 from jaxguard import execution
 from jaxguard.errors import FingerprintError
-from jaxguard.fingerprints import cutmix, jpeg, misclassified, owners_images
-from jaxguard.fingerprints.protocol import Fingerprint, Owner, Probes, Space
+from jaxguard.fingerprints import cutmix, jpeg, owner_images
+from jaxguard.fingerprints.protocol import Fingerprint, Owner, Probes, Space, factory
 from jaxguard.fingerprints.spaces import to_space
 from jaxguard.kernels import correlation
+from jaxguard.methods import Positive
 from jaxguard.training import Progress
 
 Variant = Literal["jc", "normal", "wrong", "cutmix"]
@@ -40,11 +43,6 @@ _SPECIFIC = {
     "corner": ("cutmix",), "one_box": ("cutmix",), "least": ("wrong",), "surrogates": ("wrong",),
 }  # fmt: skip
 """Option -> the variants it means anything to."""
-
-_DEFAULTS = {
-    "quality": jpeg.QUALITY, "transpose": False, "alpha": 1.0, "side": None, "corner": False, "one_box": False,
-    "least": misclassified.LEAST, "surrogates": None,
-}  # fmt: skip
 
 _SEES = {
     "logits": "fine-tuned, pruned and distilled copies, also for other classes.",
@@ -60,21 +58,22 @@ _BLIND = {
 }
 
 
+@factory
 def sac(
-    variant: Variant = "jc",
     *,
-    num_probes: int | None = None,
+    variant: Variant = "jc",
+    num_probes: Annotated[int | None, Ge(2)] = None,
     space: Space = "logits",
     kernel: correlation.Kernel = "cosine",
     halved: bool | None = None,
     label_only: bool = False,
-    quality: int = jpeg.QUALITY,
+    quality: jpeg.Quality = jpeg.QUALITY,
     transpose: bool = False,
-    alpha: float = 1.0,
-    side: float | None = None,
+    alpha: Positive = 1.0,
+    side: cutmix.Side = None,
     corner: bool = False,
     one_box: bool = False,
-    least: int = misclassified.LEAST,
+    least: Annotated[int, Ge(2)] = owner_images.LEAST,
     surrogates: np.ndarray | None = None,
 ) -> Fingerprint:
     """Sample correlation; the number is a distance, in [0, 2] or halved in [0, 1].
@@ -103,13 +102,13 @@ def sac(
         The fingerprint. Making probes raises FingerprintError where the owner has too few images or mistakes.
 
     Raises:
-        FingerprintError: an option is out of range, or belongs to another variant.
+        FingerprintError: an option belongs to another variant.
 
     Example:
         >>> from jaxguard.types import Batch
         >>> halves = lambda variables, images: images.reshape(len(images), 2, -1).mean(-1)
         >>> data = Batch(np.random.default_rng(0).random((20, 8, 8, 1)), np.zeros(20, int))
-        >>> method = sac("jc", num_probes=20)
+        >>> method = sac(num_probes=20)
         >>> probes = method.make(Owner({}, halves, data=data), jax.random.key(0))
         >>> own = halves({}, jnp.asarray(probes.images))
         >>> signatures = method.signature_fn(probes, jnp.stack([own, 3 * own, -own[::-1]]))
@@ -121,13 +120,8 @@ def sac(
         "quality": quality, "transpose": transpose, "alpha": alpha, "side": side, "corner": corner, "one_box": one_box,
         "least": least, "surrogates": surrogates,
     }  # fmt: skip
-    _check(variant, space, kernel, given)
+    _check(variant, given)
     wanted = NUM_PROBES[variant] if num_probes is None else num_probes
-    if min(wanted, least) < 2:
-        raise FingerprintError(
-            f"expected num_probes and least of at least 2, came {num_probes=}, {least=} in sac(); one image has no "
-            "relation to another"
-        )
     halves = variant != "jc" if halved is None else halved
     compared = "labels" if label_only else space
     own = {name: value for name, value in given.items() if variant in _SPECIFIC[name]}
@@ -136,10 +130,10 @@ def sac(
         del progress
         key_images, key_boxes = jax.random.split(key)
         if variant == "wrong":
-            mistakes = misclassified.misclassified(owner, wanted, key_images, method="sac", **own)
-            return Probes(mistakes.images, {}, misclassified.notes(mistakes, wanted))
+            mistakes = owner_images.misclassified(owner, wanted, key_images, method="sac", **own)
+            return Probes(mistakes.images, {}, owner_images.notes(mistakes, wanted))
         present = 2 if owner.data is None else max(2, min(wanted, len(owner.data.images)))
-        images = owners_images.draw(owner, present, key_images, method="sac")
+        images = owner_images.draw(owner, present, key_images, method="sac")
         if variant == "jc":
             images = jpeg.compressed(images, quality=quality)
         elif variant == "cutmix":
@@ -155,11 +149,6 @@ def sac(
         return correlation.label_rows(labels, outputs.shape[-1])
 
     return Fingerprint(
-        name="sac",
-        options={
-            "variant": variant, "num_probes": wanted, "space": space, "kernel": kernel, "halved": halves,
-            "label_only": label_only, **{name: value for name, value in own.items() if name != "surrogates"},
-        },
         make_fn=make,
         signature_fn=signature,
         distance_fn=lambda probes, owner, suspects: distances(owner, suspects, kernel=kernel, halved=halves),
@@ -168,7 +157,7 @@ def sac(
         blind=_BLIND[compared],
         answers="labels" if label_only else "scores",
         across_classes=True,
-    )  # fmt: skip
+    )
 
 
 def distances(
@@ -208,25 +197,21 @@ def distances(
     return jnp.concatenate([part[worker * share - starts[worker] :] for worker, part in enumerate(parts)])
 
 
-def _check(variant: str, space: str, kernel: str, given: Mapping[str, Any]) -> None:
-    known = {"variant": (variant, Variant), "space": (space, Space), "kernel": (kernel, correlation.Kernel)}
-    for name, (value, choices) in known.items():
-        if value not in get_args(choices):
-            raise FingerprintError(f"expected {name} of {', '.join(get_args(choices))}, came {value!r} in sac()")
+def _check(variant: Variant, given: Mapping[str, Any]) -> None:
+    """Refuses options of other variants: they would change nothing, in silence."""
     for name, value in given.items():
+        default = inspect.signature(sac).parameters[name].default
         unused = variant not in _SPECIFIC[name]
-        if unused and not (value is _DEFAULTS[name] or (np.ndim(value) == 0 and value == _DEFAULTS[name])):
+        if unused and not (value is default or (np.ndim(value) == 0 and value == default)):
             raise FingerprintError(
-                f"expected {name} with variant {' or '.join(_SPECIFIC[name])}, came {name}={value!r} with {variant} in "
-                "sac(); leave it out, or take that variant"
+                f"expected {name} with variant {' or '.join(_SPECIFIC[name])}, got {name}={value!r} with {variant} in "
+                "sac; leave it out, or take that variant"
             )
-    jpeg.require_quality(given["quality"])
-    cutmix.require_settings(given["alpha"], given["side"])
 
 
 def _transposed(images: np.ndarray) -> np.ndarray:
     if images.shape[1] != images.shape[2]:
         raise FingerprintError(
-            f"expected square images to transpose, came {images.shape[1:]} in sac(transpose=True); leave it out"
+            f"expected square images to transpose, got {images.shape[1:]} in sac(transpose=True); leave it out"
         )
     return np.ascontiguousarray(images.swapaxes(1, 2))

@@ -35,7 +35,7 @@ def to_space(outputs: jax.Array, space: Space, *, given: Space = "logits") -> ja
     if space == given:
         return outputs
     if space == "logits":
-        raise ValueError(f"expected logits, came {given}, from which they cannot be had; take space='clr'")
+        raise ValueError(f"expected logits, got {given}, from which they cannot be had; take space='clr'")
     if space == "probs":
         return jax.nn.softmax(outputs, axis=-1)
     logs = jnp.log(jnp.maximum(outputs, LEAST_PROBABILITY)) if given == "probs" else outputs

@@ -12,16 +12,18 @@ reconstruction from its abstract, of the same aims, and all its numbers are ours
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge
 
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import hinge_layers, hinge_statistics, hinges
-from jaxguard.fingerprints.protocol import Fingerprint, Owner, Probes, Space
+from jaxguard.fingerprints.protocol import Fingerprint, Owner, Probes, Space, factory
 from jaxguard.fingerprints.spaces import to_space
+from jaxguard.methods import Count, Positive
 from jaxguard.training import Progress
 
 Statistic = Literal["profile", "cka"]
@@ -39,15 +41,16 @@ BLIND = (
 )
 
 
+@factory
 def tafa_hinge(
     *,
-    num_probes: int = 100,
-    candidates_per_probe: int = 8,
-    layers: Sequence[int] | str = (1, 2),
-    scale: float = 0.03,
-    points: int = 25,
+    num_probes: Count = 100,
+    candidates_per_probe: Count = 8,
+    layers: Sequence[Count] | str = (1, 2),
+    scale: Positive = 0.03,
+    points: Annotated[int, Ge(7)] = 25,
     statistic: Statistic = "profile",
-    space: Space = "logits",
+    space: Literal["logits", "clr"] = "logits",
     controls: bool = True,
 ) -> Fingerprint:
     """Lines across hyperplanes of hidden units; the number is the similarity of how outputs bend along them.
@@ -90,14 +93,10 @@ def tafa_hinge(
     """
     depths = _depths(layers)
     reach = hinge_statistics.FARTHEST if controls else hinge_statistics.REACH
-    bad_points = points < 7 or points % 6 != 1
-    known = statistic in get_args(Statistic) and space in ("logits", "clr")
-    if min(num_probes, candidates_per_probe) < 1 or bad_points or not 0 < scale * reach < WIDEST or not known:
+    if points % 6 != 1 or scale * reach >= WIDEST:
         raise FingerprintError(
-            "expected num_probes and candidates_per_probe >= 1, points = 6 k + 1 and >= 7, scale above 0 and below "
-            f"{WIDEST / reach:.3g}, statistic of profile or cka and space of logits or clr, came {num_probes=}, "
-            f"{candidates_per_probe=}, {points=}, {scale=}, {statistic=}, {space=} in tafa_hinge(); leave them out for "
-            "the defaults"
+            f"expected points = 6 k + 1 and scale below {WIDEST / reach:.3g}, got {points=}, {scale=} in tafa_hinge; "
+            "leave them out for the defaults"
         )
 
     def make(owner: Owner, key: jax.Array, progress: Progress | None) -> Probes:
@@ -127,7 +126,7 @@ def tafa_hinge(
             return hinge_statistics.profile_cka(owner, suspects)
         if owner.shape[-1] != suspects.shape[-1]:
             raise FingerprintError(
-                f"expected suspects with {owner.shape[-1]} outputs, as the owner's model, came {suspects.shape[-1]} in "
+                f"expected suspects with {owner.shape[-1]} outputs, as the owner's model, got {suspects.shape[-1]} in "
                 "tafa_hinge(); take statistic='cka', which compares other widths too"
             )
         return hinge_statistics.profile_similarity(owner, suspects)
@@ -136,12 +135,6 @@ def tafa_hinge(
         return hinge_statistics.self_null(np.asarray(_answers(probes, outputs, space)), points)
 
     return Fingerprint(
-        name="tafa-hinge",
-        options={
-            "num_probes": num_probes, "candidates_per_probe": candidates_per_probe,
-            "layers": ",".join(map(str, depths)), "scale": scale, "points": points, "statistic": statistic,
-            "space": space, "controls": controls,
-        },
         make_fn=make,
         signature_fn=signature,
         distance_fn=distance,
@@ -150,7 +143,7 @@ def tafa_hinge(
         blind=BLIND,
         across_classes=statistic == "cka",
         null_fn=null if controls else None,
-    )  # fmt: skip
+    )
 
 
 def _depths(layers: Sequence[int] | str) -> tuple[int, ...]:
@@ -158,9 +151,9 @@ def _depths(layers: Sequence[int] | str) -> tuple[int, ...]:
         depths = tuple(sorted({int(part) for part in (layers.split(",") if isinstance(layers, str) else layers)}))
     except ValueError:
         depths = ()
-    if not depths or depths[0] < 1:
+    if not depths or depths[0] < 1:  # text, or no layers at all
         raise FingerprintError(
-            f"expected layers >= 1, such as (1, 2) or '1,2', came {layers!r} in tafa_hinge(); leave it out for the "
+            f"expected layers >= 1, such as (1, 2) or '1,2', got {layers!r} in tafa_hinge(); leave it out for the "
             "first two"
         )
     return depths
@@ -180,7 +173,7 @@ def _search(
     """Candidates of all layers, and what a reader must know of the network."""
     if owner.graph is None:
         raise FingerprintError(
-            "expected an owner with a channel graph, came none in tafa_hinge(); pass Owner(..., graph=channel_graph("
+            "expected an owner with a channel graph, got none in tafa_hinge(); pass Owner(..., graph=channel_graph("
             "apply_fn, variables, images))"
         )
     found, smooth = hinge_layers.hinge_layers(owner.graph)
@@ -222,12 +215,12 @@ def _answers(probes: Probes, outputs: jax.Array, space: Space) -> jax.Array:
     number, asked = len(probes.arrays["delta"]), len(probes.arrays["offsets"])
     if outputs.ndim < 2 or outputs.shape[1] != number * asked:
         raise FingerprintError(
-            f"expected outputs [S, {number * asked}, ...], {asked} for each of {number} hinges, came shape "
+            f"expected outputs [S, {number * asked}, ...], {asked} for each of {number} hinges, got shape "
             f"{tuple(outputs.shape)} in tafa_hinge(); ask the models for all of probes.images, in order"
         )
     if space == "clr" and outputs.shape[-1] == 1:
         raise FingerprintError(
-            "expected two outputs or more with space='clr', came one, whose centre is itself, in tafa_hinge(); take "
+            "expected two outputs or more with space='clr', got one, whose centre is itself, in tafa_hinge(); take "
             "space='logits'"
         )
     answers = to_space(jnp.asarray(outputs), space)

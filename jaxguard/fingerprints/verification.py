@@ -42,7 +42,7 @@ def compare(
     for width in np.unique(widths):
         if width != num_classes and not fingerprint.across_classes:
             raise FingerprintError(
-                f"expected suspects of {num_classes} classes, as the owner's, came {width} in {fingerprint.name}; "
+                f"expected suspects of {num_classes} classes, as the owner's, got {width} in {fingerprint.name}; "
                 "sac compares models of different tasks"
             )
         members = np.flatnonzero(widths == width)
@@ -50,7 +50,7 @@ def compare(
         distances[members] = np.asarray(fingerprint.distance_fn(probes, signature, signatures), np.float64)
     if np.isnan(distances).any():
         raise FingerprintError(
-            f"expected a number for each of {len(outputs)} models, came NaN for {int(np.isnan(distances).sum())} in "
+            f"expected a number for each of {len(outputs)} models, got NaN for {int(np.isnan(distances).sum())} in "
             f"{fingerprint.name}; their outputs may be constant"
         )
     return distances
@@ -84,7 +84,7 @@ def judge(
         FingerprintError: `alpha` out of range.
     """
     if not 0 < alpha < 1:
-        raise FingerprintError(f"expected alpha in (0, 1), came {alpha}; 0.05 accuses one independent model in twenty")
+        raise FingerprintError(f"expected alpha in (0, 1), got {alpha}; 0.05 accuses one independent model in twenty")
     scores = fingerprint.scores(distances)
     found = conformal.p_values(scores, references)
     enough = len(references) >= conformal.needed_references(alpha)

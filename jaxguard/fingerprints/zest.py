@@ -20,16 +20,18 @@ divides by the mean distance of independent pairs, which is left to the calibrat
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge
 
 from jaxguard.errors import FingerprintError
-from jaxguard.fingerprints import owners_images
-from jaxguard.fingerprints.protocol import Fingerprint, Owner, Probes, Space
+from jaxguard.fingerprints import owner_images
+from jaxguard.fingerprints.protocol import Fingerprint, Owner, Probes, Space, factory
 from jaxguard.fingerprints.spaces import to_space
+from jaxguard.methods import Count, Share
 from jaxguard.training import Progress
 
 Segmentation = Literal["grid", "quickshift"]
@@ -70,12 +72,12 @@ def quickshift(image: np.ndarray) -> np.ndarray:
         from skimage import segmentation  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise FingerprintError(
-            "expected scikit-image for zest(segmentation='quickshift'), came no such module; pip install scikit-image, "
+            "expected scikit-image for zest(segmentation='quickshift'), got no such module; pip install scikit-image, "
             "or take segmentation='grid'"
         ) from error
     if image.shape[-1] not in (1, 3):
         raise FingerprintError(
-            f"expected grey or RGB images, came {image.shape[-1]} channels in zest(segmentation='quickshift'); take "
+            f"expected grey or RGB images, got {image.shape[-1]} channels in zest(segmentation='quickshift'); take "
             "segmentation='grid'"
         )
     colours = np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float64)
@@ -137,13 +139,14 @@ def masked(images: np.ndarray, segments: np.ndarray, masks: np.ndarray, fill: fl
     return result.reshape(-1, *images.shape[1:])
 
 
+@factory
 def zest(
     *,
-    references: int = 128,
-    masks: int = 32,
+    references: Count = 128,
+    masks: Annotated[int, Ge(2)] = 32,
     segmentation: Segmentation = "grid",
-    side: int = 4,
-    fill: float = 0.0,
+    side: Count = 4,
+    fill: Share = 0.0,
     metric: Metric = "cosine",
     space: Space = "logits",
 ) -> Fingerprint:
@@ -155,16 +158,13 @@ def zest(
             model; `references * masks` images are asked about, each of `4 H W C` bytes.
         segmentation: squares of a `grid`, or superpixels by `quickshift` as in the paper's code, with scikit-image.
         side: squares in a row of the grid.
-        fill: value of blackened pixels in [0, 1].
+        fill: value of blackened pixels.
         metric: `cosine` distance, or a norm of the difference.
         space: what outputs are approximated; raw logits in the paper.
 
     Returns:
         The fingerprint. Making probes raises FingerprintError where the owner has too few images, or scikit-image is
         missing.
-
-    Raises:
-        FingerprintError: an option is out of range.
 
     Example:
         >>> from jaxguard.types import Batch
@@ -177,17 +177,10 @@ def zest(
         >>> method.distance_fn(probes, signatures[0], signatures).round(1).tolist()  # itself, a multiple, another
         [0.0, 0.0, 1.0]
     """
-    known = segmentation in get_args(Segmentation) and metric in get_args(Metric) and space in get_args(Space)
-    if min(references, side) < 1 or masks < 2 or not 0 <= fill <= 1 or not known:
-        raise FingerprintError(
-            "expected references and side >= 1, masks >= 2, fill in [0, 1], segmentation of grid or quickshift, metric "
-            f"of {', '.join(get_args(Metric))} and space of {', '.join(get_args(Space))}, came {references=}, {side=}, "
-            f"{masks=}, {fill=}, {segmentation=}, {metric=}, {space=} in zest(); leave them out for the defaults"
-        )
 
     def make(owner: Owner, key: jax.Array, progress: Progress | None) -> Probes:
         key_images, key_masks = jax.random.split(key)
-        images = owners_images.draw(owner, references, key_images, method="zest")
+        images = owner_images.draw(owner, references, key_images, method="zest")
         regions = []
         for number, image in enumerate(images):
             regions.append(quickshift(image) if segmentation == "quickshift" else grid(image.shape[:2], side))
@@ -208,18 +201,13 @@ def zest(
         return jnp.einsum("rdt,srtk->srdk", solve, answers, precision=jax.lax.Precision.HIGHEST)
 
     return Fingerprint(
-        name="zest",
-        options={
-            "references": references, "masks": masks, "segmentation": segmentation, "side": side, "fill": fill,
-            "metric": metric, "space": space,
-        },
         make_fn=make,
         signature_fn=signature,
         distance_fn=lambda probes, owner, suspects: _distances(owner, suspects, metric),
         stolen="low",
         sees="fine-tuned, pruned and extracted copies, of any architecture.",
         blind="copies with other classes; independent models trained on the owner's data look nearer than others.",
-    )  # fmt: skip
+    )
 
 
 def _distances(owner: jax.Array, suspects: jax.Array, metric: Metric) -> jax.Array:

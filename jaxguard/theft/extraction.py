@@ -18,8 +18,8 @@ from jaxguard.theft import protocol
 from jaxguard.theft.independents import FROM_SCRATCH
 from jaxguard.theft.protocol import Blueprint, Copy
 from jaxguard.theft.sgd import SGD
-from jaxguard.training import CrossEntropyGradient, GradientFn, Progress
-from jaxguard.types import ApplyFn, Batch, Network, TrainFn, Variables
+from jaxguard.training import CrossEntropyGradient, GradientFn, LossGradient, Progress
+from jaxguard.types import ApplyFn, Batch, Network, Variables
 
 Reduction = Literal["images", "elements"]
 
@@ -83,21 +83,21 @@ def distillation(
     here, the soft part weighs `K` times as much.
 
     Args:
-        owner: the stolen model; it is queried as in `label_extraction`.
-        data: the thief's images; their labels are ignored.
+        owner: see `label_extraction`, as for all others.
+        data: the thief's images.
         key: draws the student's weights, batches and augmentation.
-        student: architecture of the copy; the owner's by default.
-        temperature: `T`, > 0.
-        alpha: weight of the soft part, in [0, 1].
-        reduction: what the divergence is averaged over, `images` or `elements`.
-        sgd: how; 0 epochs leave the student random.
+        student: architecture of the copy.
+        temperature: see `DistillationLoss`, as for the next two.
+        alpha: weight of the soft part.
+        reduction: what the divergence is averaged over.
+        sgd: how.
         progress: told how far the training is.
 
     Returns:
         The student, with the curve `loss`, `[steps]`.
 
     Raises:
-        TheftError: something is missing or out of range, an answer is not finite, or the loss diverged.
+        TheftError: as `label_extraction`, or an option is out of range.
 
     Reference:
         Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015.
@@ -108,7 +108,7 @@ def distillation(
             f"{alpha=}, {reduction=}; SAC's are 20, 0.9 and elements"
         )
     student = protocol.require_blueprint(student, owner)
-    gradient_fn = DistillationGradient(student.train_fn, temperature, alpha, reduction)
+    gradient_fn = LossGradient(student.train_fn, DistillationLoss(temperature, alpha, reduction))
     return _extract(
         owner, data, key, student=student, gradient_fn=gradient_fn, labels_only=False, sgd=sgd, progress=progress
     )
@@ -174,16 +174,7 @@ def _answers(answer_fn: Answers, variables: Variables, chunks: jax.Array) -> jax
 def query(
     answer_fn: Answers, variables: Variables, images: jax.Array | np.ndarray, *, batch_size: int = 500
 ) -> jax.Array:
-    """Queries a model with every image once, batch by batch.
-
-    Args:
-        answer_fn: the model's answers.
-        variables: its weights.
-        images: `[N, ...]`, N >= 1.
-        batch_size: images per forward pass; the last batch is padded.
-
-    Returns:
-        `[N]` classes or `[N, K]` logits.
+    """Queries a model with images `[N, ...]` once each, batch by batch: `[N]` classes or `[N, K]` logits.
 
     Raises:
         TheftError: an answer is NaN or infinite.
@@ -226,63 +217,33 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class DistillationGradient:
-    """The gradient of one batch's distillation loss in training mode; the batch's labels are the teacher's logits.
-
-    A value, so that equal ones share a compiled step.
-
-    Attributes:
-        train_fn: the student in training mode.
-        temperature: see `distillation_loss`, as for the others.
-        alpha: weight of the soft part.
-        reduction: what the divergence is averaged over.
-    """
-
-    train_fn: TrainFn
-    temperature: float
-    alpha: float
-    reduction: Reduction
-
-    def __call__(self, params: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
-        """Differentiates; `loss`, the state after the batch, and the gradient."""
-        settings = {"temperature": self.temperature, "alpha": self.alpha, "reduction": self.reduction}
-
-        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            logits, after = self.train_fn(training.combine(params, state), jnp.asarray(batch.images))
-            return distillation_loss(logits, jnp.asarray(batch.labels), **settings), training.partition(after)[1]
-
-        (loss, after), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        return {"loss": loss}, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state), gradient
-
-
-def distillation_loss(
-    logits: jax.Array, answers: jax.Array, *, temperature: float, alpha: float, reduction: Reduction = "images"
-) -> jax.Array:
+class DistillationLoss:
     """Hinton's distillation, with the teacher's own label for the hard part.
 
         alpha T^2 KL(softmax(answers / T) || softmax(logits / T)) + (1 - alpha) CE(logits, argmax answers)
 
-    Args:
-        logits: `[B, K]` of the student.
-        answers: `[B, K]`, the teacher's logits.
+    Attributes:
         temperature: `T`, > 0.
         alpha: weight of the soft part, in [0, 1].
         reduction: the divergence is averaged over `images`, or over all `B K` elements, which divides it by `K`.
 
-    Returns:
-        float32 `[]`, in nats.
-
     Example:
-        >>> teacher = jnp.array([[2.0, 0.0]])
-        >>> loss = distillation_loss(jnp.zeros((1, 2)), teacher, temperature=1.0, alpha=1.0)
+        >>> loss = DistillationLoss(temperature=1.0, alpha=1.0)(jnp.zeros((1, 2)), jnp.array([[2.0, 0.0]]))
         >>> p = 1 / (1 + np.exp(-2.0))
         >>> np.allclose(loss, np.log(2) + p * np.log(p) + (1 - p) * np.log(1 - p))  # ln 2 minus the entropy
         True
     """
-    logits, answers = logits.astype(jnp.float32), answers.astype(jnp.float32)
-    wanted = jax.nn.log_softmax(answers / temperature)
-    divergence = (jnp.exp(wanted) * (wanted - jax.nn.log_softmax(logits / temperature))).sum(-1).mean()
-    if reduction == "elements":
-        divergence = divergence / logits.shape[-1]
-    hard = optax.softmax_cross_entropy_with_integer_labels(logits, answers.argmax(-1)).mean()
-    return alpha * temperature**2 * divergence + (1 - alpha) * hard
+
+    temperature: float
+    alpha: float
+    reduction: Reduction = "images"
+
+    def __call__(self, logits: jax.Array, answers: jax.Array) -> jax.Array:
+        """The loss float32 `[]`, in nats, of the student's logits and the teacher's, both `[B, K]`."""
+        logits, answers = logits.astype(jnp.float32), answers.astype(jnp.float32)
+        wanted = jax.nn.log_softmax(answers / self.temperature)
+        divergence = (jnp.exp(wanted) * (wanted - jax.nn.log_softmax(logits / self.temperature))).sum(-1).mean()
+        if self.reduction == "elements":
+            divergence = divergence / logits.shape[-1]
+        hard = optax.softmax_cross_entropy_with_integer_labels(logits, answers.argmax(-1)).mean()
+        return self.alpha * self.temperature**2 * divergence + (1 - self.alpha) * hard

@@ -171,15 +171,7 @@ def activations(
 ) -> list[jax.Array]:
     """Mean activation of every channel over images and positions, after its own bias and norm, before the ReLU.
 
-    Args:
-        graph: the model's channel graph.
-        layers: of `prunable`.
-        variables: its weights.
-        images: `[N, ...]`.
-        dormancy: mean of the absolute value (`magnitude`), or of the value itself (`mean`).
-
-    Returns:
-        float32 `[C]` per layer.
+    Returns float32 `[C]` per layer of `prunable`: the mean of the absolute value, or of the value itself.
     """
     program = graph.program_at(images)
     values = program.evaluate({**graph.leaves(program, variables), program.images: images})
@@ -201,8 +193,7 @@ def quietest(measured: Sequence[np.ndarray], masks: Sequence[np.ndarray], count:
         measured: `[C]` per layer, of `activations`.
         masks: bool `[C]` per layer, what is cut already.
         count: how many more.
-        scope: whether channels are compared within their `layer`, which cuts the same share of each, or all over the
-            `network`.
+        scope: see `fine_pruning`.
 
     Returns:
         The new masks.

@@ -264,16 +264,7 @@ def fresh_head(
 ) -> dict[str, jax.Array]:
     """New leaves for the layers that make the logits: kernels of variance 1 / fan-in (LeCun), biases of zero.
 
-    A norm on the logits, if there is one, stays.
-
-    Args:
-        graph: the model's channel graph.
-        variables: its weights.
-        key: draws the kernels.
-        num_classes: `K` of the new head; the old one's by default.
-
-    Returns:
-        Leaf path -> array.
+    A norm on the logits, if there is one, stays. `num_classes` is the old head's by default.
 
     Raises:
         TheftError: no layer makes the logits, or it shares its leaf with others.

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ Access = Literal["weights", "queries"]
 """What a thief has of the owner's model: all its weights, or its answers to images alone."""
 
 
+@runtime_checkable
 class Blueprint(Protocol):
     """An architecture without weights, hashable; `jaxguard.models.build` makes one.
 

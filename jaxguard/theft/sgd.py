@@ -69,7 +69,7 @@ class SGD:
         *,
         progress: Progress | None = None,
     ) -> tuple[Variables, np.ndarray]:
-        """Trains.
+        """Trains; the trained variables, of the same structure, and the loss of every step.
 
         Args:
             gradient_fn: what is descended; a value, so that equal ones share a compiled step.
@@ -77,9 +77,6 @@ class SGD:
             data: `N` images and what is learned of them, `[N, ...]`.
             key: draws batches and augmentation.
             progress: told how far the descent is.
-
-        Returns:
-            The trained variables, of the same structure, and the loss of every step.
 
         Raises:
             TheftError: the loss became NaN or infinite.

@@ -12,6 +12,7 @@ from jaxguard.training.descent import Progress, descend
 from jaxguard.training.objective import (
     CrossEntropyGradient,
     GradientFn,
+    LossGradient,
     combine,
     cosine,
     cross_entropy,
@@ -29,6 +30,7 @@ __all__ = [
     "CropFlip",
     "CrossEntropyGradient",
     "GradientFn",
+    "LossGradient",
     "Progress",
     "RunningStatistics",
     "Step",

@@ -67,18 +67,18 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
 
 
 @dataclass(frozen=True)
-class CrossEntropyGradient:
-    """The gradient of one batch's cross-entropy in training mode.
+class LossGradient:
+    """The gradient of one batch's loss in training mode.
 
     A value, not a closure: two equal ones share a compiled training step.
 
     Attributes:
         train_fn: training-mode model.
-        label_smoothing: see `cross_entropy`.
+        loss_fn: `(logits [B, K], labels [B, ...]) -> []`, a function or a value as well.
     """
 
     train_fn: TrainFn
-    label_smoothing: float = 0.0
+    loss_fn: Callable[[jax.Array, jax.Array], jax.Array]
 
     def __call__(self, params: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
         """Differentiates.
@@ -92,13 +92,30 @@ class CrossEntropyGradient:
             `{"loss": float32 []}`, the state after the batch in its former dtypes, the gradient shaped like `params`.
         """
 
-        def loss_fn(params):
+        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             logits, after = self.train_fn(combine(params, state), jnp.asarray(batch.images))
-            loss = cross_entropy(logits, jnp.asarray(batch.labels), label_smoothing=self.label_smoothing)
-            return loss, partition(after)[1]
+            return self.loss_fn(logits, jnp.asarray(batch.labels)), partition(after)[1]
 
         (loss, after), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
         return {"loss": loss}, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state), gradient
+
+
+@dataclass(frozen=True)
+class CrossEntropyGradient:
+    """The `LossGradient` of the cross-entropy.
+
+    Attributes:
+        train_fn: training-mode model.
+        label_smoothing: see `cross_entropy`.
+    """
+
+    train_fn: TrainFn
+    label_smoothing: float = 0.0
+
+    def __call__(self, params: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
+        """Differentiates; see `LossGradient`."""
+        loss_fn = functools.partial(cross_entropy, label_smoothing=self.label_smoothing)
+        return LossGradient(self.train_fn, loss_fn)(params, state, batch)
 
 
 @functools.lru_cache(maxsize=64)

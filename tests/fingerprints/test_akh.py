@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxguard.errors import FingerprintError
+from jaxguard.errors import FingerprintError, OptionError
 from jaxguard.fingerprints.akh import akh
 from jaxguard.fingerprints.protocol import Owner, Probes
 from jaxguard.types import Batch
@@ -76,5 +76,5 @@ def test_options_are_kept_and_few_mistakes_noted():
     assert f"{len(probes.images)} images wrong, fewer than the 50" in probes.notes[0]
     with pytest.raises(FingerprintError, match=r"found \d+ among 60 in akh"):
         akh(least=60).make(whose, jax.random.key(0))
-    with pytest.raises(FingerprintError, match="num_probes=0"):
+    with pytest.raises(OptionError, match="for num_probes of akh, got 0"):
         akh(num_probes=0)

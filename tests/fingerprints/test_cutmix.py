@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxguard.errors import FingerprintError
+from jaxguard.errors import FingerprintError, OptionError
 from jaxguard.fingerprints.cutmix import cutmix
 
 
@@ -84,10 +84,10 @@ def test_the_same_key_gives_the_same_images():
 
 @pytest.mark.parametrize("bad", [{"alpha": 0.0}, {"side": 0.0}, {"side": 1.5}])
 def test_options_out_of_range(bad):
-    with pytest.raises(FingerprintError, match=f"{next(iter(bad))}={next(iter(bad.values()))}"):
+    with pytest.raises(OptionError, match=f"for {next(iter(bad))} of cutmix, got {next(iter(bad.values()))}"):
         cutmix(numbered(4), jax.random.key(0), **bad)
 
 
 def test_one_image_cannot_be_mixed():
-    with pytest.raises(FingerprintError, match="came 1 in cutmix"):
+    with pytest.raises(FingerprintError, match="got 1 in cutmix"):
         cutmix(numbered(1), jax.random.key(0))

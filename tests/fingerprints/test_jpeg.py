@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxguard.errors import FingerprintError
+from jaxguard.errors import FingerprintError, OptionError
 from jaxguard.fingerprints import jpeg
 
 
@@ -59,11 +59,11 @@ def test_coarser_is_farther():
 
 @pytest.mark.parametrize(("channels", "quality"), [(3, 0), (1, 96)])
 def test_qualities_out_of_range(channels, quality):
-    with pytest.raises(FingerprintError, match=f"quality={quality}"):
+    with pytest.raises(OptionError, match=f"for quality of compressed, got {quality}"):
         jpeg.compressed(np.zeros((1, 8, 8, channels)), quality=quality)
 
 
 @pytest.mark.parametrize("channels", [2, 4])
 def test_images_that_are_neither_gray_nor_rgb(channels):
-    with pytest.raises(FingerprintError, match=f"1 or 3 channels for JPEG, came {channels}"):
+    with pytest.raises(FingerprintError, match=f"1 or 3 channels for JPEG, got {channels}"):
         jpeg.compressed(np.zeros((1, 8, 8, channels)))

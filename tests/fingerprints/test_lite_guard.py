@@ -1,5 +1,7 @@
 """LiteGuard: verifiers, loss and pools; what is learned tells copies from independent networks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from jax.tree_util import Partial
 from scipy.special import expit
 
 from jaxguard import models, theft, training
-from jaxguard.errors import FingerprintError
+from jaxguard.errors import FingerprintError, OptionError
 from jaxguard.fingerprints import learned_probes, pools
 from jaxguard.fingerprints.learned_probes import Lesson, Settings
 from jaxguard.fingerprints.lite_guard import LinearVerifiers, lite_guard
@@ -77,7 +79,7 @@ def test_each_step_draws_one_member_of_each_pool():
 
 
 def test_probes_stay_images():
-    settings = SETTINGS.__class__(**{**SETTINGS.options(), "probe_rate": 0.7})
+    settings = dataclasses.replace(SETTINGS, probe_rate=0.7)
     lesson = Lesson(settings, LinearVerifiers(), (scaled,) * 3)
     start = settings.begin(np.full((6, 1, 3, 1), 0.5), {"weight": jnp.ones((6, 3)), "bias": jnp.zeros(6)})
     end, _ = training.descend(Partial(lesson, jnp.float32(1), (stacked(2), stacked(-3)), KEY), start, 2)
@@ -163,9 +165,6 @@ def test_pools_are_made_where_none_are_given():
     assert np.abs(kernels[3] - kernels[4]).max() > 0.1
     again = source.pools(digits.owner(), KEY, None)
     jax.tree.map(np.testing.assert_array_equal, again.negatives[1].variables, made.negatives[1].variables)
-    assert source.options() == {
-        "model": "mlp:hidden=32", "copies": 1, "independents": 2, "epochs": 2, "batch_size": 64
-    }  # fmt: skip
 
 
 def test_options_make_the_method_again():
@@ -179,7 +178,7 @@ def test_options_make_the_method_again():
      {"owner_weight": np.nan}, {"start": "x"}, {"space": "x"}, {"copies": 0}, {"epochs": 0}, {"negatives": []}],
 )  # fmt: skip
 def test_bad_options(options):
-    with pytest.raises(FingerprintError, match=r"in lite_guard\(\)"):
+    with pytest.raises((FingerprintError, OptionError), match=r"of lite.guard[,;]"):
         lite_guard(**options)
 
 
@@ -190,11 +189,11 @@ def test_bad_owners_and_pools():
     with pytest.raises(FingerprintError, match="lacks train_fn, graph"):
         bare = Owner(owner.variables, owner.apply_fn, data=owner.data)
         lite_guard(model="mlp:hidden=32", **QUICK).make(bare, KEY)
-    with pytest.raises(FingerprintError, match="came none"):
+    with pytest.raises(FingerprintError, match="got none"):
         lite_guard(model="mlp:hidden=32").make(Owner(owner.variables, owner.apply_fn), KEY)
     other = models.build("mlp:hidden=8", num_classes=4, input_shape=(16, 16, 1))
     stranger = [theft.network_of(other, other.init(KEY))]
-    with pytest.raises(FingerprintError, match=r"10 outputs, came some of \[4\]"):
+    with pytest.raises(FingerprintError, match=r"10 outputs, got some of \[4\]"):
         lite_guard(positives=stranger, negatives=digits.independents(), **QUICK).make(owner, KEY)
     broken = Owner(jnp.float32(np.nan), scaled, data=Batch(np.ones((40, 1, 3, 1)), np.zeros(40)))
     others = [Network(jnp.float32(2), scaled, jax.ShapeDtypeStruct((1, 3, 1), np.float32))]

@@ -7,7 +7,7 @@ import pytest
 import stolen_digits as digits
 from scipy.special import expit
 
-from jaxguard.errors import FingerprintError
+from jaxguard.errors import FingerprintError, OptionError
 from jaxguard.fingerprints.metav import JointVerifier, metav
 from jaxguard.fingerprints.protocol import Probes
 
@@ -74,5 +74,5 @@ def test_options_make_the_method_again():
 
 @pytest.mark.parametrize("options", [{"hidden": 0}, {"points": 0}, {"verifier_rate": 0.0}, {"positives": []}])
 def test_bad_options(options):
-    with pytest.raises(FingerprintError, match=r"in metav\(\)"):
+    with pytest.raises((FingerprintError, OptionError), match=r"of metav[,;]"):
         metav(**options)

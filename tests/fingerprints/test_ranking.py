@@ -55,7 +55,7 @@ def test_aruc_by_hand_and_the_other_one():
 
 
 def test_what_is_refused():
-    with pytest.raises(DataError, match="came 0 and 1"):
+    with pytest.raises(DataError, match="got 0 and 1"):
         ranking.roc_auc([], [1.0])
     with pytest.raises(DataError, match="1 of them NaN"):
         ranking.tpr_at_fpr([np.nan], [1.0])

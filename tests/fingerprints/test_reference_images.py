@@ -44,7 +44,7 @@ def test_sample_correlation_of_verifiers_knows_a_copy_of_another_embedding_size(
     rotation = np.linalg.qr(RNG.normal(size=(9, 7)))[0]
     models = [owner, lambda images: owner(images) @ rotation.T, embedder(5)]
     outputs = jnp.stack([reference_images.from_embeddings(embed_fn, REFERENCES)(IMAGES) for embed_fn in models])
-    method, probes = sac("normal", num_probes=12), Probes(IMAGES)
+    method, probes = sac(variant="normal", num_probes=12), Probes(IMAGES)
     signatures = method.signature_fn(probes, outputs)
     distances = method.distance_fn(probes, signatures[0], signatures)
     assert distances[1] < 1e-6
@@ -59,7 +59,7 @@ def test_references_must_be_two_images(references):
 
 
 def test_answers_of_another_shape_are_named():
-    with pytest.raises(FingerprintError, match=r"embeddings \[17, D\].*came shape \(17, 4, 4, 1\)"):
+    with pytest.raises(FingerprintError, match=r"embeddings \[17, D\].*got shape \(17, 4, 4, 1\)"):
         reference_images.from_embeddings(lambda images: images, REFERENCES)(IMAGES)
-    with pytest.raises(FingerprintError, match=r"similarities \[60\].*came shape \(60, 4, 4, 1\)"):
+    with pytest.raises(FingerprintError, match=r"similarities \[60\].*got shape \(60, 4, 4, 1\)"):
         reference_images.from_similarities(lambda left, right: left - right, REFERENCES)(IMAGES)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxguard.errors import FingerprintError
+from jaxguard.errors import FingerprintError, OptionError
 from jaxguard.fingerprints import jpeg
 from jaxguard.fingerprints.protocol import Owner, Probes
 from jaxguard.fingerprints.sac import NUM_PROBES, distances, sac
@@ -54,7 +54,7 @@ def is_among(image, others):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_probes_are_images_of_the_owners_size_and_repeat_by_key(variant, owner):
-    method = sac(variant, num_probes=20)
+    method = sac(variant=variant, num_probes=20)
     first, again, other = (method.make(owner, jax.random.key(seed)).images for seed in (0, 0, 1))
     assert first.shape == (20, *SHAPE)
     assert first.dtype == np.float32
@@ -66,7 +66,7 @@ def test_probes_are_images_of_the_owners_size_and_repeat_by_key(variant, owner):
 def test_what_each_variant_asks(owner):
     key, given = jax.random.key(0), owner.data.images
     normal, squeezed, mixed, wrong = (
-        sac(v, num_probes=20).make(owner, key).images for v in ("normal", "jc", "cutmix", "wrong")
+        sac(variant=v, num_probes=20).make(owner, key).images for v in ("normal", "jc", "cutmix", "wrong")
     )
     assert all(is_among(image, given) for image in normal)
     np.testing.assert_array_equal(squeezed, jpeg.compressed(normal))
@@ -78,27 +78,28 @@ def test_what_each_variant_asks(owner):
 def test_the_papers_numbers_of_probes_or_all_there_are(owner):
     assert NUM_PROBES == {"jc": 800, "normal": 10_000, "wrong": 100, "cutmix": 100}
     for variant, count in (("jc", 60), ("normal", 60), ("cutmix", 60), ("wrong", 30)):
-        probes = sac(variant).make(owner, jax.random.key(0))
+        probes = sac(variant=variant).make(owner, jax.random.key(0))
         assert len(probes.images) == count
         assert f"fewer than the {NUM_PROBES[variant]} wanted" in probes.notes[0]
-    assert sac("jc", num_probes=60).make(owner, jax.random.key(0)).notes == ()
+    assert sac(variant="jc", num_probes=60).make(owner, jax.random.key(0)).notes == ()
 
 
 def test_transposed_probes_swap_height_and_width(owner):
     for variant in ("jc", "cutmix"):
         plain, swapped = (
-            sac(variant, num_probes=8, transpose=swap).make(owner, jax.random.key(0)).images for swap in (False, True)
+            sac(variant=variant, num_probes=8, transpose=swap).make(owner, jax.random.key(0)).images
+            for swap in (False, True)
         )
         np.testing.assert_array_equal(swapped, plain.transpose(0, 2, 1, 3))
     wide = Owner({}, network, data=Batch(np.zeros((4, 8, 6, 1)), np.zeros(4, int)))
-    with pytest.raises(FingerprintError, match=r"square images to transpose, came \(8, 6, 1\)"):
-        sac("jc", transpose=True).make(wide, jax.random.key(0))
+    with pytest.raises(FingerprintError, match=r"square images to transpose, got \(8, 6, 1\)"):
+        sac(variant="jc", transpose=True).make(wide, jax.random.key(0))
 
 
 def test_surrogates_narrow_the_mistakes_and_are_no_option_of_a_certificate(owner):
     surrogates = np.stack([(owner.data.labels + 1) % CLASSES] * 2)
     surrogates[1, :20] = owner.data.labels[:20]
-    method = sac("wrong", surrogates=surrogates)
+    method = sac(variant="wrong", surrogates=surrogates)
     probes = method.make(owner, jax.random.key(0))
     assert len(probes.images) == 20
     assert all(is_among(image, owner.data.images[20:]) for image in probes.images)
@@ -114,11 +115,11 @@ def test_numbers_of_the_authors_functions():
     b = a + 0.3 * rng.standard_normal((6, 10))
     c = rng.standard_normal((6, 10))
     halved = [0.0, 0.0525250, 0.1997665]
-    assert measured(sac("cutmix"), a, b, c) == pytest.approx(halved, abs=1e-6)
-    assert measured(sac("jc"), a, b, c) == pytest.approx(2 * np.array(halved), abs=2e-6)
-    assert measured(sac("jc", halved=True), a, b, c) == pytest.approx(halved, abs=1e-6)
-    assert measured(sac("jc", kernel="rbf"), a, b, c) == pytest.approx([0, 0.0347654, 0.1197011], abs=1e-6)
-    assert measured(sac("wrong", label_only=True), a, b, c) == pytest.approx([0, 0, 0.0048915], abs=1e-6)
+    assert measured(sac(variant="cutmix"), a, b, c) == pytest.approx(halved, abs=1e-6)
+    assert measured(sac(variant="jc"), a, b, c) == pytest.approx(2 * np.array(halved), abs=2e-6)
+    assert measured(sac(variant="jc", halved=True), a, b, c) == pytest.approx(halved, abs=1e-6)
+    assert measured(sac(variant="jc", kernel="rbf"), a, b, c) == pytest.approx([0, 0.0347654, 0.1197011], abs=1e-6)
+    assert measured(sac(variant="wrong", label_only=True), a, b, c) == pytest.approx([0, 0, 0.0048915], abs=1e-6)
 
 
 def test_spaces_forgive_what_they_should():
@@ -126,11 +127,11 @@ def test_spaces_forgive_what_they_should():
     logits = np.random.default_rng(0).normal(size=(20, 5))
     offset = logits + np.random.default_rng(1).normal(size=(20, 1))
     for space, scaled, shifted in (("logits", True, False), ("clr", True, True), ("probs", False, True)):
-        found = measured(sac("jc", space=space), logits, 3 * logits, offset)
+        found = measured(sac(variant="jc", space=space), logits, 3 * logits, offset)
         assert [found[1] < 1e-6, found[2] < 1e-6] == [scaled, shifted]
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     for space in ("clr", "probs"):
-        assert measured(sac("jc", space=space), logits, log_probs)[1] < 1e-6
+        assert measured(sac(variant="jc", space=space), logits, log_probs)[1] < 1e-6
 
 
 def test_signatures_are_unit_rows_of_many_models_at_once():
@@ -161,7 +162,7 @@ def test_a_broken_answer_has_no_distance():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_copies_are_nearer_than_independent_models_also_of_other_classes(variant, owner):
-    method = sac(variant, num_probes=30)
+    method = sac(variant=variant, num_probes=30)
     probes = method.make(owner, jax.random.key(0))
     rng = np.random.default_rng(9)
     tuned = {name: leaf + 0.05 * rng.normal(size=leaf.shape) for name, leaf in owner.variables.items()}
@@ -202,26 +203,28 @@ def test_a_method_comes_back_from_the_options_that_a_certificate_keeps(options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variant": "jpeg"}, "variant of jc, normal, wrong, cutmix, came 'jpeg'"),
-        ({"space": "softmax"}, "space of logits, probs, clr"),
-        ({"kernel": "linear"}, "kernel of cosine, rbf"),
-        ({"num_probes": 1}, "num_probes=1"),
-        ({"variant": "wrong", "least": 0}, "least=0"),
-        ({"quality": 0}, "quality=0"),
-        ({"variant": "cutmix", "quality": 10}, "quality with variant jc, came quality=10 with cutmix"),
+        ({"variant": "jpeg"}, "expected one of jc, normal, wrong, cutmix for variant of sac, got 'jpeg'"),
+        ({"space": "softmax"}, "one of logits, probs, clr for space"),
+        ({"kernel": "linear"}, "one of cosine, rbf for kernel"),
+        ({"num_probes": 1}, "a whole number >= 2, or none for num_probes of sac, got 1"),
+        ({"variant": "wrong", "least": 0}, "a whole number >= 2 for least"),
+        ({"quality": 0}, r"a whole number in \[1, 95\] for quality"),
+        ({"variant": "cutmix", "quality": 10}, "quality with variant jc, got quality=10 with cutmix"),
         ({"variant": "normal", "transpose": True}, "transpose with variant jc or cutmix"),
         ({"surrogates": np.zeros((1, 4), int)}, "surrogates with variant wrong"),
-        ({"variant": "cutmix", "side": 2.0}, "side=2.0"),
+        ({"variant": "cutmix", "side": 2.0}, r"a number in \(0, 1\], or none for side"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(options, message):
-    with pytest.raises(FingerprintError, match=message):
+    with pytest.raises((FingerprintError, OptionError), match=message):
         sac(**options)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_owner_without_images_is_told(variant):
-    with pytest.raises(FingerprintError, match=r"came none in sac\(\)"):
-        sac(variant).make(Owner({}, network), jax.random.key(0))
+    with pytest.raises(FingerprintError, match=r"got none in sac"):
+        sac(variant=variant).make(Owner({}, network), jax.random.key(0))
     with pytest.raises(FingerprintError, match="sac"):
-        sac(variant).make(Owner(weights(0), network, data=Batch(images(1), np.zeros(1, int))), jax.random.key(0))
+        sac(variant=variant).make(
+            Owner(weights(0), network, data=Batch(images(1), np.zeros(1, int))), jax.random.key(0)
+        )

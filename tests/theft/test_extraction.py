@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 from jaxguard import data, evaluation, models, training
 from jaxguard.theft import THEFTS, TheftError, halves, independent
 from jaxguard.theft.adversarial_extraction import PGDStep
-from jaxguard.theft.extraction import Answers, distillation_loss, query
+from jaxguard.theft.extraction import Answers, DistillationLoss, query
 from jaxguard.types import Batch, Network
 
 label_extraction, distillation = THEFTS["label-extraction"], THEFTS["distillation"]
@@ -57,13 +57,13 @@ def test_the_loss_is_hintons(reduction):
     divergence = (soft * (np.log(soft) - log_softmax(student / 20, axis=1))).sum(1).mean()
     divergence /= {"images": 1, "elements": 4}[reduction]
     entropy = -log_softmax(student, axis=1)[np.arange(5), hard].mean()
-    loss = distillation_loss(student, teacher, temperature=20.0, alpha=0.9, reduction=reduction)
+    loss = DistillationLoss(temperature=20.0, alpha=0.9, reduction=reduction)(student, teacher)
     np.testing.assert_allclose(loss, 0.9 * 400 * divergence + 0.1 * entropy, rtol=1e-4)
 
 
 def test_a_perfect_student_has_nothing_to_learn():
     logits = jnp.array([[3.0, -1.0, 0.5]])
-    gradient = jax.grad(lambda z: distillation_loss(z, logits, temperature=3.0, alpha=1.0))(logits)
+    gradient = jax.grad(DistillationLoss(temperature=3.0, alpha=1.0))(logits, logits)
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 

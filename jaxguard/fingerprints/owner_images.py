@@ -1,6 +1,6 @@
-"""The owner's mistakes: images that its model puts into the wrong class.
+"""The owner's images that probes are made of: drawn at random, or those that its model gets wrong.
 
-An independent model is likely to make others; a copy makes these. SAC-w asks for images that models trained on the
+An independent model is likely to make other mistakes; a copy makes these. SAC-w uses images that models trained on the
 owner's answers get wrong as well.
 """
 
@@ -16,7 +16,45 @@ from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints.protocol import Owner
 
 LEAST = 10
-"""Mistakes without which nothing is made: a share of fewer says little."""
+"""Fewest mistakes that probes are made of: a share of fewer says little."""
+
+
+def draw(owner: Owner, number: int, key: jax.Array, *, method: str) -> np.ndarray:
+    """Draws images of the owner's without replacement.
+
+    Args:
+        owner: its data are needed.
+        number: images wanted.
+        key: the same key draws the same images.
+        method: for the message.
+
+    Returns:
+        float32 `[number, H, W, C]` in [0, 1].
+
+    Raises:
+        FingerprintError: the owner has no images, too few, or none in [0, 1].
+
+    Example:
+        >>> from jaxguard.types import Batch
+        >>> owner = Owner({}, lambda variables, images: images, data=Batch(np.eye(3).reshape(3, 1, 3, 1), np.arange(3)))
+        >>> draw(owner, 2, jax.random.key(0), method="doctest").shape
+        (2, 1, 3, 1)
+    """
+    shape = () if owner.data is None else np.shape(owner.data.images)
+    if owner.data is None or len(shape) != 4 or shape[0] < number:
+        got = "none" if owner.data is None else f"an array of shape {shape}"
+        raise FingerprintError(
+            f"expected at least {number} images [N, H, W, C] of the owner's, got {got} in {method}; pass "
+            "Owner(..., data=Batch(images, labels)), or ask for fewer"
+        )
+    chosen = np.asarray(jax.random.permutation(key, shape[0])[:number])
+    images = np.asarray(owner.data.images)[chosen].astype(np.float32)
+    if images.size and not (images.min() >= 0 and images.max() <= 1):
+        raise FingerprintError(
+            f"expected images in [0, 1], got {images.min():.3g} to {images.max():.3g} of the owner's in {method}; "
+            "divide bytes by 255, and leave mean and standard deviation to the model"
+        )
+    return images
 
 
 class Mistakes(NamedTuple):
@@ -68,11 +106,9 @@ def misclassified(
         [1]
     """
     if owner.data is None or len(owner.data.images) == 0 or np.shape(owner.data.labels) != (len(owner.data.images),):
-        came = (
-            "none" if owner.data is None else f"{len(owner.data.images)} images, labels {np.shape(owner.data.labels)}"
-        )
+        got = "none" if owner.data is None else f"{len(owner.data.images)} images, labels {np.shape(owner.data.labels)}"
         raise FingerprintError(
-            f"expected labelled images of the owner's, came {came} in {method}(); pass Owner(..., data=Batch(images, "
+            f"expected labelled images of the owner's, got {got} in {method}; pass Owner(..., data=Batch(images, "
             "labels)) of images it was not trained on"
         )
     images, labels = np.asarray(owner.data.images), np.asarray(owner.data.labels)
@@ -82,8 +118,8 @@ def misclassified(
         surrogates = np.asarray(surrogates)
         if surrogates.ndim != 2 or surrogates.shape[1] != len(images) or len(surrogates) == 0:
             raise FingerprintError(
-                f"expected surrogates' classes [M, {len(images)}], one for each of the owner's images, came shape "
-                f"{surrogates.shape} in {method}(surrogates=...); predict all of Owner.data with each surrogate"
+                f"expected surrogates' classes [M, {len(images)}], one for each of the owner's images, got shape "
+                f"{surrogates.shape} in surrogates of {method}; predict all of Owner.data with each surrogate"
             )
         wrong &= (surrogates != labels).all(axis=0)
     places = np.flatnonzero(wrong)

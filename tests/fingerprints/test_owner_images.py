@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from jaxguard.errors import FingerprintError
-from jaxguard.fingerprints import misclassified
+from jaxguard.fingerprints import owner_images
 from jaxguard.fingerprints.protocol import Owner
 from jaxguard.types import Batch
 
@@ -24,7 +24,7 @@ def owner(labels=None):
 
 
 def find(whose, number=100, seed=0, **options):
-    return misclassified.misclassified(whose, number, jax.random.key(seed), method="test", **options)
+    return owner_images.misclassified(whose, number, jax.random.key(seed), method="test", **options)
 
 
 def places(mistakes, whose):
@@ -37,8 +37,8 @@ def test_all_mistakes_with_the_classes_that_were_given():
     assert sorted(places(found, whose)) == list(range(0, COUNT, 3))
     assert found.answers.tolist() == [place % CLASSES for place in places(found, whose)]
     assert found.found == 14
-    assert misclassified.notes(found, 14) == ()
-    assert "14 images wrong, fewer than the 15" in misclassified.notes(found, 15)[0]
+    assert owner_images.notes(found, 14) == ()
+    assert "14 images wrong, fewer than the 15" in owner_images.notes(found, 15)[0]
 
 
 def test_a_draw_is_of_different_images_and_repeats_by_key():
@@ -77,11 +77,11 @@ def test_outputs_that_are_nan_are_no_mistakes():
 
 def test_what_the_owner_must_have():
     whose = owner()
-    with pytest.raises(FingerprintError, match="came none in test"):
+    with pytest.raises(FingerprintError, match="got none in test"):
         find(Owner(1.0, brightest))
-    with pytest.raises(FingerprintError, match=r"came 40 images, labels \(3,\)"):
+    with pytest.raises(FingerprintError, match=r"got 40 images, labels \(3,\)"):
         find(owner(np.zeros(3, int)))
-    with pytest.raises(FingerprintError, match=r"surrogates' classes \[M, 40\].*came shape \(40,\)"):
+    with pytest.raises(FingerprintError, match=r"surrogates' classes \[M, 40\].*got shape \(40,\)"):
         find(whose, surrogates=np.zeros(COUNT, int))
-    with pytest.raises(FingerprintError, match=r"came shape \(2, 39\)"):
+    with pytest.raises(FingerprintError, match=r"got shape \(2, 39\)"):
         find(whose, surrogates=np.zeros((2, 39), int))
