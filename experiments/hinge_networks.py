@@ -19,9 +19,9 @@ from jaxguard import data, models, surgery
 from jaxguard.fingerprints import Owner
 from jaxguard.graph.program import leaf_paths
 from jaxguard.suspects import Suspect
-from jaxguard.theft import SGD, THEFTS, Blueprint, network_of
+from jaxguard.theft import SGD, THEFTS, Blueprint
 from jaxguard.theft.fine_pruning import Pruned, activations, kept, prunable, quietest
-from jaxguard.training import CrossEntropyGradient, GradientFn, LossGradient
+from jaxguard.training import CrossEntropyGradient, GradientFn, LossGradient, RunningStatistics
 from jaxguard.types import Batch, Network, TrainFn, Variables
 
 BATCH_SIZE = 64
@@ -84,9 +84,9 @@ class ConvolutionalAutoencoder:
         small = jax.nn.relu(flat).reshape(len(images), 4, 4, self.width)
         return conv("conv3", small.repeat(2, axis=1).repeat(2, axis=2), 1)
 
-    def train_fn(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Variables]:
-        """The same: nothing here moves but weights."""
-        return self.apply_fn(variables, images), variables
+    def network(self, variables: Variables) -> Network:
+        """The network with given weights; in training mode nothing moves but those."""
+        return Network(variables, self.apply_fn, self.input_shape, RunningStatistics(self.apply_fn))
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,9 @@ class Task:
         """A network from scratch."""
         key_init, key_learn = jax.random.split(key)
         options = {"epochs": self.epochs, "rate": self.learning_rate}
-        return network_of(model, self.learn(model.train_fn, model.init(key_init), batch, key_learn, **options))
+        start = model.network(model.init(key_init))
+        assert start.train_fn is not None
+        return start.with_variables(self.learn(start.train_fn, start.variables, batch, key_learn, **options))
 
     def quality(self, network: Network) -> float:
         """On the test part: accuracy, or the share of the variance that is explained (R^2)."""

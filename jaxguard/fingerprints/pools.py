@@ -122,8 +122,7 @@ class Source:
 
 def _network(owner: Owner) -> Network:
     assert owner.data is not None
-    images = jax.ShapeDtypeStruct(np.shape(owner.data.images)[1:], np.float32)
-    return Network(owner.variables, owner.apply_fn, images, owner.train_fn)
+    return Network(owner.variables, owner.apply_fn, np.shape(owner.data.images)[1:], owner.train_fn)
 
 
 def stacks(networks: Sequence[Network]) -> tuple[Network, ...]:
@@ -137,8 +136,7 @@ def stacks(networks: Sequence[Network]) -> tuple[Network, ...]:
 
     Example:
         >>> model = lambda variables, images: images.reshape(len(images), -1) * variables
-        >>> spec = jax.ShapeDtypeStruct((2, 2, 1), np.float32)
-        >>> found = stacks([Network(np.float32(scale), model, spec) for scale in (1, 2)])
+        >>> found = stacks([Network(np.float32(scale), model, (2, 2, 1)) for scale in (1, 2)])
         >>> [stack.variables.tolist() for stack in found]
         [[1.0, 2.0]]
     """

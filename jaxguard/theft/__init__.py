@@ -19,7 +19,7 @@ from jaxguard.theft.extraction import distillation, label_extraction
 from jaxguard.theft.fine_pruning import fine_pruning
 from jaxguard.theft.fine_tuning import fine_tuning, head_reset, transfer
 from jaxguard.theft.independents import halves, independent
-from jaxguard.theft.protocol import Blueprint, Copy, Theft, TheftReport, network_of
+from jaxguard.theft.protocol import Blueprint, Copy, Theft, TheftReport
 from jaxguard.theft.quantisation import quantisation
 from jaxguard.theft.sgd import SGD
 
@@ -48,5 +48,4 @@ __all__ = [
     "TheftReport",
     "halves",
     "independent",
-    "network_of",
 ]

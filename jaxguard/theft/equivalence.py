@@ -41,7 +41,7 @@ def permutation(owner: Network, data: Batch | None, key: jax.Array) -> Copy:
     Example:
         >>> mlp = lambda v, x: jax.nn.relu(x @ v["w1"]) @ v["w2"]
         >>> v = {"w1": np.ones((4, 8), np.float32), "w2": np.ones((8, 2), np.float32)}
-        >>> owner = Network(v, mlp, jax.ShapeDtypeStruct((4,), np.float32))
+        >>> owner = Network(v, mlp, (4,))
         >>> permutation(owner, None, jax.random.key(1)).notes
         ('1 of 1 groups of hidden channels were permuted, 8 channels in all.',)
     """
@@ -86,7 +86,7 @@ def rescaling(owner: Network, data: Batch | None, key: jax.Array, *, factor: flo
     Example:
         >>> mlp = lambda v, x: jax.nn.relu(x @ v["w1"]) @ v["w2"]
         >>> v = {"w1": np.ones((4, 8), np.float32), "w2": np.ones((8, 2), np.float32)}
-        >>> owner = Network(v, mlp, jax.ShapeDtypeStruct((4,), np.float32))
+        >>> owner = Network(v, mlp, (4,))
         >>> rescaling(owner, None, jax.random.key(1)).notes
         ('8 hidden channels in 1 of 1 groups were rescaled.',)
     """

@@ -57,11 +57,7 @@ def label_extraction(
         Guan, Liang, He: Are You Stealing My Model? Sample Correlation for Fingerprinting Deep Neural Networks,
         NeurIPS 2022.
     """
-    student = protocol.require_blueprint(student, owner)
-    gradient_fn = CrossEntropyGradient(student.train_fn)
-    return _extract(
-        owner, data, key, student=student, gradient_fn=gradient_fn, labels_only=True, sgd=sgd, progress=progress
-    )
+    return _extract(owner, data, key, student=student, loss_fn=None, sgd=sgd, progress=progress)
 
 
 def distillation(
@@ -107,11 +103,8 @@ def distillation(
             f"expected temperature > 0, alpha in [0, 1] and reduction to be images or elements, got {temperature=}, "
             f"{alpha=}, {reduction=}; SAC's are 20, 0.9 and elements"
         )
-    student = protocol.require_blueprint(student, owner)
-    gradient_fn = LossGradient(student.train_fn, DistillationLoss(temperature, alpha, reduction))
-    return _extract(
-        owner, data, key, student=student, gradient_fn=gradient_fn, labels_only=False, sgd=sgd, progress=progress
-    )
+    loss_fn = DistillationLoss(temperature, alpha, reduction)
+    return _extract(owner, data, key, student=student, loss_fn=loss_fn, sgd=sgd, progress=progress)
 
 
 def _extract(
@@ -119,15 +112,18 @@ def _extract(
     data: Batch,
     key: jax.Array,
     *,
-    student: Blueprint,
-    gradient_fn: GradientFn,
-    labels_only: bool,
+    student: Blueprint | None,
+    loss_fn: DistillationLoss | None,
     sgd: SGD,
     progress: Progress | None,
 ) -> Copy:
-    answer_fn, queries = Answers(owner.apply_fn, labels_only), len(data.images)
+    """The student; without a loss of probabilities it learns labels alone."""
+    answer_fn, queries = Answers(owner.apply_fn, labels_only=loss_fn is None), len(data.images)
     key_init, key_learn = jax.random.split(key)
-    start = protocol.network_of(student, student.init(key_init))
+    student = protocol.require_blueprint(student, owner)
+    start = student.network(student.init(key_init))
+    train_fn = protocol.require_training(start)
+    gradient_fn = CrossEntropyGradient(train_fn) if loss_fn is None else LossGradient(train_fn, loss_fn)
     if start.num_classes != owner.num_classes:
         raise TheftError(
             f"expected a student with the owner's {owner.num_classes} classes, got one with {start.num_classes}; build "

@@ -59,8 +59,7 @@ def fine_tuning(
 
     Example:
         >>> linear = lambda w, images: images.reshape(len(images), -1) @ w
-        >>> spec = jax.ShapeDtypeStruct((2, 2, 1), np.float32)
-        >>> owner = Network(np.eye(4), linear, spec, lambda w, images: (linear(w, images), w))
+        >>> owner = Network(np.eye(4), linear, (2, 2, 1), lambda w, images: (linear(w, images), w))
         >>> data = Batch(np.eye(4).reshape(4, 2, 2, 1), np.arange(4))
         >>> copy = fine_tuning(owner, data, jax.random.key(0), sgd=SGD(epochs=3, learning_rate=0.1))
         >>> copy.network.variables.shape, bool(copy.curves["loss"][-1] < copy.curves["loss"][0])
@@ -149,7 +148,7 @@ def transfer(
     if model is None and isinstance(own, models.Model):
         model = _rebuilt(own, num_classes)
     head = fresh_head(owner.graph, owner.variables, key_head, num_classes=num_classes)
-    start = owner if model is None else protocol.network_of(model, owner.variables)
+    start = owner if model is None else model.network(owner.variables)
     images = jax.ShapeDtypeStruct(np.shape(data.images)[1:], jnp.result_type(data.images))
     start = replace(start, variables=with_leaves(owner.variables, head), input_spec=images)
     try:

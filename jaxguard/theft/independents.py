@@ -72,9 +72,9 @@ def independent(
     """
     data, sgd = protocol.require_data(data), replace(FROM_SCRATCH, **settings)
     key_init, key_learn = jax.random.split(key)
-    start = protocol.network_of(model, model.init(key_init))
+    start = model.network(model.init(key_init))
     protocol.require_labels(data, start.num_classes)
-    gradient_fn = CrossEntropyGradient(model.train_fn)
+    gradient_fn = CrossEntropyGradient(protocol.require_training(start))
     trained, losses = sgd.learn(gradient_fn, start.variables, data, key_learn, progress=progress)
     options = protocol.described({"model": model, **vars(sgd)})
     return start.with_variables(trained), TheftReport("independent", options, curves={"loss": losses})

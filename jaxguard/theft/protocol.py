@@ -23,37 +23,21 @@ Access = Literal["weights", "queries"]
 
 @runtime_checkable
 class Blueprint(Protocol):
-    """An architecture without weights, hashable; `jaxguard.models.build` makes one.
-
-    Networks share compiled programs if they are made with the very same object: bound methods of two are never equal.
-    """
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one image."""
-        ...
+    """An architecture without weights; `jaxguard.models.build` makes one."""
 
     def init(self, key: jax.Array) -> Variables:
         """Random weights."""
         ...
 
-    def apply_fn(self, variables: Variables, images: jax.Array) -> jax.Array:
-        """Logits in evaluation mode."""
+    def network(self, variables: Variables) -> Network:
+        """The network with given weights; that of equal architectures has the very same functions."""
         ...
-
-    def train_fn(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Variables]:
-        """Logits in training mode, and the variables with new running statistics."""
-        ...
-
-
-def network_of(model: Blueprint, variables: Variables) -> Network:
-    """The network of an architecture with given variables."""
-    return Network(variables, model.apply_fn, jax.ShapeDtypeStruct(model.input_shape, np.float32), model.train_fn)
 
 
 def blueprint_of(network: Network) -> Blueprint | None:
     """The architecture that a network was made with, if its functions are the methods of one."""
-    return getattr(network.apply_fn, "__self__", None)
+    found = getattr(network.apply_fn, "__self__", None)
+    return found if isinstance(found, Blueprint) else None
 
 
 class Copy(NamedTuple):

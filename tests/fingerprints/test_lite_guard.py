@@ -10,7 +10,7 @@ import stolen_digits as digits
 from jax.tree_util import Partial
 from scipy.special import expit
 
-from jaxguard import models, theft, training
+from jaxguard import models, training
 from jaxguard.errors import FingerprintError, OptionError
 from jaxguard.fingerprints import learned_probes, pools
 from jaxguard.fingerprints.learned_probes import Lesson, Settings
@@ -134,7 +134,7 @@ def test_noise_and_probabilities():
 
 def test_pools_of_several_architectures():
     other = models.build("mlp:hidden=8", num_classes=10, input_shape=(16, 16, 1))
-    strangers = [theft.network_of(other, other.init(jax.random.key(number))) for number in range(2)]
+    strangers = [other.network(other.init(jax.random.key(number))) for number in range(2)]
     negatives = [*digits.independents()[:2], *strangers]
     assert [len(jax.tree.leaves(stack)[0]) for stack in pools.stacks(negatives)] == [2, 2]
     positives = [digits.copies()["quantisation"]]
@@ -144,7 +144,7 @@ def test_pools_of_several_architectures():
 
 
 def test_architectures_are_drawn_as_often_as_they_have_members():
-    spec = jax.ShapeDtypeStruct((1, 3, 1), np.float32)
+    spec = (1, 3, 1)
     scales = [*(np.float32(k) for k in range(3)), np.zeros(3)]
     stacks = pools.stacks([Network(scale, scaled, spec) for scale in scales])
     rng = np.random.default_rng(0)
@@ -192,10 +192,10 @@ def test_bad_owners_and_pools():
     with pytest.raises(FingerprintError, match="got none"):
         lite_guard(model="mlp:hidden=32").make(Owner(owner.variables, owner.apply_fn), KEY)
     other = models.build("mlp:hidden=8", num_classes=4, input_shape=(16, 16, 1))
-    stranger = [theft.network_of(other, other.init(KEY))]
+    stranger = [other.network(other.init(KEY))]
     with pytest.raises(FingerprintError, match=r"10 outputs, got some of \[4\]"):
         lite_guard(positives=stranger, negatives=digits.independents(), **QUICK).make(owner, KEY)
     broken = Owner(jnp.float32(np.nan), scaled, data=Batch(np.ones((40, 1, 3, 1)), np.zeros(40)))
-    others = [Network(jnp.float32(2), scaled, jax.ShapeDtypeStruct((1, 3, 1), np.float32))]
+    others = [Network(jnp.float32(2), scaled, (1, 3, 1))]
     with pytest.raises(FingerprintError, match="finite loss"):
         lite_guard(positives=others, negatives=others, **QUICK).make(broken, KEY)

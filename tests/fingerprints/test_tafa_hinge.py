@@ -14,7 +14,7 @@ from jaxguard.fingerprints.protocol import Owner
 from jaxguard.fingerprints.spaces import to_space
 from jaxguard.fingerprints.tafa_hinge import tafa_hinge
 from jaxguard.graph import channel_graph
-from jaxguard.theft import THEFTS, halves, independent, network_of
+from jaxguard.theft import THEFTS, halves, independent
 
 KEY = jax.random.key(1)
 CLASSIFIER = models.build("mlp:hidden=32x32", num_classes=10, input_shape=(8, 8, 1))
@@ -57,7 +57,7 @@ def judged(method, probes, owners, answers):
 @functools.cache
 def convnet():
     """With BatchNorm; untrained, which is enough for what holds for any weights."""
-    return network_of(CONVNET, CONVNET.init(KEY))
+    return CONVNET.network(CONVNET.init(KEY))
 
 
 @functools.cache
@@ -130,7 +130,7 @@ def test_constants_and_a_scale_of_the_outputs_do_not_count():
 def test_probabilities_centred_are_as_good_as_logits():
     method = tafa_hinge(**QUICK, space="clr")
     probes = method.make(owner_of(convnet()), KEY)
-    others = network_of(CONVNET, CONVNET.init(jax.random.key(9)))
+    others = CONVNET.network(CONVNET.init(jax.random.key(9)))
     logits = outputs([convnet(), others], probes)
     centred = to_space(to_space(logits, "probs"), "clr", given="probs")
     by_logits, by_probabilities = (judged(method, probes, logits[0], answers) for answers in (logits, centred))

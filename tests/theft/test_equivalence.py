@@ -10,7 +10,7 @@ import zoo
 
 from jaxguard import models
 from jaxguard.defenses.protocol import relative_change
-from jaxguard.theft import THEFTS, TheftError, network_of
+from jaxguard.theft import THEFTS, TheftError
 from jaxguard.types import Network
 
 permutation, rescaling = THEFTS["permutation"], THEFTS["rescaling"]
@@ -128,7 +128,7 @@ def test_a_saturation_that_no_image_reaches_is_noticed():
 @pytest.mark.parametrize("spec", ["cnn:width=0.25", "wideresnet-10-1:width=0.25"])
 def test_a_copy_is_the_owner_in_training_mode_too(spec):
     model = models.build(spec, num_classes=10, input_shape=(8, 8, 3))
-    owner, images = network_of(model, zoo.randomise(model.shapes())), zoo.images(8, 8, 3)
+    owner, images = model.network(zoo.randomise(model.shapes())), zoo.images(8, 8, 3)
     copy, _ = rescaling(owner, key=KEY)
     changed = relative_change(owner.variables, copy.variables)
     assert changed and not any(path.startswith("batch_stats") for path in changed)
@@ -139,7 +139,7 @@ def test_a_copy_is_the_owner_in_training_mode_too(spec):
 
 def test_factors_stay_within_their_bounds_and_reach_far():
     model = models.build("mlp:hidden=256", num_classes=4, input_shape=(2, 2, 1))
-    owner = network_of(model, zoo.randomise(model.shapes()))
+    owner = model.network(zoo.randomise(model.shapes()))
     copy, _ = rescaling(owner, key=KEY, factor=4.0)
     ratio = np.asarray(copy.variables["params"]["fc1"]["bias"] / owner.variables["params"]["fc1"]["bias"])
     assert 1 / 4 <= ratio.min() < 1 / 3 and 3 < ratio.max() <= 4

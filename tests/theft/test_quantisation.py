@@ -8,7 +8,7 @@ import zoo
 
 from jaxguard import models
 from jaxguard.defenses.protocol import relative_change
-from jaxguard.theft import THEFTS, TheftError, network_of
+from jaxguard.theft import THEFTS, TheftError
 from jaxguard.types import Network
 
 quantisation = THEFTS["quantisation"]
@@ -16,7 +16,7 @@ quantisation = THEFTS["quantisation"]
 
 def network(spec="cnn:width=0.25"):
     model = models.build(spec, num_classes=4, input_shape=(8, 8, 3))
-    return network_of(model, zoo.randomise(model.shapes()))
+    return model.network(zoo.randomise(model.shapes()))
 
 
 def leaves(owner, variables):
@@ -75,7 +75,7 @@ def test_each_layer_of_a_stack_has_its_own_scale():
         "stack": jnp.stack([jnp.array([[1.0, 0.4], [-0.6, 0.0]])] * 2) * jnp.array([1.0, 100.0])[:, None, None]
     }
     variables["head"] = jnp.zeros((2, 2))
-    owner = Network(variables, apply_fn, jax.ShapeDtypeStruct((2,), np.float32))
+    owner = Network(variables, apply_fn, (2,))
     copy, _ = quantisation(owner, bits=2)
     expected = np.array([[1.0, 0.0], [-1.0, 0.0]])
     np.testing.assert_array_equal(copy.variables["stack"], [expected, 100 * expected])

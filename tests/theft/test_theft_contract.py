@@ -11,7 +11,7 @@ import zoo
 
 from jaxguard import models
 from jaxguard.errors import DataError
-from jaxguard.theft import THEFTS, TheftError, TheftReport, network_of
+from jaxguard.theft import THEFTS, TheftError, TheftReport
 from jaxguard.types import Batch, Network
 
 
@@ -59,7 +59,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 @functools.cache
 def owner_of(family):
     model = models.build(FAMILIES[family], num_classes=10, input_shape=(8, 8, 3))
-    return network_of(model, zoo.randomise(model.shapes()))
+    return model.network(zoo.randomise(model.shapes()))
 
 
 def data():

@@ -12,7 +12,7 @@ import zoo
 
 from jaxguard import data, evaluation, models
 from jaxguard.graph import channel_graph
-from jaxguard.theft import THEFTS, TheftError, independent, network_of
+from jaxguard.theft import THEFTS, TheftError, independent
 from jaxguard.theft.fine_pruning import activations, prunable, quietest
 from jaxguard.types import Batch, Network
 
@@ -26,7 +26,7 @@ QUICK = {"batch_size": 8, "learning_rate": 0.05}
 @functools.cache
 def network(spec="cnn:width=0.25", size=8):
     model = models.build(spec, num_classes=4, input_shape=(size, size, 3))
-    return network_of(model, zoo.randomise(model.shapes()))
+    return model.network(zoo.randomise(model.shapes()))
 
 
 def batch(num_images=16):
@@ -133,7 +133,7 @@ def test_a_copy_pruned_on_loses_more_of_the_same():
 def test_all_bursts_share_a_compiled_step():
     counted = tiny.Counted(tiny.train_fn)
     images, variables = tiny.images(12, KEY), tiny.init(KEY)
-    owner = Network(variables, tiny.apply_fn, jax.ShapeDtypeStruct(tiny.INPUT_SHAPE, np.float32), counted)
+    owner = Network(variables, tiny.apply_fn, tiny.INPUT_SHAPE, counted)
     for share in (0.5, 0.75):
         fine_pruning(owner, images, KEY, share=share, every=1, batch_size=4)
     assert counted.calls == 1
@@ -160,7 +160,7 @@ def test_a_model_without_hidden_layers():
     linear = lambda v, x: x.reshape(len(x), -1) @ v["w"]  # noqa: E731
     images = Batch(np.ones((2, 2, 2, 1), np.float32), np.array([0, 1]))
     variables = {"w": jnp.ones((4, 2))}
-    spec = jax.ShapeDtypeStruct((2, 2, 1), np.float32)
+    spec = (2, 2, 1)
     owner = Network(variables, linear, spec, lambda v, x: (linear(v, x), v))
     with pytest.raises(TheftError, match="expected hidden layers to prune, got none among 1"):
         fine_pruning(owner, images, KEY)

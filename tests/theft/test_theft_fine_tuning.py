@@ -12,20 +12,20 @@ import zoo
 from jaxguard import data, evaluation, models, training
 from jaxguard.defenses.protocol import relative_change
 from jaxguard.errors import DataError
-from jaxguard.theft import THEFTS, TheftError, halves, independent, network_of
+from jaxguard.theft import THEFTS, TheftError, halves, independent
 from jaxguard.types import Batch, Network
 
 fine_tuning, head_reset, transfer = THEFTS["fine-tune-all"], THEFTS["head-reset"], THEFTS["transfer"]
 
 KEY, OTHER = jax.random.key(0), jax.random.key(1)
 QUICK = {"epochs": 2, "batch_size": 4, "learning_rate": 0.05}
-SMALL = jax.ShapeDtypeStruct((2, 2, 1), np.float32)
+SMALL = (2, 2, 1)
 
 
 @functools.cache
 def network(spec="cnn:width=0.25", size=8):
     model = models.build(spec, num_classes=4, input_shape=(size, size, 3))
-    return network_of(model, zoo.randomise(model.shapes()))
+    return model.network(zoo.randomise(model.shapes()))
 
 
 def batch(num_images=12, num_classes=4, size=8):
@@ -118,7 +118,7 @@ def test_equal_settings_share_a_compiled_step():
     counted = tiny.Counted(tiny.train_fn)
     images = tiny.images(12, KEY)
     for key in (KEY, OTHER):
-        owner = Network(tiny.init(key), tiny.apply_fn, jax.ShapeDtypeStruct(tiny.INPUT_SHAPE, np.float32), counted)
+        owner = Network(tiny.init(key), tiny.apply_fn, tiny.INPUT_SHAPE, counted)
         for layers in (None, 1):
             fine_tuning(owner, images, key, layers=layers, epochs=3, batch_size=4)
     assert counted.calls == 2  # all layers, and the last
