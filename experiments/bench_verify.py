@@ -22,7 +22,7 @@ import machine
 import numpy as np
 
 from jaxguard import execution, models, ownership
-from jaxguard.fingerprints.asking import BATCH_SIZE
+from jaxguard.fingerprints.queries import BATCH_SIZE
 from jaxguard.suspects import Suspect
 from jaxguard.types import Batch
 

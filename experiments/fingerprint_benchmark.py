@@ -33,7 +33,7 @@ from rich.table import Table
 from jaxguard import data, ownership, suspects
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import Fingerprint, Owner, Probes, ranking
-from jaxguard.fingerprints.asking import outputs_of
+from jaxguard.fingerprints.queries import outputs_of
 from jaxguard.fingerprints.verification import ALPHA, NULL_ALPHA, compare
 from jaxguard.suspects import Suspect
 from jaxguard.theft import halves
@@ -97,8 +97,8 @@ def raw_outputs(images: np.ndarray) -> Fingerprint:
         return ((owner * others).sum(-1) / lengths).mean(-1)
 
     return Fingerprint(
-        "raw outputs", {}, lambda owner, key, progress: Probes(images), lambda probes, outputs: outputs, cosine,
-        stolen="high", sees="", blind="",
+        lambda owner, key, progress: Probes(images), lambda probes, outputs: outputs, cosine, stolen="high", sees="",
+        blind="", name="raw outputs",
     )  # fmt: skip
 
 
@@ -175,9 +175,7 @@ def main() -> None:
     groups = [one["group"] for one in networks]
     independents = np.flatnonzero([group == "independent" for group in groups])
     calibration, held_out = independents[: len(independents) // 2], independents[len(independents) // 2 :]
-    mine = models[0]
-    assert mine.apply_fn is not None
-    parts = (mine.variables, mine.apply_fn, mine.train_fn, mine.graph)
+    mine = models[0].require_network()
 
     path = RESULTS / f"fingerprint_benchmark_{arguments.name}.json"
     chosen = {
@@ -189,7 +187,7 @@ def main() -> None:
     for name, method in chosen.items():
         if arguments.methods and name not in arguments.methods:
             continue
-        owner = Owner(*parts, owned if method.name in ("lite-guard", "metav") else probed)
+        owner = Owner(mine, owned if method.name in ("lite-guard", "metav") else probed)
         try:
             judged = judge(method, owner, models, jax.random.key(seed))
         except FingerprintError as error:

@@ -30,11 +30,12 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from jaxguard.fingerprints import Owner, hinge_layers, hinge_statistics, hinges, ranking
-from jaxguard.fingerprints.asking import outputs_of
+from jaxguard.fingerprints import hinge_layers, hinge_statistics, hinges, ranking
+from jaxguard.fingerprints.queries import outputs_of
 from jaxguard.fingerprints.tafa_hinge import ROUNDING
 from jaxguard.fingerprints.verification import ALPHA, NULL_ALPHA
 from jaxguard.suspects import Suspect
+from jaxguard.types import Network
 
 OUT = RESULT.with_name("hinge_controls.json")
 NUMBER, CANDIDATES, DEPTHS, SCALE = 100, 800, (1, 2), 0.03
@@ -49,9 +50,8 @@ SETTINGS = {
 """Controls, and how far lines reach, both in deltas."""
 
 
-def search(owner: Owner, key: jax.Array, reach: int) -> hinges.Hinges:
+def search(owner: Network, key: jax.Array, reach: int) -> hinges.Hinges:
     """The hinges that `tafa_hinge` keeps, in a box that lets lines reach so far."""
-    assert owner.graph is not None
     found, _ = hinge_layers.hinge_layers(owner.graph)
     linear = tuple(layer for layer in found if layer.is_linear)
     parts = [
@@ -100,7 +100,7 @@ def measure(task: Task, owners: int, independents: int, seed: int, into: dict[st
         key_lines = jax.random.fold_in(key_probes, k)
         seen = {}
         for reach in {reach for _, reach in SETTINGS.values()}:
-            kept = search(hinge_networks.owner_of(owner), key_lines, reach)
+            kept = search(owner, key_lines, reach)
             seen[reach] = len(kept.points), bends(kept, reach, models)
         for name, (controls, reach) in SETTINGS.items():
             count, found = seen[reach]

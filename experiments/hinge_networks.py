@@ -16,7 +16,6 @@ from jax import lax
 from sklearn import datasets
 
 from jaxguard import data, models, surgery
-from jaxguard.fingerprints import Owner
 from jaxguard.graph.program import leaf_paths
 from jaxguard.suspects import Suspect
 from jaxguard.theft import SGD, THEFTS, Blueprint
@@ -224,11 +223,6 @@ def _split(whole: Batch, seed: int) -> tuple[Batch, Batch, Batch]:
         return Batch(np.asarray(whole.images)[rows], np.asarray(whole.labels)[rows])
 
     return part(order[tested:owned]), part(order[owned:]), part(order[:tested])
-
-
-def owner_of(network: Network) -> Owner:
-    """What the fingerprint is made of: no data."""
-    return Owner(network.variables, network.apply_fn, network.train_fn, network.graph)
 
 
 def suspect_of(name: str, network: Network) -> Suspect:

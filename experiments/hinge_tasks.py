@@ -39,8 +39,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxguard import ownership
-from jaxguard.fingerprints import Fingerprint, Probes, ranking
-from jaxguard.fingerprints.asking import outputs_of
+from jaxguard.fingerprints import Fingerprint, Owner, Probes, ranking
+from jaxguard.fingerprints.queries import outputs_of
 from jaxguard.fingerprints.ranking import Rate
 from jaxguard.fingerprints.verification import ALPHA, NULL_ALPHA
 from jaxguard.suspects import Suspect
@@ -100,10 +100,10 @@ def measure(task: Task, owners: int, independents: int, seed: int) -> dict[str, 
     for k, owner in enumerate(mine):
         copies = dict(task.copies(owner, jax.random.fold_in(key_copies, k)))
         start = time.perf_counter()
-        lines = hinges.make(hinge_networks.owner_of(owner), jax.random.fold_in(key_probes, k))
+        lines = hinges.make(Owner(owner), jax.random.fold_in(key_probes, k))
         made.append(time.perf_counter() - start)
         notes += lines.notes
-        probes = {"profile": lines, "cka": lines, "raw outputs": raw.make(hinge_networks.owner_of(owner), key_probes)}
+        probes = {"profile": lines, "cka": lines, "raw outputs": raw.make(Owner(owner), key_probes)}
         suspects = [hinge_networks.suspect_of(name, copy) for name, copy in {"owner": owner, **copies}.items()]
         strangers = [hinge_networks.suspect_of("owner", other) for other in mine if other is not owner]
         models = suspects + innocent + strangers

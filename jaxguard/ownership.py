@@ -20,8 +20,8 @@ from jaxguard import conformal, methods
 from jaxguard.endpoints import Endpoint, QueryFn
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import FINGERPRINTS, Fingerprint, Owner
-from jaxguard.fingerprints.asking import outputs_of
 from jaxguard.fingerprints.certificate import Certificate, Reference
+from jaxguard.fingerprints.queries import outputs_of
 from jaxguard.fingerprints.spaces import to_space
 from jaxguard.fingerprints.verification import ALPHA, compare, judge
 from jaxguard.suspects import Suspect
@@ -77,7 +77,7 @@ def certify(
         FingerprintError: the method does not exist, lacks what it needs, or cannot compare one of the models.
     """
     fingerprint = build(method, options)
-    probes = fingerprint.make(_owner(owner, data), key, progress=progress)
+    probes = fingerprint.make(Owner(owner.require_network(), data), key, progress=progress)
     (outputs,) = outputs_of([owner], probes.images)
     signature = np.asarray(fingerprint.signature_fn(probes, jnp.asarray(outputs)[None])[0])
     num_classes = outputs.shape[1]
@@ -177,16 +177,16 @@ def matrix(
     """
     start = time.perf_counter()
     fingerprint = build(method, options)
-    asked: dict[bytes, list[np.ndarray]] = {}
+    answered: dict[bytes, list[np.ndarray]] = {}
     rows = []
     for k, owner in enumerate(owners):
-        probes = fingerprint.make(_owner(owner, data), key)
+        probes = fingerprint.make(Owner(owner.require_network(), data), key)
         digest = hashlib.sha256(np.ascontiguousarray(probes.images).data).digest()
-        if digest not in asked:
-            asked = {digest: outputs_of(suspects, probes.images)}
+        if digest not in answered:
+            answered = {digest: outputs_of(suspects, probes.images)}
         (outputs,) = outputs_of([owner], probes.images)
         signature = fingerprint.signature_fn(probes, jnp.asarray(outputs)[None])[0]
-        rows.append(compare(fingerprint, probes, signature, outputs.shape[1], asked[digest]))
+        rows.append(compare(fingerprint, probes, signature, outputs.shape[1], answered[digest]))
         if progress is not None:
             progress(k + 1, len(owners), {})
     distances = np.stack(rows)
@@ -211,11 +211,6 @@ def _doubts(certificate: Certificate, alpha: float) -> list[str]:
     ]
 
 
-def _owner(suspect: Suspect, data: Batch | None) -> Owner:
-    network = suspect.require_network()
-    return Owner(network.variables, network.apply_fn, network.train_fn, network.graph, data)
-
-
 def _name(model: Suspect | QueryFn, index: int) -> tuple[str, str]:
     if isinstance(model, Suspect):
         return model.name, model.sha256
@@ -229,15 +224,15 @@ def _as_logits(outputs: np.ndarray, gives: Gives, fingerprint: Fingerprint, name
     are_probabilities = (outputs >= 0).all() and np.allclose(outputs.sum(1), 1, atol=1e-3)
     if gives == "logits" and are_probabilities and fingerprint.answers == "scores":
         raise FingerprintError(
-            f"{name}: expected logits, came rows that sum to 1, as probabilities do; pass gives='probs' (--gives probs)"
+            f"{name}: expected logits, got rows that sum to 1, as probabilities do; pass gives='probs' (--gives probs)"
         )
     if gives == "logits" or fingerprint.answers == "labels":
         return outputs
     if not (are_probabilities or np.allclose(outputs.sum(1), 1, atol=1e-2)):
-        raise FingerprintError(f"{name}: expected probabilities, came rows that do not sum to 1; pass gives='logits'")
+        raise FingerprintError(f"{name}: expected probabilities, got rows that do not sum to 1; pass gives='logits'")
     if fingerprint.options.get("space") == "logits":
         raise FingerprintError(
-            f"{name}: expected logits, which this certificate compares, came probabilities, from which they cannot be "
+            f"{name}: expected logits, which this certificate compares, got probabilities, from which they cannot be "
             "had; make a certificate with --set space=clr or space=probs"
         )
     return np.asarray(to_space(jnp.asarray(outputs), "clr", given="probs"))

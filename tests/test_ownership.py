@@ -10,7 +10,7 @@ import pytest
 
 from jaxguard import endpoints, models, ownership
 from jaxguard.errors import ArchitectureError, FingerprintError, OptionError
-from jaxguard.fingerprints import FINGERPRINTS, asking, certificate
+from jaxguard.fingerprints import FINGERPRINTS, certificate, queries
 from jaxguard.suspects import Suspect
 from jaxguard.types import Batch
 
@@ -101,7 +101,7 @@ def test_probabilities_are_as_good_as_logits_where_the_space_allows():
 def test_probabilities_are_never_taken_for_logits():
     with pytest.raises(FingerprintError, match=r"rows that sum to 1.*gives='probs'"):
         ownership.verify(certify(), [probabilities])
-    with pytest.raises(FingerprintError, match=r"came probabilities, from which they cannot be had.*space=clr"):
+    with pytest.raises(FingerprintError, match=r"got probabilities, from which they cannot be had.*space=clr"):
         ownership.verify(certify(), [probabilities], gives="probs")
     with pytest.raises(FingerprintError, match="do not sum to 1"):
         answer = endpoints.local(COPY.network)
@@ -110,7 +110,7 @@ def test_probabilities_are_never_taken_for_logits():
 
 def test_outputs_that_are_not_finite_give_no_verdict():
     broken = dataclasses.replace(COPY, network=jax.tree.map(lambda leaf: leaf * jnp.nan, COPY.network))
-    with pytest.raises(FingerprintError, match="copy: expected finite outputs, came NaN or infinity for 40 of 40"):
+    with pytest.raises(FingerprintError, match="copy: expected finite outputs, got NaN or infinity for 40 of 40"):
         ownership.verify(certify(), [OWNER, broken])
 
 
@@ -162,7 +162,7 @@ def test_a_matrix_is_all_verifications_at_once():
 
 def test_suspects_are_asked_once_where_owners_share_their_probes(monkeypatch):
     asked = []
-    original = asking.outputs_of
+    original = queries.outputs_of
     monkeypatch.setattr(ownership, "outputs_of", lambda some, images: asked.append(len(some)) or original(some, images))
     ownership.matrix([OWNER, suspect(3), suspect(4)], [COPY, suspect(5)], "sac", KEY, data=DATA, options=SAC)
     assert sorted(asked) == [1, 1, 1, 2]
@@ -173,9 +173,9 @@ def test_models_of_one_structure_share_a_program_and_order_is_kept():
     wide = models.build("mlp:hidden=16", num_classes=6, input_shape=SHAPE)
     several = [suspect(1), suspect(2, wide), suspect(3, twin), lambda images: np.ones((len(images), 2)), suspect(4)]
     images = RNG.random((37, *SHAPE), np.float32)
-    before = asking._answers._cache_size()
-    found = asking.outputs_of(several, images)
-    assert asking._answers._cache_size() - before == 2
+    before = queries._answers._cache_size()
+    found = queries.outputs_of(several, images)
+    assert queries._answers._cache_size() - before == 2
     assert [one.shape for one in found] == [(37, 4), (37, 6), (37, 4), (37, 2), (37, 4)]
     for k in (0, 1, 2, 4):
         np.testing.assert_allclose(found[k], several[k].network(images), atol=1e-5)

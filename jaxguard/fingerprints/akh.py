@@ -32,9 +32,9 @@ def akh(*, num_probes: Count = 100, least: Count = owner_images.LEAST) -> Finger
 
     Example:
         >>> import numpy as np
-        >>> from jaxguard.types import Batch
+        >>> from jaxguard.types import Batch, Network
         >>> brightest = lambda variables, images: images.reshape(len(images), -1)
-        >>> owner = Owner({}, brightest, data=Batch(np.eye(3).reshape(3, 3, 1, 1), np.array([1, 2, 2])))
+        >>> owner = Owner(Network({}, brightest, (3, 1, 1)), Batch(np.eye(3).reshape(3, 3, 1, 1), np.array([1, 2, 2])))
         >>> method = akh(num_probes=2, least=2)
         >>> probes = method.make(owner, jax.random.key(0))
         >>> own = brightest({}, jnp.asarray(probes.images))

@@ -129,7 +129,6 @@ def ipguard(
     start: Start = "data",
     target: Target = "least-likely",
     stop: Stop = "loss",
-    image_shape: tuple[Count, Count, Count] | None = None,
 ) -> Fingerprint:
     """Points near the owner's decision boundaries; the number is the match rate of labels.
 
@@ -143,27 +142,27 @@ def ipguard(
         start: from `data` of the owner, drawn at random, or from uniform `noise`.
         target: class `j`: the `least-likely` one at the start, or another than the source drawn at `random`.
         stop: a point is done where its `loss` is 0, or as soon as its `class` changes.
-        image_shape: `(H, W, C)` for `noise` where the owner has no data.
 
     Returns:
         The fingerprint. Making probes raises FingerprintError where the owner has too few images, its logits are not
         finite, or no point gets across.
 
     Example:
+        >>> from jaxguard.types import Network
         >>> brightest = lambda variables, images: 30 * images.reshape(len(images), -1)
-        >>> method = ipguard(points=4, start="noise", image_shape=(2, 2, 1), k=1.0, learning_rate=0.05)
-        >>> method.make(Owner({}, brightest), jax.random.key(0)).images.shape
+        >>> method = ipguard(points=4, start="noise", k=1.0, learning_rate=0.05)
+        >>> method.make(Owner(Network({}, brightest, (2, 2, 1))), jax.random.key(0)).images.shape
         (4, 2, 2, 1)
     """
 
     def make(owner: Owner, key: jax.Array, progress: Progress | None) -> Probes:
-        key_start, key_target = jax.random.split(key)
+        network, (key_start, key_target) = owner.network, jax.random.split(key)
         if start == "data":
             images = jnp.asarray(owner_images.draw(owner, points, key_start, method="ipguard"))
         else:
-            images = jax.random.uniform(key_start, (points, *_shape(owner, image_shape)))
-        crossing = Crossing(owner.apply_fn, k, learning_rate, stop)
-        logits = np.asarray(_forward(owner.apply_fn, owner.variables, images))
+            images = jax.random.uniform(key_start, (points, *network.input_spec.shape))
+        crossing = Crossing(network.apply_fn, k, learning_rate, stop)
+        logits = np.asarray(_forward(network.apply_fn, network.variables, images))
         if logits.ndim != 2 or logits.shape[1] < 2 or not np.isfinite(logits).all():
             raise FingerprintError(
                 f"expected finite logits [{points}, K] of two classes or more, got shape {logits.shape}, finite: "
@@ -176,9 +175,9 @@ def ipguard(
             aim = (source + np.asarray(shift)) % logits.shape[1]
         else:
             aim = logits.argmin(-1)
-        step_fn = Partial(crossing, owner.variables, source, aim)
+        step_fn = Partial(crossing, network.variables, source, aim)
         found, done = _cross(step_fn, crossing.start(images), steps, progress)
-        logits = _forward(owner.apply_fn, owner.variables, found)
+        logits = _forward(network.apply_fn, network.variables, found)
         probes = _kept(found, done | crossing.reached(logits, *map(jnp.asarray, (source, aim))), crossing, steps)
         note = (
             f"On half of the images that points started from, the owner's first class leads by {usual:.1f} or less, "
@@ -196,16 +195,6 @@ def ipguard(
         blind="extraction and distillation, whose boundaries lie elsewhere; copies with other classes.",
         answers="labels",
     )
-
-
-def _shape(owner: Owner, image_shape: tuple[int, int, int] | None) -> tuple[int, ...]:
-    shape = np.shape(owner.data.images)[1:] if image_shape is None and owner.data is not None else image_shape
-    if shape is None:
-        raise FingerprintError(
-            f"expected the shape (H, W, C) of an image, got {shape} in ipguard(start='noise'); pass image_shape=, or "
-            "give the owner data"
-        )
-    return shape
 
 
 def _cross(step_fn: Partial, state: State, steps: int, progress: Progress | None) -> tuple[jax.Array, jax.Array]:

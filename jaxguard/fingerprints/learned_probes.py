@@ -179,18 +179,17 @@ def learn(
     if settings.start == "noise":
         images = jax.random.uniform(key_images, (settings.points, *images.shape[1:]))
     found = source.pools(owner, key_pools, progress)
-    own = Network(owner.variables, owner.apply_fn, jax.ShapeDtypeStruct(images.shape[1:], images.dtype))
     if not settings.owner_weight:
-        found = found._replace(positives=(own, *found.positives))
-    num_outputs = _num_outputs(method, own, found)
+        found = found._replace(positives=(owner.network, *found.positives))
+    num_outputs = _num_outputs(method, owner.network, found)
     positives, negatives = pools.stacks(found.positives), pools.stacks(found.negatives)
     state = settings.begin(images, verifier.init(key_verifier, settings.points, num_outputs))
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key_draw)).ravel().tolist())
     told = progress and (lambda done, stop, metrics: progress(done, settings.steps, metrics))
     for first in range(0, settings.steps, STEPS_AT_A_TIME):
         ours, theirs = _pick(positives, rng), _pick(negatives, rng)
-        lesson = Lesson(settings, verifier, (owner.apply_fn, ours.apply_fn, theirs.apply_fn))
-        step_fn = Partial(lesson, owner.variables, (ours.variables, theirs.variables), key_draw)
+        lesson = Lesson(settings, verifier, (owner.network.apply_fn, ours.apply_fn, theirs.apply_fn))
+        step_fn = Partial(lesson, owner.network.variables, (ours.variables, theirs.variables), key_draw)
         count = min(STEPS_AT_A_TIME, settings.steps - first)
         state, metrics = training.descend(step_fn, state, count, start=first, progress=told)
         if not np.isfinite(metrics["loss"]).all():

@@ -35,8 +35,9 @@ def draw(owner: Owner, number: int, key: jax.Array, *, method: str) -> np.ndarra
         FingerprintError: the owner has no images, too few, or none in [0, 1].
 
     Example:
-        >>> from jaxguard.types import Batch
-        >>> owner = Owner({}, lambda variables, images: images, data=Batch(np.eye(3).reshape(3, 1, 3, 1), np.arange(3)))
+        >>> from jaxguard.types import Batch, Network
+        >>> network = Network({}, lambda variables, images: images, (1, 3, 1))
+        >>> owner = Owner(network, Batch(np.eye(3).reshape(3, 1, 3, 1), np.arange(3)))
         >>> draw(owner, 2, jax.random.key(0), method="doctest").shape
         (2, 1, 3, 1)
     """
@@ -45,7 +46,7 @@ def draw(owner: Owner, number: int, key: jax.Array, *, method: str) -> np.ndarra
         got = "none" if owner.data is None else f"an array of shape {shape}"
         raise FingerprintError(
             f"expected at least {number} images [N, H, W, C] of the owner's, got {got} in {method}; pass "
-            "Owner(..., data=Batch(images, labels)), or ask for fewer"
+            "Owner(network, Batch(images, labels)), or ask for fewer"
         )
     chosen = np.asarray(jax.random.permutation(key, shape[0])[:number])
     images = np.asarray(owner.data.images)[chosen].astype(np.float32)
@@ -99,20 +100,20 @@ def misclassified(
             were found.
 
     Example:
-        >>> from jaxguard.types import Batch
+        >>> from jaxguard.types import Batch, Network
         >>> brightest = lambda variables, images: images.reshape(len(images), -1)
-        >>> owner = Owner({}, brightest, data=Batch(np.eye(3).reshape(3, 3, 1, 1), np.array([0, 2, 2])))
+        >>> owner = Owner(Network({}, brightest, (3, 1, 1)), Batch(np.eye(3).reshape(3, 3, 1, 1), np.array([0, 2, 2])))
         >>> misclassified(owner, 10, jax.random.key(0), method="doctest", least=1).answers.tolist()
         [1]
     """
     if owner.data is None or len(owner.data.images) == 0 or np.shape(owner.data.labels) != (len(owner.data.images),):
         got = "none" if owner.data is None else f"{len(owner.data.images)} images, labels {np.shape(owner.data.labels)}"
         raise FingerprintError(
-            f"expected labelled images of the owner's, got {got} in {method}; pass Owner(..., data=Batch(images, "
+            f"expected labelled images of the owner's, got {got} in {method}; pass Owner(network, Batch(images, "
             "labels)) of images it was not trained on"
         )
     images, labels = np.asarray(owner.data.images), np.asarray(owner.data.labels)
-    classes = evaluation.predictions(owner.apply_fn, owner.variables, images)
+    classes = evaluation.predictions(owner.network.apply_fn, owner.network.variables, images)
     wrong = (classes != labels) & (classes >= 0)
     if surrogates is not None:
         surrogates = np.asarray(surrogates)

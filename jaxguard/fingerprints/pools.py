@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 from jaxguard import models, theft
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints.protocol import Owner
+from jaxguard.fingerprints.queries import bucket
 from jaxguard.theft import Blueprint
 from jaxguard.training import Progress
 from jaxguard.types import Network
@@ -76,13 +78,13 @@ class Source:
         if owner.data is None:
             return None
         shape = np.shape(owner.data.images)[1:]
-        return models.build(self.model, num_classes=_network(owner).num_classes, input_shape=shape)
+        return models.build(self.model, num_classes=owner.network.num_classes, input_shape=shape)
 
     def pools(self, owner: Owner, key: jax.Array, progress: Progress | None) -> Pools:
         """The pools for one owner.
 
         Args:
-            owner: its data, training mode and channel graph are needed where pools are made.
+            owner: its data and training mode are needed where pools are made.
             key: the same key makes the same networks.
             progress: told how far each training is.
 
@@ -95,22 +97,22 @@ class Source:
         key_copies, key_independents = jax.random.split(key)
         positives, negatives, model = self.positives, self.negatives, self.blueprint(owner)
         if positives is None or negatives is None:
-            lacking = [name for name in ("data", "train_fn", "graph") if getattr(owner, name) is None]
+            lacking = [] if owner.data is not None else ["data"]
+            lacking += [] if owner.network.train_fn is not None else ["train_fn"]
             if lacking or owner.data is None or model is None:
                 raise FingerprintError(
-                    "expected an architecture, and an owner with data, training mode and channel graph, to make "
-                    f"networks of, got model={self.model!r} and an owner that lacks "
-                    f"{', '.join(lacking) or 'nothing'} in {self.method}; pass model='resnet20' or another and "
-                    "complete the owner, or pass both positives= and negatives="
+                    "expected an architecture, and an owner with data and a training mode, to make networks of, got "
+                    f"model={self.model!r} and an owner that lacks {', '.join(lacking) or 'nothing'} in {self.method}; "
+                    "pass model='resnet20' or another and complete the owner, or pass both positives= and negatives="
                 )
-            settings = {"epochs": self.epochs, "batch_size": self.batch_size, "progress": progress}
+            settings: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size, "progress": progress}
             if positives is None:
-                student = {"distillation": {"student": model}}
                 positives = []
                 for i in range(self.copies * len(COPIES)):
                     name, key_copy = COPIES[i % len(COPIES)], jax.random.fold_in(key_copies, i)
-                    options = settings | student.get(name, {})
-                    positives.append(theft.THEFTS[name](_network(owner), owner.data, key_copy, **options)[0])
+                    student: dict[str, Any] = {"student": model} if name == "distillation" else {}
+                    copy, _ = theft.THEFTS[name](owner.network, owner.data, key_copy, **settings, **student)
+                    positives.append(copy)
             if negatives is None:
                 keys = [jax.random.split(jax.random.fold_in(key_independents, i)) for i in range(self.independents)]
                 negatives = [
@@ -118,11 +120,6 @@ class Source:
                     for half, train in keys
                 ]
         return Pools(tuple(positives), tuple(negatives))
-
-
-def _network(owner: Owner) -> Network:
-    assert owner.data is not None
-    return Network(owner.variables, owner.apply_fn, np.shape(owner.data.images)[1:], owner.train_fn)
 
 
 def stacks(networks: Sequence[Network]) -> tuple[Network, ...]:
@@ -140,9 +137,7 @@ def stacks(networks: Sequence[Network]) -> tuple[Network, ...]:
         >>> [stack.variables.tolist() for stack in found]
         [[1.0, 2.0]]
     """
-    found: dict[Any, list[Network]] = {}
+    found: dict[Any, list[Network]] = defaultdict(list)
     for network in networks:
-        leaves, structure = jax.tree.flatten(network)
-        shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-        found.setdefault((structure, shapes), []).append(network)
+        found[bucket(network)].append(network)
     return tuple(jax.tree.map(lambda *leaves: jnp.stack(leaves), *members) for members in found.values())

@@ -19,10 +19,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from jaxguard.graph import ChannelGraph
 from jaxguard.methods import Method
 from jaxguard.training import Progress
-from jaxguard.types import ApplyFn, Batch, TrainFn, Variables
+from jaxguard.types import Batch, Network
 
 Space = Literal["logits", "probs", "clr"]
 """Of a model's outputs: raw logits, their softmax, or centred logits, which are had from probabilities too."""
@@ -47,20 +46,14 @@ class Probes(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Owner:
-    """The model that may have been stolen, with all that its owner has.
+    """The network that may have been stolen, and its owner's data.
 
     Attributes:
-        variables: its weights.
-        apply_fn: the model in evaluation mode.
-        train_fn: the model in training mode; None where it is not known.
-        graph: its channel graph; None where it is not known.
+        network: the network.
         data: labelled images of the owner; None for methods that need none.
     """
 
-    variables: Variables
-    apply_fn: ApplyFn
-    train_fn: TrainFn | None = None
-    graph: ChannelGraph | None = None
+    network: Network
     data: Batch | None = None
 
 

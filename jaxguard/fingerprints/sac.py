@@ -105,11 +105,11 @@ def sac(
         FingerprintError: an option belongs to another variant.
 
     Example:
-        >>> from jaxguard.types import Batch
+        >>> from jaxguard.types import Batch, Network
         >>> halves = lambda variables, images: images.reshape(len(images), 2, -1).mean(-1)
         >>> data = Batch(np.random.default_rng(0).random((20, 8, 8, 1)), np.zeros(20, int))
         >>> method = sac(num_probes=20)
-        >>> probes = method.make(Owner({}, halves, data=data), jax.random.key(0))
+        >>> probes = method.make(Owner(Network({}, halves, (8, 8, 1)), data), jax.random.key(0))
         >>> own = halves({}, jnp.asarray(probes.images))
         >>> signatures = method.signature_fn(probes, jnp.stack([own, 3 * own, -own[::-1]]))
         >>> distances = method.distance_fn(probes, signatures[0], signatures)

@@ -78,15 +78,13 @@ def tafa_hinge(
 
     Example:
         >>> from jaxguard import models
-        >>> from jaxguard.graph import channel_graph
         >>> model = models.build("mlp:hidden=16x16", num_classes=3, input_shape=(4, 4, 1))
-        >>> variables = model.init(jax.random.key(0))
-        >>> graph = channel_graph(model.apply_fn, variables, np.zeros((1, 4, 4, 1), np.float32))
+        >>> network = model.network(model.init(jax.random.key(0)))
         >>> method = tafa_hinge(num_probes=4)
-        >>> probes = method.make(Owner(variables, model.apply_fn, graph=graph), jax.random.key(1))
+        >>> probes = method.make(Owner(network), jax.random.key(1))
         >>> probes.images.shape  # 4 lines of 25 + 2 points
         (108, 4, 4, 1)
-        >>> outputs = model.apply_fn(variables, probes.images)[None]
+        >>> outputs = network(probes.images)[None]
         >>> signature = method.signature_fn(probes, outputs)
         >>> method.distance_fn(probes, signature[0], signature).round(4).tolist()
         [1.0]
@@ -171,12 +169,8 @@ def _search(
     progress: Progress | None,
 ) -> tuple[hinges.Hinges, tuple[str, ...]]:
     """Candidates of all layers, and what a reader must know of the network."""
-    if owner.graph is None:
-        raise FingerprintError(
-            "expected an owner with a channel graph, got none in tafa_hinge(); pass Owner(..., graph=channel_graph("
-            "apply_fn, variables, images))"
-        )
-    found, smooth = hinge_layers.hinge_layers(owner.graph)
+    graph = owner.network.graph
+    found, smooth = hinge_layers.hinge_layers(graph)
     chosen = hinge_layers.of_depths(found, depths)
     notes = []
     if smooth and space != "clr":
@@ -191,7 +185,7 @@ def _search(
         key_layer = jax.random.fold_in(key, depth)
         parts.append(
             hinges.search(
-                owner.graph, owner.variables, key_layer, layers, -(-count // len(chosen)), linear=linear, scale=scale,
+                graph, owner.network.variables, key_layer, layers, -(-count // len(chosen)), linear=linear, scale=scale,
                 margin=reach * scale + ROUNDING, space=space, progress=progress,
             )
         )  # fmt: skip

@@ -167,10 +167,10 @@ def zest(
         missing.
 
     Example:
-        >>> from jaxguard.types import Batch
+        >>> from jaxguard.types import Batch, Network
         >>> halves = lambda variables, images: variables * images.reshape(len(images), 2, -1).mean(-1)
         >>> data = Batch(np.random.default_rng(0).random((8, 4, 4, 1)), np.zeros(8, int))
-        >>> owner, method = Owner(1.0, halves, data=data), zest(references=8)
+        >>> owner, method = Owner(Network(1.0, halves, (4, 4, 1)), data), zest(references=8)
         >>> probes = method.make(owner, jax.random.key(0))
         >>> outputs = jnp.stack([halves(jnp.array(scale), probes.images) for scale in ([1, 1], [2, 2], [1, -1])])
         >>> signatures = method.signature_fn(probes, outputs)

@@ -31,8 +31,7 @@ def network():
 @functools.cache
 def owner():
     """The owner with all that it has."""
-    made = network()
-    return Owner(made.variables, made.apply_fn, made.train_fn, made.graph, images()[0])
+    return Owner(network(), images()[0])
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import pytest
 from jaxguard.errors import FingerprintError, OptionError
 from jaxguard.fingerprints.akh import akh
 from jaxguard.fingerprints.protocol import Owner, Probes
-from jaxguard.types import Batch
+from jaxguard.types import Batch, Network
 
 CLASSES = 4
 
@@ -21,7 +21,7 @@ def owner(count=300, seed=0):
     weights = rng.normal(size=(9, CLASSES)).astype(np.float32)
     images = rng.random((count, 3, 3, 1)).astype(np.float32)
     true = weights + 0.5 * rng.normal(size=weights.shape)
-    return Owner(jnp.asarray(weights), linear, data=Batch(images, np.argmax(linear(true, images), -1)))
+    return Owner(Network(jnp.asarray(weights), linear, (3, 3, 1)), Batch(images, np.argmax(linear(true, images), -1)))
 
 
 def distances(method, probes, *models):
@@ -62,7 +62,7 @@ def test_a_copy_shares_more_mistakes_than_independent_models():
     probes = method.make(whose, jax.random.key(0))
     weights = np.asarray(whose.variables)
     copy = weights + 0.02 * np.random.default_rng(1).normal(size=weights.shape).astype(np.float32)
-    independents = [np.asarray(owner(seed=seed).variables) for seed in range(2, 7)]
+    independents = [np.asarray(owner(seed=seed).network.variables) for seed in range(2, 7)]
     found = distances(method, probes, weights, copy, *independents)
     assert found[0] == 1
     assert found[1] > 0.8 > found[2:].max()

@@ -10,7 +10,7 @@ from jaxguard.errors import FingerprintError, OptionError
 from jaxguard.fingerprints import owner_images
 from jaxguard.fingerprints.ipguard import Crossing, ipguard
 from jaxguard.fingerprints.protocol import Owner
-from jaxguard.types import Batch
+from jaxguard.types import Batch, Network
 
 KEY = jax.random.key(3)
 
@@ -20,8 +20,8 @@ def linear(variables, images):
     return variables * images.reshape(len(images), -1)
 
 
-LINEAR = Owner(jnp.float32(10), linear)
-NOISE = {"start": "noise", "image_shape": (2, 2, 1)}
+LINEAR = Owner(Network(jnp.float32(10), linear, (2, 2, 1)))
+NOISE = {"start": "noise"}
 
 
 def margins(probes, network):
@@ -89,7 +89,7 @@ def test_points_that_get_nowhere_are_left_out():
     some = ipguard(points=40, k=1.0, steps=25, learning_rate=0.01, **NOISE).make(LINEAR, KEY)
     assert 0 < len(some.images) < 40
     assert some.notes[0].startswith(f"{len(some.images)} of 40 points")
-    assert margins(some, LINEAR).min() >= 1 - 1e-4
+    assert margins(some, LINEAR.network).min() >= 1 - 1e-4
     with pytest.raises(FingerprintError, match="got none of 40"):
         ipguard(points=40, k=11.0, steps=30, **NOISE).make(LINEAR, KEY)
 
@@ -151,11 +151,14 @@ def test_bad_options(options):
     ("owner", "options", "message"),
     [
         (LINEAR, {}, "got none"),
-        (Owner(1.0, linear, data=Batch(np.zeros((5, 2, 2, 1)), np.zeros(5))), {}, "at least 100 images"),
-        (Owner(1.0, linear, data=Batch(np.full((5, 2, 2, 1), 2.0), np.zeros(5))), {"points": 3}, r"images in \[0, 1\]"),
-        (LINEAR, {"start": "noise"}, "image_shape"),
-        (Owner(jnp.float32(np.nan), linear), NOISE, "finite logits"),
-        (Owner(1.0, lambda v, x: x[:, 0, 0]), NOISE, "two classes or more"),
+        (Owner(Network(1.0, linear, (2, 2, 1)), Batch(np.zeros((5, 2, 2, 1)), np.zeros(5))), {}, "at least 100 images"),
+        (
+            Owner(Network(1.0, linear, (2, 2, 1)), Batch(np.full((5, 2, 2, 1), 2.0), np.zeros(5))),
+            {"points": 3},
+            r"images in \[0, 1\]",
+        ),
+        (Owner(Network(jnp.float32(np.nan), linear, (2, 2, 1))), NOISE, "finite logits"),
+        (Owner(Network(1.0, lambda v, x: x[:, 0, 0], (2, 2, 1))), NOISE, "two classes or more"),
     ],
 )
 def test_bad_owners(owner, options, message):

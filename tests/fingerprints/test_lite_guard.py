@@ -186,16 +186,16 @@ def test_bad_owners_and_pools():
     owner = digits.owner()
     with pytest.raises(FingerprintError, match="model=None"):
         lite_guard(**QUICK).make(owner, KEY)
-    with pytest.raises(FingerprintError, match="lacks train_fn, graph"):
-        bare = Owner(owner.variables, owner.apply_fn, data=owner.data)
+    with pytest.raises(FingerprintError, match="lacks train_fn"):
+        bare = Owner(dataclasses.replace(owner.network, train_fn=None), owner.data)
         lite_guard(model="mlp:hidden=32", **QUICK).make(bare, KEY)
     with pytest.raises(FingerprintError, match="got none"):
-        lite_guard(model="mlp:hidden=32").make(Owner(owner.variables, owner.apply_fn), KEY)
+        lite_guard(model="mlp:hidden=32").make(Owner(owner.network), KEY)
     other = models.build("mlp:hidden=8", num_classes=4, input_shape=(16, 16, 1))
     stranger = [other.network(other.init(KEY))]
     with pytest.raises(FingerprintError, match=r"10 outputs, got some of \[4\]"):
         lite_guard(positives=stranger, negatives=digits.independents(), **QUICK).make(owner, KEY)
-    broken = Owner(jnp.float32(np.nan), scaled, data=Batch(np.ones((40, 1, 3, 1)), np.zeros(40)))
+    broken = Owner(Network(jnp.float32(np.nan), scaled, (1, 3, 1)), Batch(np.ones((40, 1, 3, 1)), np.zeros(40)))
     others = [Network(jnp.float32(2), scaled, (1, 3, 1))]
     with pytest.raises(FingerprintError, match="finite loss"):
         lite_guard(positives=others, negatives=others, **QUICK).make(broken, KEY)

@@ -5,7 +5,7 @@ import pytest
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import owner_images
 from jaxguard.fingerprints.protocol import Owner
-from jaxguard.types import Batch
+from jaxguard.types import Batch, Network
 
 COUNT, CLASSES = 40, 5
 
@@ -20,7 +20,7 @@ def owner(labels=None):
     images = np.eye(CLASSES, dtype=np.float32)[truth].reshape(COUNT, CLASSES, 1, 1)
     images *= np.linspace(0.5, 1, COUNT, dtype=np.float32)[:, None, None, None]  # tells them apart
     given = np.where(np.arange(COUNT) % 3 == 0, (truth + 1) % CLASSES, truth) if labels is None else labels
-    return Owner(1.0, brightest, data=Batch(images, given))
+    return Owner(Network(1.0, brightest, (CLASSES, 1, 1)), Batch(images, given))
 
 
 def find(whose, number=100, seed=0, **options):
@@ -70,7 +70,7 @@ def test_too_few_mistakes_are_counted():
 
 def test_outputs_that_are_nan_are_no_mistakes():
     whose = owner()
-    broken = Owner(np.float32(np.nan), brightest, data=whose.data)
+    broken = Owner(whose.network.with_variables(np.float32(np.nan)), whose.data)
     with pytest.raises(FingerprintError, match="found 0 among 40"):
         find(broken, least=1)
 
@@ -78,7 +78,7 @@ def test_outputs_that_are_nan_are_no_mistakes():
 def test_what_the_owner_must_have():
     whose = owner()
     with pytest.raises(FingerprintError, match="got none in test"):
-        find(Owner(1.0, brightest))
+        find(Owner(whose.network))
     with pytest.raises(FingerprintError, match=r"got 40 images, labels \(3,\)"):
         find(owner(np.zeros(3, int)))
     with pytest.raises(FingerprintError, match=r"surrogates' classes \[M, 40\].*got shape \(40,\)"):

@@ -10,7 +10,7 @@ from jaxguard.fingerprints import jpeg
 from jaxguard.fingerprints.protocol import Owner, Probes
 from jaxguard.fingerprints.sac import NUM_PROBES, distances, sac
 from jaxguard.kernels import correlation
-from jaxguard.types import Batch
+from jaxguard.types import Batch, Network
 
 CLASSES, SHAPE = 6, (8, 8, 1)
 VARIANTS = ["jc", "normal", "wrong", "cutmix"]
@@ -37,7 +37,7 @@ def owner():
     given = images()
     right = np.asarray(network(weights(0), given)).argmax(-1)
     wrong = np.arange(len(given)) % 2 == 0
-    return Owner(weights(0), network, data=Batch(given, np.where(wrong, (right + 1) % CLASSES, right)))
+    return Owner(Network(weights(0), network, SHAPE), Batch(given, np.where(wrong, (right + 1) % CLASSES, right)))
 
 
 def measured(method, *outputs):
@@ -91,7 +91,7 @@ def test_transposed_probes_swap_height_and_width(owner):
             for swap in (False, True)
         )
         np.testing.assert_array_equal(swapped, plain.transpose(0, 2, 1, 3))
-    wide = Owner({}, network, data=Batch(np.zeros((4, 8, 6, 1)), np.zeros(4, int)))
+    wide = Owner(Network({}, network, (8, 6, 1)), Batch(np.zeros((4, 8, 6, 1)), np.zeros(4, int)))
     with pytest.raises(FingerprintError, match=r"square images to transpose, got \(8, 6, 1\)"):
         sac(variant="jc", transpose=True).make(wide, jax.random.key(0))
 
@@ -165,14 +165,14 @@ def test_copies_are_nearer_than_independent_models_also_of_other_classes(variant
     method = sac(variant=variant, num_probes=30)
     probes = method.make(owner, jax.random.key(0))
     rng = np.random.default_rng(9)
-    tuned = {name: leaf + 0.05 * rng.normal(size=leaf.shape) for name, leaf in owner.variables.items()}
+    tuned = {name: leaf + 0.05 * rng.normal(size=leaf.shape) for name, leaf in owner.network.variables.items()}
     # Channels in another order, scaled up and down again: the same function.
     order, scale = rng.permutation(32), rng.uniform(0.5, 2, size=32)
     disguised = {
-        "w1": (owner.variables["w1"] * scale)[:, order],
-        "w2": (owner.variables["w2"] / scale[:, None])[order],
+        "w1": (owner.network.variables["w1"] * scale)[:, order],
+        "w2": (owner.network.variables["w2"] / scale[:, None])[order],
     }
-    models = [owner.variables, disguised, tuned, *map(weights, (1, 2)), weights(3, num_classes=9)]
+    models = [owner.network.variables, disguised, tuned, *map(weights, (1, 2)), weights(3, num_classes=9)]
     found = measured(method, *(network(model, probes.images) for model in models))
     assert found[0] == 0
     assert found[1] < 1e-5
@@ -223,8 +223,8 @@ def test_settings_that_mean_nothing_are_refused(options, message):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_owner_without_images_is_told(variant):
     with pytest.raises(FingerprintError, match=r"got none in sac"):
-        sac(variant=variant).make(Owner({}, network), jax.random.key(0))
+        sac(variant=variant).make(Owner(Network({}, network, SHAPE)), jax.random.key(0))
     with pytest.raises(FingerprintError, match="sac"):
         sac(variant=variant).make(
-            Owner(weights(0), network, data=Batch(images(1), np.zeros(1, int))), jax.random.key(0)
+            Owner(Network(weights(0), network, SHAPE), Batch(images(1), np.zeros(1, int))), jax.random.key(0)
         )

@@ -13,8 +13,8 @@ from jaxguard.errors import FingerprintError, OptionError
 from jaxguard.fingerprints.protocol import Owner
 from jaxguard.fingerprints.spaces import to_space
 from jaxguard.fingerprints.tafa_hinge import tafa_hinge
-from jaxguard.graph import channel_graph
 from jaxguard.theft import THEFTS, halves, independent
+from jaxguard.types import Network
 
 KEY = jax.random.key(1)
 CLASSIFIER = models.build("mlp:hidden=32x32", num_classes=10, input_shape=(8, 8, 1))
@@ -35,13 +35,9 @@ def trained(seed):
     return independent(CLASSIFIER, digits()[min(seed, 1)], jax.random.key(seed), **RECIPE)[0]
 
 
-def owner_of(network):
-    return Owner(network.variables, network.apply_fn, graph=network.graph)
-
-
 @functools.cache
 def probes_of(**options):
-    return tafa_hinge(**options).make(owner_of(trained(0)), KEY)
+    return tafa_hinge(**options).make(Owner(trained(0)), KEY)
 
 
 def outputs(networks, probes):
@@ -62,7 +58,7 @@ def convnet():
 
 @functools.cache
 def convnets_probes():
-    return tafa_hinge(**QUICK).make(owner_of(convnet()), KEY)
+    return tafa_hinge(**QUICK).make(Owner(convnet()), KEY)
 
 
 def autoencoder():
@@ -78,7 +74,7 @@ def autoencoder():
         name: jnp.asarray(rng.normal(size=shape) / shape[0] ** 0.5, jnp.float32) for name, shape in shapes.items()
     }
     variables["b"] -= variables["a"].sum(0) / 2
-    return Owner(variables, apply_fn, graph=channel_graph(apply_fn, variables, np.zeros((1, 4, 4, 1), np.float32)))
+    return Owner(Network(variables, apply_fn, (4, 4, 1)))
 
 
 def test_all_queries_are_images_and_lie_on_lines_across_hinges():
@@ -96,7 +92,7 @@ def test_all_queries_are_images_and_lie_on_lines_across_hinges():
 
 def test_the_same_key_makes_the_same_probes_and_another_others():
     method = tafa_hinge(**QUICK)
-    again, other = (method.make(owner_of(convnet()), key) for key in (KEY, jax.random.key(2)))
+    again, other = (method.make(Owner(convnet()), key) for key in (KEY, jax.random.key(2)))
     np.testing.assert_array_equal(again.images, convnets_probes().images)
     assert np.abs(other.images - again.images).max() > 0.1
 
@@ -129,7 +125,7 @@ def test_constants_and_a_scale_of_the_outputs_do_not_count():
 
 def test_probabilities_centred_are_as_good_as_logits():
     method = tafa_hinge(**QUICK, space="clr")
-    probes = method.make(owner_of(convnet()), KEY)
+    probes = method.make(Owner(convnet()), KEY)
     others = CONVNET.network(CONVNET.init(jax.random.key(9)))
     logits = outputs([convnet(), others], probes)
     centred = to_space(to_space(logits, "probs"), "clr", given="probs")
@@ -143,18 +139,18 @@ def test_probabilities_centred_are_as_good_as_logits():
 def test_a_model_that_ends_in_softmax_is_fingerprinted_in_clr_and_has_a_note_elsewhere():
     ends = lambda v, x: jax.nn.log_softmax(CONVNET.apply_fn(v, x))  # noqa: E731
     made = convnet()
-    owner = Owner(made.variables, ends, graph=channel_graph(ends, made.variables, np.zeros((1, 8, 8, 1), np.float32)))
+    owner = Owner(Network(made.variables, ends, (8, 8, 1)))
     centred, plain = (tafa_hinge(**QUICK, space=space).make(owner, KEY) for space in ("clr", "logits"))
     assert len(centred.notes) == 1
     assert "The outputs are not piecewise linear, from `exp` at " in plain.notes[1]
-    logits_alone = tafa_hinge(**QUICK, space="clr").make(owner_of(made), KEY)
+    logits_alone = tafa_hinge(**QUICK, space="clr").make(Owner(made), KEY)
     np.testing.assert_array_equal(centred.arrays["unit"], logits_alone.arrays["unit"])
 
 
 def test_outputs_of_any_shape():
     method, owner = tafa_hinge(**QUICK), autoencoder()
     probes = method.make(owner, KEY)
-    images = owner.apply_fn(owner.variables, jnp.asarray(probes.images))
+    images = owner.network(jnp.asarray(probes.images))
     assert images.shape == (540, 4, 4, 1)
     assert method.signature_fn(probes, images[None]).shape == (1, 20, 25, 16)
     assert judged(method, probes, images, images[None])[0] == pytest.approx(1, abs=1e-5)
@@ -202,11 +198,9 @@ def test_networks_it_is_not_made_for_are_refused():
         return jax.nn.gelu(x.reshape(len(x), -1) @ v["a"]) @ v["b"]
 
     variables = {"a": jnp.ones((16, 8)), "b": jnp.ones((8, 3))}
-    owner = Owner(variables, smooth, graph=channel_graph(smooth, variables, np.zeros((1, 4, 4, 1), np.float32)))
+    owner = Owner(Network(variables, smooth, (4, 4, 1)))
     with pytest.raises(FingerprintError, match=r"expected a network with ReLUs .* found `.*` at .* instead"):
         tafa_hinge().make(owner, KEY)
-    with pytest.raises(FingerprintError, match="expected an owner with a channel graph, got none"):
-        tafa_hinge().make(Owner(variables, smooth), KEY)
 
 
 def test_layers_that_are_missing_are_said():
@@ -219,10 +213,10 @@ def test_layers_that_are_missing_are_said():
 
 
 def test_a_network_without_hyperplanes_in_the_box_is_refused():
-    owner = autoencoder()
-    far = {**owner.variables, "b": owner.variables["b"] + 100}
+    network = autoencoder().network
+    far = {**network.variables, "b": network.variables["b"] + 100}
     with pytest.raises(FingerprintError, match="expected at least 20 hinges, found 0 among 120 candidates"):
-        tafa_hinge(**QUICK).make(Owner(far, owner.apply_fn, graph=owner.graph), KEY)
+        tafa_hinge(**QUICK).make(Owner(network.with_variables(far)), KEY)
 
 
 def test_outputs_for_other_queries_are_refused():

@@ -12,7 +12,7 @@ import stolen_digits as digits
 from jaxguard.errors import FingerprintError, OptionError
 from jaxguard.fingerprints.protocol import Owner, Probes
 from jaxguard.fingerprints.zest import draw_masks, grid, masked, quickshift, solver, zest
-from jaxguard.types import Batch
+from jaxguard.types import Batch, Network
 
 KEY = jax.random.key(3)
 RNG = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def test_a_model_linear_in_its_segments_is_recovered():
     model = lambda variables, images: images.reshape(len(images), 16) @ variables  # noqa: E731
     images = RNG.random((6, 4, 4, 1)).astype(np.float32)
     method = zest(references=6, side=2, masks=24)
-    probes = method.make(Owner(weights, model, data=Batch(images, np.zeros(6, int))), KEY)
+    probes = method.make(Owner(Network(weights, model, (4, 4, 1)), Batch(images, np.zeros(6, int))), KEY)
     shown = probes.images.reshape(6, 24, 4, 4, 1)[:, 0]  # all segments
     found = method.signature_fn(probes, model(weights, probes.images)[None])[0]
     added = (shown.reshape(6, 16, 1) * weights).reshape(6, 2, 2, 2, 2, 3).sum((2, 4)).reshape(6, 4, 3)
@@ -122,7 +122,8 @@ def test_superpixels_number_each_image_apart(monkeypatch):
     module = sys.modules["jaxguard.fingerprints.zest"]  # the package has a function of that name
     monkeypatch.setattr(module, "quickshift", lambda image: grid(image.shape[:2], 1 + int(image[0, 0, 0] > 0.5)))
     images = np.array([0.0, 1.0]).reshape(2, 1, 1, 1) * np.ones((2, 4, 4, 1))
-    owner = Owner({}, lambda variables, images: images, data=Batch(images, np.zeros(2, int)))
+    network = Network({}, lambda variables, images: images, (4, 4, 1))
+    owner = Owner(network, Batch(images, np.zeros(2, int)))
     probes = zest(references=2, masks=8, segmentation="quickshift").make(owner, KEY)
     assert sorted((np.abs(probes.arrays["solver"]).sum(2) > 0).sum(1).tolist()) == [1, 4]
 

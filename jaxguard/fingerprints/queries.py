@@ -42,18 +42,19 @@ def outputs_of(models: Sequence[Suspect | QueryFn], images: np.ndarray) -> list[
     buckets: dict[Any, list[int]] = defaultdict(list)
     for index, model in enumerate(models):
         if isinstance(model, Suspect):
-            buckets[_bucket(model)].append(index)
+            buckets[bucket(model.require_network())].append(index)
         else:
             found[index] = endpoints.query(model, images)
     chunks = evaluation.chunked(np.asarray(images, np.float32), BATCH_SIZE)
     for members in buckets.values():
         suspects = [models[index] for index in members]
-        found |= dict(zip(members, _asked(suspects, chunks, len(images)), strict=True))
+        found |= dict(zip(members, _queried(suspects, chunks, len(images)), strict=True))
     return [found[index] for index in range(len(models))]
 
 
-def _bucket(suspect: Suspect) -> Any:
-    leaves, structure = jax.tree.flatten(suspect.require_network())
+def bucket(network: Network) -> Any:
+    """A hashable value, equal for networks that differ in the values of their weights alone."""
+    leaves, structure = jax.tree.flatten(network)
     return (structure, *((np.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves))
 
 
@@ -63,18 +64,18 @@ def _answers(network: Network, chunks: jax.Array) -> jax.Array:
     return outputs.reshape(chunks.shape[0] * chunks.shape[1], -1)
 
 
-def _asked(suspects: Sequence[Any], chunks: jax.Array, count: int) -> list[np.ndarray]:
+def _queried(suspects: Sequence[Any], chunks: jax.Array, count: int) -> list[np.ndarray]:
     def one(suspect: Suspect) -> np.ndarray:
         try:
             outputs = np.asarray(_answers(suspect.require_network(), chunks))[:count]
         except (DataError, TypeError, ValueError) as error:
             raise FingerprintError(
-                f"{suspect.name}: expected a model that takes images {chunks.shape[2:]}, came {type(error).__name__}: "
+                f"{suspect.name}: expected a model that takes images {chunks.shape[2:]}, got {type(error).__name__}: "
                 f"{error}; give its image shape with --input, and its architecture with --arch"
             ) from error
         if not np.isfinite(outputs).all():
             raise FingerprintError(
-                f"{suspect.name}: expected finite outputs, came NaN or infinity for "
+                f"{suspect.name}: expected finite outputs, got NaN or infinity for "
                 f"{int((~np.isfinite(outputs)).any(1).sum())} of {count} probes; no verdict can be given, check its "
                 "weights and normalisation"
             )
