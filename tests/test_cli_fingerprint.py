@@ -95,7 +95,7 @@ def test_nothing_is_overwritten_unasked(fingerprint, folder):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("make", "MINE", "--out", "NEW", "--data", "digits", "--method", "sak"), 2, "expected a method among"),
+        (("make", "MINE", "--out", "NEW", "--data", "digits", "--method", "sak"), 2, "expected a fingerprint (akh"),
         (("make", "MINE", "--out", "NEW", "--data", "digits", "--set", "colour=1"), 2, "expected an option of sac"),
         (("make", "MINE", "--out", "NEW"), 2, "image"),
         (("make", "MINE", "--out", "NEW", "--independent", "none-*"), 4, "expected files of this pattern"),

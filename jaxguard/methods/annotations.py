@@ -136,7 +136,7 @@ def converted(value: Any, annotation: Any) -> Any:
             if not (callable(value) or (value is None and _is_optional(bare))):
                 raise TypeError(value)
             return value
-    if _is_optional(bare) and (value is None or value in ("none", "null")):
+    if _is_optional(bare) and (value is None or (isinstance(value, str) and value in ("none", "null"))):
         return None
     failure: Exception = TypeError(value)
     for member in _members(bare):
