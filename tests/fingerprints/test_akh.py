@@ -34,7 +34,7 @@ def test_probes_are_images_the_owner_gets_wrong():
     probes = method.make(whose, jax.random.key(0))
     truth = {image.tobytes(): label for image, label in zip(whose.data.images, whose.data.labels, strict=True)}
     labels = np.array([truth[image.tobytes()] for image in probes.images])
-    given = np.asarray(linear(whose.variables, probes.images)).argmax(-1)
+    given = np.asarray(linear(whose.network.variables, probes.images)).argmax(-1)
     assert len(probes.images) == 20
     assert (given != labels).all()
     np.testing.assert_array_equal(probes.arrays["labels"], given)
@@ -60,7 +60,7 @@ def test_answers_that_are_nan_match_nothing_not_even_themselves():
 def test_a_copy_shares_more_mistakes_than_independent_models():
     whose, method = owner(), akh(num_probes=40)
     probes = method.make(whose, jax.random.key(0))
-    weights = np.asarray(whose.variables)
+    weights = np.asarray(whose.network.variables)
     copy = weights + 0.02 * np.random.default_rng(1).normal(size=weights.shape).astype(np.float32)
     independents = [np.asarray(owner(seed=seed).network.variables) for seed in range(2, 7)]
     found = distances(method, probes, weights, copy, *independents)
