@@ -1,4 +1,4 @@
-"""What no honest checkpoint needs more of: shared by the formats, so that hostile files end in one error."""
+"""Limits that no honest checkpoint exceeds, shared by all formats, so that hostile files end in one error."""
 
 import math
 from typing import Any
@@ -71,7 +71,7 @@ def check_chunks(num_chunks: int, size: int, given: str) -> None:
 
 
 def checked_shape(found: Any) -> tuple[int, ...]:
-    """The shape that a file announces, believed.
+    """The shape that a file announces, checked.
 
     Raises:
         ValueError: it is no tuple or list of sizes, or numpy cannot describe an array of it.

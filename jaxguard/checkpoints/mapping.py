@@ -1,4 +1,4 @@
-"""A file as an array of bytes that stay on disk until they are looked at."""
+"""A file as an array of bytes, paged in when they are read."""
 
 import mmap
 import os

@@ -1,8 +1,8 @@
-"""OCDBT databases, into which Orbax packs a checkpoint's values: which part of which file each of them is.
+"""Checks of OCDBT databases, into which Orbax packs the values of a checkpoint.
 
-A manifest names the newest root of a B+tree, whose leaves hold keys, and values or references to them. TensorStore
-believes what a node announces about the length of its keys, so that a small file can take all memory: a database has
-to be read here before it is given to TensorStore.
+A manifest names the newest root of a B+tree, whose leaves hold keys with values or references to parts of files.
+TensorStore trusts what a node announces about the length of its keys, so that a small file can take all memory:
+every node is checked here before TensorStore reads the database.
 """
 
 import itertools
@@ -26,11 +26,11 @@ _MAX_OPENED = 64
 
 @dataclass(frozen=True, eq=False)
 class Database:
-    """The newest version of a database; its values are still on disk.
+    """The newest version of a database, checked; its values are still on disk.
 
     Attributes:
         directory: holds the manifest; its files must not be shortened in place while values are in use.
-        entries: `{key: value, or where it lies}`; each lies within a file of the directory.
+        entries: `{key: value or extent}`; each extent is inside a file of the directory.
     """
 
     directory: pathlib.Path
@@ -38,10 +38,10 @@ class Database:
     _files: "_Files" = field(repr=False)
 
     def value(self, key: str) -> memoryview:
-        """What is stored under a key, mapped where it lies in a file of its own.
+        """The value of a key; memory-mapped if it is in a file of its own.
 
         Raises:
-            KeyError: nothing.
+            KeyError: no such key.
             OSError: its file cannot be read.
         """
         found = self.entries[key.encode()]
@@ -50,15 +50,15 @@ class Database:
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """A node to come.
+    """A node to visit.
 
     Attributes:
-        place: where it lies.
+        place: its extent.
         height: 0 for a leaf.
-        base: what precedes the paths in it.
-        prefix: what precedes the keys in it.
-        first: the least key below it.
-        end: what all keys below it are less than, if there is a bound.
+        base: prefix of the paths in it.
+        prefix: prefix of the keys in it.
+        first: the smallest key below it.
+        end: exclusive upper bound of the keys below it, if any.
     """
 
     place: Extent
@@ -78,7 +78,7 @@ class _Files:
         self._mapped: dict[bytes, memoryview] = {}
 
     def check(self, place: Extent) -> None:
-        """Raises ValueError for an extent that lies in no file of the directory, or beyond its end."""
+        """Raises ValueError for an extent outside the directory, or beyond the end of its file."""
         if (size := self._sizes.get(place.path)) is None:
             name = place.path.decode()
             if {"", ".", ".."}.intersection(name.split("/")) or not (self._directory / name).is_file():

@@ -1,6 +1,6 @@
-"""Nodes of OCDBT databases: checked, decompressed, and read column by column.
+"""Nodes of OCDBT databases: checked, decompressed, and parsed column by column.
 
-A node lies in columns: the lengths of all keys, then the keys, then the lengths of all values, and so on
+A node is stored by columns: the lengths of all keys, then the keys, then the lengths of all values, and so on
 (https://google.github.io/tensorstore/kvstore/ocdbt).
 """
 
@@ -33,13 +33,13 @@ class Extent:
 
 
 class Cursor:
-    """Reads a decoded node from its start to its end; everything raises ValueError where that comes too early."""
+    """Parses a decoded node from start to end; every method raises ValueError at a premature end."""
 
     def __init__(self, content: bytes):
         self.content, self.position = content, 0
 
     def skip(self, count: int) -> None:
-        """Goes on behind the next bytes."""
+        """Skips bytes."""
         self.position += count
         if self.position > len(self.content):
             raise ValueError("a node that ends too early")
@@ -68,14 +68,14 @@ class Cursor:
         return [self.integer() for _ in range(count)]
 
     def count(self, most: int) -> int:
-        """An announced number of things of which each takes a byte at least."""
+        """The next integer, a number of entries of at least one byte each, which must not exceed `most`."""
         found = self.integer()
         if found > most:
             raise ValueError(f"{found} entries in place of at most {most}")
         return found
 
     def names(self, prefixes: Sequence[int], suffixes: Sequence[int]) -> list[bytes]:
-        """Names of which each begins with so many bytes of the one before."""
+        """Prefix-compressed names: each begins with `prefixes[i]` bytes of the previous one."""
         if sum(prefixes) + sum(suffixes) > _MAX_NAME_BYTES:
             raise ValueError(f"names of more than {_MAX_NAME_BYTES} bytes")
         found, name = [], b""
@@ -90,10 +90,10 @@ class Cursor:
         """The table of files.
 
         Args:
-            base: what precedes the paths in this node.
+            base: prefix of the paths in this node.
 
         Returns:
-            Of each the path, and what precedes the paths in a node that is kept there.
+            The path of each, and the prefix of paths in nodes stored there.
         """
         count = self.count(MAX_ENTRIES)
         prefixes = (0, *self.integers(count - 1)) if count else ()
@@ -105,10 +105,10 @@ class Cursor:
 
 
 def body(encoded: memoryview, magic: bytes) -> Cursor:
-    """Decodes what is around every node: magic, length, version, compression, checksum.
+    """Checks the envelope of a node (magic, length, version, compression, checksum) and decompresses the rest.
 
     Raises:
-        ValueError: no node of this kind, a damaged one, or one that is too large.
+        ValueError: not a node of this kind, a damaged one, or one that is too large.
     """
     if len(encoded) > _MAX_ENCODED:
         raise ValueError(f"a node of {len(encoded)} bytes")

@@ -25,12 +25,12 @@ _REMEDY = "the checkpoint is damaged or hostile, save it again or get it again f
 
 
 def is_orbax(path: pathlib.Path) -> bool:
-    """True for a directory that holds an Orbax index: itself, in an item folder, or in the steps of a run."""
+    """Whether a directory holds an Orbax index: itself, in an item folder, or in the steps of a run."""
     return path.is_dir() and bool(_items(path) or _steps(path))
 
 
 def holds_one(path: pathlib.Path) -> bool:
-    """True for a directory that is one checkpoint: with an index, or a step with one item; not for a run, or a store.
+    """Whether a directory is one checkpoint: it has an index or is a step with one item; False for runs and stores.
 
     Raises:
         OSError: it cannot be listed.
@@ -41,12 +41,12 @@ def holds_one(path: pathlib.Path) -> bool:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a directory of this name is what a save left that did not come to its end."""
+    """Whether a directory of this name was left by an interrupted save."""
     return _UNFINISHED in name
 
 
 def step_directory(run: pathlib.Path, step: int) -> pathlib.Path | None:
-    """The folder of one step of a run, such as `7` or `step_007`; None where it is not there."""
+    """The folder of one step of a run, such as `7` or `step_007`; None if it does not exist."""
     return _steps(run).get(step) if run.is_dir() else None
 
 

@@ -1,4 +1,4 @@
-"""The index of an Orbax directory: which arrays there are, and where their chunks are kept."""
+"""The index of an Orbax directory: which arrays it holds, and where they are stored."""
 
 import pathlib
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ _REMEDY = "the checkpoint is damaged or hostile, save it again or get it again f
 
 @dataclass(frozen=True)
 class Index:
-    """What is in a directory.
+    """The contents of a directory.
 
     Attributes:
-        keys: `{leaf name: key}` of every array: its folder, in the directory or in the database there.
+        keys: `{leaf name: key}` of every array: its folder in the directory or in the database.
         texts: `{leaf name: text}` of string leaves.
-        is_zarr3: whether arrays are in version 3 of Zarr, else in version 2.
-        are_all_chunks_stored: whether a chunk that is not there is lost, else it holds zeros.
+        is_zarr3: whether arrays are stored in version 3 of Zarr rather than 2.
+        are_all_chunks_stored: whether a missing chunk is damage; otherwise it holds zeros.
     """
 
     keys: Mapping[str, str]
@@ -32,14 +32,14 @@ class Index:
 
 
 def read(directory: pathlib.Path, given: str) -> Index:
-    """Reads the index; nothing it names has been looked at.
+    """Reads the index; the arrays it names are not opened.
 
     Args:
         directory: holds the index.
         given: the path as the user wrote it.
 
     Raises:
-        CheckpointError: a damaged index, no array at all, or names that leave the directory.
+        CheckpointError: a damaged index, no array, or names that leave the directory.
     """
     index = header.read(directory / INDEX)
     strings = header.read(directory / _STRINGS) if (directory / _STRINGS).is_file() else {}
