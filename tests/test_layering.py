@@ -16,7 +16,7 @@ LEVELS = (
     {"errors", "execution", "logs"},
     {"checkpoints", "conformal", "graph", "kernels", "methods"},
     {"types"},
-    {"attacks", "data", "endpoints", "models", "report", "surgery", "training"},
+    {"adapters", "attacks", "data", "endpoints", "models", "report", "surgery", "training"},
     {"evaluation", "inversion", "scores"},
     {"weight_change", "fusion"},
     {"defenses", "suspects", "theft"},
@@ -32,7 +32,8 @@ LEVELS = (
 LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units}
 
 THIRD_PARTY = {
-    "flax": {"models"},
+    "flax": {"adapters", "models"},
+    "equinox": {"adapters"},
     "annotated_types": {"methods", "attacks", "defenses", "fingerprints"},
     "optax": {"training", "inversion", "defenses", "kernels", "theft", "fingerprints"},
     "ott": {"kernels"},
