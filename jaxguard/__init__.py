@@ -1,11 +1,13 @@
-"""Audit neural-network checkpoints in JAX: find backdoors, take them out.
+"""Audit neural-network checkpoints in JAX: find backdoors, take them out, recognise stolen copies.
 
-    suspect = suspects.load("model.safetensors", arch="resnet20")       # bytes -> variables, channel graph
-    graph = channel_graph(apply_fn, variables, images)                  # structure, derived from the trace
-    bounds = channel_bounds(graph, variables)                           # one number per channel
-    report = audit.scan(suspect)                                        # a verdict, never a bare threshold
-    repaired, report = audit.repair(suspect, "clp", jax.random.key(0))  # a row of DEFENSES, with proof
-    suspects.save(repaired, "repaired.safetensors")                     # in the layout it came in
+    suspect = jaxguard.load("model.safetensors")                           # bytes -> Network and where it came from
+    report = jaxguard.scan(suspect)                                        # a verdict, never a bare threshold
+    repaired, report = jaxguard.repair(suspect, "clp", jax.random.key(0))  # a row of defenses.DEFENSES
+    jaxguard.save(repaired, "repaired.safetensors")                        # in the source's layout and format
+
+    network = jaxguard.from_nnx(model, example)                            # a live model of any JAX library
+    report = jaxguard.scan(jaxguard.load(network))
+    jaxguard.to_nnx(network, model)                                        # back, in place
 
 Names are imported when they are first used, so that `import jaxguard` and `jaxguard --help` are instant.
 """
@@ -14,46 +16,106 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxguard import audit, suspects
-    from jaxguard.attacks import ATTACKS
-    from jaxguard.defenses import DEFENSES, Context, clp, ft_sam
-    from jaxguard.evaluation import evaluate
-    from jaxguard.graph import channel_graph
-    from jaxguard.models import ARCHITECTURES
-    from jaxguard.scores.channel_bounds import channel_bounds
+    from jaxguard import (
+        attacks,
+        checkpoints,
+        data,
+        defenses,
+        endpoints,
+        evaluation,
+        fingerprints,
+        fleet,
+        fusion,
+        graph,
+        inversion,
+        kernels,
+        models,
+        scores,
+        suspects,
+        training,
+        types,
+    )
+    from jaxguard.adapters.equinox import from_equinox, to_equinox
+    from jaxguard.adapters.haiku import from_haiku, to_haiku
+    from jaxguard.adapters.linen import from_linen
+    from jaxguard.adapters.nnx import from_nnx, to_nnx
+    from jaxguard.audit import repair, scan
+    from jaxguard.fusion import fuse
+    from jaxguard.ownership import certify, matrix, verify
+    from jaxguard.suspects import load, save
+    from jaxguard.types import Network, Verdict
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ARCHITECTURES",
-    "ATTACKS",
-    "DEFENSES",
-    "Context",
-    "audit",
-    "channel_bounds",
-    "channel_graph",
-    "clp",
-    "evaluate",
-    "ft_sam",
-    "suspects",
-]
-
 _HOMES = {
-    "ARCHITECTURES": "models",
-    "ATTACKS": "attacks",
-    "DEFENSES": "defenses",
-    "Context": "defenses",
-    "channel_bounds": "scores.channel_bounds",
-    "channel_graph": "graph",
-    "clp": "defenses",
-    "evaluate": "evaluation",
-    "ft_sam": "defenses",
+    "Network": "types",
+    "Verdict": "types",
+    "certify": "ownership",
+    "from_equinox": "adapters.equinox",
+    "from_haiku": "adapters.haiku",
+    "from_linen": "adapters.linen",
+    "from_nnx": "adapters.nnx",
+    "fuse": "fusion",
+    "load": "suspects",
+    "matrix": "ownership",
+    "repair": "audit",
+    "save": "suspects",
+    "scan": "audit",
+    "to_equinox": "adapters.equinox",
+    "to_haiku": "adapters.haiku",
+    "to_nnx": "adapters.nnx",
+    "verify": "ownership",
 }
+"""Name -> module that it is imported from.
+
+No module directly below `jaxguard` may bear one of these names: importing it would put it in the function's place.
+"""
+
+__all__ = [
+    "Network",
+    "Verdict",
+    "attacks",
+    "certify",
+    "checkpoints",
+    "data",
+    "defenses",
+    "endpoints",
+    "evaluation",
+    "fingerprints",
+    "fleet",
+    "from_equinox",
+    "from_haiku",
+    "from_linen",
+    "from_nnx",
+    "fuse",
+    "fusion",
+    "graph",
+    "inversion",
+    "kernels",
+    "load",
+    "matrix",
+    "models",
+    "repair",
+    "save",
+    "scan",
+    "scores",
+    "suspects",
+    "to_equinox",
+    "to_haiku",
+    "to_nnx",
+    "training",
+    "types",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("audit", "suspects"):
-        return import_module(f"jaxguard.{name}")
     if name in _HOMES:
         return getattr(import_module(f"jaxguard.{_HOMES[name]}"), name)
+    if name in __all__:
+        return import_module(f"jaxguard.{name}")
     raise AttributeError(f"module 'jaxguard' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

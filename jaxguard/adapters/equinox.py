@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Evaluation:
             arguments = dict.fromkeys(named, key)
             return (model(x, **arguments), None) if state is None else model(x, state, **arguments)
 
+        if key is None:
+            model = jax.tree.map(_without_debiasing, model, is_leaf=_is_norm)
         axes = (0, None if keys is None else 0, None)
         return jax.vmap(one, in_axes=axes, out_axes=(0, None), axis_name=_axis_name(model))(inputs, keys, state)
 
@@ -74,7 +77,8 @@ def from_equinox(model: Any, example: Any, state: Any = None, *, channels_last: 
     Args:
         model: called with one example, without the batch axis, as Equinox models are; not modified.
         example: a batch of inputs `[B, ...]`, as an array or a `jax.ShapeDtypeStruct`; or the shape of one input.
-        state: `equinox.nn.State`, for a model with one, such as BatchNorm's.
+        state: `equinox.nn.State`, for a model with one, such as BatchNorm's. Statistics of `mode="batch"` that still
+            need debiasing, after a short training, are debiased in the network.
         channels_last: whether the network takes images `[B, H, W, C]`, as everything in jaxguard that handles images
             does; the model gets them as `[C, H, W]`. `example` is the network's.
 
@@ -93,7 +97,7 @@ def from_equinox(model: Any, example: Any, state: Any = None, *, channels_last: 
     variables = {"params": params}
     template = None
     if state is not None:
-        leaves, template = jax.tree.flatten(state)
+        leaves, template = jax.tree.flatten(_debiased(model, state))
         variables["batch_stats"] = leaves
     _, trained = eqx.partition(eqx.nn.inference_mode(model, value=False), eqx.is_inexact_array)
     apply_fn, train_fn = (
@@ -130,9 +134,38 @@ def _parameters(model: Any) -> Any:
 
 def _axis_name(model: Any) -> Any:
     """The axis over which the model's BatchNorms average; Equinox wants it on the map over the batch."""
-    leaves = jax.tree.leaves(model, is_leaf=lambda one: isinstance(one, eqx.nn.BatchNorm))
-    names = {one.axis_name for one in leaves if isinstance(one, eqx.nn.BatchNorm)}
-    return next(iter(names), None)
+    return next((one.axis_name for one in jax.tree.leaves(model, is_leaf=_is_norm) if _is_norm(one)), None)
+
+
+def _is_norm(one: Any) -> bool:
+    return isinstance(one, eqx.nn.BatchNorm)
+
+
+def _debiased(model: Any, state: Any) -> Any:
+    """The state with statistics of `mode="batch"` divided by `1 - momentum**counter`, unless that is 1 in float32."""
+    state = jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(state))  # set() invalidates the original
+    for norm in filter(_is_norm, jax.tree.leaves(model, is_leaf=_is_norm)):
+        if norm.mode != "batch" or (counter := state.get(norm.batch_counter)) == 0:
+            continue
+        bias = 1 - norm.momentum**counter
+        if bias != 1:
+            state = state.set(norm.batch_state_index, tuple(one / bias for one in state.get(norm.batch_state_index)))
+            state = state.set(norm.batch_counter, jnp.full_like(counter, jnp.iinfo(counter.dtype).max))
+    return state
+
+
+def _without_debiasing(one: Any) -> Any:
+    """BatchNorm of `mode="batch"` with its statistics undivided, so that the channel graph finds the variance."""
+    return functools.partial(_normalised, one) if _is_norm(one) and one.mode == "batch" else one
+
+
+def _normalised(norm: Any, x: jax.Array, state: Any, **_: Any) -> tuple[jax.Array, Any]:
+    mean, var = state.get(norm.batch_state_index)
+    shape = (-1, *(1,) * (x.ndim - 1))  # of [C, ...]
+    out = (x - mean.reshape(shape)) / jnp.sqrt(var.reshape(shape) + norm.eps)
+    if norm.channelwise_affine:
+        out = out * norm.weight.reshape(shape) + norm.bias.reshape(shape)
+    return out, state
 
 
 def _identity(static: Any) -> Hashable:

@@ -31,9 +31,9 @@ def apply(v, images):
 
 def summary(graph):
     """All that the structure says but names and axes."""
-    producers = [(one.channels, one.affine is not None) for one in graph.producers]
-    groups = [(group.size, group.permutable) for group in graph.groups if group.permutable]
-    return producers, sorted(groups), [affine.channels for affine in graph.affines]
+    producers = [producer.channels for producer in graph.producers]
+    groups = [(group.size, len(group.members)) for group in graph.groups if group.permutable and len(group.members) > 1]
+    return producers, sorted(groups), [(affine.sources, affine.channels) for affine in graph.affines]
 
 
 def check(network, values):
@@ -42,7 +42,7 @@ def check(network, values):
     np.testing.assert_allclose(network(IMAGES), plain(IMAGES), rtol=1e-4, atol=1e-4)
     assert network.num_classes == 4
     assert summary(network.graph) == summary(plain.graph)
-    assert summary(plain.graph) == ([(8, True), (6, False), (4, False)], [(6, True), (8, True)], [8])
+    assert summary(plain.graph) == ([8, 6, 4], [(6, 3), (8, 7)], [(((0, 0),), 8)])
     found, expected = (audit.scan(suspects.load(one), u=1.0) for one in (network, plain))
     assert expected.layers[0].mask.any()
     for one, other in zip(found.layers, expected.layers, strict=True):

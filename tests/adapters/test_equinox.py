@@ -47,6 +47,8 @@ def filled(values, mode="ema", seed=0):
         v["dense"].T, v["dense_bias"], v["head"].T, v["head_bias"],
     ]  # fmt: skip
     model = eqx.tree_at(arrays, model, new)
+    if mode == "batch":
+        state = state.set(model.norm.batch_counter, jnp.array(5000))
     index = model.norm.ema_state_index if mode == "ema" else model.norm.batch_state_index
     return model, state.set(index, (v["mean"], v["var"]))
 
@@ -97,3 +99,17 @@ def test_models_without_a_state_and_of_equal_structure_share_graph_and_functions
     assert not np.allclose(logits, one(x))
     assert after is one.variables
     assert identical(from_equinox(to_equinox(one, mlp(7)), (5,)), one)
+
+
+def test_statistics_of_a_short_training_are_debiased():
+    model, state = filled(draw(), "batch")
+    state = state.set(model.norm.batch_counter, jnp.array(20))
+    network = from_equinox(model, (3, 8, 8), state)
+    images = jnp.moveaxis(IMAGES, -1, 1)
+    inference = eqx.nn.inference_mode(model)
+    expected, _ = jax.vmap(lambda x, state: inference(x, state, None), (0, None), (0, None))(images, state)
+    np.testing.assert_allclose(network(images), expected, rtol=1e-4, atol=1e-4)
+    new, new_state = to_equinox(network, inference, state)
+    logits, _ = jax.vmap(lambda x, state: new(x, state, None), (0, None), (0, None))(images, new_state)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    assert network.graph.affines[0].var is not None
