@@ -105,6 +105,7 @@ def reshape(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) ->
         return
     source = [axis for axis in operands[0] if axis.size != 1]
     target = [axis for axis in results[0] if axis.size != 1]
+    # Collect axes on either side until their products agree; each such pair is one axis seen in two shapes.
     while source and target:
         left, right = [source.pop(0)], [target.pop(0)]
         size_left, size_right = left[0].size, right[0].size
@@ -121,6 +122,7 @@ def reshape(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) ->
 def tile(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
     """Each axis repeated end to end."""
     for a, b in zip(operands[0], results[0], strict=True):
+        # Row-major: the copy varies slowest.
         tie(axes.product([Axis(b.size // a.size), a]), b)
 
 
@@ -182,6 +184,7 @@ def gather(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> 
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     operand, indices = operands
     batching = tuple(getattr(numbers, "operand_batching_dims", ()))
+    # Offset axes of the result are the operand's axes that are neither indexed by one element nor batched, in order.
     kept = [k for k in range(len(operand)) if k not in (*numbers.collapsed_slice_dims, *batching)]
     for k, position in zip(kept, numbers.offset_dims, strict=True):
         if sizes[k] == operand[k].size:
@@ -248,6 +251,7 @@ def conv_general_dilated(eqn: Equation, operands: Sequence[Axes], results: Seque
         return
     tie(batch, out_batch)
     tie(kernel_out, out_features)
+    # Input channels are (group, channel within), outputs (group, output within), with one axis of groups for both.
     block_out = Axis(kernel_out.size // groups)
     block = Axis(groups)
     tie(axes.product([block, kernel_in]), features)

@@ -20,24 +20,8 @@ from jaxguard import execution
 from jaxguard.errors import GraphError
 from jaxguard.graph.channel_graph import ChannelGraph, State, broadcast_gate
 from jaxguard.graph.channels import Producer
-from jaxguard.graph.program import Equation, Program, Value, Variables
-
-_Place = tuple[int, Value]
-"""A value as a segment left it; segment -1 is what comes before the first gate."""
-
-
-class _Segment(NamedTuple):
-    """The program from one cut to the next.
-
-    Attributes:
-        equations: numbers of those that depend on the images, run for every version.
-        reads: values from earlier cuts that they read, the gated one among them, and the segment that wrote each last.
-        writes: values of this segment that later ones read; the gated one may be among them, now gated.
-    """
-
-    equations: tuple[int, ...]
-    reads: tuple[_Place, ...]
-    writes: tuple[Value, ...]
+from jaxguard.graph.program import Value, Variables
+from jaxguard.graph.segments import Place, Segment, cut, image_free
 
 
 class _Versions(NamedTuple):
@@ -74,7 +58,7 @@ class _Stack(NamedTuple):
         return jnp.moveaxis(chosen, 0, axis).reshape(shape)
 
 
-_Stacks = dict[_Place, _Stack]
+_Stacks = dict[Place, _Stack]
 
 
 class _Run:
@@ -84,11 +68,11 @@ class _Run:
         self.fold, self.num_images = fold, images.shape[0]
         self.shapes = graph.program_at(images).shapes
         self.program = graph.program_at(jax.ShapeDtypeStruct((fold * images.shape[0], *images.shape[1:]), images.dtype))
-        self.known = self.program.evaluate(graph.leaves(self.program, variables), _still(self.program))
+        self.known = self.program.evaluate(graph.leaves(self.program, variables), image_free(self.program))
         self.batch_axes = graph.batch_axes
 
     def __call__(
-        self, producer: Producer, segment: _Segment, inputs: Mapping[Value, jax.Array], gate: jax.Array
+        self, producer: Producer, segment: Segment, inputs: Mapping[Value, jax.Array], gate: jax.Array
     ) -> Mapping[Value, jax.Array]:
         """All values of a segment; `gate` is `[C]`, or `[fold * M, C]`."""
         opened = inputs[producer.gate]
@@ -149,7 +133,7 @@ class Coalitions:
         self.players = self.offsets[-1]
         starts = [written[producer.gate] + 1 for producer in self.producers]
         self._first = starts[0]
-        self._segments = _segments(graph.program, starts)
+        self._segments = cut(graph.program, starts)
         self._logits = next(
             (k, graph.program.logits) for k, own in enumerate(self._segments) if graph.program.logits in own.writes
         )
@@ -241,7 +225,7 @@ class Coalitions:
             place: jnp.zeros((len(gates[0]), *fresh[place].shape), fresh[place].dtype) for place in later & {*fresh}
         }
 
-        def step(row: jax.Array, carry: tuple[dict[_Place, jax.Array], dict[_Place, jax.Array]]):
+        def step(row: jax.Array, carry: tuple[dict[Place, jax.Array], dict[Place, jax.Array]]):
             held, kept = carry
             # `held` has each segment's results for the newest version; a segment is run only where a version begins.
             for k, segment in enumerate(self._segments[:walked]):
@@ -296,34 +280,6 @@ class Coalitions:
             can_fold = self.graph.batch_axes.keys() >= {*segment.writes, *(v for _, v in segment.reads)}
             folds.append(self._fold[k] if can_fold else 1)
         return tuple(folds)
-
-
-def _still(program: Program) -> list[Equation]:
-    """Equations that do not depend on the images."""
-    moving = program.dependents({program.images})
-    return [eqn for eqn in program.equations if not moving.intersection(eqn.inputs)]
-
-
-def _segments(program: Program, starts: Sequence[int]) -> tuple[_Segment, ...]:
-    """Cut the equations behind each gate; `starts` are the numbers of the equations after the gates'."""
-    moving = program.dependents({program.images})
-    # Segment k runs from behind gate k to gate k + 1, or to the end.
-    bounds = list(zip(starts, (*starts[1:], len(program.equations)), strict=True))
-    numbers = [[k for k in range(*bound) if moving.intersection(program.equations[k].inputs)] for bound in bounds]
-    origin: dict[Value, int] = {}
-    reads: list[tuple[_Place, ...]] = []
-    for segment, (start, _) in enumerate(bounds):
-        (gate,) = program.equations[start - 1].outputs
-        made = {value for k in numbers[segment] for value in program.equations[k].outputs}
-        read = {value for k in numbers[segment] for value in program.equations[k].inputs} & moving
-        reads.append(tuple(sorted((origin.get(value, -1), value) for value in (read - made) | {gate})))
-        # From here on the gated value is this segment's: later ones must not read it as it was before its gate.
-        origin.update(dict.fromkeys((*made, gate), segment))
-    wanted = {place for own in reads for place in own} | {(origin[program.logits], program.logits)}
-    return tuple(
-        _Segment(tuple(own), reads[k], tuple(sorted(value for segment, value in wanted if segment == k)))
-        for k, own in enumerate(numbers)
-    )
 
 
 def _versions(gates: Sequence[jax.Array]) -> list[_Versions]:
