@@ -54,6 +54,7 @@ def unit_rows(outputs: jax.Array) -> jax.Array:
     return outputs * jnp.where(jnp.isfinite(norms), 1 / jnp.maximum(norms, LEAST_NORM), jnp.nan)
 
 
+@functools.partial(jax.jit, static_argnames="num_classes")
 def label_rows(labels: jax.Array | np.ndarray, num_classes: int) -> jax.Array:
     """Unit rows of answers that are classes: of the softmax of 1 at the class and `OTHER_CLASS` elsewhere.
 
@@ -73,9 +74,10 @@ def label_rows(labels: jax.Array | np.ndarray, num_classes: int) -> jax.Array:
         [0.0, 0.0, 0.08799999952316284]
     """
     labels = jnp.asarray(labels)
-    softened = jax.nn.softmax(jnp.where(jnp.eye(num_classes, dtype=bool), 1.0, OTHER_CLASS), axis=-1)
+    classes = jnp.arange(num_classes)
+    answered = unit_rows(jax.nn.softmax(jnp.where(classes == 0, 1.0, OTHER_CLASS)))  # the row of class 0
     known = (labels >= 0) & (labels < num_classes)
-    rows = unit_rows(softened)[jnp.clip(labels, 0, num_classes - 1)]
+    rows = jnp.where(labels[..., None] == classes, answered[0], answered[-1])
     return jnp.where(known[..., None], rows, jnp.nan)
 
 

@@ -19,6 +19,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxguard.kernels import loops
+
 SQUARINGS = 16
 _SQUARINGS_PER_SCALING = 3
 _LARGEST_DIVISOR = 1e37
@@ -27,6 +29,7 @@ _LARGE, _MOST_ROWS, _TILE = 2**17, 9, (16, 32)
 _MOST_UNROLLED = 16
 
 
+@jax.jit
 def gram_matrices(kernel: jax.Array) -> jax.Array:
     """Gram matrices of the smaller side.
 
@@ -73,10 +76,11 @@ def _grams_by_tile(rows: jax.Array) -> jax.Array:
         return functools.reduce(operator.add, [tile[:, :, None] * tile[:, None] for tile in tiles], gram)
 
     gram = jnp.zeros((channels // width, size, size, width), rows.dtype)
-    gram = jax.lax.fori_loop(0, depth // height, step, gram)
+    gram = loops.fori_loop(0, depth // height, step, gram)
     return jnp.transpose(gram, (1, 2, 0, 3)).reshape(size, size, channels)
 
 
+@functools.partial(jax.jit, static_argnames="squarings")
 def largest_eigenvalues(gram: jax.Array, *, squarings: int = SQUARINGS) -> jax.Array:
     """Largest eigenvalue of each symmetric positive semidefinite matrix.
 
@@ -100,7 +104,7 @@ def largest_eigenvalues(gram: jax.Array, *, squarings: int = SQUARINGS) -> jax.A
 
     rounds, rest = divmod(squarings, _SQUARINGS_PER_SCALING)
     power = squared(_scaled(gram), rest)
-    power = jax.lax.fori_loop(0, rounds, lambda _, power: squared(power, _SQUARINGS_PER_SCALING), power)
+    power = loops.fori_loop(0, rounds, lambda _, power: squared(power, _SQUARINGS_PER_SCALING), power)
     # The Rayleigh quotient of all columns at once: eigenvalue i weighs in with its (2 * 2**squarings)-th power.
     return jnp.sum(power * _product(gram, power), axis=(0, 1)) / _or_one(jnp.sum(power * power, axis=(0, 1)))
 
@@ -150,6 +154,7 @@ def spectral_norms(
         >>> spectral_norms([kernel])[0].tolist()
         [3.0, 0.0]
     """
+    # What lies first in memory must stay first: transposing it would cost more than all the rest.
     grams = [
         scaled_grams(
             kernel if k in channels_first else jnp.moveaxis(kernel, 0, -1), is_channels_first=k in channels_first
@@ -159,6 +164,7 @@ def spectral_norms(
     return norms_of(grams, squarings=squarings)
 
 
+@functools.partial(jax.jit, static_argnames="squarings")
 def norms_of(grams: Sequence[Grams], *, squarings: int = SQUARINGS) -> list[jax.Array]:
     """Largest singular values from Gram matrices, those of one size in one batch.
 
@@ -195,6 +201,7 @@ class Grams(NamedTuple):
     scales: jax.Array
 
 
+@functools.partial(jax.jit, static_argnames="is_channels_first")
 def scaled_grams(kernel: jax.Array, *, is_channels_first: bool) -> Grams:
     """Gram matrices that neither overflowed nor underflowed.
 
@@ -218,13 +225,14 @@ def scaled_grams(kernel: jax.Array, *, is_channels_first: bool) -> Grams:
         return Grams(_grams_of_matrices(matrices / scale[:, None, None]), scale)
 
     def as_is(kernel: jax.Array, gram: jax.Array) -> Grams:
-        return Grams(gram, jnp.ones(gram.shape[-1], kernel.dtype))
+        return Grams(gram, jnp.ones_like(squares))
 
     return jax.lax.cond(harmless, as_is, divided, kernel, gram)
 
 
 def _unit(largest: jax.Array) -> jax.Array:
     """Power of two that brings numbers of that magnitude near one; exact to divide by, and so is its reciprocal."""
+    largest = jax.lax.stop_gradient(largest)  # what is divided by it is multiplied by it again
     _, exponent = jnp.frexp(jnp.minimum(largest, _LARGEST_DIVISOR))
     return jnp.where(jnp.isfinite(largest), jnp.ldexp(jnp.ones_like(largest), exponent), jnp.nan)
 
@@ -281,6 +289,7 @@ def z_scores(scores: jax.typing.ArrayLike) -> jax.Array:
     return jnp.where(std > 0, (jnp.asarray(scores) - mean) / _or_one(std), jnp.nan)
 
 
+@jax.jit
 def moments(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and standard deviation (`ddof=1`) of the finite scores.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 Carry = TypeVar("Carry")
 
@@ -56,8 +56,14 @@ def _like(leaf: Any, wanted: jax.ShapeDtypeStruct) -> Any:
         leaf = jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying")
     sharding = wanted.sharding
     if isinstance(sharding, NamedSharding) and sharding.spec != present.sharding.spec:
-        leaf = jax.sharding.reshard(leaf, sharding)
+        return jax.sharding.reshard(leaf, sharding)
+    if present.sharding.mesh.empty and _is_explicit(mesh := jax.sharding.get_abstract_mesh()):
+        return jax.sharding.reshard(leaf, NamedSharding(mesh, PartitionSpec()))  # as scalars are made, on no mesh
     return leaf
+
+
+def _is_explicit(mesh: AbstractMesh) -> bool:
+    return all(kind == AxisType.Explicit for kind in mesh.axis_types)
 
 
 def _varying(aval: Any) -> frozenset[str]:

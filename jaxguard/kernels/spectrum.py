@@ -32,6 +32,7 @@ class Spectrum(NamedTuple):
     above: jax.Array
 
 
+@jax.jit
 def spectrum(scores: jax.Array, u: float = 3.0) -> Spectrum:
     """Summarise a layer.
 
@@ -84,6 +85,7 @@ class Distribution(NamedTuple):
     skewness: jax.Array
 
 
+@jax.jit
 def distribution(values: jax.Array) -> Distribution:
     """Summarise numbers whatever their order.
 

@@ -106,7 +106,8 @@ def _active_marginals(
     """Marginals of the active players in an order, and the coalitions evaluated: two for each."""
     players = order.shape[0]
     rank = jnp.argsort(order)
-    wanted = order[jnp.argsort(~active[order], stable=True)]  # the active ones first, in their order
+    # The active ones first, in their order; the last one repeated fills the last block.
+    *_, wanted = jax.lax.sort((~active, rank, jnp.arange(players)), num_keys=2)
     wanted = jnp.concatenate([wanted, jnp.broadcast_to(wanted[-1:], (-players % chunk,))])
     blocks = -(-active.sum() // chunk)
 

@@ -70,6 +70,10 @@ def traced(values_fn: ValuesFn, players: int, rows: Sequence[int]) -> Partial:
     """
     if isinstance(values_fn, Partial):
         return values_fn
+    if not jax.sharding.get_abstract_mesh().empty:
+        # Its program depends on how its arguments are distributed, which is not known yet. Code that is distributed is
+        # part of a larger program anyway, and compiled with it.
+        return Partial(values_fn)
     programs, arrays = [], []
     for count in sorted({*rows}):
         closed = jax.make_jaxpr(values_fn)(jnp.ones((count, players)))

@@ -30,7 +30,8 @@ def greedy_order(key: jax.Array, values: jax.Array, *, epsilon: float | jax.Arra
     """
     key_choice, key_order = jax.random.split(key)
     uniform = jax.random.permutation(key_order, values.shape[0])
-    by_value = uniform[jnp.argsort(-values[uniform])]
+    # By falling value, equal ones in the order of `uniform`. A sort by two keys needs no indices into the values.
+    *_, by_value = jax.lax.sort((-values, jnp.argsort(uniform), jnp.arange(values.shape[0])), num_keys=2)
     is_uniform = jax.random.uniform(key_choice) < epsilon
     return jnp.where(is_uniform, uniform, by_value), is_uniform
 

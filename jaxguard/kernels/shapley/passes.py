@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from jaxguard.kernels import loops
-from jaxguard.kernels.shapley.game import ValuesFn
+from jaxguard.kernels.shapley.game import ValuesFn, traced
 
 
 def marginals(
@@ -33,16 +36,21 @@ def marginals(
     >>> values.tolist(), int(evaluations)
     ([[1.0, 2.0]], 2)
     """
+    full = jnp.asarray(full, jnp.result_type(float))
+    game = traced(values_fn, orders.shape[1], (len(orders) * chunk,))
+    return _marginals(game, orders, full, threshold, chunk=chunk)
+
+
+@functools.partial(jax.jit, static_argnames="chunk")
+def _marginals(
+    values_fn: Partial, orders: jax.Array, full: jax.Array, threshold: jax.Array | float | None, *, chunk: int
+) -> tuple[jax.Array, jax.Array]:
     passes, players = orders.shape
     ranks = jnp.argsort(orders, axis=1)  # ranks[p, i]: when player i leaves in order p
     blocks = -(-players // chunk)
-    full = jnp.asarray(full, jnp.result_type(float))
 
     def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         block, values, last, is_open, evaluations = state
-        # Players gone in each coalition of this block: 1 to chunk more than before it. The last block may reach beyond
-        # the end of the order; it then repeats the empty coalition.
-        gone = jnp.minimum(block * chunk + jnp.arange(chunk) + 1, players)
         # A pass that has stopped repeats the coalition before it in the batch, which a values_fn that compares
         # neighbours need not compute: the last one of the nearest open pass before it, or, where there is none, the
         # first one of the first open pass.
@@ -50,8 +58,10 @@ def marginals(
         latest = jax.lax.cummax(jnp.where(is_open, jnp.arange(passes), -1))
         stand_in = jnp.where(latest >= 0, (latest + 1) * chunk - 1, jnp.argmax(is_open) * chunk)
         row = jnp.where(is_open[:, None], row, stand_in[:, None]).reshape(-1)
-        # Row r of the batch is coalition r % chunk of pass r // chunk: those stay who leave after `gone` others.
-        gates = ranks[row // chunk] >= gone[row % chunk][:, None]
+        # Row r of the batch is coalition r % chunk of pass r // chunk: those stay who leave after `gone` others. The
+        # last block may reach beyond the end of the order; it then repeats the empty coalition.
+        gone = jnp.minimum(block * chunk + row % chunk + 1, players)
+        gates = ranks[row // chunk] >= gone[:, None]
         found = values_fn(gates.astype(full.dtype)).astype(full.dtype).reshape(passes, chunk)
         # Where a value falls to the threshold the pass ends: later coalitions of the block keep that value, so that
         # the players in between lose nothing. Passes that had ended keep their last value throughout.

@@ -118,9 +118,8 @@ def distances(source: jax.typing.ArrayLike, target: jax.typing.ArrayLike) -> jax
     squares = jnp.sum(source**2, 1)[:, None] + jnp.sum(target**2, 1) - 2 * product
     found = jnp.sqrt(jnp.maximum(squares, 0))
     shared = min(source.shape[0], target.shape[0])
-    equal = jnp.all(source[:shared] == target[:shared], 1)
-    diagonal = jnp.arange(shared)
-    return found.at[diagonal, diagonal].set(jnp.where(equal, 0, found[diagonal, diagonal]))
+    equal = jnp.pad(jnp.all(source[:shared] == target[:shared], 1), (0, source.shape[0] - shared))
+    return jnp.where(jnp.eye(*found.shape, dtype=bool) & equal[:, None], 0, found)
 
 
 def equal_rows(points: jax.typing.ArrayLike) -> Any:

@@ -1,0 +1,286 @@
+"""The table of all public kernels, and what `python kernel_contract.py` checks of it on eight forced host devices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxguard.kernels import correlation, lipschitz, shapley, spectrum, transport
+from jaxguard.kernels.transport import entropic
+from jaxguard.kernels.transport import problem as problems
+
+DEVICES = 8
+PLAYERS = 6
+
+
+class Row(NamedTuple):
+    """A kernel under contract.
+
+    Attributes:
+        name: of the public function, from `jaxguard.kernels` on; what follows a blank tells rows of one apart.
+        call: on arrays alone.
+        args: seed -> arrays, always of the same shapes.
+        split: axis of each argument that may be sharded within one call, None where it may not.
+        grad: whether it has a gradient by its first argument.
+        rtol: between ways to run it, relative to the largest number.
+        on_host: whether it calls back to the host, so that no exported program holds it.
+        foreign: whose loops it runs, if these start from constants: `shard_map` then takes `check_vma=False`, and
+            sharding by type cannot be vmapped.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    args: Callable[[int], tuple[Any, ...]]
+    split: tuple[int | None, ...] | None = None
+    grad: bool = False
+    rtol: float = 1e-5
+    on_host: bool = False
+    foreign: str = ""
+
+
+def normal(*shapes: tuple[int, ...]) -> Callable[[int], tuple[jax.Array, ...]]:
+    def args(seed: int) -> tuple[jax.Array, ...]:
+        rng = np.random.default_rng(seed)
+        return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+
+    return args
+
+
+def positive(*shapes: tuple[int, ...]) -> Callable[[int], tuple[jax.Array, ...]]:
+    return lambda seed: tuple(jnp.abs(array) + 0.1 for array in normal(*shapes)(seed))
+
+
+def with_key(seed: int) -> tuple[jax.Array, jax.Array]:
+    return *normal((PLAYERS,))(seed), jax.random.key(seed)
+
+
+def game(worth: jax.Array) -> shapley.ValuesFn:
+    return lambda gates: jax.nn.sigmoid(jnp.tanh(gates * worth).sum(-1))
+
+
+def unit(seed: int) -> tuple[jax.Array, jax.Array]:
+    owner, suspects = normal((20, 5), (8, 20, 5))(seed)
+    return correlation.unit_rows(owner), correlation.unit_rows(suspects)
+
+
+def costs(seed: int) -> tuple[jax.Array, jax.Array]:
+    source, target, masses = normal((12, 4), (12, 4), (12,))(seed)
+    source = source.at[:3].set(target[:3]).at[4].set(source[5])
+    return transport.distances(source, target), jnp.abs(masses) + 0.1
+
+
+def solved(solver: transport.Solver, **settings: Any) -> Callable[..., Any]:
+    def call(cost: jax.Array, masses: jax.Array) -> Any:
+        plan = transport.solve(cost, target=masses, solver=solver, **settings)
+        return plan.matrix, plan.columns, plan.converged
+
+    return call
+
+
+def costs_alone(seed: int) -> tuple[jax.Array]:
+    return costs(seed)[:1]
+
+
+def stack_of_one(cost: jax.Array, masses: jax.Array) -> problems.Problem:
+    given = problems.problem(cost[None], None, masses, None, None)
+    return problems.Problem(*map(jnp.asarray, given))
+
+
+def sinkhorn(cost: jax.Array, masses: jax.Array) -> Any:
+    return transport.sinkhorn(stack_of_one(cost, masses), epsilon=0.05)
+
+
+def hungarian(cost: jax.Array) -> Any:
+    return entropic.hungarian(stack_of_one(cost, jnp.ones(12)))
+
+
+def scaled(kernel: jax.Array) -> lipschitz.Grams:
+    return lipschitz.scaled_grams(kernel, is_channels_first=True)
+
+
+def grams(kernel: jax.Array) -> list[jax.Array]:
+    return lipschitz.norms_of([lipschitz.scaled_grams(kernel, is_channels_first=False)])
+
+
+def psd(seed: int) -> tuple[jax.Array]:
+    (rows,) = normal((5, 7, 16))(seed)
+    return (lipschitz.gram_matrices(rows),)
+
+
+ROWS = (
+    Row("lipschitz.gram_matrices", lipschitz.gram_matrices, normal((9, 16, 32)), split=(2,), grad=True),
+    Row("lipschitz.gram_matrices tiles", lipschitz.gram_matrices, normal((9, 128, 256)), grad=True),
+    Row("lipschitz.largest_eigenvalues", lipschitz.largest_eigenvalues, psd, split=(2,), grad=True),
+    Row("lipschitz.scaled_grams", scaled, normal((16, 9, 4)), split=(0,)),
+    Row("lipschitz.norms_of", grams, normal((9, 4, 16)), split=(2,), grad=True),
+    Row(
+        "lipschitz.spectral_norms",
+        lambda *kernels: lipschitz.spectral_norms(kernels),
+        normal((16, 9, 4), (32, 9, 16), (8, 1, 5)),
+        split=(0, 0, 0),
+        grad=True,
+    ),
+    Row("lipschitz.affine_scales", lipschitz.affine_scales, positive((16,), (16,)), split=(0, 0), grad=True),
+    Row("lipschitz.thresholds", lipschitz.thresholds, positive((16,), (3,)), split=(0, None), grad=True),
+    Row("lipschitz.z_scores", lipschitz.z_scores, positive((16,)), split=(0,), grad=True),
+    Row("lipschitz.moments", lipschitz.moments, positive((16,)), split=(0,), grad=True),
+    Row("spectrum.spectrum", spectrum.spectrum, positive((16,)), split=(0,)),
+    Row("spectrum.distribution", spectrum.distribution, positive((8, 11)), split=(0,), grad=True),
+    Row("correlation.unit_rows", correlation.unit_rows, normal((16, 5)), split=(0,), grad=True),
+    Row(
+        "correlation.label_rows",
+        lambda labels: correlation.label_rows(labels, 5),
+        lambda seed: (jnp.asarray(np.random.default_rng(seed).integers(-1, 6, 16)),),
+        split=(0,),
+    ),
+    Row("correlation.matrix", correlation.matrix, lambda seed: unit(seed)[:1], grad=True),
+    Row("correlation.matrix rbf", lambda rows: correlation.matrix(rows, kernel="rbf"), lambda seed: unit(seed)[:1]),
+    Row("correlation.distances", correlation.distances, unit, grad=True),
+    Row("correlation.distances rbf", lambda *rows: correlation.distances(*rows, kernel="rbf"), unit),
+    Row(
+        "correlation.distances tiles",
+        lambda *rows: correlation.distances(*rows, tile=8, batch_size=3, halved=True),
+        unit,
+        grad=True,
+    ),
+    Row(
+        "shapley.marginals",
+        lambda worth, order: shapley.marginals(game(worth), order, full=0.7, threshold=0.45, chunk=2),
+        lambda seed: (*normal((PLAYERS,))(seed), jnp.stack([np.random.default_rng(seed).permutation(PLAYERS)] * 2)),
+    ),
+    Row(
+        "shapley.permutation_sampling",
+        lambda worth, key: shapley.permutation_sampling(game(worth), PLAYERS, key, samples=9, tolerance=0.01, chunk=4),
+        with_key,
+    ),
+    Row(
+        "shapley.sample",
+        lambda worth, key: shapley.sample(game(worth), PLAYERS, key, 3, full=0.7, chunk=4, pairing="rotations"),
+        with_key,
+    ),
+    Row(
+        "shapley.add",
+        lambda values, more: shapley.add(shapley.add(shapley.Moments.none(PLAYERS), values, 0.1)[0], more, 0.1),
+        normal((PLAYERS,), (PLAYERS,)),
+    ),
+    Row("shapley.greedy_order", lambda worth, key: shapley.greedy_order(key, worth), with_key),
+    Row(
+        "shapley.epsilon_greedy",
+        lambda worth, key: shapley.epsilon_greedy(game(worth), PLAYERS, key, samples=9, warmup=2, chunk=4),
+        with_key,
+    ),
+    Row(
+        "shapley.top_k",
+        lambda worth, key: shapley.top_k(game(worth), PLAYERS, key, k=2, samples=9, chunk=4),
+        with_key,
+    ),
+    Row("transport.distances", transport.distances, normal((16, 4), (16, 4)), split=(0, None), grad=True),
+    Row("transport.equal_rows", transport.equal_rows, lambda seed: (jnp.round(normal((16, 2))(seed)[0]),)),
+    Row("transport.solve exact", solved("exact"), costs, on_host=True),
+    Row("transport.solve sinkhorn", solved("sinkhorn", epsilon=0.05), costs, rtol=1e-3, foreign="OTT-JAX"),
+    Row("transport.solve hungarian", lambda cost: solved("hungarian")(cost, None), costs_alone, foreign="optax"),
+    Row(
+        "transport.objective",
+        lambda cost, masses: transport.objective(transport.solve(cost, target=masses), cost),
+        costs,
+        on_host=True,
+        foreign="the host's, whose results have no mesh",
+    ),
+    Row("transport.sinkhorn", sinkhorn, costs, rtol=1e-3, foreign="OTT-JAX"),
+    Row("transport.entropic.hungarian", hungarian, costs_alone, foreign="optax"),
+    Row("transport.plan.problem", lambda *one: problems.problem(one[0], None, one[1], None, None), costs),
+)  # fmt: skip
+"""Every public kernel; adding one is adding its row."""
+
+NOT_KERNELS = {
+    "loops.fori_loop": "a part of the others",
+    "loops.scan": "a part of the others",
+    "loops.while_loop": "a part of the others",
+    "shapley.rows": "two numbers from two settings",
+    "shapley.traced": "makes an argument of the others, from a function",
+    "transport.exact.plan": "NumPy on the host; transport.solve calls it",
+    "transport.exact.plans": "NumPy on the host; transport.solve calls it",
+    "transport.exact.spread": "NumPy on the host; transport.solve calls it",
+    "transport.plan.is_traced": "a question about values, not arrays",
+}
+"""Public functions that need not keep the contract, and why."""
+
+
+def stacked(row: Row, count: int) -> tuple[Any, ...]:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(row.args(seed) for seed in range(count)))
+
+
+def in_loop(row: Row, count: int) -> Any:
+    results = [row.call(*row.args(seed)) for seed in range(count)]
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *results)
+
+
+def require_close(found: Any, expected: Any, rtol: float) -> None:
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    for one, other in ((np.asarray(one), np.asarray(other)) for one, other in pairs):
+        assert one.shape == other.shape, (one.shape, other.shape)
+        scale = np.max(np.abs(other), initial=1, where=np.isfinite(other))
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol * scale)
+
+
+def check_shard_map(row: Row) -> None:
+    """A stack of calls, one per device, with JAX's check of what varies over the mesh."""
+    mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(AxisType.Auto,))
+
+    def of_device(*args: Any) -> Any:
+        result = row.call(*jax.tree.map(lambda arg: arg[0], args))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], result)
+
+    check_vma = not row.foreign
+    run = jax.jit(jax.shard_map(of_device, mesh=mesh, in_specs=P("d"), out_specs=P("d"), check_vma=check_vma))
+    require_close(run(*stacked(row, DEVICES)), in_loop(row, DEVICES), row.rtol)
+
+
+def check_explicit_stack(row: Row) -> None:
+    """A stack of calls, sharded by type."""
+    if row.foreign:
+        return
+    expected, args = in_loop(row, DEVICES), stacked(row, DEVICES)
+    with jax.set_mesh(jax.make_mesh((DEVICES,), ("d",), axis_types=(AxisType.Explicit,))):
+        run = jax.jit(jax.vmap(row.call))
+        require_close(run(*jax.tree.map(lambda arg: jax.device_put(arg, P("d")), args)), expected, row.rtol)
+
+
+def check_explicit_split(row: Row) -> None:
+    """One call, its arguments sharded by type along axes of their own."""
+    if row.split is None:
+        return
+    expected, args = row.call(*row.args(0)), row.args(0)
+    mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(AxisType.Explicit,))
+    specs = [P() if axis is None else P(*(None,) * axis, "d") for axis in row.split]
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(arg, NamedSharding(mesh, spec)) for arg, spec in zip(args, specs, strict=True)]
+        require_close(jax.jit(row.call)(*placed), expected, row.rtol)
+
+
+CHECKS = (check_shard_map, check_explicit_stack, check_explicit_split)
+
+
+def main() -> None:
+    """Print the failures of each row, as JSON."""
+    assert len(jax.devices()) == DEVICES
+    failures: dict[str, list[str]] = {}
+    for row in ROWS:
+        failures[row.name] = []
+        for check in CHECKS:
+            try:
+                check(row)
+            except Exception as error:
+                failures[row.name].append(f"{check.__name__}: {type(error).__name__}: {str(error)[:1500]}")
+    print(json.dumps(failures))
+
+
+if __name__ == "__main__":
+    main()
