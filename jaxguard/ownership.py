@@ -24,9 +24,9 @@ from jaxguard.fingerprints.certificate import Certificate, Reference
 from jaxguard.fingerprints.queries import outputs_of
 from jaxguard.fingerprints.spaces import to_space
 from jaxguard.fingerprints.verification import ALPHA, compare, judge
-from jaxguard.suspects import Suspect
+from jaxguard.suspects import Suspect, load
 from jaxguard.training import Progress
-from jaxguard.types import Batch, FingerprintMatrix, OwnershipReport
+from jaxguard.types import Batch, FingerprintMatrix, Network, OwnershipReport
 
 Gives = Literal["logits", "probs"]
 """What an endpoint answers; a checkpoint gives logits."""
@@ -49,12 +49,12 @@ def build(method: str, options: Mapping[str, Any] | None = None) -> Fingerprint:
 
 
 def certify(
-    owner: Suspect,
+    owner: Suspect | Network,
     method: str,
     key: jax.Array,
     *,
     data: Batch | None = None,
-    independents: Sequence[Suspect | QueryFn] = (),
+    independents: Sequence[Suspect | Network | QueryFn] = (),
     options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
@@ -76,6 +76,7 @@ def certify(
     Raises:
         FingerprintError: the method does not exist, lacks what it needs, or cannot compare one of the models.
     """
+    (owner,), independents = _named([owner], "owner"), _named(independents, "independent network")
     fingerprint = build(method, options)
     probes = fingerprint.make(Owner(owner.require_network(), data), key, progress=progress)
     (outputs,) = outputs_of([owner], probes.images)
@@ -92,7 +93,7 @@ def certify(
 
 def verify(
     certificate: Certificate,
-    suspects: Sequence[Suspect | QueryFn],
+    suspects: Sequence[Suspect | Network | QueryFn],
     *,
     alpha: float = ALPHA,
     gives: Gives = "logits",
@@ -113,6 +114,7 @@ def verify(
         EndpointError: an endpoint that did not answer, or wrongly; there is no verdict on any suspect then.
     """
     start = time.perf_counter()
+    suspects = _named(suspects, "suspect")
     fingerprint = build(certificate.method, certificate.options)
     outputs = outputs_of(suspects, certificate.probes.images)
     outputs = [
@@ -149,8 +151,8 @@ def verify(
 
 
 def matrix(
-    owners: Sequence[Suspect],
-    suspects: Sequence[Suspect],
+    owners: Sequence[Suspect | Network],
+    suspects: Sequence[Suspect | Network],
     method: str,
     key: jax.Array,
     *,
@@ -176,6 +178,7 @@ def matrix(
         FingerprintError: as for `certify` and `verify`.
     """
     start = time.perf_counter()
+    owners, suspects = _named(owners, "owner"), _named(suspects, "suspect")
     fingerprint = build(method, options)
     answered: dict[bytes, list[np.ndarray]] = {}
     rows = []
@@ -209,6 +212,11 @@ def _doubts(certificate: Certificate, alpha: float) -> list[str]:
         f"The certificate holds {given} independent models; no p-value of {alpha:g} can be reached with fewer than "
         f"{needed}. Make it again with more of them."
     ]
+
+
+def _named(models: Sequence[Any], what: str) -> list[Any]:
+    """Networks as suspects of a name; everything else as it is."""
+    return [load(one, name=f"{what} {k}") if isinstance(one, Network) else one for k, one in enumerate(models)]
 
 
 def _name(model: Suspect | QueryFn, index: int) -> tuple[str, str]:

@@ -53,6 +53,16 @@ def test_a_copy_is_suspected_and_an_independent_model_is_not():
     assert report.notes == made.probes.notes
 
 
+def test_networks_are_judged_as_suspects_are():
+    networks = [one.network for one in INDEPENDENTS]
+    made = ownership.certify(OWNER.network, "sac", KEY, data=DATA, independents=networks, options=SAC)
+    assert [one.score for one in made.references] == [one.score for one in certify().references]
+    (mine,) = ownership.verify(made, [COPY.network]).verifications
+    assert (mine.suspect, mine.verdict) == ("suspect 0", "copy suspected")
+    found = ownership.matrix([OWNER.network], [COPY.network], "sac", KEY, data=DATA, options=SAC)
+    assert (found.owners, found.suspects) == (("owner 0",), ("suspect 0",))
+
+
 def test_with_too_few_references_it_is_inconclusive_and_says_so():
     report = ownership.verify(certify(INDEPENDENTS[:18]), [COPY])
     assert report.verifications[0].verdict == "inconclusive"
