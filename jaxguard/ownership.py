@@ -76,10 +76,10 @@ def certify(
     Raises:
         FingerprintError: the method does not exist, lacks what it needs, or cannot compare one of the models.
     """
-    (owner,), independents = _named([owner], "owner"), _named(independents, "independent network")
+    (known,), independents = _named([owner], "owner"), _named(independents, "independent network")
     fingerprint = build(method, options)
-    probes = fingerprint.make(Owner(owner.require_network(), data), key, progress=progress)
-    (outputs,) = outputs_of([owner], probes.images)
+    probes = fingerprint.make(Owner(known.require_network(), data), key, progress=progress)
+    (outputs,) = outputs_of([known], probes.images)
     signature = np.asarray(fingerprint.signature_fn(probes, jnp.asarray(outputs)[None])[0])
     num_classes = outputs.shape[1]
     answers = outputs_of(independents, probes.images)
@@ -87,7 +87,7 @@ def certify(
     names = [_name(model, k) for k, model in enumerate(independents)]
     references = tuple(Reference(*name, float(score)) for name, score in zip(names, scores, strict=True))
     return Certificate(
-        method, fingerprint.options, probes, signature, num_classes, owner.name, owner.sha256, references
+        method, fingerprint.options, probes, signature, num_classes, known.name, known.sha256, references
     )
 
 
