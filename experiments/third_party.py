@@ -45,7 +45,6 @@ from jaxguard import audit, data, evaluation, suspects
 from jaxguard.attacks import Attack, patch
 from jaxguard.defenses import Context, clp
 from jaxguard.graph.pairing import Pairing
-from jaxguard.kernels import lipschitz
 from jaxguard.suspects import Suspect
 from jaxguard.training import CropFlip
 from jaxguard.types import Dataset, Metrics, Variables
@@ -129,16 +128,16 @@ def scan(case: Case, evaluate: Evaluator) -> dict[str, Any]:
     del evaluate
     rows = {}
     for pairing in PAIRINGS:
-        report = audit.scan(case.suspect, u=U, pairing=pairing)
-        by_layer = [np.nanmax(lipschitz.z_scores(layer.scores)) for layer in report.layers]
-        highest = report.layers[int(np.nanargmax(by_layer))]
+        finding = audit.scan(case.suspect, u=U, pairing=pairing)
+        by_layer = [layer.z for layer in finding.layers]
+        highest = finding.layers[int(np.nanargmax(by_layer))]
         rows[pairing] = {
-            "largest_z": round(report.score, 3),
+            "largest_z": round(finding.z, 3),
             "in_layer": highest.name,
             "largest_z_possible_there": round((len(highest.scores) - 1) / len(highest.scores) ** 0.5, 3),
-            "channels_above_3": sum(int(layer.mask.sum()) for layer in report.layers),
-            "channels": sum(len(layer.scores) for layer in report.layers),
-            "verdict": report.verdict,
+            "channels_above_3": sum(layer.above for layer in finding.layers),
+            "channels": sum(len(layer.scores) for layer in finding.layers),
+            "verdict": finding.verdict,
         }
     return rows
 

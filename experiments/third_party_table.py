@@ -87,7 +87,7 @@ def identified(path: pathlib.Path) -> str | None:
 
 
 def largest_z(suspect: Suspect) -> float:
-    return round(audit.scan(suspect).score, 3)
+    return round(audit.scan(suspect).z, 3)
 
 
 def row(path: pathlib.Path, card: dict[str, Any], packs: pathlib.Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """From a file to a verdict: scan a suspect, repair it.
 
 suspect = suspects.load("model.safetensors", arch="resnet20")  # bytes -> Network and where it came from
-report = audit.scan(suspect)                                   # channel bounds -> verdict
+finding = audit.scan(suspect)                                  # channel bounds -> verdict
 repaired, report = audit.repair(suspect, "clp", key)           # a defense, measured where there is test data
 suspects.save(repaired, "repaired.safetensors")                # in the source's layout and format
 """
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import pathlib
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -31,7 +32,17 @@ from jaxguard.scores import structural
 from jaxguard.scores.channel_bounds import ChannelBounds, channel_bounds, layer_scores
 from jaxguard.suspects import Suspect
 from jaxguard.training import Progress
-from jaxguard.types import Batch, Metrics, RepairReport, ScanReport, TriggerExample
+from jaxguard.types import (
+    Batch,
+    Finding,
+    LayerScores,
+    LayerSummary,
+    Metrics,
+    Provenance,
+    Repair,
+    TriggerExample,
+    Verdict,
+)
 
 
 def scan(
@@ -41,7 +52,7 @@ def scan(
     pairing: Pairing = "dataflow",
     test: Batch | None = None,
     attack: Attack | None = None,
-) -> ScanReport:
+) -> Finding:
     """Score every channel of a suspect; no data is needed.
 
     Args:
@@ -52,7 +63,7 @@ def scan(
         attack: a trigger to measure on them, if one is known.
 
     Returns:
-        The report; its verdict is `inconclusive`, since a score means little without a reference fleet.
+        The finding; its verdict is `inconclusive`, since a score means little without a reference profile.
 
     Raises:
         UnscorableError: no channel has a score.
@@ -60,7 +71,6 @@ def scan(
         ArchitectureError: test images or another pairing for a suspect of unknown architecture.
         DataError: the test images do not fit the model.
     """
-    start = time.perf_counter()
     network = suspect.network
     if network is None:
         if pairing != "dataflow":
@@ -71,27 +81,56 @@ def scan(
         bounds = ChannelBounds(*structural.channel_bounds(suspect.leaves))
     else:
         bounds = channel_bounds(network.graph, network.variables, pairing=pairing)
-    layers = layer_scores(bounds, u)
-    z_scores = [np.asarray(lipschitz.z_scores(layer.scores)) for layer in layers]
-    seconds = time.perf_counter() - start
-    finite = np.concatenate(z_scores)
-    finite = finite[np.isfinite(finite)]
-    if not finite.size:
+    layers = tuple(map(_summary, layer_scores(bounds, u)))
+    z = [layer.z for layer in layers if np.isfinite(layer.z)]
+    if not z:
         raise UnscorableError(
             f"expected channels that differ in their Lipschitz bounds, got {len(layers)} layers of {suspect.name} in "
             "which every score is undefined or the same; is this a trained model?"
         )
-    return ScanReport(
-        checkpoint=suspect.name,
-        sha256=suspect.sha256,
-        architecture=suspect.architecture,
-        method="channel Lipschitz bounds" if network else "channel Lipschitz bounds, structural",
-        verdict="inconclusive",
-        score=float(finite.max()),
+    checkpoint = suspect.checkpoint
+    return Finding(
+        Provenance(
+            suspect.name,
+            suspect.sha256,
+            0 if checkpoint is None else _size(checkpoint.location, checkpoint.shards),
+            "" if checkpoint is None else checkpoint.format,
+            suspect.architecture,
+        ),
+        Verdict.INCONCLUSIVE,
+        "no reference profile: `jaxguard calibrate` makes one",
+        group=suspect.architecture,
+        z=max(z),
+        looks=("weights",),
         layers=layers,
-        seconds=seconds,
-        notes=suspect.notes,
         metrics=None if test is None else measure(suspect, test, attack),
+        notes=suspect.notes,
+    )
+
+
+def _size(location: pathlib.Path, shards: Sequence[pathlib.Path]) -> int:
+    """Bytes of a checkpoint on disk: a file, an index with its shards, or a folder."""
+    files = location.rglob("*") if location.is_dir() else (location, *shards)
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def _summary(layer: LayerScores) -> LayerSummary:
+    """One layer in a few numbers, its scores beside them."""
+    known = layer.scores[np.isfinite(layer.scores)]
+    z = np.asarray(lipschitz.z_scores(layer.scores))
+    channel = int(np.nanargmax(layer.scores)) if known.size else -1
+    return LayerSummary(
+        name=layer.name,
+        channels=len(layer.scores),
+        undefined=int(layer.undefined.sum()),
+        mean=float(known.mean()) if known.size else np.nan,
+        std=float(known.std(ddof=1)) if known.size > 1 else np.nan,
+        largest=float(known.max()) if known.size else np.nan,
+        channel=channel,
+        z=float(z[channel]) if known.size else np.nan,
+        above=int(layer.mask.sum()),
+        threshold=layer.threshold,
+        scores=layer.scores,
     )
 
 
@@ -125,7 +164,7 @@ def repair(
     attack: Attack | None = None,
     progress: Progress | None = None,
     options: Mapping[str, Any] | None = None,
-) -> tuple[Suspect, RepairReport]:
+) -> tuple[Suspect, Repair]:
     """Apply a defense, and measure before and after where there is test data.
 
     The defense sees the clean and the mixed images alone; test images and trigger are for the proof.
@@ -162,7 +201,7 @@ def repair(
     repaired = suspect.with_variables(variables)
     after = None if test is None else measure(repaired, test, attack)
     rate = evaluation.defense_effectiveness_rate
-    return repaired, RepairReport(
+    return repaired, Repair(
         checkpoint=suspect.name,
         method=report.method,
         options=report.options,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,7 +14,7 @@ from jaxguard import audit, checkpoints, data, models, suspects, training
 from jaxguard.attacks import Attack, badnets, poison
 from jaxguard.models import Model
 from jaxguard.training import CropFlip, Progress
-from jaxguard.types import AuditReport, Batch, Variables
+from jaxguard.types import Batch, Report, Variables
 
 ARCHITECTURE = "cnn"
 STEPS = 300
@@ -52,7 +53,7 @@ def run(
     attack: Attack | None = None,
     stage: Stage = lambda _: nullcontext(),
     command: str = "",
-) -> AuditReport:
+) -> Report:
     """Run the demo; about a minute on two cores.
 
     Args:
@@ -63,7 +64,7 @@ def run(
         command: how it was called, for the report.
 
     Returns:
-        Scans of both networks and one repair per method.
+        A finding for both networks and one repair per method.
 
     Raises:
         JaxguardError: the folder cannot be written.
@@ -79,11 +80,11 @@ def run(
         with stage(f"training a {name} network") as progress:
             paths[name] = folder / f"{name}.safetensors"
             _save(model, train(model, batch, key, progress), paths[name])
-    scans = []
+    start, findings = time.perf_counter(), []
     for name, path in paths.items():
         with stage(f"scanning the {name} network"):
-            scans.append(audit.scan(suspects.load(path), test=digits.test, attack=attack))
-    repairs = []
+            findings.append(audit.scan(suspects.load(path), test=digits.test, attack=attack))
+    seconds, repairs = time.perf_counter() - start, []
     for method in METHODS:
         with stage(f"repairing with {method}") as progress:
             repaired, report = audit.repair(
@@ -98,12 +99,13 @@ def run(
             )
             suspects.save(repaired, folder / f"repaired-{method}.safetensors", overwrite=True)
             repairs.append(report)
-    return AuditReport(
+    return Report(
         title="Demo: a backdoored and a clean network on handwritten digits",
         command=command,
-        scans=tuple(scans),
+        findings=tuple(findings),
         repairs=tuple(repairs),
         trigger=audit.trigger_example(attack, digits.test),
+        seconds=seconds,
         environment=audit.environment(seed=seed, clean_images=len(digits.clean.labels)),
     )
 

@@ -25,10 +25,10 @@ def suspect():
 def test_models_of_any_library_are_scanned_and_repaired(name):
     apply_fn, variables, images = zoo.ZOO[name]()
     suspect = suspects.load(Network(variables, apply_fn, jax.ShapeDtypeStruct(images.shape[1:], images.dtype)))
-    report = audit.scan(suspect, u=1)
-    assert report.verdict == "inconclusive"
-    assert np.isfinite(report.score)
-    cut = sum(int(layer.mask.sum()) for layer in report.layers)
+    finding = audit.scan(suspect, u=1)
+    assert finding.verdict == "inconclusive"
+    assert np.isfinite(finding.z)
+    cut = sum(layer.above for layer in finding.layers)
     assert cut
     repaired, repair = audit.repair(suspect, "clp", jax.random.key(0), options={"u": 1})
     assert sum(int(layer.mask.sum()) for layer in repair.layers) == cut
@@ -38,9 +38,9 @@ def test_models_of_any_library_are_scanned_and_repaired(name):
 
 
 def test_the_score_is_the_largest_z_score(suspect):
-    report = audit.scan(suspect)
-    z = [(layer.scores - layer.scores.mean()) / layer.scores.std(ddof=1) for layer in report.layers]
-    assert report.score == pytest.approx(max(map(np.max, z)), rel=1e-5)
+    finding = audit.scan(suspect)
+    z = [(layer.scores - layer.scores.mean()) / layer.scores.std(ddof=1) for layer in finding.layers]
+    assert finding.z == pytest.approx(max(map(np.max, z)), rel=1e-5)
 
 
 def test_scores_permute_along_with_the_channels(suspect):

@@ -56,8 +56,8 @@ def test_help_is_instant_and_loads_no_array_library():
 def test_scan_says_inconclusive_and_never_clean(jaxguard, checkpoint):
     code, out, _ = jaxguard("scan", checkpoint)
     assert code == 0
-    assert "inconclusive" in out
-    assert "clean" not in out
+    assert out.startswith("? Inconclusive.")
+    assert "is clean" not in out
     code, *_ = jaxguard("scan", checkpoint, "--fail-on-inconclusive")
     assert code == 1
 
@@ -66,13 +66,14 @@ def test_scan_prints_json_and_writes_a_page(jaxguard, checkpoint, tmp_path):
     folder = tmp_path / "report"
     code, out, _ = jaxguard("scan", checkpoint, "--json", "--data", "digits", "--report", folder)
     assert code == 0
-    scan = json.loads(out)["scans"][0]
-    assert scan["architecture"] == "cnn:width=0.5"
-    assert scan["sha256"] == checkpoints.load(checkpoint).sha256
+    (scan,) = json.loads(out)["findings"]
+    assert scan["provenance"]["architecture"] == "cnn:width=0.5"
+    assert scan["provenance"]["size"] == checkpoint.stat().st_size
+    assert scan["provenance"]["sha256"] == checkpoints.load(checkpoint).sha256
     assert len(scan["layers"]) == 6
     assert scan["metrics"]["num_images"] == len(data.load("digits").test.labels)
     assert (folder / "report.html").is_file()
-    assert json.loads((folder / "report.json").read_text())["scans"][0]["score"] == scan["score"]
+    assert json.loads((folder / "report.json").read_text())["findings"][0]["z"] == scan["z"]
 
 
 def test_the_two_pairings_differ_on_a_preactivation_network(jaxguard, tmp_path):
@@ -83,7 +84,7 @@ def test_the_two_pairings_differ_on_a_preactivation_network(jaxguard, tmp_path):
     for how in ("dataflow", "module_order"):
         code, out, _ = jaxguard("scan", path, "--json", "--pairing", how)
         assert code == 0
-        layers[how] = [layer["name"] for layer in json.loads(out)["scans"][0]["layers"]]
+        layers[how] = [layer["name"] for layer in json.loads(out)["findings"][0]["layers"]]
     assert len(layers["dataflow"]) == 17
     assert len(layers["module_order"]) == 16
 
@@ -157,10 +158,9 @@ def stranger(tmp_path):
 
 def test_a_scan_needs_no_architecture(jaxguard, stranger):
     code, out, _ = jaxguard("scan", stranger, "--json")
-    (scan,) = json.loads(out)["scans"]
+    (scan,) = json.loads(out)["findings"]
     assert code == 0
-    assert scan["architecture"] == "unknown"
-    assert scan["method"].endswith("structural")
+    assert scan["provenance"]["architecture"] == "unknown"
     assert "names and shapes" in scan["notes"][0]
     assert [len(layer["scores"]) for layer in scan["layers"]] == [6, 5]
 

@@ -66,7 +66,7 @@ def test_a_folder_is_scanned_and_nothing_is_claimed(jaxguard, store):
     assert code == 0
     assert "? Inconclusive: none of 3 checkpoints could be judged" in out
     assert "notes.md: no checkpoint by its content" in out
-    assert "clean" not in out
+    assert "is clean" not in out
     assert "no evidence" not in out
     assert "results: jaxguard-scan" in err.replace("\n", "")
     assert json.loads(err.splitlines()[0])["done"] == 3
@@ -92,11 +92,13 @@ def test_what_is_printed_parses(jaxguard, store, name):
     if name == "jsonl":
         lines = [json.loads(line) for line in out.splitlines()]
         assert [line["verdict"] for line in lines] == ["inconclusive"] * 3 + ["skipped"]
-        assert lines[0]["sha256"] == checkpoints.load(store / "0000.safetensors").sha256
+        assert lines[0]["provenance"]["sha256"] == checkpoints.load(store / "0000.safetensors").sha256
     elif name == "json":
         report = json.loads(out)
-        assert report["schema"] == "jaxguard.fleet/1"
-        assert [entry["uri"] for entry in report["entries"]] == [str(path) for path in sorted(store.glob("*.safe*"))]
+        assert report["schema"] == "jaxguard.report/1"
+        assert [one["provenance"]["name"] for one in report["findings"]] == [
+            str(path) for path in sorted(store.glob("*.safe*"))
+        ]
         assert json.loads(jaxguard("scan", store, "--json")[1])["reused"] == 3
     else:
         import jsonschema
@@ -107,7 +109,7 @@ def test_what_is_printed_parses(jaxguard, store, name):
 def test_files_of_a_report(jaxguard, store, tmp_path):
     assert jaxguard("scan", store, "--format", "parquet", "--output", "r.parquet")[0] == 0
     table = pq.read_table("r.parquet").to_pydict()
-    assert [pathlib.Path(uri).name for uri in table["uri"]] == [f"000{k}.safetensors" for k in range(3)]
+    assert [pathlib.Path(uri).name for uri in table["name"]] == [f"000{k}.safetensors" for k in range(3)]
     assert all(z > 0 for z in table["z"])
     assert jaxguard("scan", store, "--format", "html", "--output", "r.html")[0] == 0
     assert "0001.safetensors" in pathlib.Path("r.html").read_text()
@@ -124,7 +126,7 @@ def test_the_same_command_goes_on_where_it_ended(jaxguard, store):
     jaxguard("scan", store, "--out", "out")
     stores.store(store, 1, first=7)
     report = json.loads(jaxguard("scan", store, "--out", "out", "--json")[1])
-    assert (report["reused"], len(report["entries"])) == (3, 4)
+    assert (report["reused"], len(report["findings"])) == (3, 4)
 
 
 def test_parts_of_a_manifest(jaxguard, store):
@@ -135,7 +137,7 @@ def test_parts_of_a_manifest(jaxguard, store):
     for part in ("0/2", "1/2"):
         code, out, _ = jaxguard("scan", "all.txt", "--shard", part, "--format", "jsonl")
         assert code in (0, 3)
-        seen += [json.loads(line)["uri"] for line in out.splitlines()]
+        seen += [json.loads(line)["provenance"]["name"] for line in out.splitlines()]
     assert sorted(seen) == [f"store/000{k}.safetensors" for k in range(3)]
 
 
@@ -164,7 +166,7 @@ def test_options_of_a_fleet_hold_for_a_single_checkpoint_too(jaxguard, store):
     for options in (("--memory", "1MiB"), ("--readers", "1")):
         code, out, _ = jaxguard("scan", file, *options, "--json")
         assert code == 0
-        assert [entry["uri"] for entry in json.loads(out)["entries"]] == [str(file)]
+        assert [one["provenance"]["name"] for one in json.loads(out)["findings"]] == [str(file)]
     for options, told in (
         (("--memory", "much"), "expected a size such as 512MB"), (("--alpha", "0.1"), "expected --profile with it"),
         (("--u", "2", "--memory", "1MiB"), "with a single checkpoint, and without --memory"),
@@ -195,9 +197,9 @@ def test_verdicts_by_a_profile(jaxguard, fleet, profile):
     )
     found = [json.loads(line) for line in out.splitlines()]
     assert code == 1
-    suspects = [entry for entry in found if "/suspects/" in entry["uri"]]
-    innocent = [entry for entry in found if "/innocent/" in entry["uri"]]
-    assert {entry["verdict"] for entry in suspects} == {"backdoor suspected"}
+    suspects = [entry for entry in found if "/suspects/" in entry["provenance"]["name"]]
+    innocent = [entry for entry in found if "/innocent/" in entry["provenance"]["name"]]
+    assert {entry["verdict"] for entry in suspects} == {"suspected"}
     assert all(entry["p_value"] <= 0.05 for entry in suspects)
     assert sum(entry["verdict"] == "no evidence" for entry in innocent) >= 3
     assert min(entry["score"] for entry in suspects) > max(entry["score"] for entry in innocent)
@@ -209,7 +211,7 @@ def test_verdicts_by_a_profile(jaxguard, fleet, profile):
 def test_one_file_with_a_profile(jaxguard, fleet, profile):
     code, out, _ = jaxguard("scan", fleet / "suspects" / "8.safetensors", "--profile", profile)
     assert code == 1
-    assert "backdoor suspected" in out
+    assert out.startswith("✗ Backdoor suspected")
     code, out, _ = jaxguard("scan", fleet / "suspects" / "8.safetensors", "--profile", profile, "--fail-on", "never")
     assert code == 0
 
@@ -253,25 +255,24 @@ def test_calibrate_says_what_it_left_out_and_overwrites_nothing(jaxguard, fleet)
     code, out, err = jaxguard("calibrate", fleet / "clean", "bad.pt", "--out", "taken.json", "--overwrite")
     assert code == 0
     assert "left out: bad.pt" in err.replace("\n", "")
-    assert " ".join(out.split()).startswith("bucket clean backdoored")
+    assert " ".join(out.split()).startswith("group clean backdoored")
     assert json.loads(pathlib.Path("taken.json").read_text())
 
 
 def test_a_single_file_is_scanned_as_before(jaxguard, store):
     code, out, _ = jaxguard("scan", store / "0000.safetensors", "--json")
     assert code == 0
-    assert len(json.loads(out)["scans"]) == 1
+    assert len(json.loads(out)["findings"]) == 1
     assert not pathlib.Path("jaxguard-scan").exists()
     code, out, _ = jaxguard("scan", store / "0000.safetensors", "--out", "out", "--json")
-    assert json.loads(out)["entries"][0]["z"] == pytest.approx(json.loads(
-        jaxguard("scan", store / "0000.safetensors", "--json")[1])["scans"][0]["score"], rel=2e-5
-    )  # fmt: skip
+    alone = json.loads(jaxguard("scan", store / "0000.safetensors", "--json")[1])
+    assert json.loads(out)["findings"][0]["z"] == pytest.approx(alone["findings"][0]["z"], rel=2e-5)
 
 
 def test_a_folder_with_one_model_is_a_model(jaxguard, tmp_path):
     stores.write(tmp_path / "model" / "model.safetensors", stores.leaves())
     (tmp_path / "model" / "config.json").write_text("{}")
-    assert "scans" in json.loads(jaxguard("scan", tmp_path / "model", "--json")[1])
+    assert len(json.loads(jaxguard("scan", tmp_path / "model", "--json")[1])["findings"]) == 1
 
 
 def test_a_model_in_two_formats_is_one_and_the_other_file_is_named(jaxguard, tmp_path):
@@ -280,14 +281,14 @@ def test_a_model_in_two_formats_is_one_and_the_other_file_is_named(jaxguard, tmp
     (tmp_path / "model" / "pytorch_model.pt").rename(tmp_path / "model" / "pytorch_model.bin")
     (tmp_path / "model" / "config.json").write_text("{}")
     code, out, err = jaxguard("scan", tmp_path / "model", "--json")
-    assert (code, len(json.loads(out)["scans"])) == (0, 1)
+    assert (code, len(json.loads(out)["findings"])) == (0, 1)
     told = "".join(err.split())  # wherever the terminal breaks lines, also within a long path
     assert "pytorch_model.bin,byitsnamethesamemodelasmodel.safetensors" in told
     report = json.loads(jaxguard("scan", tmp_path, "--out", "out", "--json")[1])
-    assert [pathlib.Path(entry["uri"]).name for entry in report["entries"]] == ["model.safetensors"]
+    assert [pathlib.Path(one["provenance"]["name"]).name for one in report["findings"]] == ["model.safetensors"]
     assert "by its name the same model" in str(report["skipped"])
     both = json.loads(jaxguard("scan", tmp_path, tmp_path / "model" / "pytorch_model.bin", "--json")[1])
-    assert len(both["entries"]) == 2
+    assert len(both["findings"]) == 2
 
 
 def test_hostile_names_do_not_reach_the_terminal(jaxguard, store):
@@ -317,13 +318,16 @@ def test_triggers_are_searched_in_the_undecided_within_the_budget(jaxguard, flee
     assert "triggers searched in 2 of 4 undecided checkpoints in" in told
     assert re.search(r"s: \d suspected, \d if only their weights counted", told)
     found = [json.loads(line) for line in out.splitlines()]
-    searched = [entry for entry in found if entry["deep"]]
+    searched = [entry for entry in found if "triggers" in entry["looks"]]
     assert len(searched) == 2
-    assert {entry["verdict"] for entry in found} <= {"no evidence", "backdoor suspected"}
+    assert {entry["verdict"] for entry in found} <= {"no evidence", "suspected"}
     # Those left alone look no more like a suspect than those that were searched did before.
-    before = {entry["uri"]: entry["p_value"] for entry in map(json.loads, jaxguard(*command[:-1], 0)[1].splitlines())}
-    assert max(before[entry["uri"]] for entry in searched) <= min(
-        before[entry["uri"]] for entry in found if not entry["deep"]
+    before = {
+        entry["provenance"]["name"]: entry["p_value"]
+        for entry in map(json.loads, jaxguard(*command[:-1], 0)[1].splitlines())
+    }
+    assert max(before[entry["provenance"]["name"]] for entry in searched) <= min(
+        before[entry["provenance"]["name"]] for entry in found if "triggers" not in entry["looks"]
     )
     again = jaxguard(*command)[1]
     assert [json.loads(line)["p_value"] for line in again.splitlines()] == [entry["p_value"] for entry in found]

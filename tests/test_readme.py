@@ -42,10 +42,10 @@ def demo(tmp_path_factory):
 
 def test_the_demo_finds_a_backdoor_and_takes_it_out(demo):
     report = json.loads((demo / "demo" / "report.json").read_text())
-    backdoored, clean = report["scans"]
+    backdoored, clean = report["findings"]
     assert backdoored["metrics"]["asr"] > 0.95
     assert clean["metrics"]["asr"] < 0.1
-    assert {scan["verdict"] for scan in report["scans"]} == {"inconclusive"}
+    assert {scan["verdict"] for scan in report["findings"]} == {"inconclusive"}
     repairs = {repair["method"]: repair for repair in report["repairs"]}
     assert repairs.keys() == set(METHODS)
     for method, most in (("ft-sam", 0.03), ("shapley", 0.03), ("tsbd", 0.1), ("otbr", 0.25)):

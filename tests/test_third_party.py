@@ -76,13 +76,13 @@ def test_accuracy_and_attack_success_are_the_published_ones(published: Published
 
 
 def test_scan_scores_every_batch_norm_and_concludes_nothing(published: Published):
-    report = audit.scan(published.suspect)
-    scored = sum(len(layer.scores) for layer in report.layers)
+    finding = audit.scan(published.suspect)
+    scored = sum(layer.channels for layer in finding.layers)
     normalised = sum(affine.channels for affine in published.suspect.network.graph.affines)
     assert scored == normalised
-    assert not any(layer.undefined.any() for layer in report.layers)
-    assert 1 < report.score < max((len(layer.scores) - 1) / len(layer.scores) ** 0.5 for layer in report.layers)
-    assert report.verdict == "inconclusive"
+    assert not any(layer.undefined for layer in finding.layers)
+    assert 1 < finding.z < max((layer.channels - 1) / layer.channels**0.5 for layer in finding.layers)
+    assert finding.verdict == "inconclusive"
 
 
 @pytest.mark.parametrize("name", BACKDOORED)

@@ -50,7 +50,7 @@ def demo(
     from jaxguard import demo as main_job
 
     report = main_job.run(out, seed=seed, stage=console.progress, command=console.command())
-    console.show(report, as_json=False, folder=out)
+    console.show(report, folder=out)
 
 
 @app.command()
@@ -94,7 +94,7 @@ def scan(
     Without a reference profile the verdict is `inconclusive`, never `clean`.
     """
     from jaxguard import audit
-    from jaxguard.types import AuditReport
+    from jaxguard.types import Report, Verdict
 
     failures = [*(fail_on or []), *(["suspected", "inconclusive"] if fail_on_inconclusive else [])]
     given = {name for name in context.params if _is_given(context, name)}
@@ -136,9 +136,9 @@ def scan(
     result = audit.scan(suspect, u=3.0 if u is None else u, pairing=pairs, test=test, attack=known)
     example = audit.trigger_example(known, test) if known and test else None
     title = f"Scan of {pathlib.Path(checkpoint).name}"
-    whole = AuditReport(title, console.command(), (result,), trigger=example, environment=audit.environment(seed=seed))
-    console.show(whole, as_json=as_json or format_ == "json", folder=report)
-    inconclusive = result.verdict == "inconclusive"
+    whole = Report(title, console.command(), (result,), trigger=example, environment=audit.environment(seed=seed))
+    console.show(whole, "json" if as_json else format_, folder=report)
+    inconclusive = result.verdict is Verdict.INCONCLUSIVE
     if not inconclusive or fail_on_inconclusive:
         raise typer.Exit(1)
 
@@ -189,7 +189,7 @@ def repair(
 
     from jaxguard import audit, suspects
     from jaxguard.data import load_images
-    from jaxguard.types import AuditReport
+    from jaxguard.types import Report
 
     chosen = options.hyperparameters(assignments or [])
     found = options.dataset(data, seed, clean, images_per_class) if data else None
@@ -213,8 +213,8 @@ def repair(
     title = f"Repair of {pathlib.Path(checkpoint).name}"
     environment = audit.environment(seed=seed)
     console.show(
-        AuditReport(title, console.command(), repairs=(result,), trigger=example, environment=environment),
-        as_json=as_json,
+        Report(title, console.command(), repairs=(result,), trigger=example, environment=environment),
+        "json" if as_json else "table",
         folder=report,
     )
     console.say(f"repaired checkpoint: {out}")

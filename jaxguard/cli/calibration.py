@@ -54,7 +54,7 @@ def calibrate(
     from jaxguard.errors import FleetError
     from jaxguard.fleet import looks, telling
     from jaxguard.fleet.scan import scan as scan_fleet
-    from jaxguard.report import fleet_references
+    from jaxguard.report import table
     from jaxguard.suspects import UNKNOWN
 
     if out.exists() and not overwrite:
@@ -95,7 +95,7 @@ def calibrate(
     made = calibration.calibrate(*sides, names=names, deep_names=() if search is None else search.names)
     with atomic.replacing(out, overwrite=True) as fresh:
         fresh.write_text(to_json(made), "utf-8")
-    console.out.print(fleet_references.reference_table(telling.references(made, alpha), alpha))
+    console.out.print(table.reference_table(telling.references(made, alpha), alpha))
     for note in made.notes:
         console.say(note)
     console.say(f"profile: {out}, {made.digest[:16]}")

@@ -14,7 +14,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from jaxguard.fleet.progress import State, Watch
     from jaxguard.training import Progress
-    from jaxguard.types import AuditReport
+    from jaxguard.types import Report
 
 out = Console(highlight=False)
 """Results."""
@@ -99,28 +99,24 @@ def fleet_progress(title: str) -> Iterator[Watch]:
         yield watch
 
 
-def show(report: AuditReport, *, as_json: bool, folder: pathlib.Path | None) -> None:
-    """Print a report and write its page.
+def show(
+    report: Report, format_: str = "table", *, output: pathlib.Path | None = None, folder: pathlib.Path | None = None
+) -> None:
+    """Print a report or write it to a file, and write all its files.
 
     Args:
         report: what to show.
-        as_json: print JSON instead of tables.
-        folder: where `report.html` and `report.json` go; None for nowhere.
+        format_: row of `jaxguard.report.files.FORMATS`.
+        output: file to write; standard output by default.
+        folder: where the page and all other formats go; None for nowhere.
     """
-    from jaxguard import report as reports
-    from jaxguard.report import ownership_table, schema, table
+    from jaxguard.report import files, table
 
-    if as_json:
-        print(schema.to_json(report))
+    if output is not None:
+        files.write(report, output, format_)
+    elif format_ == "table":
+        out.print(table.render(report))
     else:
-        if report.scans:
-            out.print(table.scan_table(report))
-        if report.repairs:
-            out.print(table.repair_table(report))
-        if report.ownerships:
-            out.print(ownership_table.ownership_table(report))
-        if report.matrices:
-            out.print(ownership_table.matrix_table(report))
+        sys.stdout.writelines(files.text(report, format_))
     if folder is not None:
-        page, _ = reports.write(report, folder)
-        say(f"report: {page}")
+        say(f"report: {files.write_all(report, folder)}")

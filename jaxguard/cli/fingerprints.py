@@ -119,7 +119,7 @@ def verify(
     """Judge suspects by a certificate, each with a p-value."""
     from jaxguard import audit, endpoints, ownership
     from jaxguard.fingerprints.certificate import load
-    from jaxguard.types import AuditReport
+    from jaxguard.types import Report, Verdict
 
     if gives not in ("logits", "probs"):
         raise typer.BadParameter(f"expected logits or probs, got {gives!r}", param_hint="--gives")
@@ -134,12 +134,12 @@ def verify(
     found = ownership.verify(held, models, alpha=alpha, gives=gives)
     title = f"Is it a copy of {pathlib.Path(held.owner).name}?"
     console.show(
-        AuditReport(title, console.command(), ownerships=(found,), environment=audit.environment()),
-        as_json=as_json,
+        Report(title, console.command(), ownerships=(found,), environment=audit.environment()),
+        "json" if as_json else "table",
         folder=report,
     )
     verdicts = {one.verdict for one in found.verifications}
-    if "copy suspected" in verdicts or (fail_on_inconclusive and "inconclusive" in verdicts):
+    if Verdict.SUSPECTED in verdicts or (fail_on_inconclusive and Verdict.INCONCLUSIVE in verdicts):
         raise typer.Exit(1)
 
 
@@ -164,7 +164,7 @@ def matrix(
     import jax
 
     from jaxguard import audit, ownership
-    from jaxguard.types import AuditReport
+    from jaxguard.types import Report
 
     def opened(paths: list[str]) -> list[Suspect]:
         return [
@@ -184,8 +184,8 @@ def matrix(
             progress=progress,
         )
     title = f"{len(found.owners)} owners, {len(found.suspects)} suspects"
-    whole = AuditReport(title, console.command(), matrices=(found,), environment=audit.environment(seed=seed))
-    console.show(whole, as_json=as_json, folder=report)
+    whole = Report(title, console.command(), matrices=(found,), environment=audit.environment(seed=seed))
+    console.show(whole, "json" if as_json else "table", folder=report)
 
 
 def _images(spec: str | None, seed: int) -> Batch | None:

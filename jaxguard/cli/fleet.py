@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from jaxguard.fleet.scan import FleetScan
     from jaxguard.fleet.scoring import Settings
     from jaxguard.fleet.store import Row
-    from jaxguard.types import FleetReport, Verdict
 
 FORMATS = ("table", "json", "jsonl", "parquet", "sarif", "html")
 BINARY = ("parquet", "html")
@@ -129,6 +128,7 @@ def scan(
     from jaxguard.detection import judging
     from jaxguard.fleet import looks, telling
     from jaxguard.fleet.scan import scan as scan_fleet
+    from jaxguard.types import Verdict
 
     if data is not None and not deep:
         raise typer.BadParameter("expected --deep with it, for several checkpoints or a profile", param_hint="--data")
@@ -186,13 +186,13 @@ def scan(
             references=() if known is None else telling.references(known, alpha, deep=deep > 0),
             environment=audit.environment(),
         )
-    _tell(report, format_, output, folder)
+    console.show(report, format_, output=output, folder=folder)
     console.say(f"results: {out}; the same command goes on where this one ended")
-    verdicts = {entry.verdict for entry in report.entries}
+    verdicts = {finding.verdict for finding in report.findings}
     names = {"suspected": Verdict.SUSPECTED, "inconclusive": Verdict.INCONCLUSIVE, "error": Verdict.ERROR}
     if any(names.get(name) in verdicts for name in fail_on or ["suspected"]):
         raise typer.Exit(1)
-    if (Verdict.ERROR in verdicts or not report.entries) and "never" not in fail_on:
+    if (Verdict.ERROR in verdicts or not report.findings) and "never" not in fail_on:
         raise typer.Exit(UNSCORED)
 
 
@@ -233,20 +233,6 @@ def _check_output(format_: str, output: pathlib.Path | None, fail_on: list[str])
     for name in fail_on:
         if name not in FAILURES:
             raise typer.BadParameter(f"expected one of {', '.join(FAILURES)}, got {name!r}", param_hint="--fail-on")
-
-
-def _tell(report: FleetReport, format_: str, output: pathlib.Path | None, folder: pathlib.Path | None) -> None:
-    from jaxguard.report import fleet_files, fleet_table
-
-    if format_ == "table" and output is None:
-        console.out.print(fleet_table.fleet_table(report))
-    elif output is None:
-        sys.stdout.writelines(fleet_files.text(report, format_))
-    else:
-        fleet_files.write(report, output, format_)
-    if folder is not None:
-        page = fleet_files.write_all(report, folder)
-        console.say(f"report: {page}")
 
 
 def _part(shard: str) -> tuple[int, int]:

@@ -97,8 +97,8 @@ def judge(
         >>> draw = np.random.default_rng(0).normal
         >>> names = {"small": ("a", "b", "c")}
         >>> profile = calibrate([Record("small", f"{k:04x}", draw(size=3)) for k in range(40)], names=names)
-        >>> judge([Record("small", "beef", draw(9, size=3))], profile, names=names).verdicts
-        ('backdoor suspected',)
+        >>> print(*judge([Record("small", "beef", draw(9, size=3))], profile, names=names).verdicts)
+        suspected
     """
     if not 0 < alpha < 1:
         raise DataError(f"expected alpha in (0, 1), came {alpha} in judge(); 0.05 is wrong once in twenty times")

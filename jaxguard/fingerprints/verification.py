@@ -10,7 +10,7 @@ import numpy as np
 from jaxguard import conformal
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints.protocol import Fingerprint, Probes
-from jaxguard.types import Verification
+from jaxguard.types import Verdict, Verification
 
 ALPHA = 0.05
 """Accepted rate of accusing an independent model."""
@@ -95,9 +95,9 @@ def judge(
             if fingerprint.null_fn is None
             else float(fingerprint.null_fn(probes, jnp.asarray(outputs[k])[None])[0])
         )
-        says = "no evidence" if enough else "inconclusive"
+        verdict = Verdict.NO_EVIDENCE if enough else Verdict.INCONCLUSIVE
         if found[k] <= alpha or (null is not None and null < NULL_ALPHA):
-            says = "copy suspected"
+            verdict = Verdict.SUSPECTED
         row = (float(distances[k]), float(scores[k]), float(found[k]), null)
-        results.append(Verification(name, sha256, *row, says))
+        results.append(Verification(name, sha256, *row, verdict))
     return results

@@ -60,7 +60,7 @@ class Scope(NamedTuple):
 
     Attributes:
         architecture: specification, or `unknown`.
-        bucket: what its checkpoints are compared with, see `jaxguard.types.FleetEntry`.
+        bucket: what its checkpoints are compared with, see `jaxguard.types.Finding`.
         layers: what is scored.
         feature_names: `F` names.
         notes: what a reader must know, in whole sentences.

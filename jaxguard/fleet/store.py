@@ -45,7 +45,7 @@ CHECKPOINTS = pa.schema(
         ("scanned", pa.int64()),
     ]
 )
-"""`size` in bytes, `modified` and `scanned` in nanoseconds since 1970; the others as in `jaxguard.types.FleetEntry`."""
+"""`size` in bytes, `modified` and `scanned` in nanoseconds since 1970; the others as in `jaxguard.types.Finding`."""
 
 LAYERS = pa.schema(
     [

@@ -13,7 +13,7 @@ from jaxguard.detection.profile import Profile, Record
 from jaxguard.fleet.scan import FleetScan
 from jaxguard.fleet.store import Row
 from jaxguard.scores import responses
-from jaxguard.types import FleetEntry, FleetReport, Reference, Verdict
+from jaxguard.types import Finding, Provenance, Reference, Report, Verdict
 
 SHOWN = 50
 """Checkpoints whose layers a report holds beside those that are suspected, the highest scores first."""
@@ -105,7 +105,7 @@ def references(profile: Profile, alpha: float, *, deep: bool = False) -> tuple[R
     second = judging.references(profile, alpha, stage=judging.DEEP)
     return (
         *judging.references(profile, alpha, deep=deep),
-        *(replace(one, bucket=one.bucket + SEARCHED) for one in second),
+        *(replace(one, group=one.group + SEARCHED) for one in second),
     )
 
 
@@ -120,7 +120,7 @@ def report(
     profile: str = "",
     references: tuple[Reference, ...] = (),
     environment: Mapping[str, str] | None = None,
-) -> FleetReport:
+) -> Report:
     """Put together what a fleet scan has to tell.
 
     Args:
@@ -129,7 +129,7 @@ def report(
         title: headline.
         command: command line that made it.
         alpha: accepted error rate.
-        control: what of, see `FleetReport`.
+        control: what of, see `Report`.
         profile: name and digest of the profile that was judged by.
         references: what it holds.
         environment: versions, backend.
@@ -137,28 +137,28 @@ def report(
     Returns:
         The report.
     """
-    number, entries = 0, []
+    number, findings = 0, []
     for row in scan.rows:
         if row.error:
-            entries.append(_unjudged(row))
+            findings.append(_unjudged(row))
         else:
-            entries.append(_entry(row, judgements, number))
+            findings.append(_judged(row, judgements, number))
             number += 1
-    asked = _asked_about(entries)
-    layers = scan.store.layers([entries[k].sha256 for k in asked]) if asked else {}
+    asked = _asked_about(findings)
+    layers = scan.store.layers([findings[k].provenance.sha256 for k in asked]) if asked else {}
     for k in asked:
-        entries[k] = replace(entries[k], layers=layers.get(entries[k].sha256, ()))
-    buckets = {entry.bucket for entry in entries}
+        findings[k] = replace(findings[k], layers=layers.get(findings[k].provenance.sha256, ()))
+    groups = {finding.group for finding in findings}
     notes = {note: None for row in scan.rows for note in row.notes}
-    return FleetReport(
+    return Report(
         title=title,
         command=command,
-        entries=tuple(entries),
+        findings=tuple(findings),
         skipped=scan.skipped,
         alpha=alpha,
         control=control,
         profile=profile,
-        references=tuple(one for one in references if one.bucket in buckets),
+        references=tuple(one for one in references if one.group in groups),
         seconds=scan.seconds,
         bytes_read=scan.bytes_read,
         reused=scan.reused,
@@ -167,46 +167,34 @@ def report(
     )
 
 
-def _entry(row: Row, found: Judgements, number: int) -> FleetEntry:
+def _judged(row: Row, found: Judgements, number: int) -> Finding:
     is_searched = found.stages[number] == judging.DEEP
     return replace(
         _unjudged(row),
-        bucket=row.bucket + SEARCHED * is_searched,
+        group=row.bucket + SEARCHED * is_searched,
         z=row.z,
         score=float(found.scores[number]),
         p_value=float(found.p_values[number]),
         q_value=float(found.q_values[number]),
         verdict=found.verdicts[number],
         reason=found.reasons[number],
-        deep=is_searched,
+        looks=("weights", "triggers") if is_searched else ("weights",),
     )
 
 
-def _unjudged(row: Row) -> FleetEntry:
-    """An entry that says why there is no verdict."""
-    return FleetEntry(
-        uri=row.uri,
-        sha256=row.sha256,
-        size=row.stamp.size,
-        format=row.format,
-        architecture=row.architecture,
-        bucket=row.bucket,
-        z=np.nan,
-        score=np.nan,
-        p_value=np.nan,
-        q_value=np.nan,
-        verdict=Verdict.ERROR,
-        reason=row.error,
-    )
+def _unjudged(row: Row) -> Finding:
+    """A finding that says why there is no verdict."""
+    provenance = Provenance(row.uri, row.sha256, row.stamp.size, row.format, row.architecture)
+    return Finding(provenance, Verdict.ERROR, row.error, row.bucket)
 
 
-def _asked_about(entries: Sequence[FleetEntry]) -> list[int]:
+def _asked_about(findings: Sequence[Finding]) -> list[int]:
     """Numbers of those that were scored and are suspected, or are among the highest scores."""
 
     def height(k: int) -> tuple[float, float]:
-        score, z = (-np.inf if np.isnan(value) else value for value in (entries[k].score, entries[k].z))
+        score, z = (-np.inf if np.isnan(value) else value for value in (findings[k].score, findings[k].z))
         return score, z
 
-    scored = [k for k, entry in enumerate(entries) if entry.verdict != Verdict.ERROR]
+    scored = [k for k, one in enumerate(findings) if one.verdict is not Verdict.ERROR]
     highest = sorted(scored, key=height, reverse=True)[:SHOWN]
-    return sorted({*highest, *(k for k in scored if entries[k].verdict == Verdict.SUSPECTED)})
+    return sorted({*highest, *(k for k in scored if findings[k].verdict is Verdict.SUSPECTED)})

@@ -1,9 +1,10 @@
-"""Fleet reports as SARIF 2.1.0, the format in which static analysis tools tell dashboards and code scanning.
+"""Reports as SARIF 2.1.0, the format in which static analysis tools talk to dashboards and code scanning.
 
-One rule, `JG001`. A suspected checkpoint fails it (level `error`); one that is inconclusive leaves it *open*, which the
-standard (section 3.27.10) grants no level. A checkpoint without evidence has no result, only its place among the
-artifacts: a `pass` would acquit it. What could not be read makes the run a failed one (3.20.21), for then the results
-are not complete; skipped files are warnings.
+Two rules: `JG001` of findings, `JG002` of suspects judged by a certificate. Who is suspected fails the rule (level
+`error`); one that is inconclusive leaves it *open*, which the standard (section 3.27.10) grants no level. A checkpoint
+without evidence has no result, only its place among the artifacts: a `pass` would acquit it. What could not be scored
+makes the run a failed one (3.20.21), for then the results are not complete; skipped files are warnings. The format has
+no place for repairs and matrices: notes say what became of them.
 
 Reference: Static Analysis Results Interchange Format (SARIF) Version 2.1.0 Plus Errata 01, OASIS, 2023.
 """
@@ -11,25 +12,25 @@ Reference: Static Analysis Results Interchange Format (SARIF) Version 2.1.0 Plus
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jaxguard
-from jaxguard.report import fleet_wording, sarif_uri, wording
-from jaxguard.types import FleetEntry, FleetReport, LayerSummary
+from jaxguard.report import headlines, sarif_uri, wording
+from jaxguard.types import Finding, LayerSummary, OwnershipReport, Report, Verdict, Verification
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-RULE = "JG001"
+BACKDOOR, COPY = "JG001", "JG002"
 UNREADABLE, SKIPPED, NOTE = "JGN01", "JGN02", "JGN03"
 
 Key = tuple[str, str, int]
 """Path, content hash and size: artifacts of a run are unique."""
 
-_DESCRIPTOR = {UNREADABLE: 0, SKIPPED: 1, NOTE: 2}
+_INDEX = {name: index for names in ((BACKDOOR, COPY), (UNREADABLE, SKIPPED, NOTE)) for index, name in enumerate(names)}
 
 
-def to_sarif(report: FleetReport) -> str:
-    """Writes a fleet report as one SARIF run.
+def to_sarif(report: Report) -> str:
+    """Writes a report as one SARIF run.
 
     Args:
         report: of any size; paths become URIs, relative ones below the base `WORKDIR`, whose place is not told.
@@ -37,29 +38,31 @@ def to_sarif(report: FleetReport) -> str:
     Returns:
         ASCII JSON in one line, ending in a newline. `properties` of a result hold score, p and q value.
 
-    >>> run = json.loads(to_sarif(FleetReport("", "jaxguard scan runs", ())))["runs"][0]
+    >>> run = json.loads(to_sarif(Report("", "jaxguard scan runs")))["runs"][0]
     >>> run["tool"]["driver"]["name"], run["results"], run["invocations"][0]["executionSuccessful"]
     ('jaxguard', [], True)
     """
-    counts = fleet_wording.tally(report)
-    artifacts = {_key(entry): _artifact(entry) for entry in report.entries}
-    places = dict(zip(artifacts, range(len(artifacts)), strict=True))
+    keys = [_key(finding) for finding in report.findings]
+    keys += [(found.suspect, found.sha256, -1) for one in report.ownerships for found in one.verifications]
+    places = {key: index for index, key in enumerate(dict.fromkeys(keys))}
+    counts = headlines.tally(report)
     run = {
         "tool": {"driver": _driver()},
         "invocations": [
             {
                 "commandLine": report.command,
-                "executionSuccessful": counts.failed == 0,
+                "executionSuccessful": counts[Verdict.ERROR] == 0,
                 "toolExecutionNotifications": list(_notifications(report, places)),
             }
         ],
         "originalUriBaseIds": {sarif_uri.BASE: {"description": {"text": "The folder that the scan was started in."}}},
-        "artifacts": list(artifacts.values()),
+        "artifacts": [_artifact(*key) for key in places],
         "results": list(_results(report, places)),
         "properties": {
             "title": report.title,
-            "verdicts": dict(zip(fleet_wording.VERDICTS, counts, strict=True)),
-            "falseDiscoveryRate": report.alpha,
+            "verdicts": counts,
+            "errorRate": report.alpha,
+            "errorControl": report.control,
             "profile": report.profile,
             "seconds": report.seconds,
             "bytesRead": report.bytes_read,
@@ -69,9 +72,8 @@ def to_sarif(report: FleetReport) -> str:
     }
     log = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
     text = json.dumps(log, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    text = text.encode("utf-8", "replace").decode(
-        "utf-8"
-    )  # half a surrogate pair is no Unicode: many parsers refuse it
+    # Half a surrogate pair is not Unicode: many parsers refuse it.
+    text = text.encode("utf-8", "replace").decode("utf-8")
     return re.sub("[^\0-\x7f]", lambda found: json.dumps(found[0])[1:-1], text) + "\n"
 
 
@@ -82,29 +84,44 @@ def _driver() -> dict[str, Any]:
         "semanticVersion": jaxguard.__version__,
         "shortDescription": {"text": "Audits neural-network checkpoints."},
         "rules": [
-            {
-                "id": RULE,
-                "name": "BackdoorSuspected",
-                "shortDescription": {"text": "A backdoor is suspected in a checkpoint."},
-                "fullDescription": {
-                    "text": "The weights score so high among those of models known to be clean that few innocent "
-                    "checkpoints would. The p-value says how often one would; the q-value is the smallest false "
-                    "discovery rate at which the checkpoint is among the suspected. It is not proven to be backdoored."
-                },
-                "help": {
-                    "text": "Do not deploy the checkpoint. Compare its sha256 with the one its author published; look "
-                    "for a trigger with 'jaxguard repair --method neural-cleanse', or take the backdoor out with "
-                    "another method of 'jaxguard repair', and scan again."
-                },
-                "defaultConfiguration": {"level": "error"},
-                "properties": {"tags": ["security", "backdoor"]},
-            }
+            _rule(
+                BACKDOOR,
+                "BackdoorSuspected",
+                "A backdoor is suspected in a checkpoint.",
+                "It scores so high among networks known to be clean that few clean checkpoints would. The p-value says "
+                "how often one would; the q-value is the smallest false discovery rate at which the checkpoint is "
+                "among the suspected. It is not proven to be backdoored.",
+                "Do not deploy the checkpoint. Compare its sha256 with the one its author published; look for a "
+                "trigger with 'jaxguard repair --method neural-cleanse', or take the backdoor out with another method "
+                "of 'jaxguard repair', and scan again.",
+            ),
+            _rule(
+                COPY,
+                "CopySuspected",
+                "A model is suspected to be a copy of the owner's.",
+                "Its answers are so much like the owner's that few independent models' would be. The p-value says how "
+                "often one would score as high. It is not proven to be a copy.",
+                "Ask for its origin. Compare it with more independent models, and by another method of 'jaxguard "
+                "fingerprint'.",
+            ),
         ],
         "notifications": [
-            _notice(UNREADABLE, "UnreadableCheckpoint", "A checkpoint could not be read or scored.", "error"),
-            _notice(SKIPPED, "SkippedFile", "Nobody looked into a file.", "warning"),
+            _notice(UNREADABLE, "UnscoredCheckpoint", "A checkpoint could not be read or scored.", "error"),
+            _notice(SKIPPED, "SkippedFile", "A file was not opened.", "warning"),
             _notice(NOTE, "Note", "What a reader of the report must know.", "note"),
         ],
+    }
+
+
+def _rule(name: str, title: str, short: str, full: str, help: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "name": title,
+        "shortDescription": {"text": short},
+        "fullDescription": {"text": full},
+        "help": {"text": help},
+        "defaultConfiguration": {"level": "error"},
+        "properties": {"tags": ["security"]},
     }
 
 
@@ -112,88 +129,101 @@ def _notice(name: str, title: str, text: str, level: str) -> dict[str, Any]:
     return {"id": name, "name": title, "shortDescription": {"text": text}, "defaultConfiguration": {"level": level}}
 
 
-def _notifications(report: FleetReport, places: Mapping[Key, int]) -> Iterator[dict[str, Any]]:
-    for entry in report.entries:
-        if entry.verdict == "error":
-            place = _place(entry.uri, places[_key(entry)])
-            yield _notification(UNREADABLE, "error", f"Could not be read: {entry.reason}", place)
+def _notifications(report: Report, places: dict[Key, int]) -> Iterator[dict[str, Any]]:
+    for one in report.findings:
+        if one.verdict is Verdict.ERROR:
+            place = _place(one.provenance.name, places[_key(one)])
+            yield _notification(UNREADABLE, "error", f"Could not be scored: {one.reason}", place)
     for path, why in report.skipped:
         yield _notification(SKIPPED, "warning", f"Skipped: {why}", _place(path))
     for note in report.notes:
         yield _notification(NOTE, "note", note)
+    for repair in report.repairs:
+        yield _notification(NOTE, "note", str(headlines.repair_headline(repair)), _place(repair.checkpoint))
+    for matrix in report.matrices:
+        size = f"{len(matrix.owners)} owners and {len(matrix.suspects)} suspects"
+        yield _notification(NOTE, "note", f"Scores of {size} by {matrix.method} are in the other formats only.")
 
 
 def _notification(name: str, level: str, text: str, place: dict[str, Any] | None = None) -> dict[str, Any]:
     return {
-        "descriptor": {"id": name, "index": _DESCRIPTOR[name]},
+        "descriptor": {"id": name, "index": _INDEX[name]},
         "level": level,
         "message": {"text": _message(text)},
         **({"locations": [{"physicalLocation": {"artifactLocation": place}}]} if place is not None else {}),
     }
 
 
-def _results(report: FleetReport, places: Mapping[Key, int]) -> Iterator[dict[str, Any]]:
-    for entry in report.entries:
-        index, verdict = places[_key(entry)], fleet_wording.shown(entry.verdict)
-        if verdict == "backdoor suspected":
-            rank = {"rank": round(100 * (1 - entry.q_value), 6)} if 0 <= entry.q_value <= 1 else {}
-            yield _result(entry, index) | {"kind": "fail", "level": "error"} | rank
-        elif verdict == "inconclusive":
-            yield _result(entry, index) | {"kind": "open", "level": "none"}
+def _results(report: Report, places: dict[Key, int]) -> Iterator[dict[str, Any]]:
+    for one in report.findings:
+        if one.verdict in (Verdict.SUSPECTED, Verdict.INCONCLUSIVE):
+            yield _finding(one, places[_key(one)])
+    for owner in report.ownerships:
+        for found in owner.verifications:
+            if found.verdict in (Verdict.SUSPECTED, Verdict.INCONCLUSIVE):
+                yield _verification(owner, found, places[found.suspect, found.sha256, -1])
 
 
-def _result(entry: FleetEntry, index: int) -> dict[str, Any]:
-    logical = [_logical(layer) for layer in {layer.name: layer for layer in entry.layers}.values()]
-    return {
-        "ruleId": RULE,
-        "ruleIndex": 0,
-        "message": {"text": _message(_sentence(entry))},
-        "locations": [
-            {
-                "physicalLocation": {"artifactLocation": _place(entry.uri, index)},
-                **({"logicalLocations": logical} if logical else {}),
-            }
-        ],
-        **({"partialFingerprints": {"checkpointSha256/v1": entry.sha256}} if entry.sha256 else {}),
-        "properties": {
-            **_finite(score=entry.score, pValue=entry.p_value, qValue=entry.q_value, z=entry.z),
-            "verdict": entry.verdict,
-            "bucket": entry.bucket,
-            "architecture": entry.architecture,
-            "format": entry.format,
-            "triggersSearched": entry.deep,
-        },
-    }
-
-
-def _sentence(entry: FleetEntry) -> str:
-    numbers = {"score": entry.score, "p": entry.p_value, "q": entry.q_value, "highest channel z-score": entry.z}
+def _finding(one: Finding, index: int) -> dict[str, Any]:
+    numbers = {"score": one.score, "p": one.p_value, "q": one.q_value, "highest channel z-score": one.z}
     told = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items() if math.isfinite(value))
-    verdict = f"{entry.verdict[:1].upper()}{entry.verdict[1:]}"
-    return f"{verdict}{f' ({told})' if told else ''}{f': {entry.reason}' if entry.reason else ''}."
+    verdict = "Backdoor suspected" if one.verdict is Verdict.SUSPECTED else "Inconclusive"
+    message = wording.sentence(f"{verdict}{f' ({told})' if told else ''}{f': {one.reason}' if one.reason else ''}")
+    result = _result(BACKDOOR, one.verdict, message, _place(one.provenance.name, index), one.provenance.sha256)
+    if logical := [_logical(layer) for layer in {layer.name: layer for layer in one.layers}.values()]:
+        result["locations"][0]["logicalLocations"] = logical
+    if one.verdict is Verdict.SUSPECTED and 0 <= one.q_value <= 1:
+        result["rank"] = round(100 * (1 - one.q_value), 6)
+    result["properties"] = {
+        **_finite(score=one.score, pValue=one.p_value, qValue=one.q_value, z=one.z),
+        "verdict": one.verdict,
+        "group": one.group,
+        "architecture": one.provenance.architecture,
+        "format": one.provenance.format,
+        "looks": list(one.looks),
+    }
+    return result
+
+
+def _verification(owner: OwnershipReport, found: Verification, index: int) -> dict[str, Any]:
+    message = f"{headlines.verification_headline(owner, found)}."
+    result = _result(COPY, found.verdict, message, _place(found.suspect, index), found.sha256)
+    null = {} if found.null_p_value is None else {"nullPValue": found.null_p_value}
+    numbers = {"score": found.score, "distance": found.distance, "pValue": found.p_value, **null}
+    names = {"verdict": found.verdict, "owner": owner.owner, "method": owner.method, "certificate": owner.certificate}
+    return result | {"properties": _finite(**numbers) | names}
+
+
+def _result(rule: str, verdict: Verdict, message: str, place: dict[str, Any], sha256: str) -> dict[str, Any]:
+    is_suspected = verdict is Verdict.SUSPECTED
+    return {
+        "ruleId": rule,
+        "ruleIndex": _INDEX[rule],
+        "kind": "fail" if is_suspected else "open",
+        "level": "error" if is_suspected else "none",
+        "message": {"text": _message(message)},
+        "locations": [{"physicalLocation": {"artifactLocation": place}}],
+        **({"partialFingerprints": {"checkpointSha256/v1": sha256}} if sha256 else {}),
+    }
 
 
 def _logical(layer: LayerSummary) -> dict[str, Any]:
     numbers = _finite(z=layer.z, largest=layer.largest, mean=layer.mean, std=layer.std)
     counts = {"channels": layer.channels, "undefined": layer.undefined, "channel": layer.channel, "above": layer.above}
+    return {"name": layer.name, "fullyQualifiedName": layer.name, "kind": "layer", "properties": numbers | counts}
+
+
+def _key(finding: Finding) -> Key:
+    where = finding.provenance
+    return where.name, where.sha256, where.size
+
+
+def _artifact(path: str, sha256: str, size: int) -> dict[str, Any]:
     return {
-        "name": layer.name,
-        "fullyQualifiedName": layer.name,
-        "kind": "layer",
-        "properties": {**numbers, **counts},
-    }
-
-
-def _key(entry: FleetEntry) -> Key:
-    return entry.uri, entry.sha256, entry.size
-
-
-def _artifact(entry: FleetEntry) -> dict[str, Any]:
-    return {
-        "location": _place(entry.uri),
-        "length": entry.size,
+        "location": _place(path),
+        **({"length": size} if size >= 0 else {}),
         "roles": ["analysisTarget"],
-        **({"hashes": {"sha-256": entry.sha256}} if entry.sha256 else {}),
+        **({"hashes": {"sha-256": sha256}} if sha256 else {}),
     }
 
 
@@ -202,7 +232,7 @@ def _place(path: str, index: int | None = None) -> dict[str, Any]:
     return place if index is None else place | {"index": index}
 
 
-def _finite(**numbers: float) -> dict[str, float]:
+def _finite(**numbers: float) -> dict[str, Any]:
     return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 
 

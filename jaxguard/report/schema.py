@@ -1,77 +1,114 @@
-"""Reports as strict JSON and back: schema `jaxguard.audit/1`.
+"""Reports for machines: JSON of schema `jaxguard.report/1` and back, JSON lines, Parquet.
 
-The document mirrors `jaxguard.types.AuditReport` field by field, plus the key `schema`. Rates stay fractions in [0, 1],
-arrays become nested lists, and what JSON cannot say (NaN, infinity) becomes null. Reading turns null back into NaN, and
-into infinity for a layer's `threshold`, where it means that none could be set. What a report
-does not have, such as a layer's `errors` or a repair's `trigger` and `path`, is null too. Unknown keys are ignored, and
-keys whose field has a default may be absent: readers of version 1 stay valid as fields are added, whoever is newer.
+A document mirrors `jaxguard.types.Report` field by field, plus the key `schema`. Rates stay fractions in [0, 1], arrays
+become nested lists, and what JSON cannot say (NaN, infinity) becomes null. Reading turns null back into NaN, and into
+infinity for a layer's `threshold`, where it means that none could be set. What a report does not have, such as a
+layer's `errors` or a finding's `trigger`, is null too. Keys whose field has a default may be absent, and unknown keys
+are ignored: readers of version 1 stay valid as fields are added.
 """
 
 import dataclasses
+import enum
+import io
 import json
 import math
-import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxguard.errors import JaxguardError
-from jaxguard.types import AuditReport
+from jaxguard.types import Finding, Report
 
-SCHEMA = "jaxguard.audit/1"
+SCHEMA = "jaxguard.report/1"
 
 IMAGE_DECIMALS = 5
 """Decimals of pixel values: 390 times finer than the 8 bits they came from, at a third of the size."""
 
 _NULL = {"threshold": math.inf}
 _DTYPES = {"mask": bool, "undefined": bool, "shown": int}
-_NUMBERS_ON_LINES = re.compile(r"\[\n\s+([^\[\]{}\"]*?)\n\s+\]")
 
 
-def to_json(report: AuditReport) -> str:
-    """Writes a report as strict JSON, keys in the order of the dataclasses, one line per list of numbers.
+def to_json(report: Report) -> str:
+    """Writes a report as strict JSON: one line per field, and per item of a list, such as a finding.
 
     Args:
-        report: any report; values of `options` that JSON cannot hold are written as their `str`.
+        report: of any size; values of `options` that JSON cannot hold are written as their `str`.
 
     Returns:
         ASCII text ending in a newline.
 
-    >>> print(to_json(AuditReport(title="demo", command="jaxguard scan m.npz")), end="")
+    >>> print(to_json(Report("demo", "jaxguard scan runs", skipped=(("notes.txt", "no checkpoint"),))))
     {
-      "schema": "jaxguard.audit/1",
-      "title": "demo",
-      "command": "jaxguard scan m.npz",
-      "scans": [],
-      "repairs": [],
-      "trigger": null,
-      "ownerships": [],
-      "matrices": [],
-      "environment": {}
-    }
+    "schema": "jaxguard.report/1",
+    "title": "demo",
+    "command": "jaxguard scan runs",
+    "findings": [],
+    ...
+    "skipped": [
+    ["notes.txt","no checkpoint"]
+    ],
+    ...
     """
-    text = json.dumps({"schema": SCHEMA, **plain(report)}, indent=2, allow_nan=False)
-    # A line break can only stand between values (inside a string it is escaped), so no string is ever touched.
-    return _NUMBERS_ON_LINES.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+    fields = {"schema": SCHEMA, **plain(report)}
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {_lines(value)}" for name, value in fields.items()) + "\n}\n"
 
 
-def from_json(text: str) -> AuditReport:
+def to_jsonl(report: Report) -> Iterator[str]:
+    """Writes one line per finding, as in `to_json`, then one per file that was not opened.
+
+    Args:
+        report: of any size: one line at a time is in memory.
+
+    Yields:
+        A JSON object without a line break; of a skipped file only its name, the verdict `skipped` and the reason.
+
+    >>> list(to_jsonl(Report("", skipped=(("notes.txt", "no checkpoint"),))))
+    ['{"provenance":{"name":"notes.txt"},"verdict":"skipped","reason":"no checkpoint"}']
+    """
+    yield from (_compact(plain(finding)) for finding in report.findings)
+    for path, why in report.skipped:
+        yield _compact({"provenance": {"name": path}, "verdict": "skipped", "reason": why})
+
+
+def to_parquet(report: Report) -> bytes:
+    """Writes one row per finding: its fields, those of its provenance and of its metrics.
+
+    Layers and recovered triggers are left out. The rest of the report is JSON under `jaxguard.report` in the metadata.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts, numbers, lists = pa.string(), pa.float64(), pa.list_(pa.string())
+    kinds = {
+        "name": texts, "sha256": texts, "size": pa.int64(), "format": texts, "architecture": texts, "verdict": texts,
+        "reason": texts, "group": texts, "z": numbers, "score": numbers, "p_value": numbers, "q_value": numbers,
+        "looks": lists, "notes": lists, "acc": numbers, "asr": numbers, "ra": numbers,
+    }  # fmt: skip
+    rows = [_flat(finding, kinds) for finding in report.findings]
+    rest = to_json(dataclasses.replace(report, findings=()))
+    table = pa.Table.from_pylist(rows, pa.schema(kinds.items(), metadata={"jaxguard.report": rest}))
+    file = io.BytesIO()
+    pq.write_table(table, file, compression="zstd")
+    return file.getvalue()
+
+
+def from_json(text: str) -> Report:
     """Reads what `to_json` wrote.
 
     Args:
-        text: a `jaxguard.audit/1` document; not trusted.
+        text: a `jaxguard.report/1` document; not trusted.
 
     Returns:
-        The report, arrays as float64 or bool. `options` hold JSON values: tuples come back as lists.
+        The report, arrays as float64, int or bool. `options` hold JSON values: tuples come back as lists.
 
     Raises:
-        JaxguardError: not JSON, another schema, or a value of the wrong kind; the message gives its path.
+        JaxguardError: not strict JSON, another schema, or a value of the wrong kind; the message gives its path.
     """
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise JaxguardError(
             f"expected a JSON document of schema {SCHEMA}, got text that is not JSON ({error}) in the report; "
@@ -83,7 +120,7 @@ def from_json(text: str) -> AuditReport:
             f"expected schema {SCHEMA!r}, got {found!r} at key 'schema' of the report; "
             "read it with the jaxguard version that wrote it, or write it again with this one"
         )
-    return _decode(AuditReport, document, "report")
+    return _decode(Report, document, "report")
 
 
 def plain(value: Any) -> Any:  # noqa: PLR0911  # one return per kind of value
@@ -110,6 +147,37 @@ def plain(value: Any) -> Any:  # noqa: PLR0911  # one return per kind of value
     return str(value)
 
 
+def _flat(finding: Finding, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """A finding as one row; bytes of a file name that are not UTF-8 are spelt out."""
+    merged = plain(finding.provenance) | plain(dataclasses.replace(finding, layers=(), trigger=None))
+    merged |= merged["metrics"] or {}
+    row = {name: merged.get(name) for name in kinds}
+    return {name: _unicode(value) if isinstance(value, str) else value for name, value in row.items()} | {
+        name: [_unicode(text) for text in row[name]] for name in ("looks", "notes")
+    }
+
+
+def _unicode(text: str) -> str:
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # halves of surrogate pairs, which JSON can name
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(map(_compact, value)) + "\n]"
+    return _compact(value)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
 def _decode(hint: Any, value: Any, where: str) -> Any:  # noqa: PLR0911  # one return per kind of value
     """Builds a value of type `hint` from JSON; `where` is its path, for messages."""
     if hint is Any:
@@ -118,6 +186,10 @@ def _decode(hint: Any, value: Any, where: str) -> Any:  # noqa: PLR0911  # one r
         return None if value is None else _decode(typing.get_args(hint)[0], value, where)
     if dataclasses.is_dataclass(hint):
         return _decode_dataclass(hint, value, where)
+    if isinstance(hint, enum.EnumType):
+        if value in list(hint):
+            return hint(value)
+        raise _wrong_kind(f"one of {', '.join(map(str, hint))}", value, where)
     if hint is float and value is None:
         return _NULL.get(where.rpartition(".")[2], math.nan)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -127,8 +199,11 @@ def _decode(hint: Any, value: Any, where: str) -> Any:  # noqa: PLR0911  # one r
     if hint is np.ndarray and isinstance(value, list):
         return _decode_array(value, where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is tuple and isinstance(value, list) and (arguments[-1] is ... or len(value) == len(arguments)):
+        hints = [arguments[0]] * len(value) if arguments[-1] is ... else arguments
+        return tuple(
+            _decode(one, item, f"{where}[{k}]") for k, (one, item) in enumerate(zip(hints, value, strict=True))
+        )
     if origin is Mapping and isinstance(value, dict):
         return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     raise _wrong_kind(getattr(hint, "__name__", str(hint)), value, where)

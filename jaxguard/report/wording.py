@@ -1,31 +1,12 @@
-"""What a report says in plain words: one headline per scan and per repair, shared by the terminal and the page.
-
-Of ownership: see `jaxguard.report.ownership_wording`.
-"""
+"""How reports write values and names: rates, scores, sizes, p-values, paths that nobody has to trust."""
 
 import math
+import os
 import re
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-
-from jaxguard.types import LayerScores, Metrics, PruningPath, RecoveredTrigger, RepairReport, ScanReport
-
-REMOVED_ASR = 0.10
-"""A repair takes the backdoor out when at most this share of triggered images still reaches the target."""
-
-HARMFUL_ACC_DROP = 0.05
-"""A repair that loses more clean accuracy than this is said to harm the model."""
-
-FLAGGED_ANOMALY = 2.0
-"""A class is flagged when its anomaly index is larger: its norm lies more than so many deviations below the median."""
-
-Tone = Literal["good", "bad", "open"]
-"""How a headline reads: a success, a failure, or a question left open."""
-
-SYMBOLS: dict[Tone, str] = {"good": "✓", "bad": "✗", "open": "?"}
-"""A sign per tone, so that colour never carries meaning alone."""
 
 _ACRONYMS = frozenset({
     "abl", "akh", "anp", "bnp", "clp", "ep", "ft", "jc", "nad", "npd", "otbr", "rnp", "sac", "sam", "tafa", "tsbd",
@@ -40,23 +21,6 @@ _NAMES = {
     "neural-cleanse": "Neural Cleanse",
     "shapley": "ShapPruning",
 }
-
-
-class Headline(NamedTuple):
-    """One verdict in words.
-
-    Attributes:
-        tone: `good`, `bad` or `open`.
-        lead: the verdict itself, such as `FT-SAM takes the backdoor out`.
-        detail: the numbers behind it.
-    """
-
-    tone: Tone
-    lead: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.lead} – {self.detail}"
 
 
 def percent(rate: float | None) -> str:
@@ -170,6 +134,43 @@ def unshared(names: Sequence[str]) -> list[str]:
     return short if all(short) else list(names)
 
 
+def shorten(name: str, length: int = 32) -> str:
+    """Cuts the middle out of a long name: its ends tell layers apart.
+
+    >>> shorten("encoder/stage3/block11/attention/query/conv[17]")
+    'encoder/stage3/…/query/conv[17]'
+    """
+    name = printable(name).replace(" -> ", " → ")
+    half = (length - 1) // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Short names that still differ: without what all paths share, and numbered where they would be alike.
+
+    >>> distinct(["runs/a/resnet20-a-very-long-name-that-says-little-1/m.npz", "runs/b/m.npz"])
+    ['a/resnet20-a-ve…t-says-little-1', 'b']
+    """
+    short = [shorten(name) for name in unshared(names)]
+    if len(set(short)) == len(set(names)):
+        return short
+    return [f"{k}: {name}" for k, name in enumerate(short, 1)]
+
+
+def options(values: Mapping[str, Any]) -> str:
+    """Writes hyper-parameters as `u=3.0, pairing=dataflow`."""
+    return ", ".join(f"{printable(name)}={printable(str(value))}" for name, value in values.items())
+
+
+def sentence(text: str) -> str:
+    """Text with a capital and a full stop; empty stays empty.
+
+    >>> sentence("no profile"), sentence("It ends."), sentence("")
+    ('No profile.', 'It ends.', '')
+    """
+    return text and f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+
+
 def _alike(parts: Sequence[Sequence[str]]) -> int:
     """How many first items all lists share."""
     columns = zip(*parts, strict=False)
@@ -189,113 +190,93 @@ def method_name(method: str) -> str:
     return name[:1].upper() + name[1:]
 
 
-def cut_count(layers: Sequence[LayerScores]) -> tuple[int, int]:
-    """Counts the channels a defense edits and all channels it looked at."""
-    return sum(int(np.sum(layer.mask)) for layer in layers), sum(len(layer.mask) for layer in layers)
+def common_folder(paths: Sequence[str]) -> str:
+    """The folder that all paths lie in, with the slash at its end; empty where there is none.
 
-
-def above_count(layers: Sequence[LayerScores]) -> tuple[int, int]:
-    """Counts the channels above their layer's threshold and all channels; an undefined score is not above."""
-    above = sum(int(np.sum(np.asarray(layer.scores) > layer.threshold)) for layer in layers)
-    return above, sum(len(layer.scores) for layer in layers)
-
-
-def undefined_count(layers: Sequence[LayerScores]) -> int:
-    """Counts the channels that have no score."""
-    return sum(int(np.sum(layer.undefined)) for layer in layers)
-
-
-def suspicion(trigger: RecoveredTrigger) -> str:
-    """Says which class an inversion suspects, and on what numbers.
-
-    >>> suspicion(RecoveredTrigger(np.array([7.1, 48]), np.ones(2), np.array([4.2, 0]), 0, *np.ones((3, 0)), "images"))
-    'class 0 suspected (L1 norm 7.10, anomaly index 4.20)'
+    >>> common_folder(["runs/a/m.npz", "runs/b/m.npz"]), common_folder(["runs/a", "gs://b"]), common_folder(["/m"])
+    ('runs/', '', '/')
     """
-    if trigger.target is not None:
-        norm, anomaly = trigger.norms[trigger.target], trigger.anomaly[trigger.target]
-        if is_named(trigger):
-            return f"class {trigger.target} was named beforehand (L1 norm {pixels(norm)})"
-        doubt = "" if anomaly > FLAGGED_ANOMALY else ", though not flagged"
-        return f"class {trigger.target} suspected{doubt} (L1 norm {pixels(norm)}, anomaly index {deviations(anomaly)})"
-    if not np.isfinite(trigger.anomaly).any():
-        return "no class suspected (no anomaly index is defined)"
-    highest = int(np.nanargmax(np.where(np.isfinite(trigger.anomaly), trigger.anomaly, np.nan)))
-    return f"no class suspected (highest anomaly index {deviations(trigger.anomaly[highest])}, of class {highest})"
+    prefix = os.path.commonprefix(list(paths))  # noqa: RUF071  # character by character, cut back to a slash
+    return prefix[: prefix.rfind("/") + 1]
 
 
-def is_named(trigger: RecoveredTrigger) -> bool:
-    """Whether its class was named beforehand, so that no other was looked at."""
-    return np.flatnonzero(~np.isnan(trigger.norms)).tolist() == [trigger.target]
+def plural(count: int, noun: str) -> str:
+    """A number with its noun.
 
-
-def cuts_kept(path: PruningPath) -> str:
-    """Says how many of the cuts tried were kept, and why no more: `9 of 14 cuts kept (attack below 5 %)`."""
-    tried = len(path.channels)
-    counts = f"{path.chosen} of {tried} cuts kept" if tried else "no channel cut"
-    return f"{counts} ({printable(path.stop)})" if path.stop else counts
-
-
-def scan_headline(scan: ScanReport) -> Headline:
-    """Says what a scan found.
-
-    Args:
-        scan: `verdict` is quoted; `inconclusive` is explained.
-
-    Returns:
-        `open` for an inconclusive scan, `bad` for every other verdict: a scan never acquits.
+    >>> plural(1, "file"), plural(12_000, "file")
+    ('1 file', '12,000 files')
     """
-    above, total = above_count(scan.layers)
-    if math.isfinite(scan.score):
-        numbers = [
-            f"highest channel z-score {number(scan.score)}",
-            f"{above} of {total} channels above their threshold",
-        ]
-    else:
-        numbers = [f"no channel z-score exists ({total} channels seen)"]
-    if scan.metrics is not None and scan.metrics.asr is not None:
-        numbers.append(f"the given trigger succeeds on {percent(scan.metrics.asr)} of the images")
-    verdict = printable(scan.verdict)
-    if scan.verdict == "inconclusive":
-        return Headline("open", "Inconclusive: no reference fleet to compare with", ", ".join(numbers))
-    return Headline("bad", verdict[:1].upper() + verdict[1:], ", ".join(numbers))
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
-def repair_headline(repair: RepairReport) -> Headline:
-    """Says whether a repair took the known backdoor out.
+def size(count: int) -> str:
+    """Bytes in decimal units with three digits.
 
-    The backdoor is *out* when ASR is at most `REMOVED_ASR` afterwards, *left in* when more than half of the ASR
-    remains, *weakened* in between. Losing more than `HARMFUL_ACC_DROP` of ACC on the way is said in the lead.
+    >>> [size(count) for count in (0, 999, 1000, 44_712_345, 999_999, 3 * 10**15)]
+    ['0 B', '999 B', '1.00 kB', '44.7 MB', '1.00 MB', '3.00 PB']
     """
-    name = method_name(repair.method)
-    numbers = []
-    if repair.before is not None and repair.after is not None:
-        if repair.before.asr is not None:
-            numbers.append(f"ASR {change(repair.before.asr, repair.after.asr)}")
-        numbers.append(f"ACC {change(repair.before.acc, repair.after.acc)}")
-    if repair.trigger is not None:
-        target, word = repair.trigger.target, "named" if is_named(repair.trigger) else "suspected"
-        numbers.append("no class suspected" if target is None else f"class {target} {word}")
-    if repair.layers:
-        cut, total = cut_count(repair.layers)
-        numbers.append(f"{cut} of {total} channels cut")
-    tone, phrase = _outcome(repair.before, repair.after)
-    return Headline(tone, f"{name} {phrase}", ", ".join(numbers) or f"{len(repair.change)} leaves changed")
+    if count < 1000:
+        return f"{count} B"
+    value, units = float(count), iter(("kB", "MB", "GB", "TB", "PB"))
+    unit = ""
+    while value >= 999.5 and unit != "PB":
+        value, unit = value / 1000, next(units)
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{decimals}f} {unit}"
 
 
-def _outcome(before: Metrics | None, after: Metrics | None) -> tuple[Tone, str]:
-    if before is None or after is None:
-        return "open", "was applied, its effect not measured: no test data"
-    if before.asr is None or after.asr is None:
-        return "open", "was applied, its effect on a backdoor not measured: no trigger"
-    if not all(map(math.isfinite, (before.asr, after.asr, before.acc, after.acc))):
-        return "open", "was applied, its effect is undefined"
-    was_in, is_in = before.asr > REMOVED_ASR, after.asr > REMOVED_ASR
-    is_harmed = before.acc - after.acc > HARMFUL_ACC_DROP
-    if is_in:
-        phrase = "leaves the backdoor in" if after.asr > before.asr / 2 else "weakens the backdoor but leaves it in"
-        return "bad", f"{phrase} and harms the model" if is_harmed else phrase
-    if was_in:
-        return (
-            ("bad", "takes the backdoor out but harms the model") if is_harmed else ("good", "takes the backdoor out")
-        )
-    return ("bad", "harms the model") if is_harmed else ("open", "found no working backdoor to take out")
+def rate(value: float | None) -> str:
+    """Writes a p or q value with two digits, `–` where there is none.
+
+    >>> rate(0.03125), rate(1.0), rate(3.21e-41), rate(float("nan")), rate(None)
+    ('0.031', '1', '3.2e-41', '–', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.2g}" if value else "<1e-300"
+
+
+def odds(rate: float) -> str:
+    """Writes a rate as people say it; never rarer than it is.
+
+    >>> [odds(rate) for rate in (0.025, 1 / 32713, 0.37, 1.0, 1e-9)]
+    ['1 time in 40', '1 time in 32,700', '37 times in 100', 'always', 'less than 1 time in a million']
+    """
+    if not math.isfinite(rate):
+        return "undefined"
+    if rate > 0.995:
+        return "always"
+    if rate > 0.1:
+        return f"{math.ceil(round(100 * rate, 6))} times in 100"
+    if rate < 1e-6:
+        return "less than 1 time in a million"
+    times = math.floor(round(1 / rate, 6))
+    digits = 10 ** max(len(str(times)) - 3, 0)
+    return f"1 time in {times // digits * digits:,}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> [duration(seconds) for seconds in (0.25, 59.6, 3725)]
+    ['0.25 s', '60 s', '1 h 2 min']
+    """
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def aligned(values: Iterable[float], digits: int = 3) -> list[str]:
+    """Writes scores with the same decimals, so many digits of their spread; `–` where undefined.
+
+    >>> aligned([-0.5, 0.25, float("nan")]), aligned([7.0, 7.0])
+    (['-0.500', '0.250', '–'], ['7.00', '7.00'])
+    """
+    numbers = np.asarray(list(values), np.float64)
+    known = numbers[np.isfinite(numbers)]
+    spread = (float(np.ptp(known)) or float(np.abs(known).max())) if known.size else 0.0
+    decimals = min(max(digits - 1 - math.floor(math.log10(spread)), 0), 8) if spread > 0 else digits - 1
+    return [f"{value:.{decimals}f}" if math.isfinite(value) else "–" for value in numbers]

@@ -6,18 +6,15 @@ Shape letters, used in every docstring: `B` batch, `H W` image, `K` classes, `C`
 
 from jaxguard.graph.program import ApplyFn, Variables
 from jaxguard.types.audits import (
-    AuditReport,
     LayerScores,
     Metrics,
     PruningPath,
     RecoveredTrigger,
-    RepairReport,
-    ScanReport,
+    Repair,
     TriggerExample,
 )
 from jaxguard.types.data import Batch, Dataset, TrainFn
 from jaxguard.types.findings import Finding, LayerSummary, Provenance, Reference, Verdict
-from jaxguard.types.fleet import FleetEntry, FleetReport
 from jaxguard.types.network import Network
 from jaxguard.types.ownership import (
     FingerprintMatrix,
@@ -28,13 +25,10 @@ from jaxguard.types.reports import Report
 
 __all__ = [
     "ApplyFn",
-    "AuditReport",
     "Batch",
     "Dataset",
     "Finding",
     "FingerprintMatrix",
-    "FleetEntry",
-    "FleetReport",
     "LayerScores",
     "LayerSummary",
     "Metrics",
@@ -44,9 +38,8 @@ __all__ = [
     "PruningPath",
     "RecoveredTrigger",
     "Reference",
-    "RepairReport",
+    "Repair",
     "Report",
-    "ScanReport",
     "TrainFn",
     "TriggerExample",
     "Variables",

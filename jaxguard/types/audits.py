@@ -1,12 +1,10 @@
-"""What scans and repairs of single checkpoints tell, and the report that holds all of it."""
+"""What is measured on a checkpoint, recovered from it, and done to it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
-from jaxguard.types.ownership import FingerprintMatrix, OwnershipReport
 
 
 @dataclass(frozen=True)
@@ -101,36 +99,7 @@ class PruningPath:
 
 
 @dataclass(frozen=True)
-class ScanReport:
-    """What a scan saw in one checkpoint.
-
-    Attributes:
-        checkpoint: path as the user gave it.
-        sha256: content hash of the checkpoint, hexadecimal.
-        architecture: specification such as `resnet20:width=0.5`.
-        method: what scored the channels.
-        verdict: `inconclusive` until calibrated against a reference fleet; never `clean`.
-        score: the largest channel z-score of the model.
-        layers: one entry per scored layer, in program order.
-        notes: what a reader must know, in whole sentences.
-        seconds: wall-clock time of scoring.
-        metrics: measured on a test set, where one was given.
-    """
-
-    checkpoint: str
-    sha256: str
-    architecture: str
-    method: str
-    verdict: str
-    score: float
-    layers: tuple[LayerScores, ...]
-    notes: tuple[str, ...] = ()
-    seconds: float = 0.0
-    metrics: Metrics | None = None
-
-
-@dataclass(frozen=True)
-class RepairReport:
+class Repair:
     """What a defense did to one checkpoint, with proof where test data was given.
 
     Attributes:
@@ -173,28 +142,3 @@ class TriggerExample:
     triggered: np.ndarray
     attack: str
     target: int | None
-
-
-@dataclass(frozen=True)
-class AuditReport:
-    """Everything one command has to tell; `jaxguard.report` turns it into a table, JSON or HTML.
-
-    Attributes:
-        title: headline of the report.
-        command: command line that made it.
-        scans: one per checkpoint.
-        repairs: one per method tried.
-        trigger: example pictures, where a trigger is known.
-        ownerships: one per certificate that suspects were judged by.
-        matrices: owners against suspects.
-        environment: versions, backend, seeds: `{name: value}`.
-    """
-
-    title: str
-    command: str
-    scans: tuple[ScanReport, ...] = ()
-    repairs: tuple[RepairReport, ...] = ()
-    trigger: TriggerExample | None = None
-    ownerships: tuple[OwnershipReport, ...] = ()
-    matrices: tuple[FingerprintMatrix, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a scan says of checkpoints."""
+"""Findings of a scan, and what they rest on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from jaxguard.types.audits import Metrics, RecoveredTrigger
 
 
 class Verdict(enum.StrEnum):
-    """What a scan says of one checkpoint; it never says `clean`."""
+    """What a scan says of a checkpoint, or a certificate of a suspect. It never says `clean`.
 
-    SUSPECTED = "backdoor suspected"
-    """Clean networks resemble it too rarely."""
+    Of a scanned checkpoint a backdoor is suspected, of a suspect judged by a certificate that it is a copy.
+    """
+
+    SUSPECTED = "suspected"
+    """Clean (or independent) networks score as high too rarely."""
 
     NO_EVIDENCE = "no evidence"
-    """It looks like the clean ones; how much that means, the measured power tells."""
+    """It scores as clean (or independent) networks do; how much that means depends on the measured power."""
 
     INCONCLUSIVE = "inconclusive"
     """There is too little to compare it with."""
@@ -60,6 +63,7 @@ class LayerSummary:
         channel: which channel that is; -1 where none has a score.
         z: its z-score.
         above: channels above the layer's mean by `u` standard deviations.
+        threshold: the score they exceed, mean + `u` std; infinite where it is not known or cannot be set.
         scores: `[C]` all bounds; None where only the summary was kept.
     """
 
@@ -72,12 +76,13 @@ class LayerSummary:
     channel: int
     z: float
     above: int
+    threshold: float = math.inf
     scores: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a scan says of one checkpoint or live network.
+    """The result of scanning one checkpoint or live network.
 
     Attributes:
         provenance: where it came from.
@@ -89,7 +94,7 @@ class Finding:
         p_value: how often a clean network of its group scores as high; NaN without a profile.
         q_value: the smallest false discovery rate at which it is among the suspected; NaN without a profile.
         looks: what was examined: `weights`, `responses`, `triggers`.
-        layers: kept for findings a reader will look into, empty for the rest of a large fleet.
+        layers: kept for the findings that a reader looks into, empty for the rest of a large fleet.
         trigger: the trigger that a search recovered, where one was made.
         metrics: measured on a test set, where one was given.
         notes: what a reader must know, in whole sentences.
@@ -115,14 +120,14 @@ class Reference:
     """What the checkpoints of a group were compared with.
 
     Attributes:
-        bucket: name of the group, see `Finding.group`.
+        group: its name, see `Finding.group`.
         scores: `[R]` of networks known to be clean, each by a model that was not fitted on it.
         suspects: `[S]` of networks known to be backdoored, likewise; may be none.
         power: share of those that would be suspected at `alpha`; NaN where there were none.
         interval: 95 % confidence interval of the power.
     """
 
-    bucket: str
+    group: str
     scores: np.ndarray
     suspects: np.ndarray
     power: float

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxguard.types.findings import Verdict
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -18,7 +20,7 @@ class Verification:
         score: the same, higher is more stolen.
         p_value: how often an independent model would score as high, by the references.
         null_p_value: the same by the method's own null distribution; None for methods without.
-        verdict: `copy suspected`, `no evidence`, or `inconclusive` where there are too few references.
+        verdict: `SUSPECTED` of being a copy, `NO_EVIDENCE`, or `INCONCLUSIVE` where there are too few references.
     """
 
     suspect: str
@@ -27,7 +29,7 @@ class Verification:
     score: float
     p_value: float
     null_p_value: float | None
-    verdict: str
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class OwnershipReport:
         certificate: digest of the certificate, hexadecimal.
         method: row of the FINGERPRINTS table.
         options: of the method.
-        num_probes: images that each suspect was asked about.
+        num_probes: images that each suspect answered.
         alpha: accepted rate of accusing an independent model.
         references: `[R]` scores of models known to be independent.
         reference_names: `[R]` their names.
@@ -48,7 +50,7 @@ class OwnershipReport:
         sees: thefts the method is made for, in words.
         blind: thefts it cannot see, in words.
         notes: what a reader must know, in whole sentences.
-        seconds: wall-clock time, questions included.
+        seconds: wall-clock time, queries included.
     """
 
     owner: str

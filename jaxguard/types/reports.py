@@ -1,4 +1,4 @@
-"""Everything one command has to tell."""
+"""The one report: everything that a command, or a call from Python, has found."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jaxguard.errors import VerdictError
-from jaxguard.types.audits import RepairReport, TriggerExample
+from jaxguard.types.audits import Repair, TriggerExample
 from jaxguard.types.findings import Finding, Reference, Verdict
 from jaxguard.types.ownership import FingerprintMatrix, OwnershipReport
 
@@ -38,7 +38,7 @@ class Report:
     title: str
     command: str = ""
     findings: tuple[Finding, ...] = ()
-    repairs: tuple[RepairReport, ...] = ()
+    repairs: tuple[Repair, ...] = ()
     ownerships: tuple[OwnershipReport, ...] = ()
     matrices: tuple[FingerprintMatrix, ...] = ()
     trigger: TriggerExample | None = None
@@ -54,7 +54,7 @@ class Report:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def raise_for(self, *verdicts: Verdict) -> None:
-        """Stop a pipeline where a finding has one of these verdicts.
+        """Stop a pipeline where a finding, or a suspect judged by a certificate, has one of these verdicts.
 
         Args:
             *verdicts: such as `Verdict.SUSPECTED`; all but `NO_EVIDENCE` where none is named.
@@ -63,11 +63,14 @@ class Report:
             VerdictError: it names the findings and their reasons.
         """
         unwanted = verdicts or tuple(verdict for verdict in Verdict if verdict is not Verdict.NO_EVIDENCE)
-        found = [finding for finding in self.findings if finding.verdict in unwanted]
+        judged = [(one.provenance.name, one.verdict, one.reason) for one in self.findings]
+        for owner in self.ownerships:
+            judged += [(one.suspect, one.verdict, f"copy of {owner.owner}") for one in owner.verifications]
+        found = [one for one in judged if one[1] in unwanted]
         if found:
-            told = "; ".join(f"{one.provenance.name}: {one.verdict} ({one.reason})" for one in found[:5])
+            shown = "; ".join(f"{name}: {verdict} ({reason})" for name, verdict, reason in found[:5])
             more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
             raise VerdictError(
-                f"expected no finding of {', '.join(unwanted)}, got {len(found)} of {len(self.findings)}: {told}{more}"
-                "; look into the report before these networks are used"
+                f"expected no finding of {', '.join(unwanted)}, got {len(found)} of {len(judged)}: {shown}{more}; "
+                "read the report before these networks are used"
             )

@@ -13,7 +13,7 @@ from jaxguard.defenses.recovery import Recovered, recover
 from jaxguard.defenses.shapley_pruning import AttackValue
 from jaxguard.errors import DefenseError, GraphError
 from jaxguard.graph import Coalitions, channel_graph
-from jaxguard.report import wording
+from jaxguard.report import evidence
 from jaxguard.types import Batch
 
 KEY = jax.random.key(0)
@@ -172,7 +172,7 @@ def test_a_named_target_is_inverted_alone():
     assert recovered.trigger.shown.tolist() == [1]
     np.testing.assert_array_equal(np.isfinite(recovered.trigger.norms), np.arange(4) == 1)
     assert np.isnan(recovered.trigger.anomaly).all()
-    assert wording.suspicion(recovered.trigger).startswith("class 1 was named beforehand (L1 norm ")
+    assert evidence.suspicion(recovered.trigger).startswith("class 1 was named beforehand (L1 norm ")
     assert "named beforehand" in recovered.notes[0]
 
 

@@ -37,7 +37,7 @@ def api(server, **options):
 def test_an_api_is_judged_as_its_weights_are(server, held, tmp_path):
     report = ownership.verify(held, [api(server, cache=tmp_path / "kept"), owner(9)])
     copy, stranger = report.verifications
-    assert copy.verdict == "copy suspected"
+    assert copy.verdict == "suspected"
     assert copy.score == pytest.approx(0, abs=1e-6)
     assert copy.suspect == server.url
     assert stranger.verdict == "no evidence"

@@ -58,8 +58,8 @@ def test_nothing_is_lost_and_nothing_scored_twice(jaxguard, store, tmp_path):
     assert report["reused"] == len(written)
     undisturbed = json.loads(jaxguard("scan", store, "--out", tmp_path / "other", "--json")[1])
     assert undisturbed["reused"] == 0
-    assert len(report["entries"]) == count
-    for entry, other in zip(report["entries"], undisturbed["entries"], strict=True):
+    assert len(report["findings"]) == count
+    for entry, other in zip(report["findings"], undisturbed["findings"], strict=True):
         assert entry.pop("z") == pytest.approx(other.pop("z"), rel=1e-5)
         assert entry == other
 

@@ -112,17 +112,16 @@ def test_what_was_searched_is_judged_by_the_search_under_a_bucket_of_its_own(sto
             control=judging.FDR,
             references=telling.references(profile, judging.ALPHA, deep=True),
         )
-    searched = {entry.sha256: entry for entry in report.entries if entry.deep}
+    searched = {one.provenance.sha256: one for one in report.findings if "triggers" in one.looks}
     assert searched.keys() == chosen.keys()
     bucket = found.rows[0].bucket
-    assert {entry.bucket for entry in searched.values()} == {bucket + telling.SEARCHED}
-    assert {one.bucket: len(one.scores) for one in report.references} == {
+    assert {one.group for one in searched.values()} == {bucket + telling.SEARCHED}
+    assert {one.group: len(one.scores) for one in report.references} == {
         bucket: REFERENCES,
         bucket + telling.SEARCHED: REFERENCES,
     }
-    assert all(entry.verdict in tuple(Verdict) and 0 < entry.p_value <= 1 for entry in report.entries)
+    assert all(0 < one.p_value <= 1 for one in report.findings)
     by_weights = {row.sha256: p for row, p in zip(found.rows, first.p_values, strict=True)}
-    for entry in report.entries:
-        assert (
-            entry.p_value == by_weights[entry.sha256] if not entry.deep else entry.p_value <= by_weights[entry.sha256]
-        )
+    for one in report.findings:
+        before, is_searched = by_weights[one.provenance.sha256], "triggers" in one.looks
+        assert one.p_value <= before if is_searched else one.p_value == before

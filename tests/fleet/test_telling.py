@@ -34,12 +34,12 @@ def test_each_row_has_the_judgement_of_its_own(found):
     judgements.scores[:] = np.arange(count)
     judgements.p_values[:] = np.arange(count) / 10
     report = told(found, judgements)
-    names = [entry.uri.rpartition("/")[2] for entry in report.entries]
+    names = [one.provenance.name.rpartition("/")[2] for one in report.findings]
     assert names == [row.uri.rpartition("/")[2] for row in found.rows]
     bad = names.index("0001-bad.pt")
-    assert [entry.score for k, entry in enumerate(report.entries) if k != bad] == list(range(count))
-    assert [entry.p_value for k, entry in enumerate(report.entries) if k != bad] == [k / 10 for k in range(count)]
-    error = report.entries[bad]
+    assert [one.score for k, one in enumerate(report.findings) if k != bad] == list(range(count))
+    assert [one.p_value for k, one in enumerate(report.findings) if k != bad] == [k / 10 for k in range(count)]
+    error = report.findings[bad]
     assert error.verdict == Verdict.ERROR
     assert "empty file" in error.reason
     assert math.isnan(error.z)
@@ -54,8 +54,8 @@ def test_layers_are_kept_for_the_suspected_and_the_highest(found, monkeypatch):
     judgements.scores[:] = [5, 1, 2, 3, 4]
     verdicts = (*judgements.verdicts[:3], Verdict.SUSPECTED, judgements.verdicts[4])
     report = told(found, telling.replace(judgements, verdicts=verdicts))
-    scored = [entry for entry in report.entries if entry.verdict != Verdict.ERROR]
-    assert [bool(entry.layers) for entry in scored] == [True, False, False, True, False]
+    scored = [one for one in report.findings if one.verdict is not Verdict.ERROR]
+    assert [bool(one.layers) for one in scored] == [True, False, False, True, False]
     (layer,) = scored[0].layers
     assert layer.name == "fc1"
     assert layer.channels == 8
@@ -74,6 +74,6 @@ def test_records_are_the_rows_that_were_scored(found):
 def test_references_of_other_architectures_are_left_out(found):
     known = [Reference(bucket, np.zeros(3), np.zeros(0), math.nan, (0.0, 1.0)) for bucket in ("vgg", "here")]
     here = found.rows[0].bucket
-    references = (known[0], telling.replace(known[1], bucket=here))
+    references = (known[0], telling.replace(known[1], group=here))
     report = told(found, telling.judged(found, None), references=references)
-    assert [one.bucket for one in report.references] == [here]
+    assert [one.group for one in report.references] == [here]

@@ -16,57 +16,75 @@ from samples import (
     resnet_layers,
     shapley_layers,
     shapley_report,
+    summary,
 )
 
-from jaxguard.types import AuditReport, Metrics, PruningPath, RepairReport, ScanReport, TriggerExample
+from jaxguard.types import (
+    Finding,
+    LayerScores,
+    Metrics,
+    Provenance,
+    PruningPath,
+    Repair,
+    Report,
+    TriggerExample,
+    Verdict,
+)  # fmt: skip
 
 ENVIRONMENT = {"jaxguard": "0.1.0", "jax": "0.10.2", "backend": "cpu", "python": "3.11.9", "seed": "0"}
 
 
+def scanned(name: str, sha256: str, architecture: str, z: float, layers: tuple[LayerScores, ...], **fields) -> Finding:
+    """A finding without a profile."""
+    where = Provenance(name, sha256, 291_304, "safetensors", architecture)
+    told = {"reason": "no reference profile", "group": architecture, "looks": ("weights",)} | fields
+    return Finding(where, Verdict.INCONCLUSIVE, z=z, layers=tuple(map(summary, layers)), **told)
+
+
 @pytest.fixture
-def full() -> AuditReport:
+def full() -> Report:
     """Two scans, two repairs, a trigger."""
     suspect = resnet_layers(7, 32, u=4.0)
     before = Metrics(acc=0.989, asr=0.997, ra=0.003, num_images=360, num_triggered=324)
     scans = (
-        ScanReport(
-            "runs/2026-03/suspect.safetensors", "9f2c" * 16, "resnet8:width=0.5", "clp", "inconclusive", 3.06, suspect,
-            notes=("No reference fleet was given, so the score has no p-value.",), seconds=0.0168, metrics=before,
+        scanned(
+            "runs/2026-03/suspect.safetensors", "9f2c" * 16, "resnet8:width=0.5", 3.06, suspect,
+            notes=("The last layer was not scored.",), metrics=before,
         ),
-        ScanReport(
-            "runs/2026-03/vendor.safetensors", "07ab" * 16, "resnet8:width=0.5", "clp", "suspicious", 5.44,
+        scanned(
+            "runs/2026-03/vendor.safetensors", "07ab" * 16, "resnet8:width=0.5", 5.44,
             tuple(clp_layer(f"stage{i}/conv -> stage{i}/bn", 64, 40 + i, outlier=2.5 * (i == 2)) for i in range(3)),
-            seconds=0.021, metrics=Metrics(acc=0.978, num_images=360),
+            metrics=Metrics(acc=0.978, num_images=360),
         ),
     )  # fmt: skip
     repairs = (
-        RepairReport(
+        Repair(
             "runs/2026-03/suspect.safetensors", "ft_sam", {"rho": 2.0, "epochs": 20, "batch_size": 256},
             change={"params/conv1/kernel": 0.21, "params/head/kernel": 0.11}, before=before,
             after=Metrics(acc=0.981, asr=0.006, ra=0.971, num_images=360, num_triggered=324), der=0.9915,
             notes=("5 % of the training images were used.",), seconds=14.2,
         ),
-        RepairReport(
+        Repair(
             "runs/2026-03/suspect.safetensors", "clp", {"u": 3.0}, layers=suspect, before=before, after=before,
             der=0.5, notes=("Narrow layers: the threshold may be out of reach.",), seconds=0.02,
         ),
     )  # fmt: skip
-    return AuditReport(
+    return Report(
         "Audit of suspect.safetensors", "jaxguard repair runs/2026-03/suspect.safetensors --method ft_sam,clp",
-        scans, repairs, badnets(), environment=ENVIRONMENT,
+        scans, repairs, trigger=badnets(), environment=ENVIRONMENT,
     )  # fmt: skip
 
 
 @pytest.fixture
-def scan_only() -> AuditReport:
+def scan_only() -> Report:
     """One scan, no metrics, nothing else."""
     layers = tuple(clp_layer(f"conv{i} -> bn{i}", 16 * 2**i, i) for i in range(3))
-    scan = ScanReport("model.npz", "ab" * 32, "cnn_bn5", "clp", "inconclusive", 3.0, layers, seconds=0.003)
-    return AuditReport("Scan of model.npz", "jaxguard scan model.npz", (scan,), environment=ENVIRONMENT)
+    scan = scanned("model.npz", "ab" * 32, "cnn_bn5", 3.0, layers)
+    return Report("Scan of model.npz", "jaxguard scan model.npz", (scan,), environment=ENVIRONMENT)
 
 
 @pytest.fixture
-def deep() -> AuditReport:
+def deep() -> Report:
     """60 layers, some channels undefined, some layers without any threshold, one strong outlier."""
     layers = list(resnet_layers(60, 96))
     layers[7] = clp_layer(layers[7].name, 96, 7, outlier=6.0)
@@ -77,29 +95,27 @@ def deep() -> AuditReport:
     layers[59] = clp_layer(
         "a/very/long/path/of/modules/that/goes/on/and/on/conv_expand_1x1 -> bn_out", 96, 59, outlier=4.0
     )
-    scan = ScanReport(
-        "deep.safetensors", "cd" * 32, "resnet62", "clp", "inconclusive", 8.73, tuple(layers), seconds=0.4
-    )
-    return AuditReport("Scan of deep.safetensors", "jaxguard scan deep.safetensors", (scan,), environment=ENVIRONMENT)
+    scan = scanned("deep.safetensors", "cd" * 32, "resnet62", 8.73, tuple(layers))
+    return Report("Scan of deep.safetensors", "jaxguard scan deep.safetensors", (scan,), environment=ENVIRONMENT)
 
 
 @pytest.fixture
-def bare() -> AuditReport:
+def bare() -> Report:
     """No repairs, empty notes, an undefined score, nothing about the environment."""
     layer = clp_layer("conv -> bn", 4, 0, dead=4)
-    scan = ScanReport("constant.npz", "00" * 32, "badnet", "clp", "inconclusive", float("nan"), (layer,))
-    return AuditReport("Scan of constant.npz", "jaxguard scan constant.npz", (scan,))
+    scan = scanned("constant.npz", "00" * 32, "badnet", float("nan"), (layer,))
+    return Report("Scan of constant.npz", "jaxguard scan constant.npz", (scan,))
 
 
 @pytest.fixture
-def hostile() -> AuditReport:
+def hostile() -> Report:
     """Markup, terminal codes, mathtext and right-to-left marks wherever a user or a checkpoint can put a string."""
     layer = clp_layer(f"$\\frac{{1}}$ [red] {HOSTILE}", 16, 0, outlier=4.0)
-    scan = ScanReport(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, 1.0, (layer,), notes=(HOSTILE, "[bold]\udcff"))
-    repair = RepairReport(HOSTILE, HOSTILE, {HOSTILE: HOSTILE}, (layer,), {HOSTILE: 1.0}, notes=(HOSTILE,))
+    scan = scanned(HOSTILE, HOSTILE, HOSTILE, 1.0, (layer,), reason=HOSTILE, notes=(HOSTILE, "[bold]\udcff"))
+    repair = Repair(HOSTILE, HOSTILE, {HOSTILE: HOSTILE}, (layer,), {HOSTILE: 1.0}, notes=(HOSTILE,))
     (estimated,) = shapley_layers((16,), cuts=2)
     estimated = dataclasses.replace(estimated, name=HOSTILE)
-    pruned = RepairReport(
+    pruned = Repair(
         HOSTILE, HOSTILE, {}, (estimated,), trigger=dataclasses.replace(recovered(3, size=8), source=HOSTILE),
         path=dataclasses.replace(pruning_path((estimated,), tried=3, chosen=2), stop=HOSTILE),
     )  # fmt: skip
@@ -107,7 +123,7 @@ def hostile() -> AuditReport:
     trigger = TriggerExample(trigger.clean, trigger.triggered, attack=HOSTILE, target=0)
     judged = ownership(1, 1)
     found = [dataclasses.replace(one, suspect=HOSTILE, sha256=HOSTILE) for one in judged.verifications]
-    found.append(dataclasses.replace(found[0], verdict=HOSTILE))
+    found.append(dataclasses.replace(found[0], verdict=Verdict.INCONCLUSIVE))
     judged = dataclasses.replace(
         judged, owner=HOSTILE, owner_sha256=HOSTILE, certificate=HOSTILE, method=HOSTILE, options={HOSTILE: HOSTILE},
         verifications=tuple(found), sees=HOSTILE, blind=HOSTILE, notes=(HOSTILE,),
@@ -117,26 +133,26 @@ def hostile() -> AuditReport:
                             suspects=(HOSTILE,) * len(one.suspects))
         for one in (fingerprint_matrix(2, 3), fingerprint_matrix(2, 20))
     )  # fmt: skip
-    return AuditReport(
-        HOSTILE, HOSTILE, (scan,), (repair, pruned), trigger, (judged,), matrices, {HOSTILE: HOSTILE}
+    return Report(
+        HOSTILE, HOSTILE, (scan,), (repair, pruned), (judged,), matrices, trigger, environment={HOSTILE: HOSTILE}
     )  # fmt: skip
 
 
 @pytest.fixture
-def shapley() -> AuditReport:
+def shapley() -> Report:
     """One repair: a recovered trigger, nine of fourteen cuts kept, Shapley values with errors; the trigger is known."""
     layers = shapley_layers()
     return shapley_report(recovered(10), layers, pruning_path(layers))
 
 
 @pytest.fixture
-def no_suspect() -> AuditReport:
+def no_suspect() -> Report:
     """200 classes, none of which stands out; nothing was cut."""
     return shapley_report(recovered(200, target=None))
 
 
 @pytest.fixture
-def named() -> AuditReport:
+def named() -> Report:
     """One class, named beforehand: nothing is known of the others."""
     found, unknown = recovered(10), np.full(10, np.nan)
     norms, success = (
@@ -147,7 +163,7 @@ def named() -> AuditReport:
 
 
 @pytest.fixture
-def undefined() -> AuditReport:
+def undefined() -> Report:
     """Two classes, nothing but NaN, no patches kept, and a path without a cut."""
     nothing = np.full(2, np.nan)
     trigger = dataclasses.replace(recovered(2, shown=0), norms=nothing, success=nothing, anomaly=nothing)
@@ -157,7 +173,7 @@ def undefined() -> AuditReport:
 
 
 @pytest.fixture
-def owned() -> AuditReport:
+def owned() -> Report:
     """Two certificates, one of them with few references, and scores of five owners against twenty suspects and four."""
     few = dataclasses.replace(ownership(1, 2, references=5), method="sac", owner="runs/older.npz")
     return ownership_report(
@@ -166,13 +182,13 @@ def owned() -> AuditReport:
 
 
 @pytest.fixture
-def crowd() -> AuditReport:
+def crowd() -> Report:
     """Eighty suspects by one certificate, and thirty owners against a hundred suspects."""
     return ownership_report(ownership(20, 60, references=400), matrices=(fingerprint_matrix(30, 100),))
 
 
 @pytest.fixture
-def unjudged() -> AuditReport:
+def unjudged() -> Report:
     """No suspects, no references, scores that are not finite, one owner with itself."""
     nobody = dataclasses.replace(ownership(0, 0, references=0), sees="", blind="", options={}, notes=())
     lost = dataclasses.replace(ownership(1, 0, references=0), sees="", blind="")
@@ -200,5 +216,5 @@ def unjudged() -> AuditReport:
         "unjudged",
     ],
 )
-def any_report(request: pytest.FixtureRequest) -> AuditReport:
+def any_report(request: pytest.FixtureRequest) -> Report:
     return request.getfixturevalue(request.param)

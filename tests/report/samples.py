@@ -3,15 +3,17 @@
 import numpy as np
 
 from jaxguard.types import (
-    AuditReport,
     FingerprintMatrix,
     LayerScores,
+    LayerSummary,
     Metrics,
     OwnershipReport,
     PruningPath,
     RecoveredTrigger,
-    RepairReport,
+    Repair,
+    Report,
     TriggerExample,
+    Verdict,
     Verification,
 )
 
@@ -28,6 +30,23 @@ def clp_layer(name: str, width: int, seed: int, *, u: float = 3.0, outlier: floa
     known = scores[~undefined]
     threshold = float(known.mean() + u * known.std(ddof=1)) if known.size > 1 else np.inf
     return LayerScores(name, scores, threshold, scores > threshold, undefined)
+
+
+def summary(layer: LayerScores) -> LayerSummary:
+    """A scanned layer, by the definitions of its numbers."""
+    known = layer.scores[~layer.undefined]
+    if not known.size:
+        nan = float("nan")
+        return LayerSummary(
+            layer.name, len(layer.scores), len(layer.scores), nan, nan, nan, -1, nan, 0, np.inf, layer.scores
+        )
+    std = known.std(ddof=1) if known.size > 1 else np.nan
+    z = (known.max() - known.mean()) / std
+    return LayerSummary(
+        layer.name, len(layer.scores), int(layer.undefined.sum()), float(known.mean()), float(std), float(known.max()),
+        int(np.nanargmax(layer.scores)), float(z), int((layer.scores > layer.threshold).sum()),
+        layer.threshold, layer.scores,
+    )  # fmt: skip
 
 
 def resnet_layers(blocks: int, width: int, **options) -> tuple[LayerScores, ...]:
@@ -105,13 +124,13 @@ def pruning_path(layers: tuple[LayerScores, ...], *, tried: int = 14, chosen: in
     )  # fmt: skip
 
 
-def shapley_report(trigger: RecoveredTrigger | None, layers=(), path: PruningPath | None = None) -> AuditReport:
+def shapley_report(trigger: RecoveredTrigger | None, layers=(), path: PruningPath | None = None) -> Report:
     before = Metrics(acc=0.914, asr=0.972, ra=0.026, num_images=360, num_triggered=324)
     after = Metrics(acc=0.903, asr=0.021, ra=0.87, num_images=360, num_triggered=324) if path else before
-    repair = RepairReport(
+    repair = Repair(
         "m.pt", "shapley", {"samples": 100}, layers, before=before, after=after, der=0.97, trigger=trigger, path=path
     )
-    return AuditReport("Repair of m.pt", "jaxguard repair m.pt --method shapley", (), (repair,), badnets())
+    return Report("Repair of m.pt", "jaxguard repair m.pt --method shapley", repairs=(repair,), trigger=badnets())
 
 
 THEFTS = ("fine-tuned", "pruned", "quantised", "distilled", "extracted by labels")
@@ -127,7 +146,8 @@ def ownership(
     found = []
     for index, score in enumerate(scores):
         p = (1 + int((known >= score).sum())) / (references + 1)
-        verdict = "copy suspected" if p <= alpha else "no evidence" if references >= 1 / alpha - 1 else "inconclusive"
+        enough = Verdict.NO_EVIDENCE if references >= 1 / alpha - 1 else Verdict.INCONCLUSIVE
+        verdict = Verdict.SUSPECTED if p <= alpha else enough
         kind = THEFTS[index % 5].replace(" ", "-") if index < copies else "vendor"
         name = f"runs/suspects/{kind}-{index}.safetensors"
         own = (10.0 ** -rng.uniform(5, 40) if index < copies else 0.4) if null else None
@@ -158,8 +178,8 @@ def fingerprint_matrix(owners: int, suspects: int, *, seed: int = 0) -> Fingerpr
     )  # fmt: skip
 
 
-def ownership_report(*ownerships: OwnershipReport, matrices: tuple[FingerprintMatrix, ...] = ()) -> AuditReport:
-    return AuditReport(
+def ownership_report(*ownerships: OwnershipReport, matrices: tuple[FingerprintMatrix, ...] = ()) -> Report:
+    return Report(
         "Is it a copy?", "jaxguard fingerprint verify owner.npz runs/suspects/*", ownerships=ownerships,
         matrices=matrices,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.textpath import TextPath
 from samples import recovered
 
-from jaxguard.report import class_norms
+from jaxguard.report.figures import class_norms
 from jaxguard.types import RecoveredTrigger
 
 SVG = "{http://www.w3.org/2000/svg}"

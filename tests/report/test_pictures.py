@@ -10,7 +10,7 @@ from PIL import Image
 from samples import badnets, recovered
 
 from jaxguard.errors import DataError
-from jaxguard.report import pictures
+from jaxguard.report.figures import pictures
 from jaxguard.types import RecoveredTrigger, TriggerExample
 
 

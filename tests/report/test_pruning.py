@@ -9,7 +9,7 @@ import pytest
 from samples import HOSTILE, pruning_path, shapley_layers
 
 from jaxguard.errors import DataError
-from jaxguard.report import pruning
+from jaxguard.report.figures import pruning
 from jaxguard.types import LayerScores
 
 SVG = "{http://www.w3.org/2000/svg}"
