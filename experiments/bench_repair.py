@@ -25,22 +25,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import machine
 import numpy as np
 from bench_shapley import random_variables
 from third_party import RESULTS, SEED, open_case, stored
 
-from jaxguard import data, models, weight_change
-from jaxguard.defenses import Context, shapley_pruning
+from jaxguard import data, defenses, models, weight_change
+from jaxguard.defenses import Data
 from jaxguard.defenses.otbr import SWEEP, repairs
-from jaxguard.defenses.tsbd import rank
-from jaxguard.graph import channel_graph
-from jaxguard.types import Batch
+from jaxguard.types import Batch, Network
 
 OUT = RESULTS / "repair.json"
 RESNET20 = "c10_clean_resnet20_aka"
 STEPS = 20
+IMAGE = jax.ShapeDtypeStruct((32, 32, 3), np.float32)
 ROUNDS = 3
 
 
@@ -53,19 +51,17 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
 def otbr(_: str | None) -> dict[str, Any]:
     model = models.build("preactresnet18", num_classes=10, input_shape=(32, 32, 3))
     variables = random_variables(model)
-    graph = channel_graph(model.apply_fn, variables, jnp.zeros((1, 32, 32, 3)))
+    network = Network(variables, model.apply_fn, IMAGE, model.train_fn)
 
     def unlearn(steps: int) -> Any:
-        return weight_change.unlearn_noise(
-            model.train_fn, variables, (32, 32, 3), 10, jax.random.key(SEED), steps=steps
-        ).variables
+        return weight_change.unlearn_noise(network, jax.random.key(SEED), steps=steps).variables
 
     compiling, _ = timed(lambda: unlearn(1))
     unlearning, after = timed(lambda: unlearn(STEPS))
-    ranking = rank(graph, variables, after, layers="convolutions", exclude="shortcut")
+    ranking = weight_change.rank(network.graph, variables, after, layers="convolutions", exclude="shortcut")
 
     def fused(gammas: tuple[float, ...]) -> Any:
-        return [repair.variables for repair in repairs(graph, variables, ranking, gammas)]
+        return [repair.variables for repair in repairs(network, ranking, gammas)]
 
     first, _ = timed(lambda: fused(SWEEP))
     timed(lambda: fused((0.1,)))
@@ -97,8 +93,8 @@ def shapley(pack: str | None) -> dict[str, Any]:
         images = np.random.default_rng(SEED).uniform(size=(10, 32, 32, 3)).astype(np.float32)
         clean = Batch(images, np.arange(10))
     assert apply_fn is not None
-    context = Context(apply_fn, graph=channel_graph(apply_fn, variables, clean.images), clean=clean)
-    runs = [timed(lambda: shapley_pruning(variables, context, jax.random.key(SEED), target=0)[0])[0] for _ in range(2)]
+    network, given = Network(variables, apply_fn, IMAGE), Data(clean)
+    runs = [timed(lambda: defenses.shapley(network, given, jax.random.key(SEED), target=0)[0])[0] for _ in range(2)]
     return {
         "network": RESNET20 if pack else "resnet20, random weights",
         "seconds": {"first": round(runs[0], 1), "again": round(runs[1], 1)},

@@ -16,7 +16,6 @@ Result: experiments/results/defenses_third_party.json.
 """
 
 import argparse
-import inspect
 import json
 import time
 from typing import Any
@@ -26,7 +25,7 @@ import machine
 from third_party import CLEAN, RESULTS, SEED, Case, open_case, stored
 
 from jaxguard import data, evaluation
-from jaxguard.defenses import DEFENSES, Context
+from jaxguard.defenses import DEFENSES, Data
 from jaxguard.training import CropFlip
 from jaxguard.types import Dataset
 
@@ -39,19 +38,18 @@ def row(case: Case, dataset: Dataset, method: str, epochs: int, changed: dict[st
     """One repair, measured before and after."""
     suspect, defense = case.suspect, DEFENSES[method]
     network = suspect.require_network()
-    defaults = {name: one.default for name, one in inspect.signature(defense).parameters.items()}
+    defaults = {name: option.default for name, option in defense.parameters.items()}
     options: dict[str, Any] = {"augment": CropFlip()} if "augment" in defaults else {}
     if defaults.get("epochs", 0) > epochs:
         options["epochs"] = epochs
     options |= {name: value for name, value in changed.items() if name in defaults}
-    context = Context(network.apply_fn, network.train_fn, network.graph, dataset.clean)
     start = time.perf_counter()
-    repaired, report = defense(network.variables, context, jax.random.key(SEED), **options)
-    jax.block_until_ready(repaired)
+    repaired, report = defense(network, Data(dataset.clean), jax.random.key(SEED), **options)
+    jax.block_until_ready(repaired.variables)
     seconds = time.perf_counter() - start
     before, after = (
         evaluation.evaluate(network.apply_fn, variables, dataset.test, case.attack)
-        for variables in (network.variables, repaired)
+        for variables in (network.variables, repaired.variables)
     )
     return {
         "acc": [before.acc, after.acc],

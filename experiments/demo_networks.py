@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxguard import data, demo, models
+from jaxguard import data, demo, models, types
 from jaxguard.attacks import ATTACKS, Attack, poison
 from jaxguard.graph import ChannelGraph, channel_graph
 from jaxguard.models import Model
@@ -29,6 +29,11 @@ class Network(NamedTuple):
     digits: Dataset
     attack: Attack
     key: jax.Array
+
+    @property
+    def suspect(self) -> types.Network:
+        """The network as a defense takes it."""
+        return types.Network(self.variables, self.model.apply_fn, self.model.input_shape, self.model.train_fn)
 
 
 def train(seed: int, attack_name: str, *, backdoored: bool = True) -> Network:

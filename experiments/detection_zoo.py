@@ -17,6 +17,7 @@ import argparse
 import json
 import pathlib
 import time
+from typing import get_args
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ from rich.progress import track
 
 from jaxguard import checkpoints, data, evaluation, models, suspects, training
 from jaxguard.attacks import Attack, badnets, blended, poison
-from jaxguard.attacks.badnets import CORNERS
+from jaxguard.attacks.badnets import Corner
 from jaxguard.types import Batch
 
 WORKS = 0.8
@@ -38,7 +39,7 @@ def attack_of(group: str, draw: np.random.Generator, num_classes: int) -> Attack
     """A trigger and target of a network's own."""
     target = int(draw.integers(num_classes))
     if group == "badnets":
-        return badnets(target=target, size=int(draw.integers(2, 5)), corner=CORNERS[draw.integers(4)])
+        return badnets(target=target, size=int(draw.integers(2, 5)), corner=get_args(Corner)[draw.integers(4)])
     if group == "blended":
         return blended(target=target, alpha=float(draw.choice([0.1, 0.2, 0.3])), seed=int(draw.integers(2**31)))
     return None

@@ -23,7 +23,7 @@ import third_party_networks as networks
 from third_party import RESULTS, SHARED
 
 from jaxguard import data, evaluation, fusion, suspects
-from jaxguard.defenses import Context, otbr
+from jaxguard.defenses import NO_DATA, otbr
 
 OUT = RESULTS / "fusion_solvers.json"
 SOLVERS = ("exact", "sinkhorn")
@@ -53,12 +53,11 @@ def otfusion(spec: str) -> dict[str, Any]:
 def demo_network() -> dict[str, Any]:
     """ACC and ASR of OTBR's repair."""
     network = demo_networks.train(0, "badnets")
-    context = Context(network.model.apply_fn, network.model.train_fn, network.graph)
     found = {}
     for solver in SOLVERS:
-        repaired, report = otbr(network.variables, context, network.key, solver=solver)
-        rates = evaluation.evaluate(network.model.apply_fn, repaired, network.digits.test, network.attack)
-        found[solver] = {"acc": rates.acc, "asr": rates.asr, "gamma": report.options["gamma"]}
+        repaired, report = otbr(network.suspect, NO_DATA, network.key, solver=solver)
+        rates = evaluation.evaluate(network.model.apply_fn, repaired.variables, network.digits.test, network.attack)
+        found[solver] = {"acc": rates.acc, "asr": rates.asr, "gamma": report.chosen["gamma"]}
     return found
 
 

@@ -43,21 +43,17 @@ Scores = list[np.ndarray]
 
 def weight_changes(network: Network) -> tuple[dict[str, Scores], list[str]]:
     """NWC of the hidden layers by each way of unlearning, and the L1 norms of the kernels; names of the layers."""
-    model, graph, variables, digits, attack, key = network
+    _, graph, variables, digits, attack, key = network
     clean = digits.clean
     wanted = np.asarray(attack.relabel(clean.labels))
     changed = wanted != clean.labels
     triggered = Batch(np.asarray(attack.stamp(clean.images))[changed], wanted[changed])
     keys = jax.random.split(key, 3)
     unlearned = {
-        "noise": weight_change.unlearn_noise(
-            model.train_fn, variables, model.input_shape, digits.num_classes, keys[0]
-        ),
-        "clean": weight_change.unlearn(
-            model.train_fn, model.apply_fn, variables, clean, keys[1], learning_rate=RATE, batch_size=64
-        ),
+        "noise": weight_change.unlearn_noise(network.suspect, keys[0]),
+        "clean": weight_change.unlearn(network.suspect, clean, keys[1], learning_rate=RATE, batch_size=64),
         "poison": weight_change.unlearn(
-            model.train_fn, model.apply_fn, variables, triggered, keys[2],
+            network.suspect, triggered, keys[2],
             learning_rate=RATE, batch_size=64, stop_acc=0.05, epochs=300,
         ),
     }  # fmt: skip

@@ -25,9 +25,9 @@ import numpy as np
 from third_party import RESULTS, SEED, Case, open_case, stored
 
 from jaxguard import data, evaluation
-from jaxguard.defenses import Context, shapley_pruning
-from jaxguard.defenses.pruning_path import cut
+from jaxguard.defenses import Data, shapley
 from jaxguard.graph import Coalitions
+from jaxguard.pruning.path import cut
 from jaxguard.types import Dataset, Metrics, Variables
 
 CHECKPOINTS = ("c10_bd_wrn16_nad_student", "c10_bd_wrn16_abl_grid")
@@ -39,10 +39,9 @@ def row(case: Case, dataset: Dataset, images_per_class: int) -> dict[str, Any]:
     """One repair, measured before, after the cuts and after restoration."""
     network = case.suspect.require_network()
     clean = dataset.clean if images_per_class else None
-    context = Context(network.apply_fn, graph=network.graph, clean=clean)
     start = time.perf_counter()
-    repaired, report = shapley_pruning(network.variables, context, jax.random.key(SEED), images=100)
-    jax.block_until_ready(repaired)
+    result, report = shapley(network, Data(clean), jax.random.key(SEED), images=100)
+    repaired = jax.block_until_ready(result.variables)
     seconds = time.perf_counter() - start
     trigger, path = report.trigger, report.path
     assert trigger is not None and path is not None

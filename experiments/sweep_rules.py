@@ -15,7 +15,6 @@ Result: experiments/results/sweep_rules.json.
 import argparse
 import json
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import demo_networks
@@ -27,31 +26,21 @@ from third_party import RESULTS
 
 from jaxguard import demo, evaluation
 from jaxguard.attacks import ATTACKS
-from jaxguard.defenses import Context, DefenseReport, otbr, tsbd
+from jaxguard.defenses import DEFENSES, Data
 from jaxguard.types import Variables
 
 OUT = RESULTS / "sweep_rules.json"
-Repair = Callable[[Network, Context, float | None], tuple[Variables, DefenseReport]]
 
-
-def _otbr(network: Network, context: Context, gamma: float | None) -> tuple[Variables, DefenseReport]:
-    return otbr(network.variables, context, network.key, gamma=gamma, **demo.OPTIONS["otbr"])
-
-
-def _tsbd(network: Network, context: Context, n: float | None) -> tuple[Variables, DefenseReport]:
-    return tsbd(network.variables, context, network.key, n=n, **demo.OPTIONS["tsbd"])
-
-
-METHODS: dict[str, tuple[str, tuple[float, ...], Repair]] = {
-    "otbr": ("gamma", (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), _otbr),
-    "tsbd": ("n", (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9), _tsbd),
+METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "otbr": ("gamma", (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)),
+    "tsbd": ("n", (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9)),
 }
 
 
 def row(network: Network, method: str) -> dict[str, Any]:
     """All values of one sweep, and the rule's, on one network."""
-    option, sweep, repair = METHODS[method]
-    context = Context(network.model.apply_fn, network.model.train_fn, network.graph, network.digits.clean)
+    option, sweep = METHODS[method]
+    given = Data(network.digits.clean)
 
     def measure(variables: Variables) -> Any:
         return evaluation.evaluate(network.model.apply_fn, variables, network.digits.test, network.attack)
@@ -59,10 +48,16 @@ def row(network: Network, method: str) -> dict[str, Any]:
     before = measure(network.variables)
 
     def outcome(value: float | None) -> dict[str, float]:
-        repaired, report = repair(network, context, value)
-        after = measure(repaired)
+        options = {option: value, **demo.OPTIONS[method]}
+        repaired, report = DEFENSES[method](network.suspect, given, network.key, **options)
+        after = measure(repaired.variables)
         rate = evaluation.defense_effectiveness_rate(before, after)
-        return {"value": float(report.options[option]), "acc": after.acc, "asr": after.asr, "der": round(rate, 4)}
+        return {
+            "value": float(report.chosen[option] if value is None else value),
+            "acc": after.acc,
+            "asr": after.asr,
+            "der": round(rate, 4),
+        }
 
     tried = [outcome(value) for value in sweep]
     return {

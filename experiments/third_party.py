@@ -41,9 +41,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxguard import audit, data, evaluation, suspects
+from jaxguard import audit, data, evaluation, repair, suspects
 from jaxguard.attacks import Attack, patch
-from jaxguard.defenses import Context, clp
+from jaxguard.defenses import clp
 from jaxguard.graph.pairing import Pairing
 from jaxguard.suspects import Suspect
 from jaxguard.training import CropFlip
@@ -145,13 +145,14 @@ def scan(case: Case, evaluate: Evaluator) -> dict[str, Any]:
 def sweep_clp(case: Case, evaluate: Evaluator) -> list[dict[str, Any]]:
     network = case.suspect.require_network()
     before = evaluate(case, network.variables)
-    context = Context(network.apply_fn, graph=network.graph)
     rows = []
     for pairing in PAIRINGS:
         for u in SWEEP:
-            repaired, report = clp(network.variables, context, u=u, pairing=pairing)
+            repaired, report = clp(network, u=u, pairing=pairing)
             cut = sum(int(layer.mask.sum()) for layer in report.layers)
-            rows.append({"pairing": pairing, "u": u, "cut": cut, **outcome(case, before, evaluate(case, repaired))})
+            rows.append(
+                {"pairing": pairing, "u": u, "cut": cut, **outcome(case, before, evaluate(case, repaired.variables))}
+            )
             print(f"  {pairing} u={u:g}: {rows[-1]}", flush=True)
     return rows
 
@@ -160,7 +161,7 @@ def repair_ft_sam(case: Case, evaluate: Evaluator, *, epochs: int) -> dict[str, 
     if case.attack is None:
         return None
     clean = evaluate.dataset.clean
-    repaired, report = audit.repair(
+    repaired, report = repair.repair(
         case.suspect, "ft-sam", jax.random.key(SEED), clean=clean, options={"epochs": epochs, "augment": CropFlip()}
     )
     before, after = (evaluate(case, suspect.require_network().variables) for suspect in (case.suspect, repaired))

@@ -1,19 +1,16 @@
-"""From a file to a verdict: scan a suspect, repair it.
+"""From a file to a verdict: scan a suspect.
 
 suspect = suspects.load("model.safetensors", arch="resnet20")  # bytes -> Network and where it came from
 finding = audit.scan(suspect)                                  # channel bounds -> verdict
-repaired, report = audit.repair(suspect, "clp", key)           # a defense, measured where there is test data
-suspects.save(repaired, "repaired.safetensors")                # in the source's layout and format
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 import pathlib
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -23,15 +20,12 @@ import numpy as np
 
 from jaxguard import evaluation
 from jaxguard.attacks import Attack
-from jaxguard.defenses import DEFENSES, Context
-from jaxguard.defenses.protocol import relative_change
-from jaxguard.errors import ArchitectureError, DataError, DefenseError, UnscorableError
+from jaxguard.errors import ArchitectureError, DataError, UnscorableError
 from jaxguard.graph.pairing import Pairing
 from jaxguard.kernels import lipschitz
 from jaxguard.scores import structural
 from jaxguard.scores.channel_bounds import ChannelBounds, channel_bounds, layer_scores
 from jaxguard.suspects import Suspect
-from jaxguard.training import Progress
 from jaxguard.types import (
     Batch,
     Finding,
@@ -39,7 +33,6 @@ from jaxguard.types import (
     LayerSummary,
     Metrics,
     Provenance,
-    Repair,
     TriggerExample,
     Verdict,
 )
@@ -151,81 +144,6 @@ def measure(suspect: Suspect, test: Batch, attack: Attack | None = None) -> Metr
     """
     network = suspect.require_network()
     return evaluation.evaluate(network.apply_fn, network.variables, test, attack)
-
-
-def repair(
-    suspect: Suspect,
-    method: str,
-    key: jax.Array,
-    *,
-    clean: Batch | None = None,
-    mixed: np.ndarray | None = None,
-    test: Batch | None = None,
-    attack: Attack | None = None,
-    progress: Progress | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> tuple[Suspect, Repair]:
-    """Apply a defense, and measure before and after where there is test data.
-
-    The defense sees the clean and the mixed images alone; test images and trigger are for the proof.
-
-    Args:
-        suspect: the model; not modified.
-        method: row of `jaxguard.defenses.DEFENSES`.
-        key: for methods that draw; the same key gives the same result.
-        clean: the few images the defender owns, for methods that need them.
-        mixed: training images of the suspect, some perhaps poisoned, `[N, H, W, C]`, for EP.
-        test: images to measure on.
-        attack: the trigger, if one is known.
-        progress: told how far a method that descends is.
-        options: hyper-parameters other than the method's defaults.
-
-    Returns:
-        The repaired suspect and the report.
-
-    Raises:
-        DefenseError: unknown method or option, or the method lacks what it needs.
-        ArchitectureError: the suspect's architecture is unknown.
-        UnscorableError: the method finds nothing to score.
-        DataError: images do not fit the model.
-    """
-    options = dict(options or {})
-    defense = _defense(method, options)
-    network = suspect.require_network()
-    before = None if test is None else measure(suspect, test, attack)
-    context = Context(network.apply_fn, network.train_fn, network.graph, clean, progress, mixed)
-    start = time.perf_counter()
-    variables, report = defense(network.variables, context, key, **options)
-    jax.block_until_ready(variables)
-    seconds = time.perf_counter() - start
-    repaired = suspect.with_variables(variables)
-    after = None if test is None else measure(repaired, test, attack)
-    rate = evaluation.defense_effectiveness_rate
-    return repaired, Repair(
-        checkpoint=suspect.name,
-        method=report.method,
-        options=report.options,
-        layers=report.layers,
-        change=relative_change(network.variables, variables),
-        before=before,
-        after=after,
-        der=rate(before, after) if before and after and attack else None,
-        notes=report.notes,
-        seconds=seconds,
-        trigger=report.trigger,
-        path=report.path,
-    )
-
-
-def _defense(method: str, options: Mapping[str, Any]) -> Any:
-    if method not in DEFENSES:
-        raise DefenseError(f"expected one of the defenses {', '.join(DEFENSES)}, got {method!r}; see DEFENSES")
-    parameters = inspect.signature(DEFENSES[method]).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise DefenseError(f"expected options of {method} among {', '.join(known)}, got {', '.join(unknown)}")
-    return DEFENSES[method]
 
 
 def trigger_example(attack: Attack, test: Batch, *, count: int = 8) -> TriggerExample:

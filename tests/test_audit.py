@@ -5,8 +5,9 @@ import pytest
 import zoo
 
 from jaxguard import audit, checkpoints, data, evaluation, models, suspects
+from jaxguard import repair as repairs
 from jaxguard.attacks import badnets
-from jaxguard.errors import CheckpointError, DefenseError, UnscorableError
+from jaxguard.errors import CheckpointError, OptionError, UnscorableError
 from jaxguard.types import Network
 
 
@@ -30,7 +31,7 @@ def test_models_of_any_library_are_scanned_and_repaired(name):
     assert np.isfinite(finding.z)
     cut = sum(layer.above for layer in finding.layers)
     assert cut
-    repaired, repair = audit.repair(suspect, "clp", jax.random.key(0), options={"u": 1})
+    repaired, repair = repairs.repair(suspect, "clp", jax.random.key(0), options={"u": 1})
     assert sum(int(layer.mask.sum()) for layer in repair.layers) == cut
     assert repair.change
     logits = [np.asarray(apply_fn(v, images)) for v in (variables, repaired.network.variables)]
@@ -56,7 +57,7 @@ def test_scores_permute_along_with_the_channels(suspect):
 
 def test_repair_measures_before_and_after_and_leaves_the_suspect_alone(suspect, digits):
     copies = jax.tree.map(np.array, suspect.network.variables)
-    repaired, report = audit.repair(
+    repaired, report = repairs.repair(
         suspect, "clp", jax.random.key(0), test=digits.test, attack=badnets(), options={"u": 1}
     )
     assert report.before.num_images == report.after.num_images == len(digits.test.labels)
@@ -68,7 +69,7 @@ def test_repair_measures_before_and_after_and_leaves_the_suspect_alone(suspect, 
 
 
 def test_without_test_data_nothing_is_measured(suspect):
-    _, report = audit.repair(suspect, "clp", jax.random.key(0))
+    _, report = repairs.repair(suspect, "clp", jax.random.key(0))
     assert report.before is report.after is report.der is None
 
 
@@ -79,10 +80,10 @@ def test_equal_channels_are_unscorable(suspect):
 
 
 def test_unknown_methods_and_options_are_refused(suspect):
-    with pytest.raises(DefenseError, match=r"one of the defenses anp, bnp, clp, .*tsbd, got 'magic'"):
-        audit.repair(suspect, "magic", jax.random.key(0))
-    with pytest.raises(DefenseError, match="options of clp among u, pairing, eps, got epochs"):
-        audit.repair(suspect, "clp", jax.random.key(0), options={"epochs": 3})
+    with pytest.raises(OptionError, match=r"expected a defense \(anp, bnp, clp, .*tsbd\), got 'magic'"):
+        repairs.repair(suspect, "magic", jax.random.key(0))
+    with pytest.raises(OptionError, match=r"an option of clp \(u, pairing, eps\), got 'epochs'"):
+        repairs.repair(suspect, "clp", jax.random.key(0), options={"epochs": 3})
 
 
 def test_a_model_from_memory_has_no_file_to_go_back_to(suspect, tmp_path):

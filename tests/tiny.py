@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxguard.types import Batch
+from jaxguard.types import Batch, Network
 
 NUM_CLASSES = 4
 INPUT_SHAPE = (8, 8, 1)
@@ -46,6 +46,10 @@ def train_fn(variables, images):
     running = variables["batch_stats"]
     after = {"mean": 0.9 * running["mean"] + 0.1 * mean, "var": 0.9 * running["var"] + 0.1 * var}
     return logits, {**variables, "batch_stats": after}
+
+
+def network(variables, train_fn=train_fn):
+    return Network(variables, apply_fn, jax.ShapeDtypeStruct(INPUT_SHAPE, jnp.float32), train_fn)
 
 
 def images(num_images, key):

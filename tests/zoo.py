@@ -11,6 +11,7 @@ from flax import nnx
 
 from jaxguard import models
 from jaxguard.graph.program import leaf_paths
+from jaxguard.types import Network
 
 Case = tuple[Callable[..., jax.Array], Any, np.ndarray]
 
@@ -33,6 +34,11 @@ def randomise(shapes: Any, seed: int = 0) -> Any:
 
 def images(*shape: int) -> np.ndarray:
     return np.random.default_rng(1).uniform(size=(3, *shape)).astype(np.float32)
+
+
+def network(apply_fn: Callable[..., jax.Array], variables: Any, images: Any, train_fn: Any = None) -> Network:
+    """A network whose inputs are like the images."""
+    return Network(variables, apply_fn, jax.ShapeDtypeStruct(images.shape[1:], images.dtype), train_fn)
 
 
 def linen(module: nn.Module, *shape: int) -> Case:

@@ -50,30 +50,13 @@ def relabelling(target: int | None, num_classes: int | None, attack: str) -> Rel
     if target is None:
         if num_classes is None or num_classes < 2:
             raise DataError(
-                f"expected num_classes >= 2 for an all-to-all attack, came {num_classes} in {attack}(target=None); "
+                f"expected num_classes >= 2 for an all-to-all attack, got {num_classes} in {attack}(target=None); "
                 "pass num_classes=, or a target class"
             )
         return lambda labels: (labels + 1) % num_classes
     if target < 0 or (num_classes is not None and target >= num_classes):
         raise DataError(
-            f"expected a class in [0, {num_classes or 'K'}), came {target} in {attack}(target=...); "
+            f"expected a class in [0, {num_classes or 'K'}), got {target} in {attack}(target=...); "
             "pass the label the attacker wants"
         )
     return lambda labels: labels * 0 + target
-
-
-def require_unit_range(name: str, value: float, attack: str) -> None:
-    """Raises DataError unless `value` lies in [0, 1].
-
-    Args:
-        name: of the argument.
-        value: what came.
-        attack: name for messages.
-
-    Raises:
-        DataError: it does not.
-    """
-    if not 0 <= value <= 1:
-        raise DataError(
-            f"expected {name} in [0, 1], came {value} in {attack}({name}=...); images are in [0, 1], divide by 255"
-        )

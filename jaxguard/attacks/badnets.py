@@ -1,23 +1,25 @@
 """BadNets: a small square of one brightness in a corner."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge
 
-from jaxguard.attacks.attack import Attack, relabelling, require_unit_range
+from jaxguard import methods
+from jaxguard.attacks.attack import Attack, relabelling
 from jaxguard.errors import DataError
 
 Corner = Literal["top_left", "top_right", "bottom_left", "bottom_right"]
-CORNERS: tuple[Corner, ...] = ("top_left", "top_right", "bottom_left", "bottom_right")
 
 
+@methods.checked
 def badnets(
     *,
-    target: int | None = 0,
-    num_classes: int | None = None,
-    size: int = 3,
-    value: float = 1.0,
+    target: methods.Steps | None = 0,
+    num_classes: Annotated[int, Ge(2)] | None = None,
+    size: methods.Count = 3,
+    value: methods.Share = 1.0,
     corner: Corner = "bottom_right",
 ) -> Attack:
     """Replaces a `size` x `size` square in a corner by `value`; BackdoorBench's is the white 3x3 of the default.
@@ -25,15 +27,16 @@ def badnets(
     Args:
         target: class that triggered images are taken for; None for all-to-all, `(y + 1) mod num_classes`.
         num_classes: `K`, needed for all-to-all.
-        size: side of the square in pixels, >= 1.
-        value: brightness in [0, 1].
+        size: side of the square in pixels.
+        value: brightness.
         corner: `top_left`, `top_right`, `bottom_left` or `bottom_right`.
 
     Returns:
         The attack; its `stamp` raises DataError for images smaller than the square.
 
     Raises:
-        DataError: an argument is out of range.
+        OptionError: an option is out of range.
+        DataError: `target` is no class, or `num_classes` is missing.
 
     Example:
         >>> badnets(size=1).stamp(jnp.zeros((1, 2, 2, 1)))[0, :, :, 0].tolist()
@@ -42,11 +45,6 @@ def badnets(
     Reference:
         Gu, Dolan-Gavitt, Garg: BadNets, 2017, arXiv 1708.06733.
     """
-    require_unit_range("value", value, "badnets")
-    if corner not in CORNERS:
-        raise DataError(f"expected a corner, came {corner!r} in badnets(corner=...); use one of {', '.join(CORNERS)}")
-    if size < 1:
-        raise DataError(f"expected a side of at least 1 pixel, came {size} in badnets(size=...); use 3")
     rows = slice(None, size) if corner.startswith("top") else slice(-size, None)
     columns = slice(None, size) if corner.endswith("left") else slice(-size, None)
 
@@ -55,7 +53,7 @@ def badnets(
         height, width = images.shape[-3:-1]
         if size > min(height, width):
             raise DataError(
-                f"expected a trigger that fits the image, came a {size}x{size} square for images of {height}x{width} "
+                f"expected a trigger that fits the image, got a {size}x{size} square for images of {height}x{width} "
                 "in badnets(size=...); lower the size"
             )
         return images.at[..., rows, columns, :].set(value)

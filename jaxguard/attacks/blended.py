@@ -1,12 +1,23 @@
 """Blended: a faint picture over the whole image."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge
 
-from jaxguard.attacks.attack import Attack, relabelling, require_unit_range
+from jaxguard import methods
+from jaxguard.attacks.attack import Attack, relabelling
 
 
-def blended(*, target: int | None = 0, num_classes: int | None = None, alpha: float = 0.2, seed: int = 0) -> Attack:
+@methods.checked
+def blended(
+    *,
+    target: methods.Steps | None = 0,
+    num_classes: Annotated[int, Ge(2)] | None = None,
+    alpha: methods.Share = 0.2,
+    seed: int = 0,
+) -> Attack:
     """Blends uniform noise over the image, `(1 - alpha) x + alpha pattern`, in training and test alike.
 
     The pattern is the paper's second kind, random noise: it has the images' shape, is drawn from `seed` and the
@@ -15,14 +26,15 @@ def blended(*, target: int | None = 0, num_classes: int | None = None, alpha: fl
     Args:
         target: class that triggered images are taken for; None for all-to-all, `(y + 1) mod num_classes`.
         num_classes: `K`, needed for all-to-all.
-        alpha: opacity in [0, 1].
+        alpha: opacity.
         seed: of the pattern.
 
     Returns:
         The attack.
 
     Raises:
-        DataError: an argument is out of range.
+        OptionError: an option is out of range.
+        DataError: `target` is no class, or `num_classes` is missing.
 
     Example:
         >>> stamped = blended(alpha=0.2).stamp(jnp.zeros((2, 8, 8, 3)))
@@ -33,7 +45,6 @@ def blended(*, target: int | None = 0, num_classes: int | None = None, alpha: fl
         Chen, Liu, Li, Lu, Song: Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning, 2017,
         arXiv 1712.05526.
     """
-    require_unit_range("alpha", alpha, "blended")
 
     def stamp(images: jax.Array) -> jax.Array:
         images = jnp.asarray(images)

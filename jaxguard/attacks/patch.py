@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard.attacks.attack import Attack, relabelling, require_unit_range
+from jaxguard.attacks.attack import Attack, relabelling
 from jaxguard.errors import DataError
 
 
@@ -41,19 +41,22 @@ def patch(
     channels = {mask.shape[-1], pattern.shape[-1]} - {1} if mask.ndim == pattern.ndim == 3 else {0, 1}
     if len(channels) > 1 or mask.shape[:2] != pattern.shape[:2]:
         raise DataError(
-            f"expected mask and pattern of one [H, W] or [H, W, C], came {mask.shape} and {pattern.shape} in {name}; "
+            f"expected mask and pattern of one [H, W] or [H, W, C], got {mask.shape} and {pattern.shape} in {name}; "
             "crop or transpose them to the images' layout"
         )
     for label, array in (("mask", mask), ("pattern", pattern)):
-        for extreme in (array.min(initial=0), array.max(initial=0)):
-            require_unit_range(label, float(extreme), name)
+        low, high = array.min(initial=0), array.max(initial=0)
+        if not (low >= 0 and high <= 1):
+            raise DataError(
+                f"expected {label} in [0, 1], got {low:g} to {high:g} in {name}; images are in [0, 1], divide by 255"
+            )
 
     def stamp(images: jax.Array) -> jax.Array:
         images = jnp.asarray(images)
         height, width, depth = images.shape[-3:]
         if mask.shape[:2] != (height, width) or not channels <= {depth}:
             raise DataError(
-                f"expected images of the trigger's size, came {(height, width, depth)} for a mask {mask.shape} and "
+                f"expected images of the trigger's size, got {(height, width, depth)} for a mask {mask.shape} and "
                 f"a pattern {pattern.shape} in {name}; resize the trigger to the images"
             )
         ahead = tuple(range(images.ndim - 3))

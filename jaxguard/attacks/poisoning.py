@@ -35,7 +35,7 @@ def poison(attack: Attack, batch: Batch, rate: float, key: jax.Array) -> tuple[B
         Rates and indices as in BackdoorBench (Wu et al., NeurIPS 2022).
     """
     if not 0 <= rate <= 1:
-        raise DataError(f"expected a rate in [0, 1], came {rate} in poison(rate=...); 10 % is 0.1")
+        raise DataError(f"expected a rate in [0, 1], got {rate} in poison(rate=...); 10 % is 0.1")
     images, labels = jnp.asarray(batch.images), jnp.asarray(batch.labels)
     chosen = jax.random.permutation(key, len(labels))[: round(rate * len(labels))]
     poisoned = Batch(

@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 
-from jaxguard.errors import JaxguardError, UnscorableError
+from jaxguard.errors import JaxguardError, OptionError, UnscorableError
 
 ERROR, UNSCORABLE, USAGE, INTERRUPTED = 2, 3, 4, 130
 
@@ -25,6 +25,9 @@ def main() -> None:
     except SystemExit as exit_:
         # The parser's own code for bad usage is 2, ours for errors.
         sys.exit(USAGE if exit_.code == ERROR else exit_.code)
+    except OptionError as error:
+        console.error("usage", error)
+        sys.exit(USAGE)
     except UnscorableError as error:
         console.error("nothing could be scored", error)
         sys.exit(UNSCORABLE)

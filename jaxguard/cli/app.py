@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import jaxguard
-from jaxguard.cli import calibration, console, fingerprints, fleet, options
+from jaxguard.cli import calibration, catalogue, console, fingerprints, fleet, options
 
 app = typer.Typer(
     help="Audit neural-network checkpoints: find backdoors, take them out, recognise stolen models.",
@@ -22,6 +22,7 @@ app = typer.Typer(
 
 app.add_typer(fingerprints.app, name="fingerprint")
 app.command()(calibration.calibrate)
+app.command("methods")(catalogue.methods)
 
 
 def _version(wanted: bool) -> None:
@@ -157,9 +158,7 @@ def repair(
     checkpoint: options.Checkpoint,
     out: Annotated[pathlib.Path, typer.Option(help="Where the repaired checkpoint goes.", show_default=False)],
     method: options.Method = "clp",
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="Hyper-parameter NAME=VALUE, repeatable.", show_default=False)
-    ] = None,
+    assignments: options.Set = None,
     arch: options.Arch = None,
     apply: options.Apply = None,
     init: options.Init = None,
@@ -183,11 +182,12 @@ def repair(
 ) -> None:
     """Take a backdoor out, and prove it where there is test data.
 
-    The defense sees at most the clean and the mixed images; test images and trigger are for the proof.
+    The defense gets at most the clean and the mixed images; test images and trigger are for the proof.
     """
     import jax
 
     from jaxguard import audit, suspects
+    from jaxguard import repair as repairs
     from jaxguard.data import load_images
     from jaxguard.types import Report
 
@@ -197,7 +197,7 @@ def repair(
     suspect = options.suspect(checkpoint, arch, input_, mean=mean, std=std, apply=apply, init=init)
     suspects.require_writable(out, suspect, format=format_, overwrite=overwrite)
     with console.progress(f"repairing with {method}") as progress:
-        repaired, result = audit.repair(
+        repaired, result = repairs.repair(
             suspect,
             method,
             jax.random.key(seed),

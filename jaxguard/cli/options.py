@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import operator
 import pathlib
 import sys
@@ -50,18 +49,18 @@ Std = Annotated[str | None, typer.Option(help="Per channel, what they are divide
 Data = Annotated[
     str | None, typer.Option(help="digits, tfds:NAME or npz:PATH; its test split is measured on.", show_default=False)
 ]
-Method = Annotated[
-    str,
+Method = Annotated[str, typer.Option(help="A defense; `jaxguard methods` lists them with what each needs.")]
+Set = Annotated[
+    list[str] | None,
     typer.Option(
-        help="No data: clp, otbr, shapley (better with a few images). Clean images: anp, bnp, fine-pruning, ft, "
-        "ft-sam, i-bau, nad, neural-cleanse, rnp, tsbd. Training images: ep."
+        "--set", help="Option NAME=VALUE of the method, repeatable; see `jaxguard methods`.", show_default=False
     ),
 ]
 Mixed = Annotated[
     pathlib.Path | None,
     typer.Option(help="Training images, some perhaps poisoned: npz with `images`.", show_default=False),
 ]
-AttackName = Annotated[str | None, typer.Option("--attack", help="A known attack to measure: badnets, blended.")]
+AttackName = Annotated[str | None, typer.Option("--attack", help="A known attack to measure; see `jaxguard methods`.")]
 Trigger = Annotated[
     pathlib.Path | None, typer.Option(help="A known trigger to measure: npz with `mask` and `pattern` in [0, 1].")
 ]
@@ -123,38 +122,19 @@ def function(spec: str | None, option: str) -> Callable[..., Any] | None:
     return found
 
 
-def hyperparameters(assignments: list[str]) -> dict[str, Any]:
-    """Parse `["u=2", "pairing=module_order"]`; values are JSON where they can be, else strings.
+def hyperparameters(assignments: list[str]) -> dict[str, str]:
+    """Parse `["u=2", "pairing=module_order"]` into names and texts, which the method's row converts and checks.
 
     Raises:
         typer.BadParameter: no `=`.
     """
-    options: dict[str, Any] = {}
+    options: dict[str, str] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise typer.BadParameter(f"expected NAME=VALUE, got {assignment!r}", param_hint="--set")
-        options[name.strip().replace("-", "_")] = _value(text)
-    if "augment" in options:
-        options["augment"] = _augmentation(options["augment"])
+        options[name.strip().replace("-", "_")] = text
     return options
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def _augmentation(name: Any) -> Any:
-    from jaxguard.training import AUGMENTATIONS
-
-    if name not in AUGMENTATIONS:
-        raise typer.BadParameter(
-            f"expected augment to be one of {', '.join(AUGMENTATIONS)}, got {name!r}", param_hint="--set"
-        )
-    return AUGMENTATIONS[name]
 
 
 def suspect(
@@ -231,7 +211,7 @@ def attack(name: str | None, trigger: pathlib.Path | None, target: int, found: D
     Raises:
         typer.BadParameter: two attacks, an unknown one, or one without data to measure it on.
     """
-    from jaxguard import data
+    from jaxguard import data, methods
     from jaxguard.attacks import ATTACKS, patch
 
     if name is not None and trigger is not None:
@@ -242,6 +222,4 @@ def attack(name: str | None, trigger: pathlib.Path | None, target: int, found: D
         return patch(*data.load_trigger(trigger), target=target)
     if name is None:
         return None
-    if name not in ATTACKS:
-        raise typer.BadParameter(f"expected one of {', '.join(ATTACKS)}, got {name!r}", param_hint="--attack")
-    return ATTACKS[name](target=target)
+    return methods.find(ATTACKS, name, "attack")(target=target)

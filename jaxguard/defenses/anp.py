@@ -6,28 +6,28 @@ Wu and Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurI
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval
 
-from jaxguard import training
-from jaxguard.defenses.gate_threshold import prune
-from jaxguard.defenses.holdout import hold_out
-from jaxguard.defenses.learned_gates import (
+from jaxguard import methods, training
+from jaxguard.defenses.protocol import Data, DefenseReport, require_clean, require_training
+from jaxguard.pruning.gate_threshold import prune
+from jaxguard.pruning.holdout import hold_out
+from jaxguard.pruning.learned_gates import (
+    BatchStatistics,
     Form,
     GateGradient,
     Layers,
     Statistics,
     gating,
     learn,
-    model_of,
-    require_in_range,
     ungated,
 )
-from jaxguard.defenses.protocol import Context, DefenseReport, require_clean
 from jaxguard.scores.channel_bounds import require_finite
-from jaxguard.types import Batch, Variables
+from jaxguard.types import Batch, Network, Variables
 
 Noise = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
 """`delta` of the weights and `xi` of the biases, `[C]` per layer."""
@@ -104,75 +104,73 @@ class AdversarialGateGradient:
         return noise
 
 
+@methods.checked
 def anp(
-    variables: Variables,
-    context: Context,
+    network: Network,
+    data: Data,
     key: jax.Array,
     *,
-    eps: float = 0.4,
-    ascent_steps: int = 1,
-    alpha: float = 0.2,
-    steps: int = 2000,
-    batch_size: int = 256,
-    learning_rate: float = 0.01,
-    momentum: float = 0.9,
-    threshold: float | None = None,
-    max_drop: float = 0.1,
-    holdout: float = 0.2,
+    eps: methods.NonNegative = 0.4,
+    ascent_steps: methods.Steps = 1,
+    alpha: methods.Share = 0.2,
+    steps: methods.Steps = 2000,
+    batch_size: methods.Count = 256,
+    learning_rate: methods.NonNegative = 0.01,
+    momentum: methods.Momentum = 0.9,
+    threshold: methods.Share | None = None,
+    max_drop: methods.Share = 0.1,
+    holdout: Annotated[float, Interval(gt=0, lt=1)] = 0.2,
     layers: Layers = "all",
     form: Form = "channel",
     statistics: Statistics = "batch",
     project: bool = True,
-    augment: training.Augment | None = None,
-) -> tuple[Variables, DefenseReport]:
+    augment: training.Augmentation = None,
+) -> tuple[Network, DefenseReport]:
     """Learns gates that keep the model right under adversarial noise on its channels, and cuts those that close.
 
-    Numbers are BackdoorBench's for CIFAR-10. Its code is had with `layers="norms", form="weight", project=False`, but
+    The defaults are BackdoorBench's for CIFAR-10. `layers="norms", form="weight", project=False` gives its code, except
     for the threshold: it takes the one of the lowest test ASR among those that keep 90 % of the test accuracy. Here it
-    is chosen on held-out clean images, which is ours; see `gate_threshold.choose`.
+    is chosen on held-out clean images, by a rule of ours; see `gate_threshold.choose`.
 
     Args:
-        variables: the suspect, left untouched.
-        context: needs `clean`, `graph` and `train_fn`, the last not for `statistics="running"`.
+        network: the suspect.
+        data: needs `clean`.
         key: draws held-out images, batches, noise and augmentation.
-        eps: bound of the noise, relative to a channel's weight and bias, >= 0.
-        ascent_steps: of the noise per step, >= 0.
-        alpha: weight of the loss without noise, in [0, 1].
+        eps: bound of the noise, relative to a channel's weight and bias.
+        ascent_steps: of the noise per step.
+        alpha: weight of the loss without noise.
         steps: of the gates; 0 leaves them open.
-        batch_size: images per step; all of them where there are fewer.
+        batch_size: images per step, at most all of them.
         learning_rate: of the gates.
-        momentum: of SGD, in [0, 1).
-        threshold: gates up to it are cut, in [0, 1]; by default it is chosen.
-        max_drop: most relative loss of held-out accuracy, in [0, 1].
-        holdout: share of the clean images to choose the threshold on, in (0, 1); none if it is given.
+        momentum: of SGD.
+        threshold: gates up to it are cut; chosen by default.
+        max_drop: most relative loss of held-out accuracy.
+        holdout: share of the clean images to choose the threshold on; none if it is given.
         layers: `all` that CLP scores, or those with BatchNorm, `norms`.
         form: `channel` gates weight and bias, `weight` leaves the bias.
-        statistics: BatchNorm's while gates are learned: the `batch`'s, which take the common part of the noise out
-            again and for which `eps` is made, or `running`, which wants a much smaller one.
+        statistics: BatchNorm's while gates are learned: the `batch`'s, which cancel the common part of the noise and
+            for which `eps` is made, or `running`, which needs a much smaller one.
         project: whether the noise stays within `eps`.
-        augment: `(key, images) -> images`, such as `training.CropFlip(padding=2, flip=False)`.
+        augment: of the images, such as `crop` for digits and signs, `crop-flip` for photographs.
 
     Returns:
-        The repaired variables, and a report with `1 - gate` and the cut channels of every layer, the curves `loss` and
+        The repaired network, and a report with `1 - gate` and the cut channels of every layer, the curves `loss` and
         `perturbed_loss`, `[steps]`, and where the threshold was chosen `accuracy_by_threshold`.
 
     Raises:
-        DefenseError: the context lacks something, a hyper-parameter is out of range, or the loss or a parameter is not
-            finite.
-        UnscorableError: no layer can be gated.
+        DefenseError: clean images or a training mode are missing, or the loss is not finite.
+        UnscorableError: no layer can be gated, or a parameter is not finite.
         DataError: a clean label that the model has no class for.
     """
-    options = {name: value for name, value in locals().items() if name not in ("variables", "context", "key")}
-    clean = require_clean(context, "anp")
-    require_in_range(options, "anp")
-    where = gating(context.graph, layers, form)
+    clean, variables = require_clean(data, "anp"), network.variables
+    logits_fn = network.apply_fn if statistics == "running" else BatchStatistics(require_training(network, "anp"))
+    where = gating(network.graph, layers, form)
     require_finite(variables)
     key_held, key_learn, key_noise = jax.random.split(key, 3)
     learned, held = (clean, clean) if threshold is not None else hold_out(clean, holdout, key_held, "anp")
-    plain = GateGradient(where, model_of(context, statistics, "anp"))
     draw = jnp.stack([jax.random.bits(key_noise, dtype=jnp.uint32), jnp.uint32(0)])
     gates, curves = learn(
-        AdversarialGateGradient(plain, alpha, eps, ascent_steps, project),
+        AdversarialGateGradient(GateGradient(where, logits_fn), alpha, eps, ascent_steps, project),
         where.ones(),
         {"model": variables, "draw": draw},
         learned,
@@ -182,10 +180,12 @@ def anp(
         learning_rate=learning_rate,
         momentum=momentum,
         augment=augment,
-        progress=context.progress,
+        progress=data.progress,
     )
-    pruned = prune(where, variables, gates, threshold, apply_fn=context.apply_fn, held=held, max_drop=max_drop)
-    options |= {"threshold": pruned.threshold, "augment": repr(augment)}
-    curves = {**curves, **pruned.curves}
-    notes = (*pruned.notes, *ungated(where.graph))
-    return pruned.variables, DefenseReport("anp", options, pruned.layers, notes, curves)
+    pruned = prune(where, variables, gates, threshold, apply_fn=network.apply_fn, held=held, max_drop=max_drop)
+    return network.with_variables(pruned.variables), DefenseReport(
+        pruned.layers,
+        (*pruned.notes, *ungated(where.graph)),
+        {**curves, **pruned.curves},
+        chosen={} if threshold is not None else {"threshold": pruned.threshold},
+    )

@@ -6,22 +6,20 @@ statistics are those of the training set, poisoned images included; on clean ima
 
 from __future__ import annotations
 
-from typing import Any, get_args
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import surgery
-from jaxguard.defenses.learned_gates import Form, Gating, Layers, gating, ungated
-from jaxguard.defenses.preactivations import Moments, moments
-from jaxguard.defenses.protocol import Context, DefenseReport, require_clean
-from jaxguard.errors import DefenseError, UnscorableError
+from jaxguard import methods, surgery
+from jaxguard.activations.preactivations import Moments, moments
+from jaxguard.defenses.protocol import Data, DefenseReport, require_clean
+from jaxguard.errors import UnscorableError
 from jaxguard.graph import ChannelGraph
 from jaxguard.graph.pairing import Layer
 from jaxguard.graph.program import leaf_paths
+from jaxguard.pruning.learned_gates import Form, Gating, Layers, gating, ungated
 from jaxguard.scores.channel_bounds import ChannelBounds, layer_scores, require_finite
-from jaxguard.types import Variables
+from jaxguard.types import Network, Variables
 
 
 def divergence(clean: Moments, recorded: Moments, *, log_factor: float = 0.5) -> np.ndarray:
@@ -68,26 +66,27 @@ def running(graph: ChannelGraph, variables: Variables, layer: Layer) -> Moments 
     return Moments(np.asarray(mean, np.float64), np.asarray(var, np.float64))
 
 
+@methods.checked
 def bnp(
-    variables: Variables,
-    context: Context,
+    network: Network,
+    data: Data,
     key: jax.Array | None = None,
     *,
-    u: float = 3.0,
-    log_factor: float = 0.5,
+    u: methods.NonNegative = 3.0,
+    log_factor: methods.Positive = 0.5,
     layers: Layers = "all",
     form: Form = "channel",
-    batch_size: int = 256,
-) -> tuple[Any, DefenseReport]:
+    batch_size: methods.Count = 256,
+) -> tuple[Network, DefenseReport]:
     """Cuts every channel whose divergence exceeds its layer's mean by `u` standard deviations.
 
-    BackdoorBench's is had with `log_factor=1`, the authors' code with `form="weight"`; both look at one batch of clean
-    images, this at all. Layers without running statistics are compared with what they do on `context.mixed`, as
+    `log_factor=1` gives BackdoorBench's version, `form="weight"` the authors' code; both use one batch of clean images,
+    this all. Layers without running statistics are compared with their activations on `data.mixed`, as
     BackdoorBench does for its transformers, and left out where there are no such images.
 
     Args:
-        variables: the suspect, left untouched.
-        context: needs `clean` and `graph`; labels are not looked at.
+        network: the suspect.
+        data: needs `clean`; labels are not used.
         key: not used, BNP is deterministic.
         u: 3 for CIFAR-10, 4 for Tiny ImageNet.
         log_factor: see `divergence`.
@@ -96,32 +95,27 @@ def bnp(
         batch_size: images per forward pass.
 
     Returns:
-        The repaired variables, and a report with every layer's divergences and cut channels.
+        The repaired network, and a report with every layer's divergences and cut channels.
 
     Raises:
-        DefenseError: the context lacks something, an option is out of range, or a parameter is not finite.
-        UnscorableError: no layer has running statistics, and there are no mixed images.
+        DefenseError: there are no clean images.
+        UnscorableError: no layer has running statistics and there are no mixed images, or a parameter is not finite.
     """
     del key
-    clean = require_clean(context, "bnp")
-    if not (u >= 0 and log_factor > 0 and batch_size >= 1 and layers in get_args(Layers) and form in get_args(Form)):
-        raise DefenseError(
-            f"expected u >= 0, log_factor > 0, batch_size >= 1, layers all or norms and form channel or weight, came "
-            f"{u=}, {log_factor=}, {batch_size=}, {layers=}, {form=} in bnp(); leave them out for the defaults"
-        )
-    where = gating(context.graph, layers, form)
-    graph = where.graph
+    clean = require_clean(data, "bnp")
+    where = gating(network.graph, layers, form)
+    graph, variables = where.graph, network.variables
     require_finite(variables)
     recorded = [running(graph, variables, layer) for layer in where.layers]
     stateless = tuple(layer for layer, own in zip(where.layers, recorded, strict=True) if own is None)
     notes = list(ungated(graph))
-    if stateless and context.mixed is not None:
-        seen = iter(moments(graph, variables, context.mixed, stateless, batch_size=batch_size))
+    if stateless and data.mixed is not None:
+        seen = iter(moments(graph, variables, data.mixed, stateless, batch_size=batch_size))
         recorded = [next(seen) if own is None else own for own in recorded]
     elif len(stateless) == len(where.layers):
         raise UnscorableError(
             f"expected layers with running statistics, got none among {len(stateless)}; bnp compares clean images with "
-            "what training recorded, so give it images of the training set in context.mixed, or take another defense"
+            "what training recorded, so give it images of the training set in data.mixed, or take another defense"
         )
     elif stateless:
         names = ", ".join(layer.name for layer in stateless)
@@ -135,5 +129,4 @@ def bnp(
     if undefined:
         notes.append(f"{undefined} channels do not vary, so they have no divergence and were left alone.")
     repaired = Gating(graph, chosen, form).cut(variables, [layer.mask for layer in results])
-    options = {"u": u, "log_factor": log_factor, "layers": layers, "form": form, "batch_size": batch_size}
-    return repaired, DefenseReport("bnp", options, results, tuple(notes))
+    return network.with_variables(repaired), DefenseReport(results, tuple(notes))

@@ -2,63 +2,59 @@
 
 Zheng et al., "Data-free Backdoor Removal based on Channel Lipschitzness", ECCV 2022. A channel whose upper bound of the
 Lipschitz constant stands out in its layer reacts to small patterns, triggers among them, and is cut. The bound is a
-heuristic: it leaves stride, padding and everything behind the layer out.
+heuristic: it leaves out stride, padding and everything behind the layer.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
-from jaxguard import surgery
-from jaxguard.defenses.protocol import Context, DefenseReport, require_graph
-from jaxguard.errors import DefenseError
+from jaxguard import methods, surgery
+from jaxguard.defenses.protocol import NO_DATA, Data, DefenseReport
 from jaxguard.graph.pairing import Pairing
 from jaxguard.scores.channel_bounds import channel_bounds, layer_scores
-from jaxguard.types import LayerScores, Variables
+from jaxguard.types import LayerScores, Network
 
 
+@methods.checked
 def clp(
-    variables: Variables,
-    context: Context,
+    network: Network,
+    data: Data = NO_DATA,
     key: jax.Array | None = None,
     *,
-    u: float = 3.0,
+    u: methods.NonNegative = 3.0,
     pairing: Pairing = "dataflow",
-    eps: float = 0.0,
-) -> tuple[Any, DefenseReport]:
-    """Cut every channel whose Lipschitz bound exceeds its layer's mean by `u` standard deviations.
+    eps: methods.NonNegative = 0.0,
+) -> tuple[Network, DefenseReport]:
+    """Cuts every channel whose Lipschitz bound exceeds its layer's mean by `u` standard deviations.
+
+    It can be traced: `jax.jit(lambda network: clp(network)[0])`. Its notes need values, and are left out then.
 
     Args:
-        variables: of the suspect; not modified.
-        context: only its graph is used; CLP needs no data.
-        key: not used, CLP is deterministic.
+        network: the suspect.
+        data: not used.
+        key: not used.
         u: 3 for CIFAR-10, CIFAR-100 and GTSRB, 5 for Tiny-ImageNet, as BackdoorBench sets it; the authors suggest 3.
         pairing: `dataflow`, or `module_order` as in the reference code, which mispairs pre-activation networks.
-        eps: added to the running variance; 0 as in the reference code.
+        eps: added to the running variance; 0 as in the reference code, the network itself adds some 1e-5.
 
     Returns:
-        The repaired variables, and a report with every layer's scores and cut channels.
+        The repaired network, and a report with every layer's scores and cut channels.
 
     Raises:
-        DefenseError: no graph in the context, `u` or `eps` negative or NaN, or a parameter that is not finite.
-        GraphError: nothing can be scored.
+        UnscorableError: a parameter is not finite, or nothing can be scored.
     """
-    del key
-    graph = require_graph(context.graph)
-    if not u >= 0:
-        raise DefenseError(f"expected u >= 0 standard deviations, got {u=} in clp(); the paper's value is 3")
-    if not eps >= 0:
-        raise DefenseError(f"expected eps >= 0, got {eps=} in clp(); the reference adds 0, the model itself some 1e-5")
-    bounds = channel_bounds(graph, variables, pairing=pairing, eps=eps)
+    del data, key
+    graph = network.graph
+    bounds = channel_bounds(graph, network.variables, pairing=pairing, eps=eps)
     scored = layer_scores(bounds, u)
-    repaired = variables
+    is_traced = any(isinstance(layer.mask, jax.core.Tracer) for layer in scored)
+    repaired = network.variables
     for layer, result in zip(bounds.layers, scored, strict=True):
-        if result.mask.any():
+        # Under a trace nothing is known of the mask, and a cut of no channel changes nothing.
+        if is_traced or result.mask.any():
             repaired = surgery.cut(graph, repaired, layer, result.mask)
-    options = {"u": u, "pairing": pairing, "eps": eps}
-    return repaired, DefenseReport("clp", options, scored, notes=tuple(_notes(scored, u)))
+    return network.with_variables(repaired), DefenseReport(scored, () if is_traced else tuple(_notes(scored, u)))
 
 
 def _notes(layers: tuple[LayerScores, ...], u: float) -> list[str]:

@@ -1,23 +1,21 @@
 """EP: where some training images are poisoned, a backdoor's channels respond in two clusters, and so of low entropy.
 
 Zheng, Tang, Li and Liu, "Pre-activation Distributions Expose Backdoor Neurons", NeurIPS 2022. It needs a batch of the
-suspect's training images as they are, and nobody has to know which of them are poisoned. Without poisoned images in the
-batch there is nothing to see.
+suspect's training images; which of them are poisoned need not be known. Without poisoned images in the batch it finds
+nothing.
 """
 
 from __future__ import annotations
 
-from typing import Any, get_args
-
 import jax
 import numpy as np
 
-from jaxguard.defenses.learned_gates import Form, Layers, gating, ungated
-from jaxguard.defenses.preactivations import peaks
-from jaxguard.defenses.protocol import Context, DefenseReport, require_mixed
-from jaxguard.errors import DefenseError
+from jaxguard import methods
+from jaxguard.activations.preactivations import peaks
+from jaxguard.defenses.protocol import Data, DefenseReport, require_mixed
+from jaxguard.pruning.learned_gates import Form, Layers, gating, ungated
 from jaxguard.scores.channel_bounds import ChannelBounds, layer_scores, require_finite
-from jaxguard.types import Variables
+from jaxguard.types import Network
 
 
 def entropy(values: np.ndarray, bin_width: float) -> np.ndarray:
@@ -51,25 +49,26 @@ def entropy(values: np.ndarray, bin_width: float) -> np.ndarray:
     return found
 
 
+@methods.checked
 def ep(
-    variables: Variables,
-    context: Context,
+    network: Network,
+    data: Data,
     key: jax.Array | None = None,
     *,
-    u: float = 3.0,
-    bin_width: float = 0.1,
+    u: methods.NonNegative = 3.0,
+    bin_width: methods.Positive = 0.1,
     layers: Layers = "all",
     form: Form = "channel",
-    batch_size: int = 256,
-) -> tuple[Any, DefenseReport]:
+    batch_size: methods.Count = 256,
+) -> tuple[Network, DefenseReport]:
     """Cuts every channel whose entropy lies `u` standard deviations below its layer's mean.
 
-    A channel's value for an image is the largest before its norm, over all positions. BackdoorBench looks at BatchNorms
-    alone, `layers="norms"`, and at 256 images; the authors' code takes `bin_width=0.01` and `form="weight"`.
+    A channel's value for an image is the largest before its norm, over all positions. BackdoorBench uses BatchNorms
+    alone, `layers="norms"`, and 256 images; the authors' code takes `bin_width=0.01` and `form="weight"`.
 
     Args:
-        variables: the suspect, left untouched.
-        context: needs `mixed` and `graph`.
+        network: the suspect.
+        data: needs `mixed`.
         key: not used, EP is deterministic.
         u: 3 for CIFAR-10, 4 for Tiny ImageNet.
         bin_width: see `entropy`.
@@ -78,22 +77,17 @@ def ep(
         batch_size: images per forward pass.
 
     Returns:
-        The repaired variables, and a report with the entropies times -1 and the cut channels of every layer.
+        The repaired network, and a report with the entropies times -1 and the cut channels of every layer.
 
     Raises:
-        DefenseError: the context lacks something, an option is out of range, or a parameter is not finite.
-        UnscorableError: no layer is left, or one keeps its images on no axis of their own.
+        DefenseError: there are no mixed images.
+        UnscorableError: no layer is left, one keeps its images on no axis of their own, or a parameter is not finite.
     """
     del key
-    mixed = require_mixed(context, "ep")
-    if not (u >= 0 and bin_width > 0 and batch_size >= 1 and layers in get_args(Layers) and form in get_args(Form)):
-        raise DefenseError(
-            f"expected u >= 0, bin_width > 0, batch_size >= 1, layers all or norms and form channel or weight, came "
-            f"{u=}, {bin_width=}, {batch_size=}, {layers=}, {form=} in ep(); leave them out for the defaults"
-        )
-    where = gating(context.graph, layers, form)
-    require_finite(variables)
-    found = peaks(where.graph, variables, mixed, where.layers, batch_size=batch_size)
+    mixed = require_mixed(data, "ep")
+    where = gating(network.graph, layers, form)
+    require_finite(network.variables)
+    found = peaks(where.graph, network.variables, mixed, where.layers, batch_size=batch_size)
     results = layer_scores(ChannelBounds(where.layers, [-entropy(values, bin_width) for values in found]), u)
     undefined = sum(int(layer.undefined.sum()) for layer in results)
     notes = ungated(where.graph)
@@ -101,6 +95,5 @@ def ep(
         notes += (
             f"{undefined} channels have one value on all {len(mixed)} images, so no entropy; they were left alone.",
         )
-    repaired = where.cut(variables, [layer.mask for layer in results])
-    options = {"u": u, "bin_width": bin_width, "layers": layers, "form": form, "batch_size": batch_size}
-    return repaired, DefenseReport("ep", options, results, notes)
+    repaired = where.cut(network.variables, [layer.mask for layer in results])
+    return network.with_variables(repaired), DefenseReport(results, notes)

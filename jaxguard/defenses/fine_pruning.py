@@ -1,7 +1,7 @@
-"""Fine-Pruning: cut the last hidden channels that sleep on clean images, then fine-tune.
+"""Fine-Pruning: cut the last hidden channels that are dormant on clean images, then fine-tune.
 
 Liu, Dolan-Gavitt and Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks", RAID 2018. A
-backdoor is expected in channels that clean images leave alone. The paper cuts channels of the last convolution;
+backdoor is expected in channels that clean images do not activate. The paper cuts channels of the last convolution;
 BackdoorBench cuts columns of the layer that makes the logits.
 """
 
@@ -9,27 +9,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Interval
 
-from jaxguard import evaluation, surgery, training
+from jaxguard import evaluation, methods, surgery, training
+from jaxguard.activations.layer_inputs import mean_activations
 from jaxguard.defenses.ft import ft
-from jaxguard.defenses.holdout import hold_out
-from jaxguard.defenses.layer_inputs import mean_activations
-from jaxguard.defenses.protocol import (
-    Context,
-    DefenseReport,
-    require_clean,
-    require_graph,
-    require_training,
-)
-from jaxguard.errors import DefenseError, UnscorableError
+from jaxguard.defenses.protocol import Data, DefenseReport, require_clean, require_training
+from jaxguard.errors import UnscorableError
 from jaxguard.graph import ChannelGraph, Member
+from jaxguard.pruning.holdout import hold_out
 from jaxguard.scores.channel_bounds import require_finite
-from jaxguard.types import LayerScores, Variables
+from jaxguard.types import LayerScores, Network, Variables
 
 Prune = Literal["channels", "inputs"]
 Dormancy = Literal["magnitude", "mean"]
@@ -98,7 +93,7 @@ def last_hidden(
                     found.setdefault(group.name, []).append((along[positions].mean(0), places))
     if not found:
         raise UnscorableError(
-            f"expected hidden channels that the layer of the logits reads, came none among {len(graph.producers)} "
+            f"expected hidden channels that the layer of the logits reads, got none among {len(graph.producers)} "
             f"producers with {prune=} in fine_pruning(); a model with nothing but an output layer hides no channels"
         )
     return [LastHidden(name, *parts) for name, entries in found.items() for parts in entries]
@@ -131,36 +126,37 @@ def cut(variables: Variables, layers: list[LastHidden], masks: list[np.ndarray])
     return variables
 
 
+@methods.checked
 def fine_pruning(
-    variables: Variables,
-    context: Context,
+    network: Network,
+    data: Data,
     key: jax.Array,
     *,
     prune: Prune = "channels",
     dormancy: Dormancy = "magnitude",
-    stride: float = 0.01,
-    max_drop: float = 0.1,
-    max_share: float = 1.0,
-    holdout: float = 0.2,
-    epochs: int = 100,
-    batch_size: int = 256,
-    learning_rate: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    label_smoothing: float = 0.0,
-    schedule_epochs: int | None = None,
-    augment: training.Augment | None = None,
-) -> tuple[Any, DefenseReport]:
+    stride: Annotated[float, Interval(gt=0, le=1)] = 0.01,
+    max_drop: methods.Share = 0.1,
+    max_share: methods.Share = 1.0,
+    holdout: Annotated[float, Interval(gt=0, lt=1)] = 0.2,
+    epochs: methods.Steps = 100,
+    batch_size: methods.Count = 256,
+    learning_rate: methods.NonNegative = 0.01,
+    momentum: methods.Momentum = 0.9,
+    weight_decay: methods.NonNegative = 5e-4,
+    label_smoothing: methods.Share = 0.0,
+    schedule_epochs: methods.Count | None = None,
+    augment: training.Augmentation = None,
+) -> tuple[Network, DefenseReport]:
     """Cuts dormant channels while held-out clean images are still recognised, then fine-tunes what is left.
 
-    What was cut stays zero while fine-tuning. BackdoorBench's cuts are had with `prune="inputs", dormancy="mean"`, its
-    fine-tuning with `schedule_epochs=100` and, for CIFAR-10, `augment=CropFlip()`. It measures the accuracy on *test*
+    What was cut stays zero while fine-tuning. `prune="inputs", dormancy="mean"` give BackdoorBench's cuts,
+    `schedule_epochs=100` and, for CIFAR-10, `augment="crop-flip"` its fine-tuning. It measures the accuracy on *test*
     images, cuts one column less than it counts and keeps the step that went too far; here the accuracy is that of
     clean images which are used for nothing else, and the step that goes too far is taken back.
 
     Args:
-        variables: the suspect, left untouched.
-        context: needs `clean`, at least two images, `train_fn` and `graph`.
+        network: the suspect.
+        data: needs `clean`, at least two images.
         key: draws the held-out images, batches and augmentation.
         prune: see `last_hidden`.
         dormancy: see `last_hidden`.
@@ -173,36 +169,23 @@ def fine_pruning(
         learning_rate: of the first epoch.
         momentum: of SGD.
         weight_decay: of SGD.
-        label_smoothing: in [0, 1].
+        label_smoothing: share of a label given to all classes.
         schedule_epochs: epochs until the rate would be 0.
-        augment: `(key, images) -> images`.
+        augment: of the images.
 
     Returns:
-        The repaired variables, and a report with the channels cut, whose scores are their mean activations times -1,
+        The repaired network, and a report with the channels cut, whose scores are their mean activations times -1,
         and the curves `accuracy_by_cut`, before any cut and after each, and `loss`, `[steps]`.
 
     Raises:
-        DefenseError: the context lacks something, a hyper-parameter is out of range, or the loss became NaN or
-            infinite.
-        UnscorableError: no hidden channel reaches the logits' layer.
+        DefenseError: clean images or a training mode are missing, or the loss became NaN or infinite.
+        UnscorableError: no hidden channel reaches the logits' layer, or a parameter is not finite.
     """
-    clean, train_fn = require_clean(context, "fine-pruning"), require_training(context, "fine-pruning")
-    graph = require_graph(context.graph)
-    shares = {"max_drop": max_drop, "max_share": max_share, "holdout": holdout}
-    if not (0 < stride <= 1 and 0 < holdout < 1 and all(0 <= share <= 1 for share in shares.values())):
-        raise DefenseError(
-            f"expected stride in (0, 1], holdout in (0, 1), max_drop and max_share in [0, 1], came {stride=}, {shares} "
-            "in fine_pruning(); BackdoorBench's stride is 0.01 and its drop 0.1"
-        )
-    for name, value, known in (("prune", prune, Prune), ("dormancy", dormancy, Dormancy)):
-        if value not in get_args(known):
-            raise DefenseError(
-                f"expected {name} to be {' or '.join(get_args(known))}, came {value!r} in fine_pruning()"
-            )
-    require_finite(variables)
+    clean, train_fn = require_clean(data, "fine-pruning"), require_training(network, "fine-pruning")
+    require_finite(network.variables)
     key_split, key_tune = jax.random.split(key)
     learned, judges = hold_out(clean, holdout, key_split, "fine-pruning")
-    layers = last_hidden(graph, variables, learned.images, prune=prune, dormancy=dormancy)
+    layers = last_hidden(network.graph, network.variables, learned.images, prune=prune, dormancy=dormancy)
     activations = np.concatenate([layer.activations for layer in layers])
     order = np.argsort(activations, kind="stable")
     edges = np.cumsum([len(layer.activations) for layer in layers])[:-1]
@@ -213,8 +196,8 @@ def fine_pruning(
     stops = range(0, min(math.floor(max_share * len(order)), len(order) - 1) + 1, math.ceil(stride * len(order)))
     accuracies, chosen = [], 0
     for count in stops:
-        pruned = cut(variables, layers, masks(count))
-        accuracies.append(evaluation.accuracy(context.apply_fn, pruned, judges))
+        pruned = cut(network.variables, layers, masks(count))
+        accuracies.append(evaluation.accuracy(network.apply_fn, pruned, judges))
         if count and accuracies[0] - accuracies[-1] >= max_drop * accuracies[0]:
             break
         chosen = count
@@ -223,30 +206,31 @@ def fine_pruning(
     def pruned_train_fn(variables: Variables, images: jax.Array) -> tuple[jax.Array, Variables]:
         return train_fn(cut(variables, layers, chosen_masks), images)
 
-    tuning = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "label_smoothing": label_smoothing,
-        "schedule_epochs": schedule_epochs,
-        "augment": augment,
-    }
-    given = replace(context, clean=learned, train_fn=pruned_train_fn)
-    repaired, tuned = ft(cut(variables, layers, chosen_masks), given, key_tune, **tuning)
+    pruned = Network(
+        cut(network.variables, layers, chosen_masks), network.apply_fn, network.input_spec, pruned_train_fn
+    )
+    repaired, tuned = ft(
+        pruned,
+        replace(data, clean=learned),
+        key_tune,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        schedule_epochs=schedule_epochs,
+        augment=augment,
+    )
     threshold = -float(activations[order[chosen]])
     scored = tuple(
         LayerScores(layer.name, -layer.activations, threshold, mask, np.zeros(len(mask), bool))
         for layer, mask in zip(layers, chosen_masks, strict=True)
     )
-    cuts = {"prune": prune, "dormancy": dormancy, "stride": stride, **shares}
-    return repaired, DefenseReport(
-        "fine-pruning",
-        {**cuts, **tuned.options},
+    return network.with_variables(repaired.variables), DefenseReport(
         scored,
-        notes=(_note(chosen, len(order), accuracies, stops, len(judges.images)),),
-        curves={"accuracy_by_cut": np.array(accuracies), **tuned.curves},
+        (_note(chosen, len(order), accuracies, stops, len(judges.images)),),
+        {"accuracy_by_cut": np.array(accuracies), **tuned.curves},
     )
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,10 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from jaxguard import training
-from jaxguard.defenses.guided_step import GuidedStep
-from jaxguard.defenses.protocol import Context, DefenseReport, require_clean
-from jaxguard.defenses.recovery import staged
+from jaxguard import methods, training
+from jaxguard.defenses.protocol import Data, DefenseReport, one_batch, require_clean
 from jaxguard.errors import DefenseError
-from jaxguard.types import ApplyFn, Batch, Variables
+from jaxguard.types import ApplyFn, Batch, Network, Variables
 
 Inner = Literal["batch", "first"]
 
@@ -150,131 +148,102 @@ class Hypergradient:
 
 
 @functools.lru_cache(maxsize=64)
-def _amsgrad(learning_rate: float, betas: tuple[float, float]) -> optax.GradientTransformation:
+def _amsgrad(learning_rate: float, betas: tuple[methods.Momentum, methods.Momentum]) -> optax.GradientTransformation:
     return optax.amsgrad(learning_rate, *betas)
 
 
+@methods.checked
 def i_bau(
-    variables: Variables,
-    context: Context,
+    network: Network,
+    data: Data,
     key: jax.Array,
     *,
-    rounds: int = 5,
-    search_epochs: int = 1,
-    search_rate: float = 10.0,
-    penalty: float = 1e-3,
+    rounds: methods.Steps = 5,
+    search_epochs: methods.Count = 1,
+    search_rate: methods.NonNegative = 10.0,
+    penalty: methods.NonNegative = 1e-3,
     clip: bool = True,
-    share: float = 0.01,
-    iterations: int = 5,
-    inner_rate: float = 0.1,
+    share: methods.Share = 0.01,
+    iterations: methods.Steps = 5,
+    inner_rate: methods.NonNegative = 0.1,
     inner: Inner = "batch",
-    batch_size: int = 256,
-    learning_rate: float = 1e-4,
-    betas: tuple[float, float] = (0.9, 0.999),
-    augment: training.Augment | None = None,
-) -> tuple[Any, DefenseReport]:
+    batch_size: methods.Count = 256,
+    learning_rate: methods.NonNegative = 1e-4,
+    betas: tuple[methods.Momentum, methods.Momentum] = (0.9, 0.999),
+    augment: training.Augmentation = None,
+) -> tuple[Network, DefenseReport]:
     """Alternates between a perturbation that fools the model and weights that it does not fool.
 
-    Each round looks for a perturbation, from zero, by a pass over the clean images, and unlearns it in another. The
-    model stays in evaluation mode throughout. The defaults are BackdoorBench's for CIFAR-10 but for the augmentation,
-    which there is `CropFlip()`, and for two traits of the reference code: it lets images leave [0, 1], `clip=False`,
-    and takes the inner loss of the first batch throughout, `inner="first"`. It perturbs no image of a batch of less
-    than a hundred; here it is one at least. Perturbations are in units of pixels in [0, 1], as the authors' are;
-    BackdoorBench's are in those of normalised images. AMSGrad takes the largest bias-corrected second moment here,
-    torch's the largest one before the correction.
+    Each round searches for a perturbation, from zero, in a pass over the clean images, and unlearns it in another. The
+    model stays in evaluation mode throughout. The defaults are BackdoorBench's for CIFAR-10 except for the
+    augmentation, there `CropFlip()`, and for two traits of the reference code: it lets images leave [0, 1],
+    `clip=False`, and takes the inner loss of the first batch throughout, `inner="first"`. It perturbs no image of a
+    batch of less than a hundred; here it is one at least. Perturbations are in units of pixels in [0, 1], as the
+    authors' are; BackdoorBench's are in those of normalised images. AMSGrad takes the largest bias-corrected second
+    moment here, torch's the largest one before the correction.
 
     Args:
-        variables: the suspect, left untouched.
-        context: needs `clean`.
+        network: the suspect.
+        data: needs `clean`.
         key: draws batches and augmentation.
-        rounds: >= 0; 0 changes nothing.
-        search_epochs: passes over the images that look for a perturbation, >= 1.
+        rounds: of the game; 0 changes nothing.
+        search_epochs: passes over the images that search for a perturbation.
         search_rate: of its SGD.
-        penalty: on its squared norm, >= 0.
+        penalty: on its squared norm.
         clip: whether perturbed images are kept in [0, 1].
-        share: of a batch that bears the perturbation while it is unlearned, in [0, 1].
-        iterations: of the fixed point, >= 0; 0 takes the perturbation as given.
+        share: of a batch that bears the perturbation while it is unlearned.
+        iterations: of the fixed point; 0 takes the perturbation as given.
         inner_rate: length of the inner step that the fixed point is of.
         inner: see `Hypergradient`.
-        batch_size: images per step; all clean images where there are fewer.
+        batch_size: images per step, at most all clean images.
         learning_rate: of Adam with AMSGrad, for the weights.
         betas: of Adam.
-        augment: `(key, images) -> images`, such as `training.CropFlip(padding=2, flip=False)`.
+        augment: of the images, such as `crop` for digits and signs, `crop-flip` for photographs.
 
     Returns:
-        The repaired variables, and a report with the curves `search_loss` and `loss`, inner and outer loss, `[steps]`,
+        The repaired network, and a report with the curves `search_loss` and `loss`, inner and outer loss, `[steps]`,
         and `norm`, that of the perturbation, `[rounds]`.
 
     Raises:
-        DefenseError: no clean images, a hyper-parameter is out of range, or a loss became NaN or infinite.
+        DefenseError: there are no clean images, or a loss became NaN or infinite.
     """
-    clean = require_clean(context, "i-bau")
-    smallest = min(rounds, search_epochs - 1, penalty, share, 1 - share, iterations, batch_size - 1)
-    if smallest < 0 or inner not in get_args(Inner):
-        raise DefenseError(
-            "expected rounds, penalty and iterations >= 0, search_epochs and batch_size >= 1, share in [0, 1] and "
-            f"inner 'batch' or 'first', came {rounds=}, {penalty=}, {iterations=}, {search_epochs=}, {batch_size=}, "
-            f"{share=}, {inner=} in i_bau(); BackdoorBench's are 5, 0.001, 5, 1, 256, 0.01 and 'first'"
-        )
-    options = {
-        "rounds": rounds,
-        "search_epochs": search_epochs,
-        "search_rate": search_rate,
-        "penalty": penalty,
-        "clip": clip,
-        "share": share,
-        "iterations": iterations,
-        "inner_rate": inner_rate,
-        "inner": inner,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "betas": betas,
-        "augment": repr(augment),
-    }
+    clean = require_clean(data, "i-bau")
     batch_size = min(batch_size, len(clean.images))
     epoch_steps = training.steps_per_epoch(len(clean.images), batch_size)
-    game = Game(context.apply_fn, penalty, clip, share)
-    search = GuidedStep(Search(game), training.sgd(search_rate, momentum=0.0, weight_decay=0.0), batch_size, augment)
+    game = Game(network.apply_fn, penalty, clip, share)
+    search = training.GuidedStep(
+        Search(game), training.sgd(search_rate, momentum=0.0, weight_decay=0.0), batch_size, augment
+    )
     gradient_fn = Hypergradient(game, inner_rate, iterations, inner)
-    unlearn = GuidedStep(gradient_fn, _amsgrad(learning_rate, tuple(betas)), batch_size, augment)
-    data = jax.device_put(Batch(jnp.asarray(clean.images, jnp.float32), jnp.asarray(clean.labels)))
-    first = Batch(data.images[:batch_size], data.labels[:batch_size])
-    still: Any = jnp.zeros(data.images.shape[1:])
+    unlearn = training.GuidedStep(gradient_fn, _amsgrad(learning_rate, betas), batch_size, augment)
+    variables, progress = network.variables, data.progress
+    images = jax.device_put(Batch(jnp.asarray(clean.images, jnp.float32), jnp.asarray(clean.labels)))
+    first = Batch(images.images[:batch_size], images.labels[:batch_size])
+    still: Any = jnp.zeros(images.images.shape[1:])
     key_search, key_unlearn = jax.random.split(key)
-    state = unlearn.guided(None).init(variables, data)
+    state = unlearn.guided(None).init(variables, images)
     searching, unlearning, norms = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)], []
     for turn in range(rounds):
         count = f"round {turn + 1} of {rounds}"
         suspect = state.variables(like=variables)
         hunt, metrics = training.descend(
-            Partial(search, suspect, data, jax.random.fold_in(key_search, turn)),
-            search.guided(suspect).init(still, data),
+            Partial(search, suspect, images, jax.random.fold_in(key_search, turn)),
+            search.guided(suspect).init(still, images),
             search_epochs * epoch_steps,
-            progress=staged(context.progress, f"searching a perturbation, {count}"),
+            progress=training.staged(progress, f"searching a perturbation, {count}"),
         )
         searching.append(metrics["loss"])
         norms.append(float(jnp.linalg.norm(hunt.params.reshape(-1))))
         state, metrics = training.descend(
-            Partial(unlearn, Found(hunt.params, first), data, key_unlearn),
+            Partial(unlearn, Found(hunt.params, first), images, key_unlearn),
             state,
             epoch_steps,
             start=turn * epoch_steps,
-            progress=staged(context.progress, f"unlearning it, {count}"),
+            progress=training.staged(progress, f"unlearning it, {count}"),
         )
         unlearning.append(metrics["loss"])
     curves = {"search_loss": np.concatenate(searching), "loss": np.concatenate(unlearning), "norm": np.array(norms)}
     for name, curve in curves.items():
-        if not np.isfinite(curve).all():
-            at = int(np.argmin(np.isfinite(curve)))
-            raise DefenseError(
-                f"expected a finite loss, came {curve[at]} at step {at} of {name} in i_bau(); lower search_rate or "
-                "learning_rate, or check the model and the images for NaN"
-            )
-    notes = ()
-    if rounds and epoch_steps == 1:
-        notes = (
-            f"All {len(clean.images)} clean images went into one batch, so each round was a single step of "
-            f"{learning_rate:g}, {rounds} in all; BackdoorBench takes 50. If the backdoor stays, lower batch_size or "
-            "raise learning_rate.",
-        )
-    return state.variables(like=variables), DefenseReport("i-bau", options, notes=notes, curves=curves)
+        training.require_finite_loss(curve, f"{name} of i-bau", "lower search_rate or learning_rate", DefenseError)
+    notes = one_batch(clean, batch_size, rounds, "BackdoorBench takes 50")
+    return network.with_variables(state.variables(like=variables)), DefenseReport(notes=notes, curves=curves)

@@ -9,24 +9,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from annotated_types import Ge, MinLen
 from jax.tree_util import Partial
 
-from jaxguard import training
-from jaxguard.defenses.feature_maps import FeatureMap, attention, feature_maps, train_with_maps
+from jaxguard import methods, training
+from jaxguard.activations.feature_maps import FeatureMap, attention, feature_maps, train_with_maps
+from jaxguard.activations.layer_inputs import activations
 from jaxguard.defenses.ft import ft
-from jaxguard.defenses.guided_step import GuidedStep
-from jaxguard.defenses.layer_inputs import activations
-from jaxguard.defenses.protocol import Context, DefenseReport, require_clean, require_graph, require_training
-from jaxguard.defenses.recovery import staged
+from jaxguard.defenses.protocol import Data, DefenseReport, one_batch, require_clean, require_training
 from jaxguard.errors import DefenseError
 from jaxguard.graph import ChannelGraph
-from jaxguard.types import Batch, TrainFn, Variables
+from jaxguard.types import Batch, Network, TrainFn, Variables
 
 
 @dataclass(frozen=True)
@@ -101,116 +99,86 @@ def published_rate(learning_rate: float, epoch_steps: int) -> optax.Schedule:
     return schedule
 
 
+@methods.checked
 def nad(
-    variables: Variables,
-    context: Context,
+    network: Network,
+    data: Data,
     key: jax.Array,
     *,
-    teacher_epochs: int = 10,
-    epochs: int = 20,
-    beta: Sequence[float] = (500.0, 1000.0, 1000.0),
-    power: float = 2.0,
-    batch_size: int = 256,
-    learning_rate: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    schedule_epochs: int | None = None,
-    augment: training.Augment | None = None,
-) -> tuple[Any, DefenseReport]:
+    teacher_epochs: methods.Steps = 10,
+    epochs: methods.Steps = 20,
+    beta: Annotated[Sequence[methods.NonNegative], MinLen(1)] = (500.0, 1000.0, 1000.0),
+    power: Annotated[float, Ge(1)] = 2.0,
+    batch_size: methods.Count = 256,
+    learning_rate: methods.NonNegative = 0.01,
+    momentum: methods.Momentum = 0.9,
+    weight_decay: methods.NonNegative = 5e-4,
+    schedule_epochs: methods.Count | None = None,
+    augment: training.Augmentation = None,
+) -> tuple[Network, DefenseReport]:
     """Fine-tunes a copy, then the suspect itself with the copy's attention maps as a second goal.
 
-    Attention is `A = sum_c |F|^p`, of norm 1 for each image, of the maps that `jaxguard.defenses.feature_maps` finds:
-    the ends of the last stages, before any pooling. BackdoorBench takes PreActResNet-18's last map behind the pooling,
+    Attention is `A = sum_c |F|^p`, of norm 1 for each image, of the maps of `jaxguard.activations.feature_maps`: the
+    ends of the last stages, before any pooling. BackdoorBench takes PreActResNet-18's last map behind the pooling,
     where one position is left and its attention is 1 whatever the network does. A perceptron has no positions, and
     each of its units counts as one; a vision transformer has tokens, and its maps lie at even distances. Where there
     are fewer maps than weights, the last weights count.
 
     The defaults are BackdoorBench's for CIFAR-10 but for the augmentation, which there is `CropFlip()`, and for the
     number of epochs, which is the authors': BackdoorBench's student takes `teacher_epochs`, whatever its `epochs` are.
-    Its teacher's rate falls with `schedule_epochs=100`. They count on some thousand clean images.
+    Its teacher's rate falls with `schedule_epochs=100`. They are made for some thousand clean images.
 
     Args:
-        variables: the suspect, left untouched.
-        context: needs `clean`, `train_fn` and `graph`.
+        network: the suspect.
+        data: needs `clean`.
         key: draws batches and augmentation.
         teacher_epochs: passes over the clean images that make the teacher, see `jaxguard.defenses.ft.ft`.
         epochs: passes of the student; 0 changes nothing.
-        beta: weight of each map, first to last, >= 0; at least one.
-        power: `p`, >= 1.
-        batch_size: images per step; all clean images where there are fewer.
+        beta: weight of each map, first to last.
+        power: `p`.
+        batch_size: images per step, at most all clean images.
         learning_rate: of the teacher's first epoch, and of the student's first two, see `published_rate`.
-        momentum: of SGD, in [0, 1).
+        momentum: of SGD.
         weight_decay: of SGD.
         schedule_epochs: of the teacher: epochs until its rate would be 0; `teacher_epochs` by default.
-        augment: `(key, images) -> images`, such as `training.CropFlip(padding=2, flip=False)`.
+        augment: of the images, such as `crop` for digits and signs, `crop-flip` for photographs.
 
     Returns:
         The student, and a report with the curves `teacher_loss`, `loss` and `attention`, its distance from the
         teacher's maps, `[steps]`.
 
     Raises:
-        DefenseError: the context lacks something, a hyper-parameter is out of range, the model has other layers in
-            training mode or none but the logits', or a loss became NaN or infinite.
+        DefenseError: clean images or a training mode are missing, the network has other layers in training mode or
+            none but the logits', or a loss became NaN or infinite.
     """
-    clean, train_fn = require_clean(context, "nad"), require_training(context, "nad")
-    graph = require_graph(context.graph)
-    beta = tuple(float(weight) for weight in beta)
-    if min(teacher_epochs, epochs, batch_size - 1, power - 1, *beta) < 0 or not beta:
-        raise DefenseError(
-            "expected epochs >= 0, batch_size and power >= 1 and at least one beta, none negative, came "
-            f"{teacher_epochs=}, {epochs=}, {batch_size=}, {power=}, {beta=} in nad(); the paper's are 10, 20, 64, 2 "
-            "and (500, 1000, 1000)"
-        )
-    maps = feature_maps(graph, len(beta))
+    clean, train_fn = require_clean(data, "nad"), require_training(network, "nad")
+    maps = feature_maps(network.graph, len(beta))
     if not maps:
         raise DefenseError(
-            "expected a hidden layer whose output another layer reads, came none in nad(); a model with nothing but an "
+            "expected a hidden layer whose output another layer reads, got none in nad(); a model with nothing but an "
             "output layer has no attention to teach"
         )
     key_teacher, key_student = jax.random.split(key)
-    given = replace(context, progress=staged(context.progress, "teaching the teacher"))
     teacher, taught = ft(
-        variables, given, key_teacher,
+        network, replace(data, progress=training.staged(data.progress, "training the teacher")), key_teacher,
         epochs=teacher_epochs, batch_size=batch_size, learning_rate=learning_rate, momentum=momentum,
         weight_decay=weight_decay, schedule_epochs=schedule_epochs, augment=augment,
     )  # fmt: skip
     batch_size = min(batch_size, len(clean.images))
     epoch_steps = training.steps_per_epoch(len(clean.images), batch_size)
-    gradient_fn = AttentionGradient(graph, train_fn, maps, beta[-len(maps) :], power)
+    gradient_fn = AttentionGradient(network.graph, train_fn, maps, tuple(beta)[-len(maps) :], power)
     optimizer = training.sgd(published_rate(learning_rate, epoch_steps), momentum=momentum, weight_decay=weight_decay)
-    lesson = GuidedStep(gradient_fn, optimizer, batch_size, augment)
+    lesson = training.GuidedStep(gradient_fn, optimizer, batch_size, augment)
     student, curves = training.descend(
-        Partial(lesson, teacher, jax.device_put(clean), key_student),
-        lesson.guided(teacher).init(variables, clean),
+        Partial(lesson, teacher.variables, jax.device_put(clean), key_student),
+        lesson.guided(teacher.variables).init(network.variables, clean),
         epochs * epoch_steps,
-        progress=staged(context.progress, "teaching the student"),
+        progress=training.staged(data.progress, "training the student"),
     )
-    if not np.isfinite(curves["loss"]).all():
-        at = int(np.argmin(np.isfinite(curves["loss"])))
-        raise DefenseError(
-            f"expected a finite loss, came {curves['loss'][at]} at step {at} of {len(curves['loss'])} of nad()'s "
-            "student; lower learning_rate or beta, or check the model and the images for NaN"
-        )
-    options = {
-        "teacher_epochs": teacher_epochs,
-        "epochs": epochs,
-        "beta": beta,
-        "power": power,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "schedule_epochs": schedule_epochs,
-        "augment": repr(augment),
-    }
-    notes = [_note(maps)]
-    if epochs and epoch_steps == 1:
-        notes.append(
-            f"All {len(clean.images)} clean images went into one batch, so {epochs} epochs were as many steps; "
-            "BackdoorBench takes 100. If the backdoor stays, lower batch_size or raise learning_rate."
-        )
+    training.require_finite_loss(curves["loss"], "the student of nad", "lower learning_rate or beta", DefenseError)
+    notes = (_note(maps), *one_batch(clean, batch_size, epochs, "BackdoorBench takes 100"))
     curves = {"teacher_loss": taught.curves["loss"], **curves}
-    return student.variables(like=variables), DefenseReport("nad", options, notes=tuple(notes), curves=curves)
+    return network.with_variables(student.variables(like=network.variables)), DefenseReport(notes=notes, curves=curves)
 
 
 def _note(maps: Sequence[FeatureMap]) -> str:

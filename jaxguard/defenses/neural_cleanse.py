@@ -5,25 +5,16 @@ Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neu
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import training
+from jaxguard import methods, training
 from jaxguard.defenses.ft import ft
-from jaxguard.defenses.protocol import (
-    Context,
-    DefenseReport,
-    require_clean,
-    require_graph,
-    require_training,
-)
-from jaxguard.defenses.recovery import Recovered, recover, staged, stamp
-from jaxguard.errors import DefenseError
+from jaxguard.defenses.protocol import Data, DefenseReport, require_clean, require_training
+from jaxguard.inversion.recovery import Recovered, recover, stamp
 from jaxguard.scores.channel_bounds import require_finite
-from jaxguard.types import Batch, Variables
+from jaxguard.types import Batch, Network
 
 FLAGGED = 2.0
 """Anomaly index above which a class is flagged."""
@@ -61,40 +52,41 @@ def stretched(part: jax.Array) -> jax.Array:
     return (part - low) / jnp.where(high > low, high - low, 1)
 
 
+@methods.checked
 def neural_cleanse(
-    variables: Variables,
-    context: Context,
+    network: Network,
+    data: Data,
     key: jax.Array,
     *,
-    target: int | None = None,
-    share: float = 0.2,
+    target: methods.Steps | None = None,
+    share: methods.Share = 0.2,
     stretch: bool = False,
-    inversion_steps: int = 800,
-    epochs: int = 100,
-    batch_size: int = 256,
-    learning_rate: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    label_smoothing: float = 0.0,
-    schedule_epochs: int | None = None,
-    augment: training.Augment | None = None,
-) -> tuple[Variables, DefenseReport]:
+    inversion_steps: methods.Count = 800,
+    epochs: methods.Steps = 100,
+    batch_size: methods.Count = 256,
+    learning_rate: methods.NonNegative = 0.01,
+    momentum: methods.Momentum = 0.9,
+    weight_decay: methods.NonNegative = 5e-4,
+    label_smoothing: methods.Share = 0.0,
+    schedule_epochs: methods.Count | None = None,
+    augment: training.Augmentation = None,
+) -> tuple[Network, DefenseReport]:
     """Finds the class of an unusually small trigger, and unlearns that trigger.
 
     Patches of all classes are recovered on the clean images (`jaxguard.inversion`). Where the smallest one's anomaly
     index is above 2, some of the images get it under their true labels, and the model is fine-tuned on all of them.
     Where no class is flagged, nothing is changed, and a note says so. The paper also offers to prune; that is
-    ShapPruning's business here.
+    what ShapPruning does here.
 
-    BackdoorBench's fine-tuning is had with `schedule_epochs=100` and, for CIFAR-10, `augment=CropFlip()`; it shifts
-    and mirrors the trigger as well.
+    `schedule_epochs=100` and, for CIFAR-10, `augment="crop-flip"` give BackdoorBench's fine-tuning; it shifts and
+    mirrors the trigger as well.
 
     Args:
-        variables: the suspect, left untouched.
-        context: needs `clean`, `train_fn` and `graph`.
+        network: the suspect.
+        data: needs `clean`.
         key: draws patches, which images are stamped, batches and augmentation.
         target: the class to unlearn, flagged or not; only its trigger is recovered then.
-        share: of the clean images that are stamped, in [0, 1].
+        share: of the clean images that are stamped.
         stretch: whether mask and pattern are first spread over [0, 1], as BackdoorBench does by way of saved
             pictures: a faint mask becomes opaque somewhere.
         inversion_steps: most steps of the inversion per class.
@@ -103,67 +95,52 @@ def neural_cleanse(
         learning_rate: of the first epoch.
         momentum: of SGD.
         weight_decay: of SGD.
-        label_smoothing: in [0, 1].
+        label_smoothing: share of a label given to all classes.
         schedule_epochs: epochs until the rate would be 0.
-        augment: `(key, images) -> images`.
+        augment: of the images.
 
     Returns:
-        The repaired variables, and a report with the recovered trigger and, where a class was unlearned, the curve
+        The repaired network, and a report with the recovered trigger and, where a class was unlearned, the curve
         `loss`, `[steps]`.
 
     Raises:
-        DefenseError: the context lacks something, a hyper-parameter is out of range, or the loss became NaN or
-            infinite.
+        DefenseError: clean images or a training mode are missing, or the loss became NaN or infinite.
+        UnscorableError: a parameter is not finite.
         DataError: the images are not in [0, 1], or do not fit the model.
     """
-    clean = require_clean(context, "neural-cleanse")
-    require_training(context, "neural-cleanse")
-    require_graph(context.graph)
-    if not 0 <= share <= 1 or inversion_steps < 1:
-        raise DefenseError(
-            f"expected share in [0, 1] and inversion_steps >= 1, came {share=}, {inversion_steps=} in "
-            "neural_cleanse(); the paper's share is 0.2"
-        )
-    require_finite(variables)
+    clean = require_clean(data, "neural-cleanse")
+    require_training(network, "neural-cleanse")
+    require_finite(network.variables)
     key_recover, key_stamp, key_tune = jax.random.split(key, 3)
     recovered = recover(
-        variables,
-        context,
+        network,
+        clean,
         key_recover,
         target=target,
         most=len(clean.images),
-        synthesised=0,
-        synthesis_steps=1,
         steps=inversion_steps,
+        progress=data.progress,
     )
-    tuning = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "label_smoothing": label_smoothing,
-        "schedule_epochs": schedule_epochs,
-        "augment": augment,
-    }
-    cleansing = {"target": target, "share": share, "stretch": stretch, "inversion_steps": inversion_steps}
     if recovered.trigger.target is None:
-        options = {**cleansing, **tuning, "augment": repr(augment)}
-        notes = (_nothing(recovered),)
-        return variables, DefenseReport("neural-cleanse", options, notes=notes, trigger=recovered.trigger)
+        return network, DefenseReport(notes=(_nothing(recovered),), trigger=recovered.trigger)
     mask, pattern = recovered.patch
     patch = (stretched(mask), stretched(pattern)) if stretch else (mask, pattern)
     taught, chosen = stamped_share(clean, patch, share, key_stamp)
-    given = replace(context, clean=taught, progress=staged(context.progress, "unlearning the trigger"))
-    repaired, tuned = ft(variables, given, key_tune, **tuning)
-    notes = (*recovered.notes, *_unlearned(recovered, len(chosen), len(clean.images)))
-    return repaired, DefenseReport(
-        "neural-cleanse",
-        {**cleansing, **tuned.options},
-        notes=notes,
-        curves=tuned.curves,
-        trigger=recovered.trigger,
+    repaired, tuned = ft(
+        network,
+        Data(clean=taught, progress=training.staged(data.progress, "unlearning the trigger")),
+        key_tune,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        schedule_epochs=schedule_epochs,
+        augment=augment,
     )
+    notes = (*recovered.notes, *_unlearned(recovered, len(chosen), len(clean.images)))
+    return repaired, DefenseReport(notes=notes, curves=tuned.curves, trigger=recovered.trigger)
 
 
 def _nothing(recovered: Recovered) -> str:

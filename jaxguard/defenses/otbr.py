@@ -14,20 +14,19 @@ pruned.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import fusion, surgery, training, weight_change
-from jaxguard.defenses.protocol import Context, DefenseReport, require_graph
-from jaxguard.defenses.tsbd import Layers, Ranking, rank
+from jaxguard import fusion, methods, surgery, training, weight_change
+from jaxguard.defenses.protocol import Data, DefenseReport
 from jaxguard.errors import DefenseError
-from jaxguard.graph import ChannelGraph
 from jaxguard.inversion import Synthesis, synthesise
 from jaxguard.kernels import transport
-from jaxguard.types import Variables
+from jaxguard.types import Network, Variables
+from jaxguard.weight_change import Layers, Ranking, rank
 
 SWEEP = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 """Values of `gamma` that the reference code tries."""
@@ -59,10 +58,9 @@ class Repair(NamedTuple):
 
 
 def choose(scores: Sequence[np.ndarray], *, factor: float = FACTOR) -> float:
-    """The rule for `gamma`, which is ours: the share of channels whose NWC is `factor` times the median or more.
+    """Our rule for `gamma`: the share of channels whose NWC is `factor` times the median or more.
 
-    Unlearning moves most channels alike and a few much farther; how many those are is read off the scores, with no
-    image at all.
+    Unlearning moves most channels alike and a few much farther; the scores alone show how many those are.
 
     Args:
         scores: NWC, `[C]` per layer.
@@ -80,8 +78,7 @@ def choose(scores: Sequence[np.ndarray], *, factor: float = FACTOR) -> float:
 
 
 def repairs(
-    graph: ChannelGraph,
-    variables: Variables,
+    network: Network,
     ranking: Ranking,
     gammas: Sequence[float],
     *,
@@ -94,8 +91,7 @@ def repairs(
     """Prunes and fuses with several values of `gamma`, whose plans are solved together.
 
     Args:
-        graph: the model's channel graph.
-        variables: of the suspect; not modified.
+        network: the suspect.
         ranking: how far unlearning moved each channel.
         gammas: shares of the channels to prune, in [0, 1].
         weight: see `otbr`.
@@ -110,6 +106,7 @@ def repairs(
     Raises:
         GraphError: `parameter_order` with layers that do not read each other.
     """
+    graph, variables = network.graph, network.variables
     names = [graph.producers[number].name for number in ranking.numbers]
     channels = fusion.find_channels(graph, chain, names if chain == "parameter_order" else None)
     by_producer = dict(zip(names, ranking.scores, strict=True))
@@ -147,54 +144,55 @@ def repairs(
     return results
 
 
+@methods.checked
 def otbr(
-    variables: Variables,
-    context: Context,
+    network: Network,
+    data: Data,
     key: jax.Array,
     *,
-    gamma: float | None = None,
-    factor: float = FACTOR,
-    weight: float = 0.5,
+    gamma: methods.Share | None = None,
+    factor: methods.Positive = FACTOR,
+    weight: methods.Share = 0.5,
     statistics: Statistics = "stored",
-    steps: int = 20,
-    learning_rate: float = 1e-4,
-    momentum: float = 0.9,
-    batch_size: int = 256,
-    label_high: int | None = None,
-    noise_size: int | None = None,
+    steps: methods.Count = 20,
+    learning_rate: methods.NonNegative = 1e-4,
+    momentum: methods.Momentum = 0.9,
+    batch_size: methods.Count = 256,
+    label_high: methods.Count | None = None,
+    noise_size: methods.Count | None = None,
     layers: Layers = "hidden",
     exclude: str = "",
-    decimals: int | None = None,
+    decimals: methods.Steps | None = None,
     chain: fusion.Chain = "dataflow",
     cost_on_transported: bool = False,
     canonical: bool = True,
     solver: transport.Solver = "exact",
-) -> tuple[Variables, DefenseReport]:
+) -> tuple[Network, DefenseReport]:
     """Unlearns noise, prunes the channels that moved most, and fuses what is left with the original.
 
-    The reference code is had with `label_high=K - 1, noise_size=32, layers="convolutions", exclude="shortcut",
-    decimals=4, chain="parameter_order", canonical=False, solver="exact"`, up to its noise, which it feeds past the
-    normalisation. It tries all of `SWEEP` for `gamma` and has no rule.
+    `label_high=K - 1, noise_size=32, layers="convolutions", exclude="shortcut", decimals=4, chain="parameter_order",
+    canonical=False, solver="exact"` give the reference code, except that it feeds its noise past the normalisation. It
+    tries all of `SWEEP` for `gamma` and has no rule.
 
     Args:
-        variables: the suspect, left untouched.
-        context: needs `graph`; without `train_fn`, norms unlearn with their running statistics.
+        network: the suspect; without a training mode, norms unlearn with their running statistics.
+        data: not used.
         key: draws the noise.
-        gamma: share of the channels that are pruned, in [0, 1]; by default `choose` finds it.
-        factor: of `choose`, > 0.
-        weight: of the pruned model in the average, in [0, 1]; the paper's lambda.
+        gamma: share of the channels that are pruned; chosen by `choose` by default.
+        factor: of `choose`.
+        weight: of the pruned model in the average; the paper's lambda.
         statistics: of the norms: `stored`, the suspect's, as in the paper; or estimated anew on images `synthesised` of
             the suspect.
-        steps: of gradient ascent on noise, >= 1.
+        steps: of gradient ascent on noise.
         learning_rate: of the ascent.
-        momentum: of SGD, in [0, 1).
+        momentum: of SGD.
         batch_size: noise images per step.
         label_high: labels are drawn from [0, label_high); all `K` classes by default, `K - 1` in the reference code.
         noise_size: height and width of the noise; the model's own by default, 32 in the reference code.
         layers: `hidden`, all but the layer that makes the logits, or `convolutions` among these.
         exclude: layers with this in their name are left alone; `shortcut` in the reference code.
         decimals: places that NWC is rounded to before ranking; 4 in the reference code.
-        chain: `dataflow` carries channels over wherever they lie, `parameter_order` from each layer to the next in a
+        chain: `dataflow` carries channels over wherever they are, `parameter_order` from each layer to the next in a
             list, as the reference code does; see `jaxguard.fusion.fuse`.
         cost_on_transported: whether channels are compared after their inputs have been carried over; the reference
             does not, as both models have theirs in one order.
@@ -202,46 +200,38 @@ def otbr(
         solver: see `jaxguard.kernels.transport.solve`.
 
     Returns:
-        The repaired variables, and a report with NWC and the pruned channels of every layer and the curve
+        The repaired network, and a report with NWC and the pruned channels of every layer and the curve
         `unlearn_loss`, `[steps]`.
 
     Raises:
-        DefenseError: no graph in the context, a hyper-parameter out of range, or a loss that is not finite.
+        DefenseError: `label_high` is too large, a training mode is missing, or a loss is not finite.
         UnscorableError: no layer is left to rank.
         GraphError: `parameter_order` with layers that do not read each other.
     """
-    graph = require_graph(context.graph)
-    program = graph.program
-    image_shape, num_classes = program.shapes[program.images][1:], program.shapes[program.logits][-1]
-    num_labels = num_classes if label_high is None else label_high
+    graph, variables = network.graph, network.variables
+    image_shape = network.input_spec.shape
     if noise_size is not None:
         image_shape = (noise_size, noise_size, *image_shape[2:])
-    is_possible = 0 <= (gamma or 0) <= 1 and 0 <= weight <= 1 and factor > 0 and min(steps, batch_size) >= 1
-    is_known = layers in get_args(Layers) and statistics in get_args(Statistics)
-    if not (is_possible and is_known and 1 <= num_labels <= num_classes):
+    if label_high is not None and label_high > network.num_classes:
         raise DefenseError(
-            f"expected gamma and weight in [0, 1], factor > 0, steps and batch_size >= 1, label_high in "
-            f"[1, {num_classes}], layers among {', '.join(get_args(Layers))} and statistics among "
-            f"{', '.join(get_args(Statistics))}, came {gamma=}, {weight=}, {factor=}, {steps=}, {batch_size=}, "
-            f"label_high={num_labels}, {layers=}, {statistics=} in otbr()"
+            f"expected label_high <= {network.num_classes}, the number of classes, got {label_high} in otbr(); "
+            "leave it out"
         )
     unlearned = weight_change.unlearn_noise(
-        context.train_fn or training.RunningStatistics(context.apply_fn),
-        variables,
-        image_shape,
-        num_labels,
+        network,
         key,
+        image_shape=image_shape,
+        num_labels=label_high,
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
         momentum=momentum,
-        progress=context.progress,
+        progress=data.progress,
     )
     ranking = rank(graph, variables, unlearned.variables, layers=layers, exclude=exclude, decimals=decimals)
     share = choose(ranking.scores, factor=factor) if gamma is None else gamma
     (repair,) = repairs(
-        graph,
-        variables,
+        network,
         ranking,
         [share],
         weight=weight,
@@ -250,52 +240,35 @@ def otbr(
         canonical=canonical,
         solver=solver,
     )
-    repaired, made = repair.variables, None
+    repaired, made = network.with_variables(repair.variables), None
     if statistics == "synthesised" and repair.alignments:
-        repaired, made = _with_new_statistics(context, graph, variables, repaired, jax.random.fold_in(key, 1))
-    options = {
-        "gamma": share,
-        "factor": factor,
-        "weight": weight,
-        "statistics": statistics,
-        "steps": steps,
-        "learning_rate": learning_rate,
-        "momentum": momentum,
-        "batch_size": batch_size,
-        "label_high": num_labels,
-        "noise_size": noise_size,
-        "layers": layers,
-        "exclude": exclude,
-        "decimals": decimals,
-        "chain": chain,
-        "cost_on_transported": cost_on_transported,
-        "canonical": canonical,
-        "solver": solver,
-    }
+        repaired, made = _with_new_statistics(network, repaired, jax.random.fold_in(key, 1), data.progress)
     notes = _notes(
         ranking,
         repair,
         factor=factor if gamma is None else None,
-        batch_statistics=context.train_fn is not None,
+        batch_statistics=network.train_fn is not None,
         made=made,
     )
-    scored = ranking.layers(graph, share)
-    return repaired, DefenseReport("otbr", options, scored, notes, curves={"unlearn_loss": unlearned.losses})
+    curves = {"unlearn_loss": unlearned.losses}
+    chosen = {} if gamma is not None else {"gamma": share}
+    return repaired, DefenseReport(ranking.layers(graph, share), notes, curves, chosen=chosen)
 
 
 def _with_new_statistics(
-    context: Context, graph: ChannelGraph, suspect: Variables, repaired: Variables, key: jax.Array
-) -> tuple[Variables, Synthesis]:
-    if context.train_fn is None:
+    suspect: Network, repaired: Network, key: jax.Array, progress: training.Progress | None
+) -> tuple[Network, Synthesis]:
+    if suspect.train_fn is None:
         raise DefenseError(
-            "expected a model with a training mode, came none in otbr(statistics='synthesised'); pass train_fn in the "
-            "context, or statistics='stored'"
+            "expected a network with a training mode in otbr(statistics='synthesised'), got none (network.train_fn); "
+            "pass it, or statistics='stored'"
         )
-    labels = np.repeat(np.arange(graph.program.shapes[graph.program.logits][-1]), IMAGES_PER_CLASS)
-    made = synthesise(graph, suspect, key, labels=labels, progress=context.progress)
+    labels = np.repeat(np.arange(suspect.num_classes), IMAGES_PER_CLASS)
+    made = synthesise(suspect.graph, suspect.variables, key, labels=labels, progress=progress)
     if not made.norms:
         return repaired, made
-    return training.estimate_statistics(context.train_fn, repaired, made.images), made
+    estimated = training.estimate_statistics(suspect.train_fn, repaired.variables, made.images)
+    return repaired.with_variables(estimated), made
 
 
 def _notes(

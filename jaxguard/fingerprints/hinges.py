@@ -23,7 +23,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxguard import training
-from jaxguard.defenses.layer_inputs import activations
+from jaxguard.activations.layer_inputs import activations
 from jaxguard.fingerprints.hinge_layers import HingeLayer
 from jaxguard.fingerprints.protocol import Space
 from jaxguard.fingerprints.spaces import to_space

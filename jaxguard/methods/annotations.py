@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import jax
 import numpy as np
-from annotated_types import Ge, Gt, Interval, Le, Lt
+from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
 from jax.core import Tracer
 
 Positive = Annotated[float, Gt(0)]
@@ -92,6 +92,7 @@ def expects(annotation: Any) -> str:
             text += f" in {'[' if low == 'ge' else '('}{bounds[low]}, {bounds[high]}{']' if high == 'le' else ')'}"
         case _:
             text += "".join(f" {_SIGNS[name]} {bound}" for name, bound in bounds.items())
+    text += "".join(f", at least {item.min_length}" for item in metadata if isinstance(item, MinLen))
     return f"{text}, or none" if _is_optional(bare) else text
 
 
@@ -147,7 +148,8 @@ def converted(value: Any, annotation: Any) -> Any:
             continue
         # A traced hyper-parameter, as under `jax.vmap`, has no value to compare.
         bounds = {} if isinstance(found, Tracer) else _bounds(metadata)
-        if not all(_HOLDS[name](found, bound) for name, bound in bounds.items()):
+        is_short = any(len(found) < item.min_length for item in metadata if isinstance(item, MinLen))
+        if is_short or not all(_HOLDS[name](found, bound) for name, bound in bounds.items()):
             raise ValueError(value)
         return found
     raise failure

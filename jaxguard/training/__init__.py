@@ -7,8 +7,9 @@ supervised training on top of both. A method with another gradient writes that a
     state, metrics = descend(step.on(data, key), step.init(variables, data), num_steps)
 """
 
-from jaxguard.training.augmentation import AUGMENTATIONS, Augment, CropFlip
-from jaxguard.training.descent import Progress, descend
+from jaxguard.training.augmentation import AUGMENTATIONS, Augment, Augmentation, CropFlip
+from jaxguard.training.descent import Progress, descend, require_finite_loss, staged
+from jaxguard.training.guided_step import GuidedStep
 from jaxguard.training.objective import (
     CrossEntropyGradient,
     GradientFn,
@@ -27,9 +28,11 @@ from jaxguard.training.supervised import TrainResult, fit
 __all__ = [
     "AUGMENTATIONS",
     "Augment",
+    "Augmentation",
     "CropFlip",
     "CrossEntropyGradient",
     "GradientFn",
+    "GuidedStep",
     "LossGradient",
     "Progress",
     "RunningStatistics",
@@ -44,6 +47,8 @@ __all__ = [
     "estimate_statistics",
     "fit",
     "partition",
+    "require_finite_loss",
     "sgd",
+    "staged",
     "steps_per_epoch",
 ]

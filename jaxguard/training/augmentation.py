@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxguard.methods import Named
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 """`(key, images [B, H, W, C]) -> images [B, H, W, C]`, traceable."""
@@ -60,3 +63,6 @@ AUGMENTATIONS: dict[str, Augment | None] = {
     "crop-flip": CropFlip(),
 }
 """Name on the command line -> augmentation: `crop` for digits and signs, `crop-flip` for photographs."""
+
+Augmentation = Annotated[Augment | None, Named(AUGMENTATIONS)]
+"""An augmentation as an option of a method: the function, its name, or none."""

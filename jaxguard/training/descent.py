@@ -18,6 +18,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from jaxguard import execution
+from jaxguard.errors import JaxguardError
 
 Carry = TypeVar("Carry")
 Metrics = Any
@@ -117,7 +118,7 @@ def descend(
         (1.0, [8.0, 4.0, 2.0])
     """
     if num_steps < 0:
-        raise ValueError(f"num_steps must be >= 0, came {num_steps} to descend(); pass 0 to take no step")
+        raise ValueError(f"expected num_steps >= 0, got {num_steps} in descend(); pass 0 to take no step")
     scan = execution.steps_in_one_program() if scan is None else scan
     step_fn = jax.tree.map(jnp.asarray, step_fn if isinstance(step_fn, Partial) else Partial(step_fn))
     carry = jax.tree.map(_own, carry)
@@ -142,3 +143,37 @@ def descend(
         history.append(metrics)
         tick(index + 1, lambda metrics=metrics: metrics)
     return carry, jax.tree.map(lambda *values: np.stack(values), *jax.device_get(history))
+
+
+def staged(progress: Progress | None, stage: str) -> Progress | None:
+    """Progress that also names the stage of a method that is running.
+
+    Args:
+        progress: told how far a descent is, if anything is.
+        stage: what the descent is for.
+
+    Returns:
+        Progress whose metrics hold `stage`; None for None.
+    """
+    return progress and (lambda done, total, metrics: progress(done, total, {**metrics, "stage": stage}))
+
+
+def require_finite_loss(losses: np.ndarray, where: str, remedy: str, error: type[JaxguardError]) -> None:
+    """Refuses the result of a descent that diverged.
+
+    Args:
+        losses: `[steps]`.
+        where: what descended.
+        remedy: what to do about it.
+        error: class of the error.
+
+    Raises:
+        JaxguardError: a loss is NaN or infinite; of the class given.
+    """
+    finite = np.isfinite(losses)
+    if not finite.all():
+        at = int(np.argmin(finite))
+        raise error(
+            f"expected a finite loss, got {losses[at]} at step {at} of {len(losses)} in {where}; {remedy}, or check "
+            "the model and the images for NaN"
+        )

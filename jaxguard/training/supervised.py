@@ -97,13 +97,13 @@ def fit(
     num_images = len(data.images)
     if num_images == 0 or np.shape(data.labels) != (num_images,):
         raise DataError(
-            f"expected at least one image and a label for each, came {num_images} images and labels of shape "
+            f"expected at least one image and a label for each, got {num_images} images and labels of shape "
             f"{np.shape(data.labels)} in fit(data=...); check how the batch was made"
         )
     if (steps is None) == (epochs is None) or min(steps or 0, epochs or 0) < 0 or batch_size < 1:
         raise ValueError(
             "expected one of steps >= 0 and epochs >= 0, and batch_size >= 1, "
-            f"came {steps=}, {epochs=}, {batch_size=} in fit(); pass exactly one of the first two"
+            f"got {steps=}, {epochs=}, {batch_size=} in fit(); pass exactly one of the first two"
         )
     batch_size = min(batch_size, num_images)
     epoch_steps = sampling.steps_per_epoch(num_images, batch_size)
@@ -142,7 +142,7 @@ def fit(
             if stop > first:
                 seconds, timed = seconds + time.perf_counter() - begun, timed + stop - done
             losses = np.concatenate([losses[:done], metrics["loss"], losses[stop:]])
-            _require_finite(losses[:stop], total)
+            descent.require_finite_loss(losses[:stop], "fit()", "lower learning_rate", JaxguardError)
             done = stop
             if folder is not None and (stop % every == 0 or stop == total):
                 folder.save(stop, (carry, losses))
@@ -152,13 +152,3 @@ def fit(
 
 def _checksum(array: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(array).data)
-
-
-def _require_finite(losses: np.ndarray, total: int) -> None:
-    finite = np.isfinite(losses)
-    if not finite.all():
-        at = int(np.argmin(finite))
-        raise JaxguardError(
-            f"expected a finite loss, came {losses[at]} at step {at} of {total} in fit(); "
-            "lower learning_rate, or check the images for NaN"
-        )

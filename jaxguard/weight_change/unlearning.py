@@ -13,7 +13,7 @@ import numpy as np
 from jaxguard import evaluation, training
 from jaxguard.errors import DefenseError
 from jaxguard.training import Augment, GradientFn, Progress
-from jaxguard.types import ApplyFn, Batch, TrainFn, Variables
+from jaxguard.types import Batch, Network, Variables
 
 
 class Unlearned(NamedTuple):
@@ -60,7 +60,7 @@ class Ascent:
 
 @dataclass(frozen=True)
 class UniformNoise:
-    """An augmentation that leaves nothing of the images: fresh noise, uniform in [0, 1), in their place.
+    """An augmentation that replaces the images by fresh noise, uniform in [0, 1).
 
     Attributes:
         shape: of one image.
@@ -82,9 +82,7 @@ class UniformNoise:
 
 
 def unlearn(
-    train_fn: TrainFn,
-    apply_fn: ApplyFn,
-    variables: Variables,
+    network: Network,
     data: Batch,
     key: jax.Array,
     *,
@@ -98,13 +96,11 @@ def unlearn(
 ) -> Unlearned:
     """Climbs the cross-entropy of clean images until the model knows no more than chance (TSBD, stage 1).
 
-    The accuracy is looked at after every epoch, between two calls of one compiled step. Images are shuffled, and the
+    The accuracy is measured after every epoch, between two calls of one compiled step. Images are shuffled, and the
     last batch of an epoch is filled up; the reference code takes them in order and keeps a last, smaller batch.
 
     Args:
-        train_fn: training-mode model.
-        apply_fn: evaluation-mode model, for the accuracy.
-        variables: where to start; left untouched.
+        network: where to start, with a training mode; left untouched.
         data: clean images.
         key: draws batches and augmentation.
         epochs: passes at most, >= 0.
@@ -126,8 +122,9 @@ def unlearn(
     batch_size = min(batch_size, len(data.images))
     epoch_steps = training.steps_per_epoch(len(data.images), batch_size)
     if stop_acc is None:
-        stop_acc = 1 / jax.eval_shape(apply_fn, variables, data.images).shape[-1]
-    step = _ascent(train_fn, learning_rate, momentum, batch_size, augment)
+        stop_acc = 1 / network.num_classes
+    variables = network.variables
+    step = _ascent(network, learning_rate, momentum, batch_size, augment)
     step_fn, carry, total = step.on(data, key), step.init(variables, data), epochs * epoch_steps
     told = progress and (lambda done, _, metrics: progress(done, total, metrics))
     losses, accuracies = [np.zeros(0, np.float32)], []
@@ -135,19 +132,18 @@ def unlearn(
         carry, curves = training.descend(step_fn, carry, epoch_steps, start=epoch * epoch_steps, progress=told)
         losses.append(curves["loss"])
         _require_finite(np.concatenate(losses), carry.params)
-        accuracies.append(evaluation.accuracy(apply_fn, carry.variables(like=variables), data))
+        accuracies.append(evaluation.accuracy(network.apply_fn, carry.variables(like=variables), data))
         if accuracies[-1] <= stop_acc:
             break
     return Unlearned(carry.variables(like=variables), np.concatenate(losses), np.array(accuracies, np.float64))
 
 
 def unlearn_noise(
-    train_fn: TrainFn,
-    variables: Variables,
-    image_shape: Sequence[int],
-    num_labels: int,
+    network: Network,
     key: jax.Array,
     *,
+    image_shape: Sequence[int] | None = None,
+    num_labels: int | None = None,
     steps: int = 20,
     batch_size: int = 256,
     learning_rate: float = 1e-4,
@@ -160,12 +156,11 @@ def unlearn_noise(
     reference code feeds the same noise past the normalisation.
 
     Args:
-        train_fn: training-mode model.
-        variables: where to start; left untouched.
-        image_shape: of one image.
-        num_labels: labels are uniform in [0, num_labels): `K`, or `K - 1` as in the reference code, which never draws
-            the last class.
+        network: where to start; left untouched. Without a training mode, norms keep their running statistics.
         key: draws the noise.
+        image_shape: of one image; the network's own by default.
+        num_labels: labels are uniform in [0, num_labels): `K` by default, `K - 1` in the reference code, which never
+            draws the last class.
         steps: >= 0.
         batch_size: images per step.
         learning_rate: of SGD, without decay or schedule.
@@ -181,30 +176,47 @@ def unlearn_noise(
     key_labels, key_noise = jax.random.split(key)
     # An image of zero pixels is the place of one that the augmentation draws.
     count = max(steps, 1) * batch_size
+    num_labels = network.num_classes if num_labels is None else num_labels
     data = Batch(np.zeros((count, 0), np.float32), jax.random.randint(key_labels, (count,), 0, num_labels))
-    step = _ascent(train_fn, learning_rate, momentum, batch_size, UniformNoise(tuple(image_shape)))
-    carry, curves = training.descend(step.on(data, key_noise), step.init(variables, data), steps, progress=progress)
+    noise = UniformNoise(tuple(network.input_spec.shape if image_shape is None else image_shape))
+    step = _ascent(network, learning_rate, momentum, batch_size, noise)
+    carry = step.init(network.variables, data)
+    carry, curves = training.descend(step.on(data, key_noise), carry, steps, progress=progress)
     _require_finite(curves["loss"], carry.params)
-    return Unlearned(carry.variables(like=variables), curves["loss"], np.zeros(0))
+    return Unlearned(carry.variables(like=network.variables), curves["loss"], np.zeros(0))
+
+
+def shortfall(unlearned: Unlearned, stop_acc: float) -> tuple[str, ...]:
+    """A note where unlearning ended above the accuracy it was to reach.
+
+    Args:
+        unlearned: of `unlearn`.
+        stop_acc: the accuracy.
+
+    Returns:
+        The note; nothing where it was reached.
+    """
+    accuracies = unlearned.accuracies
+    if accuracies[-1] <= stop_acc:
+        return ()
+    return (
+        f"Unlearning ended after {len(accuracies)} epochs at {100 * accuracies[-1]:.1f} % accuracy on the clean "
+        f"images, above the target of {100 * stop_acc:.1f} %; raise unlearn_rate or unlearn_epochs.",
+    )
 
 
 def _ascent(
-    train_fn: TrainFn, learning_rate: float, momentum: float, batch_size: int, augment: Augment | None
+    network: Network, learning_rate: float, momentum: float, batch_size: int, augment: Augment | None
 ) -> training.Step:
     optimizer = training.sgd(learning_rate, momentum=momentum, weight_decay=0.0)
+    train_fn = network.train_fn or training.RunningStatistics(network.apply_fn)
     return training.Step(Ascent(training.CrossEntropyGradient(train_fn)), optimizer, batch_size, augment)
 
 
 def _require_finite(losses: np.ndarray, params: Any) -> None:
-    finite = np.isfinite(losses)
-    if not finite.all():
-        at = int(np.argmin(finite))
-        raise DefenseError(
-            f"expected a finite loss, came {losses[at]} at step {at} of unlearning; lower its learning rate, or check "
-            "the model and the images for NaN"
-        )
+    training.require_finite_loss(losses, "unlearning", "lower its learning rate", DefenseError)
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
         raise DefenseError(
-            f"expected finite parameters, came NaN or infinity after step {len(losses)} of unlearning; lower its "
+            f"expected finite parameters, got NaN or infinity after step {len(losses)} of unlearning; lower its "
             "learning rate"
         )

@@ -1,14 +1,17 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import zoo
 
 from jaxguard.defenses.anp import AdversarialGateGradient, anp
-from jaxguard.defenses.learned_gates import GateGradient, gating
-from jaxguard.defenses.protocol import Context
-from jaxguard.errors import DefenseError
+from jaxguard.defenses.protocol import Data
+from jaxguard.errors import DefenseError, OptionError
 from jaxguard.graph import channel_graph
+from jaxguard.pruning.learned_gates import GateGradient, gating
 from jaxguard.types import Batch
 
 KEY = jax.random.key(3)
@@ -96,49 +99,55 @@ def planted():
         return jax.nn.relu(x.reshape(len(x), -1) @ v["w1"] + v["b1"]) @ v["w2"]
 
     clean = tiny.images(40, jax.random.key(1))
-    return v, Context(apply_fn, graph=channel_graph(apply_fn, v, clean.images), clean=clean)
+    return zoo.network(apply_fn, v, clean.images), Data(clean)
 
 
 def test_the_planted_channel_is_found_and_cut():
-    v, given = planted()
-    images, labels = np.array(given.clean.images), np.asarray(given.clean.labels)
+    network, data = planted()
+    images, labels = np.array(data.clean.images), np.asarray(data.clean.labels)
     images[:, 7, 7] = 2
     others = labels != 0
-    attacked = np.asarray(given.apply_fn(v, images)).argmax(1)
+    attacked = np.asarray(network.apply_fn(network.variables, images)).argmax(1)
     assert (attacked[others] == 0).all()
-    repaired, report = anp(v, given, KEY, steps=60, learning_rate=0.1, batch_size=32, statistics="running")
+    repaired, report = anp(network, data, KEY, steps=60, learning_rate=0.1, batch_size=32, statistics="running")
     (layer,) = report.layers
     assert layer.scores.argmax() == 4 and layer.mask.tolist() == [False] * 4 + [True]
-    np.testing.assert_array_equal(repaired["w1"][:, 4], 0)
-    assert (np.asarray(given.apply_fn(repaired, images)).argmax(1)[others] == labels[others]).all()
-    assert (np.asarray(given.apply_fn(repaired, given.clean.images)).argmax(1) == labels).all()
+    np.testing.assert_array_equal(repaired.variables["w1"][:, 4], 0)
+    assert (np.asarray(network.apply_fn(repaired.variables, images)).argmax(1)[others] == labels[others]).all()
+    assert (np.asarray(network.apply_fn(repaired.variables, data.clean.images)).argmax(1) == labels).all()
     assert report.curves["accuracy_by_threshold"].shape == (19,) and len(report.curves["loss"]) == 60
-    assert "held-out clean images" in report.notes[0] and report.options["threshold"] >= 0
+    assert "held-out clean images" in report.notes[0] and report.chosen["threshold"] >= 0
 
 
 def test_progress_and_reuse_of_the_compiled_step():
-    v, given = planted()
+    network, data = planted()
     seen = []
-    counted = tiny.Counted(given.apply_fn)
-    given = Context(counted, graph=given.graph, clean=given.clean, progress=lambda *told: seen.append(told))
+    counted = tiny.Counted(network.apply_fn)
+    network = replace(network, apply_fn=counted)
+    data = Data(data.clean, progress=lambda *told: seen.append(told))
     calls = []
     for seed in (0, 1):
-        anp(v, given, jax.random.key(seed), steps=3, threshold=0.5, statistics="running")
+        anp(network, data, jax.random.key(seed), steps=3, threshold=0.5, statistics="running")
         calls.append(counted.calls)
     assert calls[0] == calls[1] > 0 and seen[-1][:2] == (3, 3) and "perturbed_loss" in seen[-1][2]
 
 
 def test_what_is_missing_or_wrong_is_said():
-    v, given = planted()
-    with pytest.raises(DefenseError, match=r"None in context\.train_fn, and anp trains"):
-        anp(v, given, KEY)
-    with pytest.raises(DefenseError, match=r"None in context\.graph"):
-        anp(v, Context(given.apply_fn, clean=given.clean), KEY, statistics="running")
-    wrong = {"eps": -1, "alpha": 1.5, "threshold": 2, "max_drop": -0.1, "holdout": 0, "batch_size": 0, "steps": -1}
+    network, data = planted()
+    with pytest.raises(DefenseError, match="training mode for anp"):
+        anp(network, data, KEY)
+    wrong = {
+        "eps": -1,
+        "alpha": 1.5,
+        "threshold": 2,
+        "max_drop": -0.1,
+        "holdout": 0,
+        "batch_size": 0,
+        "steps": -1,
+        "form": "scale",
+    }
     for name, value in wrong.items():
-        with pytest.raises(DefenseError, match=rf"{name}={value} in anp\(\)"):
-            anp(v, given, KEY, **{"statistics": "running", name: value})
-    with pytest.raises(DefenseError, match="form='scale', which is none of channel, weight"):
-        anp(v, given, KEY, form="scale")
+        with pytest.raises(OptionError, match=f"for {name} of anp, got {value!r}"):
+            anp(network, data, KEY, **{name: value})
     with pytest.raises(DefenseError, match="expected a finite loss"):
-        anp(jax.tree.map(lambda w: 1e30 * w, v), given, KEY, steps=2, statistics="running")
+        anp(jax.tree.map(lambda w: 1e30 * w, network), data, KEY, steps=2, statistics="running")

@@ -7,17 +7,17 @@ import scipy.stats
 import tiny
 import zoo
 
-from jaxguard.defenses import Context, bnp
+from jaxguard.activations.preactivations import Moments, moments
+from jaxguard.defenses import Data, bnp
 from jaxguard.defenses.bnp import divergence
-from jaxguard.defenses.preactivations import Moments, moments
-from jaxguard.errors import DefenseError, UnscorableError
+from jaxguard.errors import OptionError, UnscorableError
 from jaxguard.graph import channel_graph, pairing
 from jaxguard.types import Batch
 
 VARIABLES = tiny.init(jax.random.key(0))
 GRAPH = channel_graph(tiny.apply_fn, VARIABLES, jnp.zeros((1, *tiny.INPUT_SHAPE)))
 CLEAN = tiny.images(40, jax.random.key(1))
-CONTEXT = Context(tiny.apply_fn, graph=GRAPH, clean=CLEAN)
+DATA = Data(CLEAN)
 
 
 @pytest.mark.parametrize(("m1", "v1", "m2", "v2"), [(0, 1, 0, 1), (0.3, 0.5, -1, 2), (2, 3, 1, 0.7)])
@@ -44,7 +44,7 @@ def recorded(extra=None, channel=0):
 def test_the_channel_with_other_statistics_is_cut(form):
     suspect, found = recorded(extra=(0.7, 1.5), channel=5)
     suspect["params"] = {**suspect["params"], "bias": jnp.arange(1.0, 9.0)}
-    repaired, report = bnp(suspect, CONTEXT, u=2.0, form=form)
+    repaired, report = bnp(tiny.network(suspect), DATA, u=2.0, form=form)
     (layer,) = report.layers
     v = found.var[5]
     expected = 0.5 * np.log(1.5) + (v + 0.49) / (2 * 1.5 * v) - 0.5
@@ -52,21 +52,21 @@ def test_the_channel_with_other_statistics_is_cut(form):
     np.testing.assert_allclose(np.delete(layer.scores, 5), 0, atol=1e-5)
     np.testing.assert_allclose(layer.threshold, layer.scores.mean() + 2 * layer.scores.std(ddof=1), rtol=1e-4)
     assert layer.mask.tolist() == [False] * 5 + [True] + [False] * 2
-    np.testing.assert_array_equal(repaired["params"]["scale"], ~layer.mask)
-    np.testing.assert_array_equal(repaired["params"]["bias"][5], 0 if form == "channel" else 6)
+    np.testing.assert_array_equal(repaired.variables["params"]["scale"], ~layer.mask)
+    np.testing.assert_array_equal(repaired.variables["params"]["bias"][5], 0 if form == "channel" else 6)
 
 
 def test_nothing_is_cut_where_nothing_differs():
     """In a layer of eight no z-score exceeds 7 / sqrt(8) = 2.47, so that u = 3 cuts nothing at all."""
     for suspect, u in ((recorded()[0], 1e3), (recorded(extra=(9, 9))[0], 3.0)):
-        repaired, report = bnp(suspect, CONTEXT, u=u)
+        repaired, report = bnp(tiny.network(suspect), DATA, u=u)
         assert not report.layers[0].mask.any() and report.notes == ()
-        np.testing.assert_array_equal(repaired["params"]["scale"], suspect["params"]["scale"])
+        np.testing.assert_array_equal(repaired.variables["params"]["scale"], suspect["params"]["scale"])
 
 
 def test_channels_that_do_not_vary_are_left_alone():
     suspect, _ = recorded(extra=(0, 0), channel=2)
-    _, report = bnp(suspect, CONTEXT, u=1.0)
+    _, report = bnp(tiny.network(suspect), DATA, u=1.0)
     assert report.layers[0].undefined.tolist() == [k == 2 for k in range(8)] and not report.layers[0].mask[2]
     assert "1 channels do not vary" in report.notes[0]
 
@@ -74,16 +74,15 @@ def test_channels_that_do_not_vary_are_left_alone():
 def test_layers_without_records_are_compared_with_mixed_images():
     apply_fn, variables, _ = zoo.ZOO["preactresnet18"]()
     images = np.random.default_rng(2).uniform(size=(6, 32, 32, 3)).astype(np.float32)
-    graph = channel_graph(apply_fn, variables, images)
-    given = Context(apply_fn, graph=graph, clean=Batch(images, np.zeros(6, np.int32)))
-    _, report = bnp(variables, given)
+    network, data = zoo.network(apply_fn, variables, images), Data(Batch(images, np.zeros(6, np.int32)))
+    _, report = bnp(network, data)
     # Three shortcuts and the last convolution have no norm of their own.
     normed = [layer.name for layer in report.layers]
     assert len(normed) == 16 and all(" -> " in name for name in normed)
     assert "have no running statistics and were left alone" in report.notes[0]
-    _, report = bnp(variables, given, layers="norms")
+    _, report = bnp(network, data, layers="norms")
     assert [layer.name for layer in report.layers] == normed and report.notes == ()
-    _, report = bnp(variables, Context(apply_fn, graph=graph, clean=given.clean, mixed=images))
+    _, report = bnp(network, Data(data.clean, images))
     others = [layer for layer in report.layers if layer.name not in normed]
     assert len(others) == len(report.layers) - 16 > 0 and report.notes == ()
     for layer in others:  # the same images on both sides
@@ -92,11 +91,8 @@ def test_layers_without_records_are_compared_with_mixed_images():
 
 def test_what_is_missing_or_wrong_is_said():
     apply_fn, variables, images = zoo.ZOO["mlp"]()
-    given = Context(apply_fn, graph=channel_graph(apply_fn, variables, images), clean=Batch(images, np.arange(3)))
-    with pytest.raises(UnscorableError, match=r"running statistics, got none among 2; bnp .* context\.mixed"):
-        bnp(variables, given)
-    with pytest.raises(DefenseError, match=r"None in context\.graph"):
-        bnp(VARIABLES, Context(tiny.apply_fn, clean=CLEAN))
+    with pytest.raises(UnscorableError, match=r"running statistics, got none among 2; bnp .* data\.mixed"):
+        bnp(zoo.network(apply_fn, variables, images), Data(Batch(images, np.arange(3))))
     for name, value in {"u": -1, "log_factor": 0, "batch_size": 0, "layers": "some", "form": "bias"}.items():
-        with pytest.raises(DefenseError, match=rf"{name}={value!r}.* in bnp\(\)"):
-            bnp(VARIABLES, CONTEXT, **{name: value})
+        with pytest.raises(OptionError, match=f"for {name} of bnp, got {value!r}"):
+            bnp(tiny.network(VARIABLES), DATA, **{name: value})

@@ -11,13 +11,13 @@ from flax import linen as nn
 from safetensors.numpy import load_file
 
 from jaxguard import models
-from jaxguard.defenses import Context
 from jaxguard.defenses.clp import clp
-from jaxguard.defenses.protocol import relative_change
-from jaxguard.errors import DefenseError, GraphError, UnscorableError
+from jaxguard.errors import GraphError, OptionError, UnscorableError
 from jaxguard.graph import channel_graph
 from jaxguard.kernels import lipschitz
+from jaxguard.repair import relative_change
 from jaxguard.scores.channel_bounds import channel_bounds, layer_scores
+from jaxguard.types import Network
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "clp_torch.npz"
 SPECS = ["preactresnet18:width=0.125", "resnet18:width=0.125", "wideresnet-16-1:width=0.5", "vgg11:width=0.125"]
@@ -30,8 +30,12 @@ def bundled(spec, size=32):
     return model, zoo.randomise(model.shapes()), channel_graph(model.apply_fn, model.shapes(), images)
 
 
-def context(graph):
-    return Context(graph.apply_fn, graph=graph)
+def run(graph, variables, **options):
+    """The repaired variables and the report."""
+    program = graph.program
+    image = jax.ShapeDtypeStruct(program.shapes[program.images][1:], program.dtypes[program.images])
+    repaired, report = clp(Network(variables, graph.apply_fn, image), **options)
+    return repaired.variables, report
 
 
 @functools.cache
@@ -215,7 +219,7 @@ def test_a_norm_over_heads_and_dims_is_read_in_the_order_of_the_channels():
     bounds = channel_bounds(graph, variables)
     expected = np.linalg.norm(variables["w"], axis=0) * np.abs(variables["scale"].T) / np.sqrt(variables["var"].T)
     np.testing.assert_allclose(bounds.scores[0], expected.reshape(-1), rtol=1e-5)
-    repaired, report = clp(variables, context(graph), u=0.5)
+    repaired, report = run(graph, variables, u=0.5)
     mask = report.layers[0].mask.reshape(2, 4).T
     assert mask.any()
     for leaf in ("scale", "bias"):
@@ -236,7 +240,7 @@ def test_a_folded_norm_is_found_with_its_bias():
 
     images = zoo.images(8, 8, 3)
     graph = channel_graph(lambda v, x: hidden(v, x) @ v["head"], variables, images)
-    repaired, report = clp(variables, context(graph), u=0.5)
+    repaired, report = run(graph, variables, u=0.5)
     (layer,) = report.layers
     assert layer.mask.any() and (np.abs(hidden(variables, images)).max(0)[layer.mask] > 0).any()
     np.testing.assert_array_equal(hidden(repaired, images)[:, layer.mask], 0)
@@ -251,7 +255,7 @@ def test_a_gain_that_all_channels_share_is_no_norm(gain_shape):
         return jax.nn.relu(v["gain"] * convolution(x, v["w"])).mean((1, 2)) @ v["head"]
 
     graph = channel_graph(apply_fn, variables, zoo.images(8, 8, 3))
-    repaired, report = clp(variables, context(graph), u=0.5)
+    repaired, report = run(graph, variables, u=0.5)
     assert [layer.name for layer in report.layers] == ["w"]
     assert report.layers[0].mask.any()
     np.testing.assert_array_equal(repaired["gain"], variables["gain"])
@@ -260,7 +264,7 @@ def test_a_gain_that_all_channels_share_is_no_norm(gain_shape):
 @pytest.mark.parametrize(("name", "head"), [("mlp", "linear"), ("vit", "Dense_4"), ("cnn", "linear")])
 def test_without_a_norm_the_scale_is_one_and_the_output_layer_is_left_alone(name, head):
     _, variables, _, graph = of(name)
-    repaired, report = clp(variables, context(graph), u=0.0)
+    repaired, report = run(graph, variables, u=0.0)
     kernels = dict(zip([p.name for p in graph.producers], graph.kernels(variables), strict=True))
     plain = [layer for layer in report.layers if " -> " not in layer.name]
     assert bool(plain) == (name != "cnn")
@@ -276,7 +280,7 @@ def test_without_a_norm_the_scale_is_one_and_the_output_layer_is_left_alone(name
 @pytest.mark.parametrize("name", sorted(zoo.ZOO.keys() - {"preactresnet18", "resnet18", "wideresnet", "vgg11"}))
 def test_every_kind_of_model_is_scored_and_repaired(name):
     apply_fn, variables, images, graph = of(name)
-    repaired, report = clp(variables, context(graph), u=1.0)
+    repaired, report = run(graph, variables, u=1.0)
     assert all(np.isfinite(layer.scores).all() and (layer.scores > 0).all() for layer in report.layers)
     assert sum(layer.mask.sum() for layer in report.layers) > 0
     logits = jax.jit(apply_fn)
@@ -287,10 +291,10 @@ def test_every_kind_of_model_is_scored_and_repaired(name):
 def test_nothing_to_score_is_an_error():
     linear = channel_graph(lambda v, x: x @ v, jnp.ones((3, 2)), jnp.ones((1, 3)))
     with pytest.raises(UnscorableError, match="expected a hidden convolution"):
-        clp(jnp.ones((3, 2)), context(linear))
+        run(linear, jnp.ones((3, 2)))
     _, variables, _, graph = of("mlp")
     with pytest.raises(UnscorableError, match="expected a BatchNorm"):
-        clp(variables, context(graph), pairing="module_order")
+        run(graph, variables, pairing="module_order")
 
 
 def test_repeated_scans_are_traced_once(monkeypatch):
@@ -300,7 +304,7 @@ def test_repeated_scans_are_traced_once(monkeypatch):
     graph = channel_graph(apply_fn, variables, images)
     for factor in (1.0, 2.0, 3.0):
         for u in (1.0, 3.0):
-            clp(jax.tree.map(lambda x, factor=factor: x * factor, variables), context(graph), u=u)
+            run(graph, jax.tree.map(lambda x, factor=factor: x * factor, variables), u=u)
     assert counted.calls == 1
 
 
@@ -311,7 +315,7 @@ def test_a_dead_channel_scores_zero_and_is_noted():
     _, variables, _, graph = of("cnn")
     for path in ("params/conv3/kernel", "params/bn3/scale"):
         dead = put(variables, path, 5, 0)
-        _, report = clp(dead, context(graph))
+        _, report = run(graph, dead)
         layer = report.layers[2]
         assert layer.scores[5] == 0 and not layer.undefined.any() and not layer.mask[5]
         assert any("1 dead channels score 0" in note for note in report.notes)
@@ -324,7 +328,7 @@ def test_a_channel_without_variance_has_no_score_and_does_not_disturb_its_layer(
     _, variables, _, graph = of("cnn")
     broken = put(variables, "batch_stats/bn3/var", 5, variance)
     broken = put(broken, "params/bn3/scale", 5, scale)
-    repaired, report = clp(broken, context(graph), u=1.0)
+    repaired, report = run(graph, broken, u=1.0)
     layer = report.layers[2]
     np.testing.assert_array_equal(layer.undefined, np.arange(len(layer.scores)) == 5)
     assert np.isnan(layer.scores[5]) and not layer.mask[5] and layer.mask.any()
@@ -332,7 +336,7 @@ def test_a_channel_without_variance_has_no_score_and_does_not_disturb_its_layer(
     np.testing.assert_allclose(layer.threshold, others.mean() + others.std(ddof=1), rtol=1e-5)
     assert repaired["params"]["bn3"]["scale"][5] == scale
     assert any("1 channels without a positive variance" in n and "conv3 -> bn3" in n for n in report.notes)
-    _, report = clp(put(variables, "batch_stats/bn3/var", 5, 0.0), context(graph), eps=1e-5)
+    _, report = run(graph, put(variables, "batch_stats/bn3/var", 5, 0.0), eps=1e-5)
     assert not any(layer.undefined.any() for layer in report.layers)
 
 
@@ -341,27 +345,30 @@ def test_parameters_that_are_not_finite_are_named(bad):
     _, variables, _, graph = of("cnn")
     for path in ("batch_stats/bn1/mean", "params/conv2/kernel", "params/linear/kernel"):
         with pytest.raises(UnscorableError, match=rf"in leaf '{path}' and 0 others"):
-            clp(put(variables, path, 1, bad), context(graph))
+            run(graph, put(variables, path, 1, bad))
     broken = put(
         put(put(variables, "params/conv4/kernel", 1, bad), "params/bn2/bias", 0, bad), "params/bn4/bias", 0, bad
     )
     with pytest.raises(UnscorableError, match=r"in leaf 'params/bn2/bias' and 2 others; .*load the checkpoint again"):
-        clp(broken, context(graph))
+        run(graph, broken)
 
 
-@pytest.mark.parametrize("options", [{"u": -1.0}, {"u": np.nan}, {"eps": -1e-5}, {"eps": np.nan}])
-def test_thresholds_that_make_no_sense_are_refused(options):
+@pytest.mark.parametrize("options", [{"u": -1.0}, {"u": np.nan}, {"eps": -1e-5}, {"eps": np.nan}, {"pairing": "order"}])
+def test_options_that_make_no_sense_are_refused(options):
     _, variables, _, graph = of("mlp")
-    with pytest.raises(DefenseError, match=f"expected {next(iter(options))} >= 0.* got {next(iter(options))}="):
-        clp(variables, context(graph), **options)
+    ((name, value),) = options.items()
+    with pytest.raises(OptionError, match=f"expected .* for {name} of clp, got {value!r}"):
+        run(graph, variables, **options)
 
 
-def test_a_missing_graph_and_an_unknown_pairing_are_refused():
-    apply_fn, variables, _, graph = of("mlp")
-    with pytest.raises(DefenseError, match=r"expected a channel graph, got None in context\.graph"):
-        clp(variables, Context(apply_fn))
-    with pytest.raises(GraphError, match="'dataflow' or, as in the reference, 'module_order', got 'order'"):
-        clp(variables, context(graph), pairing="order")
+@pytest.mark.parametrize("name", ["cnn", "mlp"])
+def test_it_can_be_compiled(name):
+    apply_fn, variables, images, _ = of(name)
+    network = zoo.network(apply_fn, variables, images)
+    repaired = jax.jit(lambda network: clp(network, u=1.0)[0])(network)
+    expected, report = clp(network, u=1.0)
+    assert sum(layer.mask.sum() for layer in report.layers) > 0
+    jax.tree.map(np.testing.assert_array_equal, repaired.variables, expected.variables)
 
 
 class Norms(nn.Module):
@@ -382,14 +389,14 @@ def test_a_norm_without_a_scale_is_scored_but_cannot_be_cut_through():
     expected = np.linalg.norm(kernel, 2, (0, 1)) / np.sqrt(variables["batch_stats"]["BatchNorm_1"]["var"])
     np.testing.assert_allclose(second, expected, rtol=1e-5)
     with pytest.raises(GraphError, match="expected a BatchNorm with a scale to set to zero, got BatchNorm_1"):
-        clp(variables, context(graph), u=0.5)
-    assert not any(layer.mask.any() for layer in clp(variables, context(graph), u=3.0)[1].layers)
+        run(graph, variables, u=0.5)
+    assert not any(layer.mask.any() for layer in run(graph, variables, u=3.0)[1].layers)
 
 
 def test_an_infinite_bound_is_cut_and_does_not_move_the_threshold():
     _, variables, _, graph = of("cnn")
     blown = put(put(variables, "params/conv3/kernel", 5, 3e38), "params/bn3/scale", 5, 3e38)
-    layer = clp(blown, context(graph))[1].layers[2]
+    layer = run(graph, blown)[1].layers[2]
     assert np.isinf(layer.scores[5]) and layer.mask[5] and not layer.undefined[5] and np.isfinite(layer.threshold)
 
 
@@ -415,7 +422,7 @@ def planted(spec, layer, factor):
 
 def test_a_planted_channel_is_cut_and_no_other():
     model, variables, graph = planted("cnn", "conv6", 4.0)
-    repaired, report = clp(variables, context(graph))
+    repaired, report = run(graph, variables)
     assert {layer.name: np.flatnonzero(layer.mask).tolist() for layer in report.layers if layer.mask.any()} == {
         "conv6 -> bn6": [7]
     }
@@ -433,7 +440,7 @@ def test_a_planted_channel_is_cut_and_no_other():
 @pytest.mark.parametrize("spec", SPECS)
 def test_behind_its_norm_a_cut_channel_is_exactly_zero(spec):
     model, variables, graph = bundled(spec)
-    repaired, report = clp(variables, context(graph), u=1.0)
+    repaired, report = run(graph, variables, u=1.0)
     images = zoo.images(32, 32, 3)
     _, state = model.module.apply(repaired, images, capture_intermediates=True, mutable=["intermediates"])
     captured = 0
@@ -451,7 +458,7 @@ def test_behind_its_norm_a_cut_channel_is_exactly_zero(spec):
 
 def test_without_a_norm_the_kernel_and_its_bias_are_cut():
     _, variables, _, graph = of("mlp")
-    repaired, report = clp(variables, context(graph), u=1.0)
+    repaired, report = run(graph, variables, u=1.0)
     for layer in report.layers:
         assert layer.mask.any()
         for leaf in ("kernel", "bias"):
@@ -462,7 +469,7 @@ def test_without_a_norm_the_kernel_and_its_bias_are_cut():
 @pytest.mark.parametrize("u", [1e3, np.inf])
 def test_a_large_threshold_is_the_identity_and_says_that_nothing_was_cut(u):
     _, variables, _, graph = of("preactresnet18")
-    repaired, report = clp(variables, context(graph), u=u)
+    repaired, report = run(graph, variables, u=u)
     for ours, theirs in zip(jax.tree.leaves(repaired), jax.tree.leaves(variables), strict=True):
         assert ours is theirs
     (note,) = report.notes
@@ -474,8 +481,8 @@ def test_host_arrays_are_repaired_and_stay_as_they_were():
     host = jax.tree.map(np.array, variables)
     for leaf in jax.tree.leaves(host):
         leaf.flags.writeable = False
-    repaired, _ = clp(host, context(graph), u=1.0)
-    expected, _ = clp(variables, context(graph), u=1.0)
+    repaired, _ = run(graph, host, u=1.0)
+    expected, _ = run(graph, variables, u=1.0)
     jax.tree.map(np.testing.assert_array_equal, repaired, expected)
     jax.tree.map(np.testing.assert_array_equal, host, variables)
 
@@ -483,7 +490,7 @@ def test_host_arrays_are_repaired_and_stay_as_they_were():
 def test_half_precision_is_scored_in_float32_and_stays_half():
     apply_fn, variables, images, graph = of("cnn")
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables)
-    repaired, report = clp(half, context(channel_graph(apply_fn, half, images)), u=1.0)
+    repaired, report = run(channel_graph(apply_fn, half, images), half, u=1.0)
     assert {leaf.dtype for leaf in jax.tree.leaves(repaired)} == {jnp.dtype(jnp.bfloat16)}
     expected = channel_bounds(graph, jax.tree.map(lambda x: x.astype(jnp.float32), half))
     for layer, scores in zip(report.layers, expected.scores, strict=True):

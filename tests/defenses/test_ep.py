@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxguard.defenses import Context, ep
+from jaxguard.defenses import Data, ep
 from jaxguard.defenses.ep import entropy
-from jaxguard.errors import DefenseError
+from jaxguard.errors import DefenseError, OptionError
 from jaxguard.graph import channel_graph
 
 VARIABLES = tiny.init(jax.random.key(0))
@@ -52,37 +52,34 @@ def planted(poisoned):
 def test_the_channel_of_two_clusters_is_cut(form):
     suspect, mixed = planted(12)
     suspect["params"]["bias"] = jnp.arange(1.0, 9.0)
-    repaired, report = ep(suspect, Context(tiny.apply_fn, graph=GRAPH, mixed=mixed), u=1.2, form=form)
+    repaired, report = ep(tiny.network(suspect), Data(mixed=mixed), u=1.2, form=form)
     (layer,) = report.layers
     assert layer.scores.argmax() == 3 and layer.mask.tolist() == [k == 3 for k in range(8)]
     assert (layer.scores < 0).all()
     np.testing.assert_allclose(layer.threshold, layer.scores.mean() + 1.2 * layer.scores.std(ddof=1), rtol=1e-4)
-    np.testing.assert_array_equal(repaired["params"]["scale"], ~layer.mask)
-    np.testing.assert_array_equal(repaired["params"]["bias"][3], 0 if form == "channel" else 4)
+    np.testing.assert_array_equal(repaired.variables["params"]["scale"], ~layer.mask)
+    np.testing.assert_array_equal(repaired.variables["params"]["bias"][3], 0 if form == "channel" else 4)
 
 
 def test_without_poisoned_images_it_does_not_stand_out():
     suspect, mixed = planted(0)
-    _, report = ep(suspect, Context(tiny.apply_fn, graph=GRAPH, mixed=mixed), u=1.2)
+    _, report = ep(tiny.network(suspect), Data(mixed=mixed), u=1.2)
     assert not report.layers[0].mask.any()
 
 
 def test_constant_channels_are_left_alone():
     suspect, mixed = planted(12)
     suspect["params"]["conv"] = suspect["params"]["conv"].at[..., 6].set(0)
-    _, report = ep(suspect, Context(tiny.apply_fn, graph=GRAPH, mixed=mixed), u=1.0)
+    _, report = ep(tiny.network(suspect), Data(mixed=mixed), u=1.0)
     assert report.layers[0].undefined.tolist() == [k == 6 for k in range(8)] and not report.layers[0].mask[6]
     assert "1 channels have one value on all 120 images" in report.notes[0]
 
 
 def test_what_is_missing_or_wrong_is_said():
     mixed = tiny.images(8, jax.random.key(1)).images
-    given = Context(tiny.apply_fn, graph=GRAPH, mixed=mixed)
-    for few, came in ((None, "none"), (mixed[:1], "1")):
-        with pytest.raises(DefenseError, match=rf"came {came} in context\.mixed, and ep looks"):
-            ep(VARIABLES, Context(tiny.apply_fn, graph=GRAPH, mixed=few))
-    with pytest.raises(DefenseError, match=r"None in context\.graph"):
-        ep(VARIABLES, Context(tiny.apply_fn, mixed=mixed))
+    for few, number in ((None, "none"), (mixed[:1], "1")):
+        with pytest.raises(DefenseError, match=rf"training set for ep, got {number} \(data\.mixed\)"):
+            ep(tiny.network(VARIABLES), Data(mixed=few))
     for name, value in {"u": -1, "bin_width": 0, "batch_size": 0, "layers": "some", "form": "bias"}.items():
-        with pytest.raises(DefenseError, match=rf"{name}={value!r}.* in ep\(\)"):
-            ep(VARIABLES, given, **{name: value})
+        with pytest.raises(OptionError, match=f"for {name} of ep, got {value!r}"):
+            ep(tiny.network(VARIABLES), Data(mixed=mixed), **{name: value})

@@ -10,10 +10,10 @@ import tiny
 import zoo
 
 from jaxguard import models
-from jaxguard.defenses import Context, fine_pruning
+from jaxguard.activations.layer_inputs import activations, read_by
+from jaxguard.defenses import Data, fine_pruning
 from jaxguard.defenses.fine_pruning import cut, last_hidden
-from jaxguard.defenses.layer_inputs import activations, read_by
-from jaxguard.errors import DefenseError, UnscorableError
+from jaxguard.errors import DefenseError, OptionError, UnscorableError
 from jaxguard.graph import channel_graph
 from jaxguard.types import Batch
 
@@ -41,8 +41,7 @@ def planted():
     variables = {"w1": jnp.asarray(w1), "b1": jnp.zeros(6), "w2": jnp.asarray(w2)}
     images = np.tile(np.eye(4, 5, dtype=np.float32), (10, 1))[:, None, :, None]
     clean = Batch(images, np.tile([3, 2, 1, 0], 10))
-    graph = channel_graph(model, variables, images)
-    return variables, Context(model, train_model, graph, clean), clean
+    return zoo.network(model, variables, images, train_model), variables, clean
 
 
 def triggered(images):
@@ -56,12 +55,12 @@ def bundled(spec, size=16):
 
 
 def test_activations_by_hand():
-    variables, context, clean = planted()
-    (layer,) = last_hidden(context.graph, variables, clean.images)
+    network, variables, clean = planted()
+    (layer,) = last_hidden(network.graph, variables, clean.images)
     assert layer.name == "w1"
     np.testing.assert_allclose(layer.activations, [0.25, 0.5, 0.75, 1.0, 0.05, 0.0], rtol=1e-6)
     assert {place.path for place in layer.places} == {"w1", "b1", "w2"}
-    (inputs,) = last_hidden(context.graph, variables, clean.images, prune="inputs")
+    (inputs,) = last_hidden(network.graph, variables, clean.images, prune="inputs")
     np.testing.assert_array_equal(inputs.activations, layer.activations)
     assert [(place.path, place.axis) for place in inputs.places] == [("w2", 0)]
 
@@ -87,11 +86,11 @@ def test_a_flattened_channel_counts_with_all_its_positions():
 
 @pytest.mark.parametrize("prune", ["channels", "inputs"])
 def test_the_planted_channel_goes_first_and_takes_the_backdoor_along(prune):
-    variables, context, clean = planted()
+    network, variables, clean = planted()
     images, labels = clean
     assert (np.asarray(model(variables, triggered(images))).argmax(-1) == 2).all()
-    repaired, report = fine_pruning(variables, context, KEY, prune=prune, epochs=0)
-    assert (np.asarray(model(repaired, triggered(images))).argmax(-1) == labels).all()
+    repaired, report = fine_pruning(network, Data(clean), KEY, prune=prune, epochs=0)
+    assert (np.asarray(model(repaired.variables, triggered(images))).argmax(-1) == labels).all()
     (layer,) = report.layers
     assert layer.scores.argmax() == 5
     # units 5 and 4 go for nothing; then one class in four is lost, more than a tenth
@@ -102,33 +101,32 @@ def test_the_planted_channel_goes_first_and_takes_the_backdoor_along(prune):
     assert report.notes[0].startswith("2 of 6 channels were cut, judged on 8 held-out clean images: accuracy 100.0 %")
     untouched = {"channels": (), "inputs": ("w1", "b1")}[prune]
     for name in untouched:
-        np.testing.assert_array_equal(repaired[name], variables[name])
+        np.testing.assert_array_equal(repaired.variables[name], variables[name])
 
 
 def test_how_many_are_cut():
-    variables, context, clean = planted()
+    network, _, clean = planted()
 
     def cuts(**options):
-        return fine_pruning(variables, context, KEY, epochs=0, **options)[1].layers[0].mask.sum()
+        return fine_pruning(network, Data(clean), KEY, epochs=0, **options)[1].layers[0].mask.sum()
 
     assert cuts(max_share=0.2) == 1
     assert cuts(max_share=0.0) == 0
     assert cuts(stride=0.5) == 0  # three at a time are one too many
     assert cuts(max_drop=1.0) == 5  # never all
-    nobody = Context(model, train_model, context.graph, Batch(clean.images, (clean.labels + 1) % 4))
-    _, report = fine_pruning(variables, nobody, KEY, epochs=0)
+    wrong = Batch(clean.images, (clean.labels + 1) % 4)
+    _, report = fine_pruning(network, Data(wrong), KEY, epochs=0)
     assert not report.layers[0].mask.any()  # a model that knows nothing cannot judge
 
 
 def test_held_out_images_judge_and_are_not_learned():
-    variables, context, clean = planted()
+    network, _, clean = planted()
     rng = np.random.default_rng(0)
     noisy = clean.images + rng.uniform(0, 0.1, clean.images.shape).astype(np.float32)
     order = np.asarray(jax.random.permutation(jax.random.split(KEY)[0], 40))
 
     def repair(images):
-        given = Context(model, train_model, context.graph, Batch(images, clean.labels))
-        return fine_pruning(variables, given, KEY, epochs=2, holdout=0.2)[0]
+        return fine_pruning(network, Data(Batch(images, clean.labels)), KEY, epochs=2, holdout=0.2)[0].variables
 
     repaired = repair(noisy)
     darker = noisy.copy()
@@ -142,19 +140,18 @@ def test_held_out_images_judge_and_are_not_learned():
 @pytest.mark.parametrize("prune", ["channels", "inputs"])
 def test_what_was_cut_stays_cut_while_the_rest_learns(prune):
     variables, clean = tiny.init(KEY), tiny.images(40, KEY)
-    graph = channel_graph(tiny.apply_fn, variables, clean.images)
-    context = Context(tiny.apply_fn, tiny.train_fn, graph, clean)
+    network = tiny.network(variables)
     options: dict[str, Any] = {"prune": prune, "max_share": 0.4, "max_drop": 1.0, "stride": 0.1}
-    pruned, _ = fine_pruning(variables, context, KEY, epochs=0, **options)
-    repaired, report = fine_pruning(variables, context, KEY, epochs=3, learning_rate=0.1, batch_size=8, **options)
+    pruned, _ = fine_pruning(network, Data(clean), KEY, epochs=0, **options)
+    repaired, report = fine_pruning(network, Data(clean), KEY, epochs=3, learning_rate=0.1, batch_size=8, **options)
     (layer,) = report.layers
     assert layer.mask.sum() == (3 if prune == "channels" else 39)
     rows = np.repeat(layer.mask[None], 16, 0).reshape(-1) if prune == "channels" else layer.mask
-    for name, leaf in repaired["params"].items():
+    for name, leaf in repaired.variables["params"].items():
         zeros = {"linear": rows[:, None]}.get(name, layer.mask if prune == "channels" else np.zeros(8, bool))
         where = np.broadcast_to(zeros, leaf.shape)
-        assert (np.asarray(leaf)[where] == 0).all() and (pruned["params"][name][where] == 0).all()
-        assert (np.asarray(leaf)[~where] != pruned["params"][name][~where]).mean() > 0.8
+        assert (np.asarray(leaf)[where] == 0).all() and (pruned.variables["params"][name][where] == 0).all()
+        assert (np.asarray(leaf)[~where] != pruned.variables["params"][name][~where]).mean() > 0.8
     assert report.curves["loss"].shape == (12,)
     assert report.curves["loss"][-1] < report.curves["loss"][0]
 
@@ -206,19 +203,14 @@ def test_groups_that_share_an_input_are_cut_as_the_largest():
 
 
 def test_what_is_missing_or_out_of_range_is_said():
-    variables, context, clean = planted()
-    wrong: tuple[dict[str, Any], ...]
-    wrong = ({"stride": 0.0}, {"holdout": 1.0}, {"max_drop": -1.0}, {"prune": "rows"}, {"dormancy": "max"})
-    for options in wrong:
-        with pytest.raises(DefenseError, match=next(iter(options))):
-            fine_pruning(variables, context, KEY, **options)
-    with pytest.raises(DefenseError, match="channel graph"):
-        fine_pruning(variables, Context(model, train_model, clean=clean), KEY)
+    network, _, clean = planted()
+    for name, value in {"stride": 0.0, "holdout": 1.0, "max_drop": -1.0, "prune": "rows", "dormancy": "max"}.items():
+        with pytest.raises(OptionError, match=f"for {name} of fine-pruning, got {value!r}"):
+            fine_pruning(network, Data(clean), KEY, **{name: value})
     one = Batch(clean.images[:1], clean.labels[:1])
     with pytest.raises(DefenseError, match=r"at least 2 clean images.*fine-pruning"):
-        fine_pruning(variables, Context(model, train_model, context.graph, one), KEY)
+        fine_pruning(network, Data(one), KEY)
     linear = lambda v, x: x.reshape(len(x), -1) @ v["w"]  # noqa: E731
-    shallow = {"w": jnp.ones((5, 4))}
-    graph = channel_graph(linear, shallow, clean.images)
+    shallow = zoo.network(linear, {"w": jnp.ones((5, 4))}, clean.images, train_model)
     with pytest.raises(UnscorableError, match="expected hidden channels"):
-        fine_pruning(shallow, Context(linear, train_model, graph, clean), KEY)
+        fine_pruning(shallow, Data(clean), KEY)

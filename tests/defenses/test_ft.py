@@ -3,11 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import zoo
 
 from jaxguard import training
 from jaxguard.defenses.ft import ft
-from jaxguard.defenses.protocol import Context
-from jaxguard.errors import DefenseError
+from jaxguard.defenses.protocol import Data
+from jaxguard.errors import DefenseError, OptionError
 from jaxguard.types import Batch
 
 KEY = jax.random.key(3)
@@ -23,7 +24,7 @@ def test_three_steps_on_a_linear_model_by_hand(schedule_epochs, period):
         return x.reshape(len(x), -1) @ w, w
 
     repaired, report = ft(
-        start, Context(lambda w, x: linear(w, x)[0], linear, clean=Batch(images, labels)), KEY,
+        zoo.network(lambda w, x: linear(w, x)[0], start, images, linear), Data(Batch(images, labels)), KEY,
         epochs=3, learning_rate=0.3, momentum=0.9, weight_decay=0.01, schedule_epochs=schedule_epochs,
     )  # fmt: skip
     w, velocity, flat = start.astype(np.float64), 0.0, images.reshape(6, 4).astype(np.float64)
@@ -33,13 +34,13 @@ def test_three_steps_on_a_linear_model_by_hand(schedule_epochs, period):
         np.testing.assert_allclose(report.curves["loss"][epoch], -np.log(p[np.arange(6), labels]).mean(), rtol=1e-5)
         velocity = 0.9 * velocity + flat.T @ (p - np.eye(3)[labels]) / 6 + 0.01 * w
         w = w - 0.3 * (1 + np.cos(np.pi * epoch / period)) / 2 * velocity
-    np.testing.assert_allclose(repaired, w, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(repaired.variables, w, rtol=1e-5, atol=1e-6)
 
 
 def test_the_rate_changes_once_per_epoch():
     variables, clean = tiny.init(jax.random.key(0)), tiny.images(24, jax.random.key(1))
-    given = Context(tiny.apply_fn, tiny.train_fn, clean=clean)
-    repaired, _ = ft(variables, given, KEY, epochs=2, batch_size=8, learning_rate=0.1, augment=training.CropFlip(1))
+    network, data = tiny.network(variables), Data(clean)
+    repaired, _ = ft(network, data, KEY, epochs=2, batch_size=8, learning_rate=0.1, augment=training.CropFlip(1))
     rate = training.cosine(0.1, 2, stride=3)
     theirs = training.fit(
         tiny.train_fn, variables, clean, KEY, epochs=2, batch_size=8, augment=training.CropFlip(1),
@@ -55,11 +56,11 @@ def test_what_is_missing_or_broken_is_said():
     def linear(w, x):
         return x.reshape(len(x), -1) @ w, w
 
-    given = Context(lambda w, x: linear(w, x)[0], linear, clean=clean)
-    with pytest.raises(DefenseError, match=r"None in context\.train_fn, and ft trains"):
-        ft(variables, Context(given.apply_fn, clean=clean), KEY)
-    for options in ({"epochs": -1}, {"batch_size": 0}, {"schedule_epochs": 0}, {"label_smoothing": 2}):
-        with pytest.raises(DefenseError, match=rf"{next(iter(options))}={next(iter(options.values()))}"):
-            ft(variables, given, KEY, **options)
+    network, data = zoo.network(lambda w, x: linear(w, x)[0], variables, clean.images, linear), Data(clean)
+    with pytest.raises(DefenseError, match=r"training mode for ft.* got None \(network\.train_fn\)"):
+        ft(zoo.network(network.apply_fn, variables, clean.images), data, KEY)
+    for name, value in {"epochs": -1, "batch_size": 0, "schedule_epochs": 0, "label_smoothing": 2}.items():
+        with pytest.raises(OptionError, match=rf"for {name} of ft, got {value}"):
+            ft(network, data, KEY, **{name: value})
     with pytest.raises(DefenseError, match=r"in ft\(\): expected a finite loss"):
-        ft(variables * np.nan, given, KEY, epochs=2)
+        ft(network.with_variables(variables * np.nan), data, KEY, epochs=2)

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import zoo
 from scipy import optimize
 
 from jaxguard import training
-from jaxguard.defenses import Context, i_bau
+from jaxguard.defenses import Data, i_bau
 from jaxguard.defenses.i_bau import Found, Game, Hypergradient, Search
-from jaxguard.errors import DefenseError
+from jaxguard.errors import DefenseError, OptionError
 from jaxguard.types import Batch
 
 KEY = jax.random.key(0)
@@ -25,6 +26,9 @@ BATCH = Batch(IMAGES, LABELS)
 
 def linear(w, x):
     return x.reshape(len(x), -1) @ w
+
+
+NETWORK = zoo.network(linear, WEIGHTS, IMAGES)
 
 
 def curved(w, x):
@@ -134,17 +138,16 @@ def test_the_first_batch_alone_as_in_the_reference_code():
 
 
 def test_one_round_by_hand():
-    context = Context(linear, clean=BATCH)
-    repaired, report = i_bau(WEIGHTS, context, KEY, rounds=1, search_rate=3.0, penalty=2.0, clip=False, share=1.0)
+    repaired, report = i_bau(NETWORK, Data(BATCH), KEY, rounds=1, search_rate=3.0, penalty=2.0, clip=False, share=1.0)
     own = Batch(IMAGES, linear(WEIGHTS, IMAGES).argmax(-1))
     slope = jax.grad(lambda d: game().inner(d, WEIGHTS, own))(jnp.zeros((2, 2, 1)))
     found = Found(-3.0 * slope, BATCH)
     assert report.curves["norm"].tolist() == pytest.approx([float(jnp.linalg.norm(found.perturbation.reshape(-1)))])
     _, _, gradient = Hypergradient(game(share=1.0), 0.1, 5, "batch")(found, WEIGHTS, None, BATCH)
     # Adam's first step is the sign of the gradient.
-    np.testing.assert_allclose(repaired, WEIGHTS - 1e-4 * np.sign(gradient), atol=2e-6)
+    np.testing.assert_allclose(repaired.variables, WEIGHTS - 1e-4 * np.sign(gradient), atol=2e-6)
     assert report.curves["search_loss"].tolist() == pytest.approx([-entropy(WEIGHTS, IMAGES, own.labels)], rel=1e-5)
-    assert "6 clean images went into one batch, so each round was a single step of 0.0001, 1 in all" in report.notes[0]
+    assert "6 clean images went into one batch, so 1 epochs were as many steps" in report.notes[0]
 
 
 def planted():
@@ -177,39 +180,42 @@ def test_a_planted_backdoor_is_found_and_unlearned():
     moved = -Search(Game(perceptron, 1e-3, True, 0.1))(variables, jnp.zeros((4, 4, 1)), None, others)[2]
     assert int(moved.argmax()) == 0  # the corner
     options: dict[str, Any] = {"rounds": 30, "batch_size": 10, "learning_rate": 0.04, "share": 0.3}
-    repaired, report = i_bau(variables, Context(perceptron, clean=clean), KEY, **options)
-    assert attacked(repaired, clean) == 0
-    assert (np.asarray(perceptron(repaired, clean.images)).argmax(-1) == clean.labels).all()
+    repaired, report = i_bau(zoo.network(perceptron, variables, clean.images), Data(clean), KEY, **options)
+    assert attacked(repaired.variables, clean) == 0
+    assert (np.asarray(perceptron(repaired.variables, clean.images)).argmax(-1) == clean.labels).all()
     assert report.curves["loss"].shape == report.curves["search_loss"].shape == (120,)
-    plain, _ = i_bau(variables, Context(perceptron, clean=clean), KEY, **{**options, "share": 0.0})
-    assert attacked(plain, clean) > 0.5  # without the perturbation
+    plain, _ = i_bau(zoo.network(perceptron, variables, clean.images), Data(clean), KEY, **{**options, "share": 0.0})
+    assert attacked(plain.variables, clean) > 0.5  # without the perturbation
 
 
 def test_running_statistics_stay_and_training_mode_is_not_needed():
     variables, clean = tiny.init(KEY), tiny.images(16, KEY)
-    repaired, _ = i_bau(variables, Context(tiny.apply_fn, clean=clean), KEY, rounds=2, batch_size=8)
-    jax.tree.map(np.testing.assert_array_equal, repaired["batch_stats"], variables["batch_stats"])
+    repaired, _ = i_bau(tiny.network(variables, None), Data(clean), KEY, rounds=2, batch_size=8)
+    jax.tree.map(np.testing.assert_array_equal, repaired.variables["batch_stats"], variables["batch_stats"])
     assert all(
         (np.asarray(a) != b).any()
-        for a, b in zip(jax.tree.leaves(repaired["params"]), jax.tree.leaves(variables["params"]), strict=True)
+        for a, b in zip(
+            jax.tree.leaves(repaired.variables["params"]), jax.tree.leaves(variables["params"]), strict=True
+        )
     )
 
 
 def test_rounds_go_on_where_the_last_one_ended():
     variables, clean = tiny.init(KEY), tiny.images(16, KEY)
-    context = Context(tiny.apply_fn, clean=clean)
-    _, short = i_bau(variables, context, KEY, rounds=1, batch_size=8, augment=training.CropFlip(1))
-    _, whole = i_bau(variables, context, KEY, rounds=2, batch_size=8, augment=training.CropFlip(1))
+    _, short = i_bau(
+        tiny.network(variables, None), Data(clean), KEY, rounds=1, batch_size=8, augment=training.CropFlip(1)
+    )
+    _, whole = i_bau(
+        tiny.network(variables, None), Data(clean), KEY, rounds=2, batch_size=8, augment=training.CropFlip(1)
+    )
     np.testing.assert_array_equal(whole.curves["loss"][:2], short.curves["loss"])
     assert whole.curves["search_loss"][2] != short.curves["search_loss"][0]
 
 
 def test_what_is_out_of_range_is_said():
-    wrong: tuple[dict[str, Any], ...] = (
-        {"rounds": -1}, {"search_epochs": 0}, {"share": 2.0}, {"iterations": -1}, {"inner": "last"}, {"penalty": -1.0}
-    )  # fmt: skip
-    for options in wrong:
-        with pytest.raises(DefenseError, match=next(iter(options))):
-            i_bau(WEIGHTS, Context(linear, clean=BATCH), KEY, **options)
+    wrong = {"rounds": -1, "search_epochs": 0, "share": 2.0, "iterations": -1, "inner": "last", "penalty": -1.0}
+    for name, value in wrong.items():
+        with pytest.raises(OptionError, match=f"for {name} of i-bau, got {value!r}"):
+            i_bau(NETWORK, Data(BATCH), KEY, **{name: value})
     with pytest.raises(DefenseError, match="expected a finite loss"):
-        i_bau(WEIGHTS * np.nan, Context(linear, clean=BATCH), KEY)
+        i_bau(NETWORK.with_variables(WEIGHTS * np.nan), Data(BATCH), KEY)

@@ -1,5 +1,6 @@
 """NAD: its maps against the activations Flax reports, its gradient against finite differences."""
 
+import re
 from typing import Any
 
 import jax
@@ -10,11 +11,11 @@ import tiny
 import zoo
 
 from jaxguard import models, training
-from jaxguard.defenses import Context, nad
-from jaxguard.defenses.feature_maps import FeatureMap, attention, feature_maps, train_with_maps
-from jaxguard.defenses.layer_inputs import activations
+from jaxguard.activations.feature_maps import FeatureMap, attention, feature_maps, train_with_maps
+from jaxguard.activations.layer_inputs import activations
+from jaxguard.defenses import Data, nad
 from jaxguard.defenses.nad import AttentionGradient, published_rate
-from jaxguard.errors import DefenseError
+from jaxguard.errors import DefenseError, OptionError
 from jaxguard.graph import channel_graph
 from jaxguard.types import Batch
 
@@ -142,17 +143,15 @@ def test_gradient_against_finite_differences_of_a_formula_written_out():
 
 def test_without_weight_on_the_maps_the_student_is_fine_tuned():
     variables, clean = tiny.init(KEY), tiny.images(24, jax.random.key(1))
-    graph = channel_graph(tiny.apply_fn, variables, clean.images)
-    context = Context(tiny.apply_fn, tiny.train_fn, graph, clean)
     repaired, report = nad(
-        variables, context, KEY, teacher_epochs=1, epochs=4, batch_size=8, learning_rate=0.1, beta=[0]
+        tiny.network(variables), Data(clean), KEY, teacher_epochs=1, epochs=4, batch_size=8, learning_rate=0.1, beta=[0]
     )
     theirs = training.fit(
         tiny.train_fn, variables, clean, jax.random.split(KEY)[1], epochs=4, batch_size=8,
         optimizer=training.sgd(published_rate(0.1, 3)),
     )  # fmt: skip
     np.testing.assert_allclose(report.curves["loss"], theirs.losses, rtol=1e-5)
-    for ours, expected in zip(jax.tree.leaves(repaired), jax.tree.leaves(theirs.variables), strict=True):
+    for ours, expected in zip(jax.tree.leaves(repaired.variables), jax.tree.leaves(theirs.variables), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
     assert (report.curves["attention"] == 0).all()
     assert report.curves["teacher_loss"].shape == (3,)
@@ -160,11 +159,9 @@ def test_without_weight_on_the_maps_the_student_is_fine_tuned():
 
 def test_the_student_comes_to_look_where_its_teacher_looks():
     variables, clean = tiny.init(KEY), tiny.images(48, jax.random.key(1))
-    graph = channel_graph(tiny.apply_fn, variables, clean.images)
-    context = Context(tiny.apply_fn, tiny.train_fn, graph, clean)
     options: dict[str, Any] = {"teacher_epochs": 20, "epochs": 15, "batch_size": 16, "learning_rate": 0.1}
-    _, loose = nad(variables, context, KEY, beta=[1e-6], **options)
-    _, taught = nad(variables, context, KEY, beta=[100.0], **options)
+    _, loose = nad(tiny.network(variables), Data(clean), KEY, beta=[1e-6], **options)
+    _, taught = nad(tiny.network(variables), Data(clean), KEY, beta=[100.0], **options)
     assert "(4x4 positions)" in taught.notes[0]
     assert taught.curves["attention"][-3:].mean() / 100 < 0.5 * loose.curves["attention"][-3:].mean() / 1e-6
 
@@ -174,34 +171,23 @@ def test_the_student_comes_to_look_where_its_teacher_looks():
 
 def test_what_is_missing_or_out_of_range_is_said():
     variables, images = perceptron(), np.ones((4, 5), np.float32)
-    graph, clean = channel_graph(mlp, variables, images), Batch(images, np.zeros(4, int))
-    context = Context(mlp, train_mlp, graph, clean)
-    wrong: tuple[dict[str, Any], ...] = (
-        {"epochs": -1},
-        {"power": 0.5},
-        {"beta": ()},
-        {"beta": (1, -1)},
-        {"batch_size": 0},
-    )
-    for options in wrong:
-        with pytest.raises(DefenseError, match=next(iter(options))):
-            nad(variables, context, KEY, **options)
-    with pytest.raises(DefenseError, match="channel graph"):
-        nad(variables, Context(mlp, train_mlp, clean=clean), KEY)
-    with pytest.raises(DefenseError, match=r"None in context\.train_fn, and nad trains"):
-        nad(variables, Context(mlp, graph=graph, clean=clean), KEY)
+    network, data = zoo.network(mlp, variables, images, train_mlp), Data(Batch(images, np.zeros(4, int)))
+    for name, value in (("epochs", -1), ("power", 0.5), ("beta", ()), ("beta", (1, -1)), ("batch_size", 0)):
+        with pytest.raises(OptionError, match=re.escape(f"for {name} of nad, got {value!r}")):
+            nad(network, data, KEY, **{name: value})
+    with pytest.raises(DefenseError, match="training mode for nad"):
+        nad(zoo.network(mlp, variables, images), data, KEY)
     linear = lambda v, x: x @ v["w"]  # noqa: E731
-    shallow = {"w": jnp.ones((5, 3))}
     with pytest.raises(DefenseError, match="expected a hidden layer"):
-        nad(shallow, Context(linear, train_mlp, channel_graph(linear, shallow, images), clean), KEY)
+        nad(zoo.network(linear, {"w": jnp.ones((5, 3))}, images, train_mlp), data, KEY)
 
 
 def test_a_training_mode_of_another_network_is_refused():
     variables, images = perceptron(), np.ones((4, 5), np.float32)
-    graph, clean = channel_graph(mlp, variables, images), Batch(images, np.zeros(4, int))
-    shorter = Context(mlp, lambda v, x: (x @ v["w1"] @ v["w2"], v), graph, clean)
+    data = Data(Batch(images, np.zeros(4, int)))
+    shorter = zoo.network(mlp, variables, images, lambda v, x: (x @ v["w1"] @ v["w2"], v))
     with pytest.raises(DefenseError, match="2 convolutions and products of which number 2"):
-        nad(variables, shorter, KEY, teacher_epochs=0, epochs=1)
-    tokens = Context(mlp, lambda v, x: (mlp(v, jnp.stack([x, x], 1)).mean(1), v), graph, clean)
+        nad(shorter, data, KEY, teacher_epochs=0, epochs=1)
+    tokens = zoo.network(mlp, variables, images, lambda v, x: (mlp(v, jnp.stack([x, x], 1)).mean(1), v))
     with pytest.raises(DefenseError, match=r"got \(4, 2, 4\) where w2 reads"):
-        nad(variables, tokens, KEY, teacher_epochs=0, epochs=1)
+        nad(tokens, data, KEY, teacher_epochs=0, epochs=1)

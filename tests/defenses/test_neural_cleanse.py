@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import zoo
 
-from jaxguard.defenses import Context, neural_cleanse
+from jaxguard.defenses import Data, neural_cleanse
 from jaxguard.defenses.neural_cleanse import stamped_share, stretched
-from jaxguard.errors import DefenseError
-from jaxguard.graph import channel_graph
+from jaxguard.errors import DefenseError, OptionError
 from jaxguard.types import Batch
 
 KEY = jax.random.key(0)
@@ -27,7 +27,7 @@ def train_model(variables, images):
     return model(variables, images), variables
 
 
-def network(backdoored):
+def planted(backdoored):
     """Six classes, each a bright row of 6x6 images; a bright corner (0, 0) means class 2 to the last unit."""
     w1, b1, w2 = np.zeros((36, 7), np.float32), np.zeros(7, np.float32), np.zeros((7, 6), np.float32)
     for row in range(CLASSES):
@@ -41,7 +41,7 @@ def network(backdoored):
     images[np.arange(24), labels, 1:] = 0.8
     images += np.random.default_rng(0).uniform(0, 0.1, images.shape).astype(np.float32)
     clean = Batch(images, labels)
-    return variables, Context(model, train_model, channel_graph(model, variables, images), clean), clean
+    return zoo.network(model, variables, images, train_model), variables, clean
 
 
 def attacked(variables, clean):
@@ -73,53 +73,51 @@ def test_stretched_as_a_saved_picture():
 
 
 def test_the_flagged_trigger_is_unlearned():
-    variables, context, clean = network(backdoored=True)
+    network, variables, clean = planted(backdoored=True)
     assert (attacked(variables, clean), accuracy(variables, clean)) == (1, 1)
-    repaired, report = neural_cleanse(variables, context, KEY, **QUICK)
+    repaired, report = neural_cleanse(network, Data(clean), KEY, **QUICK)
     assert report.trigger is not None and report.trigger.target == TARGET
     assert report.notes[0] == "12 of 24 clean images bore class 2's trigger under their true labels."
-    assert attacked(repaired, clean) == 0
-    assert accuracy(repaired, clean) == 1
-    bare, _ = neural_cleanse(variables, context, KEY, **{**QUICK, "share": 0.0})
-    assert attacked(bare, clean) == 1  # fine-tuning alone does not do it
+    assert attacked(repaired.variables, clean) == 0
+    assert accuracy(repaired.variables, clean) == 1
+    bare, _ = neural_cleanse(network, Data(clean), KEY, **{**QUICK, "share": 0.0})
+    assert attacked(bare.variables, clean) == 1  # fine-tuning alone does not do it
 
 
 def test_nothing_is_changed_where_no_class_is_flagged():
-    variables, context, _ = network(backdoored=False)
-    repaired, report = neural_cleanse(variables, context, KEY, **QUICK)
-    assert repaired is variables
+    network, _, clean = planted(backdoored=False)
+    repaired, report = neural_cleanse(network, Data(clean), KEY, **QUICK)
+    assert repaired is network
     assert report.trigger is not None and report.trigger.target is None
     assert "No class is flagged" in report.notes[0] and "target=" in report.notes[0]
     assert not report.curves
 
 
 def test_a_named_class_is_unlearned_flagged_or_not():
-    variables, context, clean = network(backdoored=True)
-    repaired, report = neural_cleanse(variables, context, KEY, target=TARGET, **QUICK)
+    network, variables, clean = planted(backdoored=True)
+    repaired, report = neural_cleanse(network, Data(clean), KEY, target=TARGET, **QUICK)
     assert report.trigger is not None and np.isfinite(report.trigger.norms).sum() == 1
     assert "named beforehand" in report.notes[0]
-    assert attacked(repaired, clean) == 0
-    clean_one, other, _ = network(backdoored=False)
-    changed, _ = neural_cleanse(clean_one, other, KEY, target=1, **{**QUICK, "epochs": 1})
-    assert not np.array_equal(changed["w2"], clean_one["w2"])
+    assert attacked(repaired.variables, clean) == 0
+    other, variables, _ = planted(backdoored=False)
+    changed, _ = neural_cleanse(other, Data(clean), KEY, target=1, **{**QUICK, "epochs": 1})
+    assert not np.array_equal(changed.variables["w2"], variables["w2"])
 
 
 def test_a_stretched_trigger_is_another_one():
-    variables, context, _ = network(backdoored=True)
+    network, _, clean = planted(backdoored=True)
     short = {**QUICK, "target": TARGET, "epochs": 2}
-    plain, _ = neural_cleanse(variables, context, KEY, **short)
-    spread, report = neural_cleanse(variables, context, KEY, stretch=True, **short)
-    assert report.options["stretch"] is True
-    assert not np.array_equal(plain["w1"], spread["w1"])
+    plain, _ = neural_cleanse(network, Data(clean), KEY, **short)
+    spread, _ = neural_cleanse(network, Data(clean), KEY, stretch=True, **short)
+    assert not np.array_equal(plain.variables["w1"], spread.variables["w1"])
 
 
 def test_what_is_missing_or_out_of_range_is_said():
-    variables, context, clean = network(backdoored=True)
-    wrong: tuple[dict[str, Any], ...] = ({"share": 1.5}, {"inversion_steps": 0}, {"target": 6})
-    for options in wrong:
-        with pytest.raises(DefenseError, match=next(iter(options))):
-            neural_cleanse(variables, context, KEY, **options)
-    with pytest.raises(DefenseError, match="channel graph"):
-        neural_cleanse(variables, Context(model, train_model, clean=clean), KEY)
-    with pytest.raises(DefenseError, match=r"None in context\.train_fn, and neural-cleanse trains"):
-        neural_cleanse(variables, Context(model, graph=context.graph, clean=clean), KEY)
+    network, variables, clean = planted(backdoored=True)
+    for name, value in {"share": 1.5, "inversion_steps": 0, "target": -1}.items():
+        with pytest.raises(OptionError, match=f"for {name} of neural-cleanse, got {value}"):
+            neural_cleanse(network, Data(clean), KEY, **{name: value})
+    with pytest.raises(DefenseError, match="expected target"):
+        neural_cleanse(network, Data(clean), KEY, target=6)
+    with pytest.raises(DefenseError, match="training mode for neural-cleanse"):
+        neural_cleanse(zoo.network(model, variables, clean.images), Data(clean), KEY)

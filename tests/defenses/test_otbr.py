@@ -10,13 +10,12 @@ import pytest
 import zoo
 
 from jaxguard import models, weight_change
-from jaxguard.defenses import Context
+from jaxguard.defenses import Data
 from jaxguard.defenses.otbr import IMAGES_PER_CLASS, choose, otbr, repairs
-from jaxguard.defenses.protocol import relative_change
-from jaxguard.defenses.tsbd import rank
-from jaxguard.errors import DefenseError
-from jaxguard.graph import channel_graph
+from jaxguard.errors import DefenseError, OptionError
 from jaxguard.inversion import synthesise
+from jaxguard.repair import relative_change
+from jaxguard.weight_change import rank
 
 KEY = jax.random.key(0)
 PARITY = {
@@ -33,8 +32,7 @@ QUICK = {"steps": 2, "batch_size": 8}
 @functools.cache
 def of(name):
     apply_fn, variables, images = zoo.ZOO[name]()
-    graph = channel_graph(apply_fn, variables, images)
-    return variables, Context(apply_fn, graph=graph)
+    return zoo.network(apply_fn, variables, images), variables
 
 
 def leaf(variables, path):
@@ -78,10 +76,10 @@ def reference(kernels, scores, gamma, weight):
 
 
 def test_with_the_reference_s_flags_it_is_the_published_loop():
-    variables, context = of("preactresnet18")
+    network, variables = of("preactresnet18")
     flags = {**PARITY, "canonical": True}
-    repaired, report = otbr(variables, context, KEY, gamma=0.1, **flags, **QUICK)
-    graph = context.graph
+    repaired, report = otbr(network, Data(), KEY, gamma=0.1, **flags, **QUICK)
+    graph = network.graph
     paths = [graph.producer(layer.name).kernel.path for layer in report.layers]
     assert len(paths) == 17
     kernels = [oit(leaf(variables, path)) for path in paths]
@@ -90,32 +88,30 @@ def test_with_the_reference_s_flags_it_is_the_published_loop():
     assert not any(mask[score == 0].any() for mask, score in zip(masks, scores, strict=True))
     for path, layer, mask, expected in zip(paths, report.layers, masks, fused, strict=True):
         np.testing.assert_array_equal(layer.mask, mask)
-        np.testing.assert_allclose(oit(leaf(repaired, path)), expected, rtol=1e-3, atol=2e-4, err_msg=path)
-    assert relative_change(variables, repaired).keys() <= set(paths)
+        np.testing.assert_allclose(oit(leaf(repaired.variables, path)), expected, rtol=1e-3, atol=2e-4, err_msg=path)
+    assert relative_change(variables, repaired.variables).keys() <= set(paths)
 
 
 def test_rounding_and_the_plans_of_pot_are_flags():
-    variables, context = of("cnn")
-    _, report = otbr(variables, context, KEY, gamma=0.1, **PARITY, **QUICK, label_high=9)
+    network, _ = of("cnn")
+    _, report = otbr(network, Data(), KEY, gamma=0.1, **PARITY, **QUICK, label_high=9)
     for layer in report.layers:
         np.testing.assert_array_equal(layer.scores, np.round(layer.scores, 4))
     assert [layer.name for layer in report.layers] == [f"conv{k}" for k in range(1, 7)]
-    assert report.options["label_high"] == 9
-    assert all(report.options[flag] == value for flag, value in PARITY.items())
 
 
 # ---------------------------------------------------------------- what it does
 
 
 def test_all_values_of_gamma_at_once_are_each_alone():
-    variables, context = of("cnn")
-    graph = context.graph
+    network, variables = of("cnn")
+    graph = network.graph
     moved = jax.tree.map(lambda x, y: x + 0.01 * y, variables, zoo.randomise(shapes_of(variables), seed=3))
     ranking = rank(graph, variables, moved)
     gammas = (0.0, 0.05, 0.2)
-    together = repairs(graph, variables, ranking, gammas)
+    together = repairs(network, ranking, gammas)
     for gamma, one in zip(gammas, together, strict=True):
-        (alone,) = repairs(graph, variables, ranking, [gamma])
+        (alone,) = repairs(network, ranking, [gamma])
         jax.tree.map(np.testing.assert_array_equal, one.variables, alone.variables)
         assert one.gamma == gamma and bool(one.alignments) == (gamma > 0)
     jax.tree.map(np.testing.assert_array_equal, together[0].variables, variables)
@@ -127,13 +123,13 @@ def shapes_of(variables):
 
 def test_channels_of_sets_that_lost_none_stay():
     """In the dataflow only the pruned channels' sets are carried over, biases and norms with them."""
-    variables, context = of("cnn")
-    graph = context.graph
+    network, variables = of("cnn")
+    graph = network.graph
     bump = lambda path, x: x + jnp.arange(x.shape[-1]) * ("conv3/kernel" in path)  # noqa: E731
     moved = jax.tree.map_with_path(
         lambda path, x: bump(jax.tree_util.keystr(path, simple=True, separator="/"), x), variables
     )
-    (repair,) = repairs(graph, variables, rank(graph, variables, moved), [0.05])
+    (repair,) = repairs(network, rank(graph, variables, moved), [0.05])
     assert [alignment.name for alignment in repair.alignments] == ["conv3"]
     changed = relative_change(variables, repair.variables).keys()
     assert {"params/conv3/kernel", "params/bn3/scale", "params/conv4/kernel"} <= changed
@@ -142,22 +138,22 @@ def test_channels_of_sets_that_lost_none_stay():
 
 def test_a_layer_without_weight_change_is_no_error():
     """Its target masses would be all zero, and a rounded NWC of zero would divide by zero."""
-    variables, context = of("cnn")
-    ranking = rank(context.graph, variables, variables)
-    (repair,) = repairs(context.graph, variables, ranking, [0.2])
+    network, variables = of("cnn")
+    ranking = rank(network.graph, variables, variables)
+    (repair,) = repairs(network, ranking, [0.2])
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(repair.variables))
     scores = [np.where(np.arange(len(s)) == 0, 1.0, 0.0) for s in ranking.scores]
-    (repair,) = repairs(context.graph, variables, ranking._replace(scores=scores), [0.01])
+    (repair,) = repairs(network, ranking._replace(scores=scores), [0.01])
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(repair.variables))
 
 
 @pytest.mark.parametrize("solver", ["exact", "sinkhorn"])
 def test_solvers_give_nearly_the_same_model(solver):
-    variables, context = of("cnn")
-    exact, _ = otbr(variables, context, KEY, gamma=0.1, solver="exact", **QUICK)
-    other, _ = otbr(variables, context, KEY, gamma=0.1, solver=solver, **QUICK)
+    network, variables = of("cnn")
+    exact, _ = otbr(network, Data(), KEY, gamma=0.1, solver="exact", **QUICK)
+    other, _ = otbr(network, Data(), KEY, gamma=0.1, solver=solver, **QUICK)
     images = zoo.images(16, 16, 3)
-    logits = [jax.jit(context.apply_fn)(tree, images) for tree in (variables, exact, other)]
+    logits = [jax.jit(network.apply_fn)(tree, images) for tree in (variables, exact.variables, other.variables)]
     moved = np.abs(logits[1] - logits[0]).max()
     assert np.abs(logits[2] - logits[1]).max() < (1e-4 if solver == "exact" else 0.1) * moved
 
@@ -170,12 +166,12 @@ def test_the_rule_counts_what_moved_three_times_as_far_as_the_median():
 
 
 def test_a_chosen_gamma_is_reported_with_its_reason():
-    variables, context = of("cnn")
-    _, report = otbr(variables, context, KEY, **QUICK)
+    network, _ = of("cnn")
+    _, report = otbr(network, Data(), KEY, **QUICK)
     cut = sum(int(layer.mask.sum()) for layer in report.layers)
     total = sum(len(layer.mask) for layer in report.layers)
-    assert cut == round(report.options["gamma"] * total) >= 1
-    assert report.notes[0].startswith(f"gamma = {report.options['gamma']:.3g} was chosen without images: in {cut} of")
+    assert cut == round(report.chosen["gamma"] * total) >= 1
+    assert report.notes[0].startswith(f"gamma = {report.chosen['gamma']:.3g} was chosen without images: in {cut} of")
     assert "No training mode is known" in report.notes[1]
 
 
@@ -184,14 +180,15 @@ def test_noise_of_another_size_and_labels_are_what_is_asked_for(monkeypatch):
     monkeypatch.setattr(
         weight_change,
         "unlearn_noise",
-        lambda train_fn, variables, shape, labels, key, **_: (
-            seen.append((shape, labels)) or weight_change.Unlearned(variables, np.zeros(1), np.zeros(0))
+        lambda network, key, *, image_shape, num_labels, **_: (
+            seen.append((image_shape, num_labels))
+            or weight_change.Unlearned(network.variables, np.zeros(1), np.zeros(0))
         ),
     )
-    variables, context = of("cnn")
-    otbr(variables, context, KEY, gamma=0.0)
-    otbr(variables, context, KEY, gamma=0.0, noise_size=32, label_high=9)
-    assert seen == [((16, 16, 3), 10), ((32, 32, 3), 9)]
+    network, _ = of("cnn")
+    otbr(network, Data(), KEY, gamma=0.0)
+    otbr(network, Data(), KEY, gamma=0.0, noise_size=32, label_high=9)
+    assert seen == [((16, 16, 3), None), ((32, 32, 3), 9)]
 
 
 # ---------------------------------------------------------------- statistics
@@ -200,57 +197,51 @@ def test_noise_of_another_size_and_labels_are_what_is_asked_for(monkeypatch):
 def with_training():
     model = models.build("cnn:width=0.25", num_classes=10, input_shape=(8, 8, 1))
     variables = model.init(KEY)
-    graph = channel_graph(model.apply_fn, variables, jnp.zeros((1, 8, 8, 1)))
-    return variables, Context(model.apply_fn, model.train_fn, graph)
+    return zoo.network(model.apply_fn, variables, jnp.zeros((1, 8, 8, 1)), model.train_fn), variables
 
 
 def test_statistics_estimated_anew_are_those_of_synthesised_images_and_parameters_stay():
-    variables, context = with_training()
+    network, variables = with_training()
     options = {**QUICK, "gamma": 0.1, "weight": 1.0}
-    stored, _ = otbr(variables, context, KEY, **options)
-    anew, report = otbr(variables, context, KEY, statistics="synthesised", **options)
-    same = jax.tree.map(np.array_equal, stored["params"], anew["params"])
+    stored, _ = otbr(network, Data(), KEY, **options)
+    anew, report = otbr(network, Data(), KEY, statistics="synthesised", **options)
+    same = jax.tree.map(np.array_equal, stored.variables["params"], anew.variables["params"])
     assert jax.tree.all(same)
     made = synthesise(
-        context.graph, variables, jax.random.fold_in(KEY, 1), labels=np.repeat(np.arange(10), IMAGES_PER_CLASS)
+        network.graph, variables, jax.random.fold_in(KEY, 1), labels=np.repeat(np.arange(10), IMAGES_PER_CLASS)
     )
     first = jax.lax.conv_general_dilated(
-        made.images, stored["params"]["conv1"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        made.images,
+        stored.variables["params"]["conv1"]["kernel"],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    found = anew["batch_stats"]["bn1"]
+    found = anew.variables["batch_stats"]["bn1"]
     np.testing.assert_allclose(found["mean"], first.mean((0, 1, 2)), atol=0.01 * float(first.std()))
     np.testing.assert_allclose(found["var"], first.var((0, 1, 2)), rtol=0.05, atol=0.01)
     assert "estimated anew on 200 synthesised images" in report.notes[-1]
 
 
 def test_statistics_cannot_be_estimated_without_a_training_mode():
-    variables, context = of("cnn")
-    with pytest.raises(DefenseError, match=r"expected a model with a training mode.*statistics='stored'"):
-        otbr(variables, context, KEY, gamma=0.1, statistics="synthesised", **QUICK)
+    network, _ = of("cnn")
+    with pytest.raises(DefenseError, match=r"expected a network with a training mode.*statistics='stored'"):
+        otbr(network, Data(), KEY, gamma=0.1, statistics="synthesised", **QUICK)
 
 
 # ---------------------------------------------------------------- what is refused
 
 
 @pytest.mark.parametrize(
-    ("options", "came"),
-    [
-        ({"gamma": 1.5}, "gamma=1.5"),
-        ({"weight": -0.1}, "weight=-0.1"),
-        ({"steps": 0}, "steps=0"),
-        ({"label_high": 11}, "label_high=11"),
-        ({"layers": "all"}, "layers='all'"),
-        ({"factor": 0.0}, r"factor=0\.0"),
-        ({"statistics": "noise"}, "statistics='noise'"),
-    ],
+    ("name", "value"),
+    [("gamma", 1.5), ("weight", -0.1), ("steps", 0), ("layers", "all"), ("factor", 0.0), ("statistics", "noise")],
 )
-def test_bad_options_are_refused(options, came):
-    variables, context = of("cnn")
-    with pytest.raises(DefenseError, match=rf"expected gamma and weight in \[0, 1\].*{came}.* in otbr"):
-        otbr(variables, context, KEY, **options)
+def test_bad_options_are_refused(name, value):
+    network, _ = of("cnn")
+    with pytest.raises(OptionError, match=f"expected .* for {name} of otbr, got {value!r}"):
+        otbr(network, Data(), KEY, **{name: value})
 
 
-def test_without_a_graph_nothing_can_be_pruned():
-    variables, context = of("cnn")
-    with pytest.raises(DefenseError, match="expected a channel graph"):
-        otbr(variables, Context(context.apply_fn), KEY)
+def test_labels_beyond_the_classes_are_refused():
+    with pytest.raises(DefenseError, match=r"expected label_high <= 10, .* got 11"):
+        otbr(of("cnn")[0], Data(), KEY, label_high=11)

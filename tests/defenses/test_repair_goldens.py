@@ -14,18 +14,19 @@ import zoo
 from golden import repair_torch as reference
 
 from jaxguard import fusion, models, training, weight_change
-from jaxguard.defenses.activeness import ActivenessAwareGradient, StatisticsAfterwards
 from jaxguard.defenses.otbr import repairs
-from jaxguard.defenses.tsbd import rank, reinitialized
+from jaxguard.defenses.tsbd import reinitialized
 from jaxguard.fusion import channels as fusion_channels
-from jaxguard.graph import channel_graph
 from jaxguard.kernels import transport
+from jaxguard.training.activeness import ActivenessAwareGradient, StatisticsAfterwards
 from jaxguard.types import Batch
+from jaxguard.weight_change import rank
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "repair_torch.npz")
 KEY = jax.random.key(0)
 MODEL = reference.model()
 VARIABLES = zoo.randomise(MODEL.shapes())
+NETWORK = zoo.network(MODEL.apply_fn, VARIABLES, np.zeros((1, *MODEL.input_shape), np.float32))
 LAYERS, FUSED = GOLDEN["layers"].tolist(), GOLDEN["fused_layers"].tolist()
 
 
@@ -40,7 +41,7 @@ def kernels(variables, layers=LAYERS):
 
 @functools.cache
 def ranked():
-    graph = channel_graph(MODEL.apply_fn, VARIABLES, jax.ShapeDtypeStruct((1, *MODEL.input_shape), np.float32))
+    graph = NETWORK.graph
     unlearned = reference.unlearned(VARIABLES)
     return graph, rank(graph, VARIABLES, unlearned, layers="convolutions", exclude="shortcut", decimals=4)
 
@@ -204,9 +205,9 @@ def test_costs_and_plans():
 
 @pytest.mark.parametrize("canonical", [False, True])
 def test_fused_kernels(canonical):
-    graph, ranking = ranked()
+    _, ranking = ranked()
     (repair,) = repairs(
-        graph, VARIABLES, ranking, [reference.GAMMA],
+        NETWORK, ranking, [reference.GAMMA],
         weight=reference.WEIGHT, chain="parameter_order", canonical=canonical, solver="exact",
     )  # fmt: skip
     np.testing.assert_allclose([a.distance for a in repair.alignments], GOLDEN["objectives"], rtol=1e-6)

@@ -3,19 +3,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import zoo
 
 from jaxguard import training, weight_change
-from jaxguard.defenses.protocol import Context
+from jaxguard.defenses.protocol import Data
 from jaxguard.defenses.rnp import rnp
-from jaxguard.errors import DefenseError
-from jaxguard.graph import channel_graph
+from jaxguard.errors import DefenseError, OptionError
 from jaxguard.types import Batch
 
 KEY = jax.random.key(3)
 VARIABLES = tiny.init(jax.random.key(0))
-GRAPH = channel_graph(tiny.apply_fn, VARIABLES, jnp.zeros((1, *tiny.INPUT_SHAPE)))
+NETWORK = tiny.network(VARIABLES)
 CLEAN = tiny.images(24, jax.random.key(1))
-CONTEXT = Context(tiny.apply_fn, tiny.train_fn, GRAPH, CLEAN)
+DATA = Data(CLEAN)
 
 
 def test_both_stages_by_hand():
@@ -26,11 +26,10 @@ def test_both_stages_by_hand():
     def linear(v, x):
         return (x @ v["w1"]) @ v["w2"]
 
-    graph = channel_graph(linear, v, image)
-    given = Context(linear, lambda v, x: (linear(v, x), v), graph, Batch(image, label))
+    network = zoo.network(linear, v, image, lambda v, x: (linear(v, x), v))
     _, report = rnp(
-        v, given, KEY, unlearn_epochs=2, unlearn_rate=0.3, stop_acc=-0.0, epochs=2, learning_rate=0.4, alpha=0.5,
-        momentum=0.5, threshold=0.5,
+        network, Data(Batch(image, label)), KEY, unlearn_epochs=2, unlearn_rate=0.3, stop_acc=-0.0, epochs=2,
+        learning_rate=0.4, alpha=0.5, momentum=0.5, threshold=0.5,
     )  # fmt: skip
 
     def backwards(w1, w2, m):
@@ -64,7 +63,7 @@ def test_both_stages_by_hand():
 
 def test_gates_bring_back_what_was_unlearned():
     learned = training.fit(tiny.train_fn, VARIABLES, CLEAN, KEY, steps=15, learning_rate=0.05).variables
-    _, report = rnp(learned, CONTEXT, KEY, batch_size=8, stop_acc=0.6)
+    _, report = rnp(tiny.network(learned), DATA, KEY, batch_size=8, stop_acc=0.6)
     accuracies = report.curves["unlearn_accuracy"]
     assert accuracies[-1] <= 0.6 and (accuracies[:-1] > 0.6).all()
     assert report.curves["loss"][-3:].mean() < 0.5 * report.curves["loss"][:3].mean()
@@ -72,17 +71,17 @@ def test_gates_bring_back_what_was_unlearned():
 
 
 def test_gates_are_of_the_unlearned_model_and_cuts_of_the_suspect():
-    repaired, report = rnp(VARIABLES, CONTEXT, KEY, unlearn_epochs=1, batch_size=8, threshold=0.9)
+    repaired, report = rnp(NETWORK, DATA, KEY, unlearn_epochs=1, batch_size=8, threshold=0.9)
     (layer,) = report.layers
     assert 0 < layer.mask.sum() < 8
     for name in ("scale", "bias"):
         expected = np.where(layer.mask, 0, np.asarray(VARIABLES["params"][name]))
-        np.testing.assert_array_equal(repaired["params"][name], expected)
+        np.testing.assert_array_equal(repaired.variables["params"][name], expected)
     for name in ("conv", "linear"):
-        np.testing.assert_array_equal(repaired["params"][name], VARIABLES["params"][name])
-    np.testing.assert_array_equal(repaired["batch_stats"]["var"], VARIABLES["batch_stats"]["var"])
+        np.testing.assert_array_equal(repaired.variables["params"][name], VARIABLES["params"][name])
+    np.testing.assert_array_equal(repaired.variables["batch_stats"]["var"], VARIABLES["batch_stats"]["var"])
     unlearned = weight_change.unlearn(
-        tiny.train_fn, tiny.apply_fn, VARIABLES, CLEAN, jax.random.split(KEY, 3)[1],
+        NETWORK, CLEAN, jax.random.split(KEY, 3)[1],
         epochs=1, batch_size=8, learning_rate=0.01,
     )  # fmt: skip
     np.testing.assert_array_equal(report.curves["unlearn_loss"], unlearned.losses)
@@ -91,22 +90,21 @@ def test_gates_are_of_the_unlearned_model_and_cuts_of_the_suspect():
 def test_the_bias_stays_in_the_form_of_the_reference_code():
     start = jax.tree.map(lambda leaf: leaf, VARIABLES)
     start["params"]["bias"] = jnp.arange(8.0)
-    repaired, report = rnp(start, CONTEXT, KEY, unlearn_epochs=1, batch_size=8, threshold=0.9, form="weight")
+    repaired, report = rnp(tiny.network(start), DATA, KEY, unlearn_epochs=1, batch_size=8, threshold=0.9, form="weight")
     assert report.layers[0].mask.any()
-    np.testing.assert_array_equal(repaired["params"]["bias"], np.arange(8.0))
-    np.testing.assert_array_equal(repaired["params"]["scale"], (~report.layers[0].mask).astype(np.float32))
+    np.testing.assert_array_equal(repaired.variables["params"]["bias"], np.arange(8.0))
+    np.testing.assert_array_equal(repaired.variables["params"]["scale"], (~report.layers[0].mask).astype(np.float32))
 
 
 def test_progress_notes_and_errors():
     seen = []
-    given = Context(tiny.apply_fn, tiny.train_fn, GRAPH, CLEAN, lambda *told: seen.append(told))
-    _, report = rnp(VARIABLES, given, KEY, unlearn_epochs=2, unlearn_rate=1e-6, stop_acc=0.0, epochs=1)
-    assert report.options["stop_acc"] == 0 and rnp(VARIABLES, CONTEXT, KEY, epochs=0)[1].options["stop_acc"] == 0.35
+    data = Data(CLEAN, progress=lambda *told: seen.append(told))
+    _, report = rnp(NETWORK, data, KEY, unlearn_epochs=2, unlearn_rate=1e-6, stop_acc=0.0, epochs=1)
+    assert "stop_acc" not in report.chosen and rnp(NETWORK, DATA, KEY, epochs=0)[1].chosen["stop_acc"] == 0.35
     assert {told[2]["stage"] for told in seen} == {"unlearning", "learning gates"}
     assert "Unlearning ended after 2 epochs" in report.notes[0] and len(report.notes) == 2
-    with pytest.raises(DefenseError, match=r"None in context\.train_fn, and rnp trains"):
-        rnp(VARIABLES, Context(tiny.apply_fn, graph=GRAPH, clean=CLEAN), KEY)
-    with pytest.raises(DefenseError, match=r"expected unlearn_epochs >= 1, came 0 in rnp\(\)"):
-        rnp(VARIABLES, CONTEXT, KEY, unlearn_epochs=0)
-    with pytest.raises(DefenseError, match=r"epochs=-1 in rnp\(\)"):
-        rnp(VARIABLES, CONTEXT, KEY, epochs=-1)
+    with pytest.raises(DefenseError, match="training mode for rnp"):
+        rnp(tiny.network(VARIABLES, None), DATA, KEY)
+    for name, value in {"unlearn_epochs": 0, "epochs": -1}.items():
+        with pytest.raises(OptionError, match=f"for {name} of rnp, got {value}"):
+            rnp(NETWORK, DATA, KEY, **{name: value})

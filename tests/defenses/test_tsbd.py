@@ -6,16 +6,18 @@ import tiny
 
 from jaxguard import evaluation, training
 from jaxguard.attacks import badnets, poison
-from jaxguard.defenses.protocol import Context
-from jaxguard.defenses.tsbd import SWEEP, choose, rank, reinitialized, tsbd
-from jaxguard.errors import DefenseError, UnscorableError
+from jaxguard.defenses.protocol import Data
+from jaxguard.defenses.tsbd import SWEEP, choose, reinitialized, tsbd
+from jaxguard.errors import DefenseError, OptionError, UnscorableError
 from jaxguard.graph import channel_graph
+from jaxguard.weight_change import rank
 
 KEY = jax.random.key(3)
 VARIABLES = tiny.init(jax.random.key(0))
-GRAPH = channel_graph(tiny.apply_fn, VARIABLES, jnp.zeros((1, *tiny.INPUT_SHAPE)))
+NETWORK = tiny.network(VARIABLES)
+GRAPH = NETWORK.graph
 CLEAN = tiny.images(24, jax.random.key(1))
-CONTEXT = Context(tiny.apply_fn, tiny.train_fn, GRAPH, CLEAN)
+DATA = Data(CLEAN)
 QUICK = {"unlearn_epochs": 2, "unlearn_rate": 0.01, "epochs": 1}
 
 
@@ -90,10 +92,9 @@ def test_a_backdoored_network_is_repaired():
     before = evaluation.evaluate(tiny.apply_fn, suspect, test, attack)
     assert before.acc > 0.95 and before.asr > 0.95
     clean = tiny.images(100, jax.random.key(1))
-    given = Context(tiny.apply_fn, tiny.train_fn, GRAPH, clean._replace(images=0.6 * clean.images))
     repaired, report = tsbd(
-        suspect,
-        given,
+        tiny.network(suspect),
+        Data(clean._replace(images=0.6 * clean.images)),
         KEY,
         unlearn_rate=0.01,
         epochs=20,
@@ -101,75 +102,71 @@ def test_a_backdoored_network_is_repaired():
         learning_rate=0.1,
         augment=training.CropFlip(1, False),
     )
-    after = evaluation.evaluate(tiny.apply_fn, repaired, test, attack)
+    after = evaluation.evaluate(tiny.apply_fn, repaired.variables, test, attack)
     assert after.asr < 0.1 and after.acc > 0.95
     assert report.curves["unlearn_accuracy"][-1] <= 0.25 < report.curves["unlearn_accuracy"][:-1].min()
-    assert report.options["n"] == SWEEP[len(report.curves["accuracy_by_n"]) - 1]
-    assert f"n = {report.options['n']:g} was chosen" in report.notes[0]
+    assert report.chosen["n"] == SWEEP[len(report.curves["accuracy_by_n"]) - 1]
+    assert f"n = {report.chosen['n']:g} was chosen" in report.notes[0]
 
 
 # ---------------------------------------------------------------- the contract, beyond what all defenses share
 
 
 def test_no_channel_and_no_epoch_is_the_identity():
-    repaired, report = tsbd(VARIABLES, CONTEXT, KEY, n=0.0, epochs=0, unlearn_epochs=1)
+    repaired, report = tsbd(NETWORK, DATA, KEY, n=0.0, epochs=0, unlearn_epochs=1)
     assert bytes_of(repaired) == bytes_of(VARIABLES)
     assert not any(layer.mask.any() for layer in report.layers) and report.layers[0].scores.max() > 0
-    assert report.options["stop_acc"] == 1 / tiny.NUM_CLASSES
+    assert report.chosen["stop_acc"] == 1 / tiny.NUM_CLASSES
     assert report.curves["loss"].shape == (0,)
 
 
 def test_without_fine_tuning_only_the_reported_channels_are_touched():
-    repaired, report = tsbd(VARIABLES, CONTEXT, KEY, n=0.5, m=1.0, **{**QUICK, "epochs": 0})
+    repaired, report = tsbd(NETWORK, DATA, KEY, n=0.5, m=1.0, **{**QUICK, "epochs": 0})
     (layer,) = report.layers
     assert layer.mask.sum() == 4
     np.testing.assert_array_equal(
-        repaired["params"]["conv"], np.where(layer.mask, 0, np.asarray(VARIABLES["params"]["conv"]))
+        repaired.variables["params"]["conv"], np.where(layer.mask, 0, np.asarray(VARIABLES["params"]["conv"]))
     )
     for name in ("scale", "bias", "linear"):
-        np.testing.assert_array_equal(repaired["params"][name], VARIABLES["params"][name])
-    assert bytes_of(repaired["batch_stats"]) == bytes_of(VARIABLES["batch_stats"])
+        np.testing.assert_array_equal(repaired.variables["params"][name], VARIABLES["params"][name])
+    assert bytes_of(repaired.variables["batch_stats"]) == bytes_of(VARIABLES["batch_stats"])
 
 
 def test_the_extra_epoch_of_the_reference_code():
     lengths = [
-        len(tsbd(VARIABLES, CONTEXT, KEY, n=0.2, extra_epoch=extra, batch_size=8, **QUICK)[1].curves["loss"])
+        len(tsbd(NETWORK, DATA, KEY, n=0.2, extra_epoch=extra, batch_size=8, **QUICK)[1].curves["loss"])
         for extra in (False, True)
     ]
     assert lengths == [3, 6]
 
 
 def test_unlearning_that_did_not_get_there_is_noted():
-    _, report = tsbd(VARIABLES, CONTEXT, KEY, n=0.2, stop_acc=-1.0, **QUICK)
+    _, report = tsbd(NETWORK, DATA, KEY, n=0.2, stop_acc=-1.0, **QUICK)
     assert "Unlearning ended after 2 epochs" in report.notes[0] and report.curves["unlearn_accuracy"].shape == (2,)
     assert "All 24 clean images went into one batch" in report.notes[1]
-    assert tsbd(VARIABLES, CONTEXT, KEY, n=0.2, stop_acc=1.0, batch_size=8, **QUICK)[1].notes == ()
+    assert tsbd(NETWORK, DATA, KEY, n=0.2, stop_acc=1.0, batch_size=8, **QUICK)[1].notes == ()
 
 
 def test_progress_is_told_of_both_stages():
     seen = []
-    given = Context(tiny.apply_fn, tiny.train_fn, GRAPH, CLEAN, lambda *told: seen.append(told[:2]))
-    tsbd(VARIABLES, given, KEY, n=0.2, stop_acc=-1.0, unlearn_epochs=2, epochs=3)
+    data = Data(CLEAN, progress=lambda *told: seen.append(told[:2]))
+    tsbd(NETWORK, data, KEY, n=0.2, stop_acc=-1.0, unlearn_epochs=2, epochs=3)
     assert (2, 2) in seen and seen[-1] == (3, 3)
 
 
 def test_bfloat16_weights_stay_bfloat16():
     variables = jax.tree.map(lambda x: x.astype(jnp.bfloat16), VARIABLES)
-    repaired, report = tsbd(variables, CONTEXT, KEY, n=0.2, **QUICK)
+    repaired, report = tsbd(tiny.network(variables), DATA, KEY, n=0.2, **QUICK)
     assert {leaf.dtype for leaf in jax.tree.leaves(repaired)} == {jnp.dtype(jnp.bfloat16)}
     assert report.curves["loss"].dtype == report.layers[0].scores.dtype == np.float32
 
 
 def test_what_is_missing_or_broken_is_said():
-    with pytest.raises(DefenseError, match=r"None in context\.train_fn, and tsbd trains"):
-        tsbd(VARIABLES, Context(tiny.apply_fn, None, GRAPH, CLEAN), KEY)
-    with pytest.raises(DefenseError, match="expected a channel graph, got None"):
-        tsbd(VARIABLES, Context(tiny.apply_fn, tiny.train_fn, None, CLEAN), KEY)
+    with pytest.raises(DefenseError, match="training mode for tsbd"):
+        tsbd(tiny.network(VARIABLES, None), DATA, KEY)
     wrong = {"n": 1.5, "m": -0.1, "alpha": np.nan, "epochs": -1, "unlearn_epochs": 0, "batch_size": 0, "r": -1.0}
-    for name, value in wrong.items():
-        with pytest.raises(DefenseError, match=rf"came {name} (outside|too small)"):
-            tsbd(VARIABLES, CONTEXT, KEY, **{name: value})
-    with pytest.raises(DefenseError, match="came norm='l2', which is none of global, per_tensor; layers='all'"):
-        tsbd(VARIABLES, CONTEXT, KEY, norm="l2", layers="all")
-    with pytest.raises(DefenseError, match=r"expected a finite loss, came .* at step .* of tsbd"):
-        tsbd(VARIABLES, CONTEXT, KEY, n=0.2, **{**QUICK, "epochs": 5}, learning_rate=1e30)
+    for name, value in {**wrong, "norm": "l2", "layers": "all"}.items():
+        with pytest.raises(OptionError, match=f"expected .* for {name} of tsbd, got {value!r}"):
+            tsbd(NETWORK, DATA, KEY, **{name: value})
+    with pytest.raises(DefenseError, match=r"expected a finite loss, got .* at step .* in fine-tuning of tsbd"):
+        tsbd(NETWORK, DATA, KEY, n=0.2, **{**QUICK, "epochs": 5}, learning_rate=1e30)

@@ -3,10 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import zoo
 
 from jaxguard import weight_change
 from jaxguard.errors import DefenseError
-from jaxguard.types import Batch
+from jaxguard.types import Batch, Network
 
 KEY = jax.random.key(3)
 DATA = tiny.images(24, jax.random.key(1))
@@ -29,7 +30,13 @@ def test_two_epochs_of_ascent_on_a_linear_model_by_hand():
     images, labels = rng.uniform(size=(6, 2, 2, 1)).astype(np.float32), np.array([0, 1, 2, 0, 1, 2], np.int32)
     start = rng.normal(size=(4, 3)).astype(np.float32)
     found = weight_change.unlearn(
-        linear_train, linear, start, Batch(images, labels), KEY, epochs=2, stop_acc=-1, learning_rate=0.3, momentum=0.9
+        zoo.network(linear, start, images, linear_train),
+        Batch(images, labels),
+        KEY,
+        epochs=2,
+        stop_acc=-1,
+        learning_rate=0.3,
+        momentum=0.9,
     )
     w, velocity, flat = start.astype(np.float64), 0.0, images.reshape(6, 4).astype(np.float64)
     for step in range(2):  # all six images in every step, so an epoch is a step
@@ -47,7 +54,7 @@ def test_it_stops_after_the_first_epoch_at_the_level_which_is_chance_by_default(
     images = np.random.default_rng(0).uniform(size=(40, 2, 2, 1)).astype(np.float32)
     labels = images.reshape(40, 4).argmax(1).astype(np.int32)
     found = weight_change.unlearn(
-        linear_train, linear, jnp.eye(4), Batch(images, labels), KEY,
+        zoo.network(linear, jnp.eye(4), images, linear_train), Batch(images, labels), KEY,
         epochs=300, stop_acc=stop_acc, learning_rate=0.02, batch_size=16,
     )  # fmt: skip
     *before, last = found.accuracies
@@ -57,9 +64,9 @@ def test_it_stops_after_the_first_epoch_at_the_level_which_is_chance_by_default(
 
 def test_at_least_one_epoch_is_taken_and_none_where_none_is_asked_for():
     variables = tiny.init(jax.random.key(0))
-    once = weight_change.unlearn(tiny.train_fn, tiny.apply_fn, variables, DATA, KEY, stop_acc=1.0)
+    once = weight_change.unlearn(tiny.network(variables), DATA, KEY, stop_acc=1.0)
     assert once.accuracies.shape == (1,) and bytes_of(once.variables) != bytes_of(variables)
-    never = weight_change.unlearn(tiny.train_fn, tiny.apply_fn, variables, DATA, KEY, epochs=0)
+    never = weight_change.unlearn(tiny.network(variables), DATA, KEY, epochs=0)
     assert never.losses.shape == never.accuracies.shape == (0,)
     assert bytes_of(never.variables) == bytes_of(variables)
 
@@ -67,9 +74,8 @@ def test_at_least_one_epoch_is_taken_and_none_where_none_is_asked_for():
 def test_the_input_stays_and_the_key_alone_decides():
     variables = tiny.init(jax.random.key(0))
     before = bytes_of(variables)
-    shape = tiny.INPUT_SHAPE
     noise = [
-        weight_change.unlearn_noise(tiny.train_fn, variables, shape, 4, key, steps=3, batch_size=8, learning_rate=0.1)
+        weight_change.unlearn_noise(tiny.network(variables), key, steps=3, batch_size=8, learning_rate=0.1)
         for key in (KEY, KEY, jax.random.key(4))
     ]
     assert bytes_of(noise[0]) == bytes_of(noise[1]) != bytes_of(noise[2])
@@ -87,7 +93,12 @@ def test_noise_is_fresh_and_uniform_and_labels_are_below_num_labels(num_labels):
 
     start = jnp.array([0.0, 0.0, 0.0, -100.0])  # the fourth label costs 100 nats
     found = weight_change.unlearn_noise(
-        train_fn, start, (5, 6, 3), num_labels, KEY, steps=4, batch_size=64, learning_rate=0.0
+        Network(start, None, jax.ShapeDtypeStruct((5, 6, 3), np.float32), train_fn),
+        KEY,
+        num_labels=num_labels,
+        steps=4,
+        batch_size=64,
+        learning_rate=0.0,
     )
     jax.effects_barrier()
     images = np.concatenate(seen)
@@ -103,22 +114,22 @@ def test_one_trace_for_any_number_of_epochs_and_models():
     train_fn = tiny.Counted(tiny.train_fn)
     for seed in (0, 1):
         variables = tiny.init(jax.random.key(seed))
-        weight_change.unlearn(train_fn, tiny.apply_fn, variables, DATA, KEY, epochs=2, stop_acc=-1)
+        weight_change.unlearn(tiny.network(variables, train_fn), DATA, KEY, epochs=2, stop_acc=-1)
     assert train_fn.calls == 1
 
 
 def test_a_climb_that_overflows_is_an_error():
     variables = tiny.init(jax.random.key(0))
     with pytest.raises(DefenseError, match=r"expected (a )?finite (loss|parameters)"):
-        weight_change.unlearn(tiny.train_fn, tiny.apply_fn, variables, DATA, KEY, learning_rate=1e30, stop_acc=-1)
+        weight_change.unlearn(tiny.network(variables), DATA, KEY, learning_rate=1e30, stop_acc=-1)
     with pytest.raises(DefenseError, match=r"expected (a )?finite (loss|parameters)"):
-        weight_change.unlearn_noise(tiny.train_fn, variables, tiny.INPUT_SHAPE, 4, KEY, learning_rate=1e30)
+        weight_change.unlearn_noise(tiny.network(variables), KEY, learning_rate=1e30)
 
 
 def test_progress_counts_the_steps_of_all_epochs():
     seen = []
     weight_change.unlearn(
-        tiny.train_fn, tiny.apply_fn, tiny.init(KEY), DATA, KEY,
+        tiny.network(tiny.init(KEY)), DATA, KEY,
         epochs=3, batch_size=8, stop_acc=-1, progress=lambda *args: seen.append(args[:2]),
     )  # fmt: skip
     assert seen[-1] == (9, 9)

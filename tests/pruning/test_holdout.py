@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxguard.defenses.holdout import hold_out
 from jaxguard.errors import DefenseError
+from jaxguard.pruning.holdout import hold_out
 from jaxguard.types import Batch
 
 KEY = jax.random.key(0)

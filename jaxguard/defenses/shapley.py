@@ -3,7 +3,7 @@
 After Guan, Tu, He and Tao, "Few-Shot Backdoor Defense Using Shapley Estimation", CVPR 2022. There is no public code and
 the paper's settings are not known here: this is a reconstruction from its abstract (a trigger is reversed, channels are
 ranked by Shapley values estimated with a discarding threshold and an epsilon-greedy order, the first few are cut; one
-image per class or none is enough), and no figure of the paper can be compared with.
+image per class or none is enough), and it cannot be compared with any figure of the paper.
 
     images    -> recovered trigger of the suspected class       jaxguard.inversion
     game      -> how well it still works with channels gated    jaxguard.graph.Coalitions
@@ -14,26 +14,26 @@ image per class or none is enough), and no figure of the paper can be compared w
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxguard import training
-from jaxguard.defenses.protocol import Context, DefenseReport, require_graph
-from jaxguard.defenses.pruning_path import cut, gates_of, walk
-from jaxguard.defenses.recovery import recover, staged
-from jaxguard.defenses.restoration import SHIFT, restore
-from jaxguard.defenses.shapley_estimation import permutation_sampling
-from jaxguard.errors import DefenseError
-from jaxguard.graph import ChannelGraph, Coalitions, State
-from jaxguard.kernels import shapley
+from jaxguard import methods, training
+from jaxguard.defenses.protocol import Data, DefenseReport, require_clean
+from jaxguard.graph import Coalitions, State
+from jaxguard.inversion.recovery import recover
+from jaxguard.inversion.restoration import SHIFT, restore
+from jaxguard.kernels import shapley as estimators
+from jaxguard.pruning.path import cut, gates_of, walk
+from jaxguard.pruning.shapley_estimation import permutation_sampling
 from jaxguard.scores.channel_bounds import require_finite
-from jaxguard.types import LayerScores, Variables
+from jaxguard.types import LayerScores, Network, Variables
 
 Worth = Literal["probability", "rate", "margin"]
 Estimator = Literal["permutations", "epsilon-greedy"]
@@ -77,29 +77,30 @@ class AttackValue:
         return (margin / (2 * MARGIN) + 0.5).mean(-1)
 
 
-def shapley_pruning(
-    variables: Variables,
-    context: Context,
+@methods.checked
+def shapley(
+    network: Network,
+    data: Data,
     key: jax.Array,
     *,
-    target: int | None = None,
-    images: int = 50,
+    target: methods.Steps | None = None,
+    images: methods.Count = 50,
     data_free: bool = False,
-    synthesised: int = 10,
-    synthesis_steps: int = 300,
-    inversion_steps: int = 800,
+    synthesised: methods.Count = 10,
+    synthesis_steps: methods.Count = 300,
+    inversion_steps: methods.Count = 800,
     worth: Worth = "probability",
     estimator: Estimator = "permutations",
-    samples: int = 20,
-    discard: float | None = 0.1,
-    epsilon: float = 0.2,
-    stop_attack: float | None = None,
-    max_share: float = 0.01,
-    max_drop: float | None = None,
-    restore_steps: int = 200,
-    augment: training.Augment | None = None,
-    chunk: int = 32,
-) -> tuple[Any, DefenseReport]:
+    samples: methods.Count = 20,
+    discard: methods.Share | None = 0.1,
+    epsilon: methods.Share = 0.2,
+    stop_attack: methods.Share | None = None,
+    max_share: methods.Share = 0.01,
+    max_drop: methods.Share | None = None,
+    restore_steps: methods.Steps = 200,
+    augment: training.Augmentation = None,
+    chunk: methods.Count = 32,
+) -> tuple[Network, DefenseReport]:
     """Cuts the channels that the recovered trigger works through, and restores what that cost.
 
     Players are all channels but those of the logits. A coalition's value is how well the recovered trigger works on
@@ -108,10 +109,10 @@ def shapley_pruning(
     10-14; so is the restoration, without which a narrow network pays for each cut with several points of accuracy.
 
     Args:
-        variables: of the suspect; not modified.
-        context: its graph, and a few clean images, one per class or more; none are needed with `data_free`.
+        network: the suspect.
+        data: a few clean images, one per class or more; none are needed with `data_free`.
         key: draws patches, images and orders.
-        target: the suspected class, if it is known; otherwise the one of the smallest patch.
+        target: the suspected class, if it is known; otherwise that of the smallest patch.
         images: most clean images used, drawn at random, since each coalition takes a forward pass of them.
         data_free: synthesise the images from the model's BatchNorm statistics, whether there are clean ones or not;
             done anyway where there are none.
@@ -130,39 +131,51 @@ def shapley_pruning(
         max_share: most channels cut, a share of all, rounded up.
         max_drop: a cut that brings the loss of accuracy above this is taken back, and the path ends; by default 0.02
             without restoration and 0.5 with it.
-        restore_steps: see `jaxguard.defenses.restoration.restore`; 0 only prunes.
+        restore_steps: see `jaxguard.inversion.restoration.restore`; 0 only prunes.
         augment: of the images that restore; small shifts by default.
         chunk: coalitions evaluated together.
 
     Returns:
-        The repaired variables, and a report with the Shapley value and standard error of every channel, the recovered
+        The repaired network, and a report with the Shapley value and standard error of every channel, the recovered
         trigger and the pruning path.
 
     Raises:
-        DefenseError: no graph, or an option out of range.
+        DefenseError: `target` is no class, or there is no image of another class.
+        UnscorableError: a parameter is not finite.
         DataError: images or labels do not fit the model.
         GraphError: a channel lies behind a norm without a scale and cannot be cut.
     """
-    options = {name: value for name, value in locals().items() if name not in ("variables", "context", "key")}
-    graph = _require(context, options)
+    variables = network.variables
     require_finite(variables)
     key_recover, key_order, key_restore = jax.random.split(key, 3)
     recovered = recover(
-        variables,
-        context,
+        network,
+        None if data_free or data.clean is None else require_clean(data, "shapley"),
         key_recover,
         target=target,
         most=images,
-        synthesised=synthesised if data_free or context.clean is None else 0,
+        synthesised=synthesised,
         synthesis_steps=synthesis_steps,
         steps=inversion_steps,
+        progress=data.progress,
     )
-    game = Coalitions(graph)
+    game = Coalitions(network.graph)
     value = Partial(
         AttackValue(game, recovered.target, worth), variables, game.start(variables, recovered.stamped_others())
     )
-    values, errors, ranking, notes = _estimate(value, game, key_order, options, context)
-    order = np.argsort(-ranking, kind="stable")[: math.ceil(max_share * game.players)]
+    whole = float(value(jnp.ones((1, game.players)))[0])
+    estimate = _permutations if estimator == "permutations" else functools.partial(_epsilon_greedy, epsilon=epsilon)
+    found, ranking = estimate(
+        value,
+        game.players,
+        key_order,
+        samples=samples,
+        threshold=None if discard is None else discard * whole,
+        chunk=chunk,
+        progress=training.staged(data.progress, "estimating Shapley values"),
+    )
+    values, errors = np.asarray(found.values), np.asarray(found.standard_errors)
+    order = np.argsort(-np.asarray(ranking), kind="stable")[: math.ceil(max_share * game.players)]
     path = walk(
         variables,
         game,
@@ -177,79 +190,74 @@ def shapley_pruning(
     repaired = cut(variables, game, chosen)
     if restore_steps and path.chosen:
         repaired = restore(
-            context.apply_fn,
+            network,
             repaired,
             recovered,
             key_restore,
-            suspect=variables,
             keep=cut(jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), variables), game, chosen),
             steps=restore_steps,
             augment=augment or SHIFT,
-            progress=staged(context.progress, "restoring"),
+            progress=training.staged(data.progress, "restoring"),
         )
     mask = np.isin(np.arange(game.players), chosen)
     layers = tuple(
         LayerScores(producer.name, own, float("inf"), is_cut, np.zeros(len(own), bool), error)
         for producer, own, error, is_cut in zip(game.producers, *map(game.split, (values, errors, mask)), strict=True)
     )
-    notes = (*recovered.notes, *notes)
-    return repaired, DefenseReport("shapley", options, layers, notes, trigger=recovered.trigger, path=path)
-
-
-def _require(context: Context, options: dict[str, Any]) -> ChannelGraph:
-    graph = require_graph(context.graph)
-    for name, known in (("worth", get_args(Worth)), ("estimator", get_args(Estimator))):
-        if options[name] not in known:
-            raise DefenseError(
-                f"expected {name} to be {' or '.join(known)}, came {options[name]!r} in shapley_pruning()"
-            )
-    counts = {
-        name: options[name]
-        for name in ("images", "synthesised", "synthesis_steps", "inversion_steps", "samples", "chunk")
-    }
-    shares = {name: options[name] for name in ("discard", "epsilon", "stop_attack", "max_share", "max_drop")}
-    if min(counts.values()) < 1 or not all(value is None or 0 <= value <= 1 for value in shares.values()):
-        raise DefenseError(
-            f"expected counts >= 1 and shares in [0, 1], came {counts | shares} in shapley_pruning(); "
-            "leave them out for the defaults"
-        )
-    return graph
-
-
-def _estimate(
-    value: Partial, game: Coalitions, key: jax.Array, options: dict[str, Any], context: Context
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Shapley values, their standard errors, what to rank by, and notes."""
-    whole = float(value(jnp.ones((1, game.players)))[0])
-    threshold = None if options["discard"] is None else options["discard"] * whole
-    samples, chunk = options["samples"], options["chunk"]
-    progress = staged(context.progress, "estimating Shapley values")
-    if options["estimator"] == "permutations":
-        found = permutation_sampling(
-            value,
-            game.players,
-            key,
-            samples=samples,
-            threshold=threshold,
-            chunk=chunk,
-            progress=progress and (lambda done, total: progress(done, total, {})),
-        )
-        ranking = found.values
-    else:
-        found, greedy = shapley.epsilon_greedy(
-            value,
-            game.players,
-            key,
-            samples=2 * samples,
-            epsilon=options["epsilon"],
-            warmup=min(10, samples),
-            threshold=threshold,
-            chunk=chunk,
-        )
-        counts = found.counts + greedy.counts
-        ranking = (found.values * found.counts + greedy.values * greedy.counts) / counts
-    notes = (
+    note = (
         f"Shapley values from {int(found.counts[0])} independent samples, {int(found.evaluations):,} coalitions of "
-        f"{game.players:,} channels; the trigger's whole worth was {whole:.2f}.",
+        f"{game.players:,} channels; the trigger's whole worth was {whole:.2f}."
     )
-    return np.asarray(found.values), np.asarray(found.standard_errors), np.asarray(ranking), notes
+    return network.with_variables(repaired), DefenseReport(
+        layers, (*recovered.notes, note), trigger=recovered.trigger, path=path
+    )
+
+
+def _permutations(
+    value: Partial,
+    players: int,
+    key: jax.Array,
+    *,
+    samples: int,
+    threshold: float | None,
+    chunk: int,
+    progress: training.Progress | None,
+) -> tuple[estimators.Estimate, jax.Array]:
+    """Shapley values, and what to rank by: the same."""
+    found = permutation_sampling(
+        value,
+        players,
+        key,
+        samples=samples,
+        threshold=threshold,
+        chunk=chunk,
+        progress=progress and (lambda done, total: progress(done, total, {})),
+    )
+    return found, found.values
+
+
+def _epsilon_greedy(
+    value: Partial,
+    players: int,
+    key: jax.Array,
+    *,
+    samples: int,
+    threshold: float | None,
+    chunk: int,
+    progress: training.Progress | None,
+    epsilon: float,
+) -> tuple[estimators.Estimate, jax.Array]:
+    """Shapley values of the uniform passes, and what to rank by: the mean of all passes, greedy ones included."""
+    del progress
+    found, greedy = estimators.epsilon_greedy(
+        value,
+        players,
+        key,
+        samples=2 * samples,
+        epsilon=epsilon,
+        warmup=min(10, samples),
+        threshold=threshold,
+        chunk=chunk,
+    )
+    counts = found.counts + greedy.counts
+    return found, (found.values * found.counts + greedy.values * greedy.counts) / counts

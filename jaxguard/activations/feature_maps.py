@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jaxguard import training
-from jaxguard.defenses.layer_inputs import channel_axes, read_by
+from jaxguard.activations.layer_inputs import channel_axes, read_by
 from jaxguard.errors import DefenseError
 from jaxguard.graph import ChannelGraph, axes
 from jaxguard.graph.primitives import Channels, makes_channels, row

@@ -27,7 +27,7 @@ def hold_out(clean: Batch, share: float, key: jax.Array, method: str) -> tuple[B
     count = len(clean.images)
     if count < 2:
         raise DefenseError(
-            f"expected at least 2 clean images, one of them to choose a threshold on, came {count} in {method}; "
+            f"expected at least 2 clean images, one of them to choose a threshold on, got {count} in {method}; "
             "give more images, or the threshold"
         )
     aside = min(max(round(share * count), 1), count - 1)

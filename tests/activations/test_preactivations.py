@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zoo
 
-from jaxguard.defenses import preactivations
+from jaxguard.activations import preactivations
 from jaxguard.defenses.bnp import running
 from jaxguard.graph import channel_graph, pairing
 from jaxguard.graph.program import leaf_paths

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import zoo
 
-from jaxguard.defenses.learned_gates import BatchStatistics, GateGradient, gating, learn, ungated
-from jaxguard.errors import DefenseError, UnscorableError
+from jaxguard.errors import UnscorableError
 from jaxguard.graph import channel_graph
+from jaxguard.pruning.learned_gates import BatchStatistics, GateGradient, gating, learn, ungated
 from jaxguard.types import Batch
 
 KEY = jax.random.key(0)
@@ -98,8 +98,6 @@ def test_which_layers_have_gates():
     assert [layer.name for layer in gating(graph, "norms", "channel").layers] == ["w -> scale"]
     with pytest.raises(UnscorableError, match="layers='norms' among"):
         gating(of("mlp")[3], "norms", "channel")
-    with pytest.raises(DefenseError, match=r"None in context\.graph"):
-        gating(None, "all", "channel")
 
 
 def test_a_norm_without_a_scale_is_named():

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard.defenses.layer_inputs import activations
+from jaxguard.activations.layer_inputs import activations
 from jaxguard.errors import UnscorableError
 from jaxguard.graph import ChannelGraph
 from jaxguard.graph.pairing import Layer

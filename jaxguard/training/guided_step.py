@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import optax
 
-from jaxguard import training
+from jaxguard.training.augmentation import Augment
+from jaxguard.training.step import Step, TrainState
 from jaxguard.types import Batch
 
 GuidedGradientFn = Callable[[Any, Any, Any, Batch], tuple[dict[str, jax.Array], Any, Any]]
@@ -34,11 +35,11 @@ class GuidedStep:
     gradient_fn: GuidedGradientFn
     optimizer: optax.GradientTransformation
     batch_size: int
-    augment: training.Augment | None = None
+    augment: Augment | None = None
 
     def __call__(
-        self, guide: Any, data: Batch, key: jax.Array, carry: training.TrainState, index: jax.Array
-    ) -> tuple[training.TrainState, dict[str, jax.Array]]:
+        self, guide: Any, data: Batch, key: jax.Array, carry: TrainState, index: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         """Takes one step.
 
         Args:
@@ -53,7 +54,7 @@ class GuidedStep:
         """
         return self.guided(guide)(data, key, carry, index)
 
-    def guided(self, guide: Any) -> training.Step:
+    def guided(self, guide: Any) -> Step:
         """The plain step, its guide bound.
 
         Args:
@@ -62,4 +63,4 @@ class GuidedStep:
         Returns:
             A step that is equal to no other.
         """
-        return training.Step(functools.partial(self.gradient_fn, guide), self.optimizer, self.batch_size, self.augment)
+        return Step(functools.partial(self.gradient_fn, guide), self.optimizer, self.batch_size, self.augment)

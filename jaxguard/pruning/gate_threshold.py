@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxguard import evaluation
-from jaxguard.defenses.learned_gates import Gating
+from jaxguard.pruning.learned_gates import Gating
 from jaxguard.types import ApplyFn, Batch, LayerScores, Variables
 
 THRESHOLDS = tuple(np.round(np.arange(19) * 0.05, 2).tolist())

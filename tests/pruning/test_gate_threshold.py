@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxguard.defenses.gate_threshold import THRESHOLDS, choose, prune
-from jaxguard.defenses.learned_gates import gating
 from jaxguard.graph import channel_graph
+from jaxguard.pruning.gate_threshold import THRESHOLDS, choose, prune
+from jaxguard.pruning.learned_gates import gating
 from jaxguard.types import Batch
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ import numpy as np
 import optax
 
 from jaxguard import surgery, training
-from jaxguard.defenses.protocol import Context, require_graph, require_training
 from jaxguard.errors import DefenseError, UnscorableError
 from jaxguard.graph import ChannelGraph, LeafView, pairing
 from jaxguard.graph.pairing import Layer
@@ -40,7 +39,7 @@ class BatchStatistics:
     train_fn: TrainFn
 
     def __call__(self, variables: Variables, images: jax.Array) -> jax.Array:
-        """Logits `[B, K]`; what becomes of the running statistics is forgotten.
+        """Logits `[B, K]`; updated running statistics are discarded.
 
         Args:
             variables: of the model.
@@ -59,8 +58,9 @@ class Gating:
     Attributes:
         graph: the model's channel graph.
         layers: one vector of gates for each.
-        form: `channel` gates weight and bias, so that 0 switches the channel off, noise and all; `weight`, as in the
-            reference codes, leaves the bias of a norm (of a convolution, where it has none) and the noise as they are.
+        form: `channel` gates weight and bias, so that 0 switches the channel off together with its noise; `weight`, as
+            in the reference codes, leaves the bias of a norm (of a convolution, where it has none) and the noise as
+            they are.
     """
 
     graph: ChannelGraph
@@ -121,7 +121,7 @@ class Gating:
         return variables
 
 
-def gating(graph: ChannelGraph | None, layers: Layers, form: Form) -> Gating:
+def gating(graph: ChannelGraph, layers: Layers, form: Form) -> Gating:
     """Finds the channels of a model that can be gated.
 
     Args:
@@ -133,10 +133,8 @@ def gating(graph: ChannelGraph | None, layers: Layers, form: Form) -> Gating:
         The gating. Layers behind a norm without a scale have no gates.
 
     Raises:
-        DefenseError: no graph.
         UnscorableError: no layer is left.
     """
-    graph = require_graph(graph)
     found = tuple(layer for layer in pairing.layers(graph) if _views(graph, layer)[0] is not None)
     chosen = tuple(layer for layer in found if layers == "all" or layer.affine is not None)
     if not chosen:
@@ -246,59 +244,8 @@ def learn(
     step = training.Step(gradient_fn, _optimizer(learning_rate, momentum), min(batch_size, len(data.images)), augment)
     carry = step.init({"params": gates, **state}, data)
     last, curves = training.descend(step.on(data, key), carry, steps, progress=progress)
-    finite = np.isfinite(curves["loss"])
-    if not finite.all():
-        raise DefenseError(
-            f"expected a finite loss, came {curves['loss'][~finite][0]} at step {int(np.argmin(finite))} of {steps} of "
-            "learning gates; lower its learning rate, or check the model and the images for NaN"
-        )
+    training.require_finite_loss(curves["loss"], "learning gates", "lower its learning rate", DefenseError)
     return [np.asarray(gate) for gate in last.params], curves
-
-
-def model_of(context: Context, statistics: Statistics, method: str) -> ApplyFn:
-    """The model that gates are learned in.
-
-    Args:
-        context: what the defender has.
-        statistics: `running` is the model as it will be used; `batch`, as in the reference codes, needs a
-            training-mode model.
-        method: row of the DEFENSES table.
-
-    Returns:
-        `(variables, images) -> logits`.
-
-    Raises:
-        DefenseError: `batch` without a training-mode model.
-    """
-    return context.apply_fn if statistics == "running" else BatchStatistics(require_training(context, method))
-
-
-def require_in_range(options: Mapping[str, Any], method: str) -> None:
-    """Refuses hyper-parameters out of range, those that all methods with learned gates have.
-
-    Args:
-        options: name -> value.
-        method: row of the DEFENSES table.
-
-    Raises:
-        DefenseError: one is out of range.
-    """
-    shares = {name: options[name] for name in ("alpha", "threshold", "max_drop", "momentum")}
-    counts = {name: options[name] for name in ("steps", "epochs", "eps", "ascent_steps") if name in options}
-    wrong = [f"{name}={value}" for name, value in shares.items() if value is not None and not 0 <= value <= 1]
-    wrong += [f"{name}={value}" for name, value in counts.items() if not value >= 0]
-    if not 0 < options["holdout"] < 1:
-        wrong.append(f"holdout={options['holdout']}")
-    if not options["batch_size"] >= 1:
-        wrong.append(f"batch_size={options['batch_size']}")
-    for name, known in (("layers", Layers), ("form", Form), ("statistics", Statistics)):
-        if options[name] not in get_args(known):
-            wrong.append(f"{name}={options[name]!r}, which is none of {', '.join(get_args(known))}")
-    if wrong:
-        raise DefenseError(
-            "expected shares in [0, 1], holdout within (0, 1), batch_size >= 1 and other counts and eps >= 0, came "
-            f"{'; '.join(wrong)} in {method}(); leave them out for the defaults"
-        )
 
 
 def _views(graph: ChannelGraph, layer: Layer) -> tuple[LeafView | None, LeafView | None]:

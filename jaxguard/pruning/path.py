@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard import surgery
-from jaxguard.defenses.recovery import Recovered
 from jaxguard.graph import Coalitions, pairing
+from jaxguard.inversion.recovery import Recovered
 from jaxguard.types import PruningPath, Variables
 
 

@@ -12,7 +12,10 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from jaxguard import execution, training
+from jaxguard import execution
+from jaxguard.training import descent, objective, sampling
+from jaxguard.training.augmentation import Augment
+from jaxguard.training.step import Step, TrainState
 from jaxguard.types import Batch, TrainFn, Variables
 
 Norm = Literal["global", "per_tensor"]
@@ -34,7 +37,7 @@ class ActivenessAwareGradient:
             up to `sqrt(tensors)` times as large.
     """
 
-    gradient_fn: training.GradientFn
+    gradient_fn: objective.GradientFn
     r: float
     alpha: float
     norm: Norm = "global"
@@ -93,12 +96,12 @@ class StatisticsAfterwards:
         train_fn: training-mode model.
     """
 
-    step: training.Step
+    step: Step
     train_fn: TrainFn
 
     def __call__(
-        self, data: Batch, key: jax.Array, carry: training.TrainState, step: jax.Array
-    ) -> tuple[training.TrainState, dict[str, jax.Array]]:
+        self, data: Batch, key: jax.Array, carry: TrainState, step: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         """Takes one step.
 
         Args:
@@ -112,12 +115,12 @@ class StatisticsAfterwards:
         """
         after, metrics = self.step(data, key, carry, step)
         key_order, key_augment = jax.random.split(key)  # the step's own draw, once more
-        _, batch = training.draw(key_order, carry.order, step, data, self.step.batch_size)
+        _, batch = sampling.draw(key_order, carry.order, step, data, self.step.batch_size)
         images = jnp.asarray(batch.images)
         if self.step.augment is not None:
             images = self.step.augment(jax.random.fold_in(key_augment, step), images)
-        _, variables = self.train_fn(training.combine(after.params, carry.state), images)
-        moved = training.partition(variables)[1]
+        _, variables = self.train_fn(objective.combine(after.params, carry.state), images)
+        moved = objective.partition(variables)[1]
         state = jax.tree.map(lambda new, old: jnp.asarray(new).astype(old.dtype), moved, carry.state)
         return after._replace(state=state), metrics
 
@@ -162,9 +165,9 @@ def fine_tune(
     alpha: float = 0.7,
     norm: Norm = "global",
     statistics: Statistics = "after",
-    augment: training.Augment | None = None,
+    augment: Augment | None = None,
     abreast: bool | None = None,
-    progress: training.Progress | None = None,
+    progress: descent.Progress | None = None,
 ) -> list[tuple[Variables, dict[str, np.ndarray]]]:
     """Fine-tunes models of one structure on the same batches, with one compiled step.
 
@@ -192,18 +195,18 @@ def fine_tune(
         Per model its variables and the curves `loss` and `gradient_norm`, each `[steps]`.
     """
     batch_size = min(batch_size, len(clean.images))
-    epoch_steps = training.steps_per_epoch(len(clean.images), batch_size)
-    rate = learning_rate if schedule == "constant" else training.cosine(learning_rate, epochs, stride=epoch_steps)
-    gradient_fn = ActivenessAwareGradient(training.CrossEntropyGradient(train_fn), r, alpha, norm)
-    optimizer = training.sgd(rate, momentum=momentum, weight_decay=0.0)
-    step = training.Step(gradient_fn, optimizer, batch_size, augment)
+    epoch_steps = sampling.steps_per_epoch(len(clean.images), batch_size)
+    rate = learning_rate if schedule == "constant" else objective.cosine(learning_rate, epochs, stride=epoch_steps)
+    gradient_fn = ActivenessAwareGradient(objective.CrossEntropyGradient(train_fn), r, alpha, norm)
+    optimizer = objective.sgd(rate, momentum=momentum, weight_decay=0.0)
+    step = Step(gradient_fn, optimizer, batch_size, augment)
     step_fn = StatisticsAfterwards(step, train_fn) if statistics == "after" else step
     data, carries = jax.device_put(clean), [step.init(variables, clean) for variables in models]
     if abreast is None:
         abreast = len(models) > 1 and execution.models_abreast()
     if not abreast:
         ends = [
-            training.descend(Partial(step_fn, data, key), carry, epochs * epoch_steps, progress=progress)
+            descent.descend(Partial(step_fn, data, key), carry, epochs * epoch_steps, progress=progress)
             for carry in carries
         ]
         return [(end.variables(like=model), curves) for (end, curves), model in zip(ends, models, strict=True)]
@@ -211,7 +214,7 @@ def fine_tune(
     told = progress and (
         lambda done, total, metrics: progress(done, total, {name: row.mean() for name, row in metrics.items()})
     )
-    end, curves = training.descend(Partial(Abreast(step_fn), data, key), stacked, epochs * epoch_steps, progress=told)
+    end, curves = descent.descend(Partial(Abreast(step_fn), data, key), stacked, epochs * epoch_steps, progress=told)
     return [
         (_at(end, k).variables(like=model), {name: curve[:, k] for name, curve in curves.items()})
         for k, model in enumerate(models)

@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from jaxguard import training
-from jaxguard.defenses.activeness import ActivenessAwareGradient, fine_tune
+from jaxguard.training.activeness import ActivenessAwareGradient, fine_tune
 from jaxguard.types import Batch
 
 KEY = jax.random.key(3)

@@ -1,4 +1,4 @@
-"""What ShapPruning knows of an attack: a few images, the trigger recovered on them, and the class it leads to."""
+"""The trigger of a suspected class, recovered on the clean images or on images made from the network alone."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import inversion, training
-from jaxguard.defenses.protocol import Context, require_clean
+from jaxguard import training
 from jaxguard.errors import DefenseError
-from jaxguard.graph import ChannelGraph
-from jaxguard.types import Batch, RecoveredTrigger, Variables
+from jaxguard.inversion.anomaly import recovered_trigger
+from jaxguard.inversion.synthesis import synthesise
+from jaxguard.inversion.trigger import Inversion, invert
+from jaxguard.types import Batch, Network, RecoveredTrigger
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Recovered:
         trigger: what the inversion found, for the report.
         target: the suspected class.
         patch: mask `[H, W, 1]` and pattern `[H, W, C]` of that class.
-        notes: what a reader must know.
+        notes: remarks for the report.
     """
 
     images: Batch
@@ -46,77 +47,80 @@ def stamp(images: jax.Array, patch: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def recover(
-    variables: Variables,
-    context: Context,
+    network: Network,
+    clean: Batch | None,
     key: jax.Array,
     *,
-    target: int | None,
+    target: int | None = None,
     most: int,
-    synthesised: int,
-    synthesis_steps: int,
+    synthesised: int = 0,
+    synthesis_steps: int = 300,
     steps: int,
+    progress: training.Progress | None = None,
 ) -> Recovered:
-    """Inverts the model on the clean images, or on images made from it alone.
+    """Inverts the network on the clean images, or on images made from it alone.
 
     Args:
-        variables: of the suspect.
-        context: its graph, and clean images unless some are synthesised.
+        network: the suspect.
+        clean: the defender's images; None where images are synthesised.
         key: draws images and patches.
         target: the suspected class, if it is known; only its trigger is recovered then.
         most: clean images to use; drawn at random where there are more.
-        synthesised: images per class to synthesise instead of taking the clean ones; 0 for none.
+        synthesised: images per class to synthesise where there are no clean ones.
         synthesis_steps: of the synthesis.
         steps: most steps of the inversion per class.
+        progress: told how far each stage is.
 
     Returns:
-        The trigger of the flagged class of smallest patch; where none is flagged, of the smallest patch, with a note.
+        The trigger of the flagged class with the smallest patch; where none is flagged, of the class with the smallest
+        patch, with a note.
 
     Raises:
-        DefenseError: no clean images, no image of another class, or `target` is no class.
+        DefenseError: no image of another class, or `target` is no class.
         DataError: images or labels do not fit the model.
     """
     key_images, key_patch = jax.random.split(key)
-    graph: ChannelGraph = context.graph
-    num_classes = graph.program.shapes[graph.program.logits][-1]
+    num_classes = network.num_classes
     if target is not None and not 0 <= target < num_classes:
-        raise DefenseError(f"expected target to be a class in [0, {num_classes}), came {target}; leave it out")
-    if synthesised:
-        made = inversion.synthesise(
-            graph,
-            variables,
+        raise DefenseError(f"expected target to be a class in [0, {num_classes}), got {target}; leave it out")
+    if clean is None:
+        labels = np.repeat(np.arange(num_classes), synthesised)
+        made = synthesise(
+            network.graph,
+            network.variables,
             key_images,
-            labels=np.repeat(np.arange(num_classes), synthesised),
+            labels=labels,
             steps=synthesis_steps,
-            progress=staged(context.progress, "synthesising images"),
+            progress=training.staged(progress, "synthesising images"),
         )
-        images, source = Batch(np.asarray(made.images), np.repeat(np.arange(num_classes), synthesised)), made.source
+        images, source = Batch(np.asarray(made.images), labels), made.source
     else:
-        images = _some(require_clean(context, "shapley"), most, key_images)
+        images = _some(clean, most, key_images)
         source = f"{len(images.images)} clean images"
-    found = inversion.invert(
-        context.apply_fn,
-        variables,
+    found = invert(
+        network.apply_fn,
+        network.variables,
         images.images,
         images.labels,
         key_patch,
         classes=None if target is None else (target,),
         steps=steps,
-        progress=staged(context.progress, "recovering triggers"),
+        progress=training.staged(progress, "recovering triggers"),
     )
     if target is None:
-        trigger, notes = inversion.recovered_trigger(found, source=source), ()
+        trigger, notes = recovered_trigger(found, source=source), ()
         suspected = int(trigger.shown[0]) if trigger.target is None else trigger.target
         if trigger.target is None:
             notes = (
                 f"No class stands out by its patch (highest anomaly index {trigger.anomaly.max():.1f}, flagged above "
-                f"2): the model may have no backdoor of this kind. Class {suspected}, of smallest patch, was taken.",
+                f"2): the model may have no backdoor of this kind. Class {suspected}, with the smallest, was taken.",
             )
     else:
         trigger, suspected = _named(found, target, num_classes, source), target
         notes = (f"Class {target} was named beforehand, so only its trigger was recovered.",)
     if (np.asarray(images.labels) == suspected).all():
         raise DefenseError(
-            f"expected images of other classes than the suspected class {suspected}, came none among {source}; "
+            f"expected images of other classes than the suspected class {suspected}, got none among {source}; "
             "give at least one image of each class"
         )
     row = list(trigger.shown).index(suspected)
@@ -133,7 +137,7 @@ def _some(clean: Batch, most: int, key: jax.Array) -> Batch:
     return Batch(np.asarray(clean.images)[chosen], np.asarray(clean.labels)[chosen])
 
 
-def _named(found: inversion.Inversion, target: int, num_classes: int, source: str) -> RecoveredTrigger:
+def _named(found: Inversion, target: int, num_classes: int, source: str) -> RecoveredTrigger:
     """Of the one class that was inverted; nothing is known of the others, nor how far it stands out."""
     unknown = np.full(num_classes, np.nan, np.float32)
     norms, success = unknown.copy(), unknown.copy()
@@ -148,8 +152,3 @@ def _named(found: inversion.Inversion, target: int, num_classes: int, source: st
         patterns=found.patterns,
         source=source,
     )
-
-
-def staged(progress: training.Progress | None, stage: str) -> training.Progress | None:
-    """Progress that also says which stage of a defense is under way."""
-    return progress and (lambda done, total, metrics: progress(done, total, {**metrics, "stage": stage}))

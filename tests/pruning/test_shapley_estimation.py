@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxguard.defenses.shapley_estimation import permutation_sampling
 from jaxguard.kernels import shapley
+from jaxguard.pruning.shapley_estimation import permutation_sampling
 
 KEY = jax.random.key(0)
 PLAYERS = 6
@@ -31,7 +31,7 @@ def test_the_estimate_is_the_kernels(options):
 
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
-from jaxguard.defenses.shapley_estimation import permutation_sampling
+from jaxguard.pruning.shapley_estimation import permutation_sampling
 worth = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
 game = jax.tree_util.Partial(lambda worth, gates: jnp.tanh(gates @ worth).sum(-1), worth)
 one = permutation_sampling(game, 6, jax.random.key(0), samples=24)

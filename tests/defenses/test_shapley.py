@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import zoo
 
-from jaxguard.defenses import Context, shapley_pruning
-from jaxguard.defenses.pruning_path import cut, walk
-from jaxguard.defenses.recovery import Recovered, recover
-from jaxguard.defenses.shapley_pruning import AttackValue
-from jaxguard.errors import DefenseError, GraphError
-from jaxguard.graph import Coalitions, channel_graph
+from jaxguard.defenses import Data, shapley
+from jaxguard.defenses.shapley import AttackValue
+from jaxguard.errors import DefenseError, GraphError, OptionError
+from jaxguard.graph import Coalitions
+from jaxguard.inversion.recovery import Recovered, recover
+from jaxguard.pruning.path import cut, walk
 from jaxguard.report import evidence
 from jaxguard.types import Batch
 
@@ -44,7 +45,7 @@ def planted():
     images[0, 0, 0] = 0.1
     clean = Batch(images, np.arange(4))
     variables = jax.tree.map(jnp.asarray, variables)
-    return variables, Context(model, graph=channel_graph(model, variables, images), clean=clean), clean
+    return zoo.network(model, variables, images), variables, clean
 
 
 def attacked(variables, clean):
@@ -59,7 +60,7 @@ def accuracy(variables, clean):
 
 
 def test_the_planted_network_is_what_it_says():
-    variables, _, clean = planted()
+    _, variables, clean = planted()
     assert accuracy(variables, clean) == 1
     assert attacked(variables, clean) == 1
 
@@ -67,15 +68,15 @@ def test_the_planted_network_is_what_it_says():
 @pytest.mark.parametrize("estimator", ["permutations", "epsilon-greedy"])
 @pytest.mark.parametrize("worth", ["probability", "rate", "margin"])
 def test_finds_and_cuts_the_planted_channel_with_one_image_per_class(worth, estimator):
-    variables, context, clean = planted()
-    repaired, report = shapley_pruning(
-        variables, context, KEY, target=TARGET, worth=worth, estimator=estimator, max_share=0.04, **QUICK
+    network, _, clean = planted()
+    repaired, report = shapley(
+        network, Data(clean), KEY, target=TARGET, worth=worth, estimator=estimator, max_share=0.04, **QUICK
     )
     assert report.path is not None
     assert report.path.channels[0] in (f"w1[{CARRIER}]", f"w2[{CARRIER}]")
     assert report.path.chosen == 1
-    assert attacked(repaired, clean) == 0
-    assert accuracy(repaired, clean) == 1
+    assert attacked(repaired.variables, clean) == 0
+    assert accuracy(repaired.variables, clean) == 1
     first, second = report.layers
     assert first.mask.sum() + second.mask.sum() == 1
     assert (first.mask | second.mask)[CARRIER]
@@ -84,8 +85,8 @@ def test_finds_and_cuts_the_planted_channel_with_one_image_per_class(worth, esti
 
 
 def test_the_backdoored_class_is_suspected():
-    variables, context, _ = planted()
-    _, report = shapley_pruning(variables, context, KEY, **QUICK)
+    network, _, clean = planted()
+    _, report = shapley(network, Data(clean), KEY, **QUICK)
     assert report.trigger is not None
     assert report.trigger.shown[0] == TARGET
     assert report.trigger.norms.argmin() == TARGET
@@ -93,20 +94,19 @@ def test_the_backdoored_class_is_suspected():
 
 
 def test_without_any_image():
-    variables, context, _ = planted()
-    bare = Context(model, graph=context.graph)
-    repaired, report = shapley_pruning(variables, bare, KEY, synthesised=2, **QUICK)
+    network, _, clean = planted()
+    repaired, report = shapley(network, Data(), KEY, synthesised=2, **QUICK)
     assert report.trigger is not None
     assert "8 synthesised images" in report.trigger.source
-    forced, same = shapley_pruning(variables, context, KEY, data_free=True, synthesised=2, **QUICK)
+    forced, same = shapley(network, Data(clean), KEY, data_free=True, synthesised=2, **QUICK)
     assert same.trigger is not None
     np.testing.assert_array_equal(report.trigger.norms, same.trigger.norms)
     jax.tree.map(np.testing.assert_array_equal, repaired, forced)
 
 
 def test_values_by_hand():
-    variables, context, clean = planted()
-    game = Coalitions(context.graph)
+    network, variables, clean = planted()
+    game = Coalitions(network.graph)
     images = jnp.asarray(clean.images)
     start = game.start(variables, images.at[:, 0, 0].set(1.0))
     gates = jnp.ones((2, game.players)).at[1, CARRIER].set(0)
@@ -122,9 +122,9 @@ def test_values_by_hand():
 
 
 def test_the_path_stops_where_the_trigger_fails_or_the_model_suffers():
-    variables, context, _ = planted()
-    game = Coalitions(context.graph)
-    recovered = recover(variables, context, KEY, target=TARGET, most=9, synthesised=0, synthesis_steps=1, steps=400)
+    network, variables, clean = planted()
+    game = Coalitions(network.graph)
+    recovered = recover(network, clean, KEY, target=TARGET, most=9, steps=400)
     values = np.zeros(game.players), np.zeros(game.players)
 
     def path(order, **options):
@@ -145,8 +145,8 @@ def test_the_path_stops_where_the_trigger_fails_or_the_model_suffers():
 
 
 def test_cutting_in_the_weights_is_gating():
-    variables, context, clean = planted()
-    game = Coalitions(context.graph)
+    network, variables, clean = planted()
+    game = Coalitions(network.graph)
     players = np.array([CARRIER, 8, 15])
     gates = jnp.ones((1, game.players)).at[0, players].set(0)
     images = jnp.asarray(clean.images)
@@ -155,19 +155,19 @@ def test_cutting_in_the_weights_is_gating():
 
 
 def test_restoration_moves_everything_but_the_cut_channels():
-    variables, context, _ = planted()
+    network, _, clean = planted()
     options = {**QUICK, "restore_steps": 5, "max_share": 0.04}
-    repaired, report = shapley_pruning(variables, context, KEY, target=TARGET, **options)
-    bare, _ = shapley_pruning(variables, context, KEY, target=TARGET, **{**options, "restore_steps": 0})
-    game = Coalitions(context.graph)
+    repaired, report = shapley(network, Data(clean), KEY, target=TARGET, **options)
+    bare, _ = shapley(network, Data(clean), KEY, target=TARGET, **{**options, "restore_steps": 0})
+    game = Coalitions(network.graph)
     chosen = np.flatnonzero(np.concatenate([layer.mask for layer in report.layers]))
-    jax.tree.map(np.testing.assert_array_equal, repaired, cut(repaired, game, chosen))
-    assert not np.allclose(repaired["w3"], bare["w3"])
+    jax.tree.map(np.testing.assert_array_equal, repaired.variables, cut(repaired.variables, game, chosen))
+    assert not np.allclose(repaired.variables["w3"], bare.variables["w3"])
 
 
 def test_a_named_target_is_inverted_alone():
-    variables, context, _ = planted()
-    recovered = recover(variables, context, KEY, target=1, most=9, synthesised=0, synthesis_steps=1, steps=20)
+    network, _, clean = planted()
+    recovered = recover(network, clean, KEY, target=1, most=9, steps=20)
     assert isinstance(recovered, Recovered)
     assert recovered.trigger.shown.tolist() == [1]
     np.testing.assert_array_equal(np.isfinite(recovered.trigger.norms), np.arange(4) == 1)
@@ -177,43 +177,34 @@ def test_a_named_target_is_inverted_alone():
 
 
 def test_uses_no_more_images_than_asked_for():
-    variables, context, clean = planted()
+    network, _, clean = planted()
     many = Batch(np.repeat(clean.images, 5, axis=0), np.repeat(clean.labels, 5))
-    bigger = Context(model, graph=context.graph, clean=many)
-    _, report = shapley_pruning(variables, bigger, KEY, target=TARGET, images=12, **QUICK)
+    _, report = shapley(network, Data(many), KEY, target=TARGET, images=12, **QUICK)
     assert report.trigger is not None
     assert report.trigger.source == "12 clean images"
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"worth": "loss"}, "probability or rate or margin"),
-        ({"estimator": "magic"}, "permutations or epsilon-greedy"),
-        ({"samples": 0}, "counts >= 1"),
-        ({"discard": 2.0}, r"shares in \[0, 1\]"),
-        ({"target": 9}, r"a class in \[0, 4\), came 9"),
-    ],
+    ("name", "value"),
+    [("worth", "loss"), ("estimator", "magic"), ("samples", 0), ("discard", 2.0), ("max_share", -0.1)],
 )
-def test_options_out_of_range(options: dict[str, Any], message):
-    variables, context, _ = planted()
-    with pytest.raises(DefenseError, match=message):
-        shapley_pruning(variables, context, KEY, **options)
+def test_options_out_of_range(name, value):
+    network, _, clean = planted()
+    with pytest.raises(OptionError, match=f"expected .* for {name} of shapley, got {value!r}"):
+        shapley(network, Data(clean), KEY, **{name: value})
 
 
-def test_needs_a_graph_and_images_of_other_classes():
-    variables, context, clean = planted()
-    with pytest.raises(DefenseError, match="channel graph"):
-        shapley_pruning(variables, Context(model, clean=clean), KEY)
+def test_a_target_that_is_no_class_or_the_only_one_is_refused():
+    network, _, clean = planted()
+    with pytest.raises(DefenseError, match=r"a class in \[0, 4\), got 9"):
+        shapley(network, Data(clean), KEY, target=9)
     one = Batch(clean.images[TARGET : TARGET + 1], np.array([TARGET]))
     with pytest.raises(DefenseError, match="other classes"):
-        shapley_pruning(variables, Context(model, graph=context.graph, clean=one), KEY, target=TARGET, **QUICK)
+        shapley(network, Data(one), KEY, target=TARGET, **QUICK)
 
 
 def test_no_player_no_game():
-    variables = {"w": jnp.eye(4)}
     linear = lambda v, x: x.reshape(x.shape[0], -1) @ v["w"]  # noqa: E731
-    graph = channel_graph(linear, variables, jnp.zeros((1, 2, 2, 1)))
     clean = Batch(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.arange(4))
     with pytest.raises(GraphError, match="expected producers"):
-        shapley_pruning(variables, Context(linear, graph=graph, clean=clean), KEY, **QUICK)
+        shapley(zoo.network(linear, {"w": jnp.eye(4)}, clean.images), Data(clean), KEY, **QUICK)

@@ -1,8 +1,8 @@
 """Give a pruned model its clean behaviour back: distil from the suspect, on a few images, with the cut channels shut.
 
-The suspect is right on clean images, so it can teach what pruning cost; it is not believed where it names the suspected
-class for images of other classes, and images with the recovered trigger are taught like those without. A handful of
-images goes far when each step sees new mixtures, crops and noise of them. No paper's method: ours.
+The suspect is right on clean images, so it can teach what pruning cost. Its answers are not used where it gives images
+of other classes the suspected class; images with the recovered trigger get the targets of those without. A handful of
+images is enough when each step draws new mixtures, crops and noise of them. This is our own method, from no paper.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.tree_util import Partial
 
 from jaxguard import training
-from jaxguard.defenses.recovery import Recovered, stamp
 from jaxguard.errors import DefenseError
+from jaxguard.inversion.recovery import Recovered, stamp
 from jaxguard.training import CropFlip
-from jaxguard.types import ApplyFn, Batch, Variables
+from jaxguard.types import ApplyFn, Batch, Network, Variables
 
 NOISE = 0.1
 """Largest standard deviation of the noise on a mixture."""
 
 
 SHIFT = CropFlip(padding=2, flip=False)
-"""Small shifts, which hardly any class minds."""
+"""Small shifts, which change the class of hardly any image."""
 
 
 class _Given(NamedTuple):
@@ -64,8 +63,8 @@ class _Step:
         params, opt_state = carry
         images, is_target = self._draw(given.data, jax.random.fold_in(given.key, index))
         believed = jax.nn.softmax(self.apply_fn(given.suspect, images).astype(jnp.float32))
-        doubted = (jnp.arange(believed.shape[-1]) == self.target) & ~is_target[:, None]
-        wanted = jnp.where(doubted, 0, believed)
+        distrusted = (jnp.arange(believed.shape[-1]) == self.target) & ~is_target[:, None]
+        wanted = jnp.where(distrusted, 0, believed)
         wanted = wanted / jnp.maximum(wanted.sum(axis=-1, keepdims=True), 1e-12)
         seen = jnp.concatenate([images, stamp(images, given.patch)])
 
@@ -90,12 +89,11 @@ class _Step:
 
 
 def restore(
-    apply_fn: ApplyFn,
+    suspect: Network,
     pruned: Variables,
     recovered: Recovered,
     key: jax.Array,
     *,
-    suspect: Variables,
     keep: Variables,
     steps: int = 200,
     batch_size: int = 64,
@@ -106,11 +104,10 @@ def restore(
     """Trains the parameters of a pruned model in evaluation mode; running statistics stay.
 
     Args:
-        apply_fn: model in evaluation mode, hashable.
+        suspect: the network before pruning, which teaches.
         pruned: where to start; left untouched.
         recovered: images, their labels, the trigger and the suspected class.
         key: draws mixtures, crops and noise.
-        suspect: the model before pruning.
         keep: like the variables, 0 where nothing may move (the cut channels), 1 elsewhere.
         steps: of Adam; 0 changes nothing.
         batch_size: mixtures in a step, each seen with and without the trigger.
@@ -125,11 +122,10 @@ def restore(
         DefenseError: the loss became NaN or infinite.
     """
     params, state = training.partition(pruned)
-    step = _Step(apply_fn, recovered.target, batch_size, learning_rate, augment)
+    step = _Step(suspect.apply_fn, recovered.target, batch_size, learning_rate, augment)
     data = Batch(jnp.asarray(recovered.images.images, jnp.float32), jnp.asarray(recovered.images.labels))
-    given = _Given(data, recovered.patch, suspect, training.partition(keep)[0], state, key)
+    given = _Given(data, recovered.patch, suspect.variables, training.partition(keep)[0], state, key)
     carry = (params, step.optimizer.init(params))
     (params, _), metrics = training.descend(Partial(step, given), carry, steps, progress=progress)
-    if not np.isfinite(metrics["loss"]).all():
-        raise DefenseError("expected a finite loss while restoring, came NaN or infinity; pass restore_steps=0")
+    training.require_finite_loss(metrics["loss"], "restoring", "pass restore_steps=0", DefenseError)
     return training.combine(params, state)

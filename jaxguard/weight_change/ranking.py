@@ -1,0 +1,98 @@
+"""Channels ranked by what unlearning did to their weights, over all layers together."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from jaxguard.errors import UnscorableError
+from jaxguard.graph import ChannelGraph
+from jaxguard.types import LayerScores, Variables
+from jaxguard.weight_change.scores import highest, neuron_weight_change, weight_change
+
+Layers = Literal["hidden", "convolutions"]
+
+
+class Ranking(NamedTuple):
+    """The channels that may be edited, and how far unlearning moved them.
+
+    Attributes:
+        numbers: of the producers in the channel graph.
+        scores: NWC, `[C]` per producer.
+        changes: `|theta_ul - theta|`, `[C, weights per channel]` per producer.
+    """
+
+    numbers: tuple[int, ...]
+    scores: list[np.ndarray]
+    changes: list[np.ndarray]
+
+    def top(self, n: float) -> dict[int, np.ndarray]:
+        """The channels of the highest NWC, over all layers.
+
+        Args:
+            n: share of the channels.
+
+        Returns:
+            Producer number -> bool `[C]`.
+        """
+        return dict(zip(self.numbers, highest(self.scores, n), strict=True))
+
+    def layers(self, graph: ChannelGraph, n: float) -> tuple[LayerScores, ...]:
+        """Scores and masks for a report; the threshold is the highest score that was spared.
+
+        Args:
+            graph: the model's channel graph.
+            n: share of the channels.
+
+        Returns:
+            One entry per producer.
+        """
+        masks = self.top(n)
+        spared = np.concatenate([score[~masks[k]] for k, score in zip(self.numbers, self.scores, strict=True)])
+        threshold = float(spared.max()) if spared.size else 0.0
+        return tuple(
+            LayerScores(graph.producers[k].name, score, threshold, masks[k], np.zeros(len(score), bool))
+            for k, score in zip(self.numbers, self.scores, strict=True)
+        )
+
+
+def rank(
+    graph: ChannelGraph,
+    before: Variables,
+    after: Variables,
+    *,
+    layers: Layers = "hidden",
+    exclude: str = "",
+    decimals: int | None = None,
+) -> Ranking:
+    """Compares a model with its unlearned copy.
+
+    Args:
+        graph: the model's channel graph.
+        before: its variables.
+        after: those of the copy.
+        layers: `hidden`, all but the layer that makes the logits, or `convolutions` among these.
+        exclude: layers with this in their name are left out.
+        decimals: places that NWC is rounded to.
+
+    Returns:
+        The ranking; a kernel that is used twice is in it once.
+
+    Raises:
+        UnscorableError: no layer is left.
+    """
+    kernels: dict[str, int] = {}
+    for k, producer in enumerate(graph.producers):
+        wanted = k not in graph.outputs and (layers == "hidden" or producer.is_convolution)
+        if wanted and not (exclude and exclude in producer.name):
+            kernels.setdefault(repr(producer.kernel), k)
+    numbers = tuple(kernels.values())
+    if not numbers:
+        raise UnscorableError(
+            f"expected layers to rank, got none of the {len(graph.producers)} producers with {layers=} and "
+            f"{exclude=}; the layer that makes the logits is never ranked"
+        )
+    scores = neuron_weight_change(graph, before, after, decimals=decimals)
+    changes = weight_change(graph, before, after)
+    return Ranking(numbers, [scores[k] for k in numbers], [np.asarray(changes[k]) for k in numbers])
