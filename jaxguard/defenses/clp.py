@@ -8,6 +8,7 @@ heuristic: it leaves out stride, padding and everything behind the layer.
 from __future__ import annotations
 
 import jax
+from jax.core import Tracer
 
 from jaxguard import methods, surgery
 from jaxguard.defenses.protocol import NO_DATA, Data, DefenseReport
@@ -48,7 +49,7 @@ def clp(
     graph = network.graph
     bounds = channel_bounds(graph, network.variables, pairing=pairing, eps=eps)
     scored = layer_scores(bounds, u)
-    is_traced = any(isinstance(layer.mask, jax.core.Tracer) for layer in scored)
+    is_traced = any(isinstance(layer.mask, Tracer) for layer in scored)
     repaired = network.variables
     for layer, result in zip(bounds.layers, scored, strict=True):
         # Under a trace nothing is known of the mask, and a cut of no channel changes nothing.

@@ -108,7 +108,7 @@ class Method(Generic[P, R]):
         return {name: plain(value, self.parameters[name].annotation) for name, value in self.options(given).items()}
 
 
-def table(*rows: Method[P, R]) -> dict[str, Method[P, R]]:
+def table(*rows: Method[..., R]) -> dict[str, Method[..., R]]:
     """Name -> row.
 
     Args:
@@ -120,7 +120,7 @@ def table(*rows: Method[P, R]) -> dict[str, Method[P, R]]:
     return {row.name: row for row in rows}
 
 
-def find(rows: Mapping[str, Method[P, R]], name: str, kind: str) -> Method[P, R]:
+def find(rows: Mapping[str, Method[..., R]], name: str, kind: str) -> Method[..., R]:
     """The row of a name.
 
     Args:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxguard import surgery
 from jaxguard.errors import UnscorableError
@@ -32,7 +33,7 @@ class ChannelBounds(NamedTuple):
     """
 
     layers: tuple[Layer, ...]
-    scores: list[np.ndarray]
+    scores: list[Any]
 
 
 def channel_bounds(
@@ -53,10 +54,12 @@ def channel_bounds(
 
     Raises:
         GraphError: nothing can be scored.
-        UnscorableError: a parameter is not finite.
+        UnscorableError: a parameter is not finite; under a trace, where this is not known, scores are NaN instead.
     """
     found = _layers(graph, pairing)
     scores, suspicious = _compiled_bounds(graph, found, eps, variables)
+    if isinstance(suspicious, Tracer):  # part of a larger program, in which nothing can be refused
+        return ChannelBounds(found, scores)
     if suspicious:
         require_finite(variables)
     return ChannelBounds(found, [np.asarray(score) for score in scores])
@@ -129,8 +132,11 @@ def layer_scores(bounds: ChannelBounds, u: float) -> tuple[LayerScores, ...]:
     """
     results = []
     for layer, scores in zip(bounds.layers, bounds.scores, strict=True):
-        threshold = float(lipschitz.thresholds(scores, u))
-        results.append(LayerScores(layer.name, scores, threshold, scores > threshold, np.isnan(scores)))
+        threshold: Any = lipschitz.thresholds(scores, u)
+        numpy: Any = jnp
+        if not isinstance(threshold, Tracer):
+            threshold, numpy = float(threshold), np
+        results.append(LayerScores(layer.name, scores, threshold, scores > threshold, numpy.isnan(scores)))
     return tuple(results)
 
 
