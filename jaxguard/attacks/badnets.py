@@ -16,7 +16,7 @@ Corner = Literal["top_left", "top_right", "bottom_left", "bottom_right"]
 @methods.checked
 def badnets(
     *,
-    target: methods.Steps | None = 0,
+    target: int | None = 0,
     num_classes: Annotated[int, Ge(2)] | None = None,
     size: methods.Count = 3,
     value: methods.Share = 1.0,

@@ -13,7 +13,7 @@ from jaxguard.attacks.attack import Attack, relabelling
 @methods.checked
 def blended(
     *,
-    target: methods.Steps | None = 0,
+    target: int | None = 0,
     num_classes: Annotated[int, Ge(2)] | None = None,
     alpha: methods.Share = 0.2,
     seed: int = 0,

@@ -25,11 +25,13 @@ def methods(
     """List the defenses, attacks and fingerprints, or the options of one."""
     from jaxguard.attacks import ATTACKS
     from jaxguard.defenses import DEFENSES
+    from jaxguard.fingerprints import FINGERPRINTS
     from jaxguard.methods import find
 
     tables: dict[str, Mapping[str, Method[..., Any]]] = {
         "defenses": DEFENSES,
         "attacks": ATTACKS,
+        "fingerprints": FINGERPRINTS,
     }
     if name is not None:
         row = find({key: row for rows in tables.values() for key, row in rows.items()}, name, "method")

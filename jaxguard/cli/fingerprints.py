@@ -117,14 +117,14 @@ def verify(
     as_json: options.AsJson = False,
 ) -> None:
     """Judge suspects by a certificate, each with a p-value."""
-    from jaxguard import audit, endpoints, ownership
+    from jaxguard import audit, endpoints, methods, ownership
     from jaxguard.fingerprints.certificate import load
     from jaxguard.types import Report, Verdict
 
     if gives not in ("logits", "probs"):
         raise typer.BadParameter(f"expected logits or probs, got {gives!r}", param_hint="--gives")
     held = load(certificate)
-    settings = options.hyperparameters(endpoint or [])
+    settings = methods.check(endpoints.http, options.hyperparameters(endpoint or []))
     models: list[Any] = [
         endpoints.http(path, headers=_headers(header or []), **settings)
         if path.startswith(("http://", "https://"))

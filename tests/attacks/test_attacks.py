@@ -44,9 +44,9 @@ def test_labels_all_to_one_and_all_to_all(factory):
     assert all_to_all.relabel(labels).tolist() == [1, 4, 0] and all_to_all.target is None
     with pytest.raises(DataError, match="pass num_classes="):
         factory(target=None)
-    with pytest.raises(DataError, match=r"a class in \[0, 10\), came 10"):
+    with pytest.raises(DataError, match=r"a class in \[0, 10\), got 10"):
         factory(target=10, num_classes=10)
-    with pytest.raises(DataError, match="came -1"):
+    with pytest.raises(DataError, match="got -1"):
         factory(target=-1)
 
 

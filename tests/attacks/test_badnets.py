@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jaxguard import attacks
-from jaxguard.errors import DataError
+from jaxguard.errors import DataError, OptionError
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,9 @@ def test_default_is_white_three_by_three():
 def test_errors():
     with pytest.raises(DataError, match="a 5x5 square for images of 4x8"):
         attacks.badnets(size=5).stamp(np.zeros((1, 4, 8, 1)))
-    with pytest.raises(DataError, match="value in \\[0, 1\\], came 255"):
+    with pytest.raises(OptionError, match=r"number in \[0, 1\] for value of badnets, got 255"):
         attacks.badnets(value=255)
-    with pytest.raises(DataError, match="one of top_left"):
+    with pytest.raises(OptionError, match="one of top_left"):
         attacks.badnets(corner="middle")
-    with pytest.raises(DataError, match="at least 1 pixel"):
+    with pytest.raises(OptionError, match="for size of badnets"):
         attacks.badnets(size=0)

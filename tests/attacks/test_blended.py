@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jaxguard import attacks
-from jaxguard.errors import DataError
+from jaxguard.errors import OptionError
 
 
 def test_blend_of_image_and_one_pattern():
@@ -24,5 +24,5 @@ def test_pattern_depends_on_the_seed_alone():
 def test_no_opacity_changes_nothing_and_too_much_is_refused():
     images = np.random.default_rng(0).uniform(size=(2, 4, 4, 1)).astype(np.float32)
     np.testing.assert_array_equal(attacks.blended(alpha=0.0).stamp(images), images)
-    with pytest.raises(DataError, match=r"alpha in \[0, 1\], came 1\.5"):
+    with pytest.raises(OptionError, match=r"\[0, 1\] for alpha of blended, got 1\.5"):
         attacks.blended(alpha=1.5)

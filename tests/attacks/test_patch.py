@@ -30,17 +30,17 @@ def test_badnets_is_a_patch():
 
 def test_errors():
     mask = np.zeros((4, 4))
-    with pytest.raises(DataError, match=r"came \(4, 4, 1\) and \(4, 5, 1\)"):
+    with pytest.raises(DataError, match=r"got \(4, 4, 1\) and \(4, 5, 1\)"):
         attacks.patch(mask, np.zeros((4, 5)), target=0)
-    with pytest.raises(DataError, match=r"came \(4, 4, 2\) and \(4, 4, 3\)"):
+    with pytest.raises(DataError, match=r"got \(4, 4, 2\) and \(4, 4, 3\)"):
         attacks.patch(np.zeros((4, 4, 2)), np.zeros((4, 4, 3)), target=0)
     with pytest.raises(DataError, match="crop or transpose"):
         attacks.patch(np.zeros((1, 4, 4, 1)), mask, target=0)
     with pytest.raises(DataError, match="pattern in"):
         attacks.patch(mask, mask + 255, target=0)
-    with pytest.raises(DataError, match=r"mask in .* came nan"):
+    with pytest.raises(DataError, match=r"mask in .* got nan"):
         attacks.patch(mask * np.nan, mask, target=0)
-    with pytest.raises(DataError, match=r"came \(5, 4, 1\) for a mask \(4, 4, 1\)"):
+    with pytest.raises(DataError, match=r"got \(5, 4, 1\) for a mask \(4, 4, 1\)"):
         attacks.patch(mask, mask, target=0).stamp(np.zeros((1, 5, 4, 1)))
     with pytest.raises(DataError, match="resize the trigger"):
         attacks.patch(np.zeros((4, 4, 3)), mask, target=0).stamp(np.zeros((1, 4, 4, 1)))

@@ -16,5 +16,5 @@ def test_held_out_images_are_never_learned_from():
     np.testing.assert_array_equal(held.images[:, 0], held.labels)
     assert [len(part.labels) for part in hold_out(Batch(*(a[:2] for a in clean)), 0.01, KEY, "anp")] == [1, 1]
     assert [len(part.labels) for part in hold_out(clean, 0.999, KEY, "anp")] == [1, 9]
-    with pytest.raises(DefenseError, match=r"expected at least 2 clean images.* came 1 in anp"):
+    with pytest.raises(DefenseError, match=r"expected at least 2 clean images.* got 1 in anp"):
         hold_out(Batch(*(a[:1] for a in clean)), 0.2, KEY, "anp")
