@@ -41,7 +41,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxguard import audit, data, evaluation, repair, suspects
+from jaxguard import audit, data, evaluation, repairs, suspects
 from jaxguard.attacks import Attack, patch
 from jaxguard.defenses import clp
 from jaxguard.graph.pairing import Pairing
@@ -161,7 +161,7 @@ def repair_ft_sam(case: Case, evaluate: Evaluator, *, epochs: int) -> dict[str, 
     if case.attack is None:
         return None
     clean = evaluate.dataset.clean
-    repaired, report = repair.repair(
+    repaired, report = repairs.repair(
         case.suspect, "ft-sam", jax.random.key(SEED), clean=clean, options={"epochs": epochs, "augment": CropFlip()}
     )
     before, after = (evaluate(case, suspect.require_network().variables) for suspect in (case.suspect, repaired))

@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from jaxguard.adapters.haiku import from_haiku, to_haiku
     from jaxguard.adapters.linen import from_linen
     from jaxguard.adapters.nnx import from_nnx, to_nnx
-    from jaxguard.audit import repair, scan
+    from jaxguard.audit import scan
     from jaxguard.fusion import fuse
     from jaxguard.ownership import certify, matrix, verify
+    from jaxguard.repairs import repair
     from jaxguard.suspects import load, save
     from jaxguard.types import Network, Verdict
 
@@ -58,7 +59,7 @@ _HOMES = {
     "fuse": "fusion",
     "load": "suspects",
     "matrix": "ownership",
-    "repair": "audit",
+    "repair": "repairs",
     "save": "suspects",
     "scan": "audit",
     "to_equinox": "adapters.equinox",

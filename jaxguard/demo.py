@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxguard import audit, checkpoints, data, models, repair, suspects, training
+from jaxguard import audit, checkpoints, data, models, suspects, training
 from jaxguard.attacks import Attack, badnets, poison
 from jaxguard.models import Model
 from jaxguard.training import CropFlip, Progress
@@ -87,7 +87,7 @@ def run(
     seconds, repairs = time.perf_counter() - start, []
     for method in METHODS:
         with stage(f"repairing with {method}") as progress:
-            repaired, report = repair.repair(
+            repaired, report = repairs.repair(
                 suspects.load(paths["backdoored"]),
                 method,
                 key_repair,

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import zoo
 
-from jaxguard import audit, checkpoints, data, evaluation, models, suspects
-from jaxguard import repair as repairs
+from jaxguard import audit, checkpoints, data, evaluation, models, repairs, suspects
 from jaxguard.attacks import badnets
 from jaxguard.errors import CheckpointError, OptionError, UnscorableError
 from jaxguard.types import Network

@@ -22,7 +22,7 @@ LEVELS = (
     {"defenses", "suspects", "theft"},
     {"detection", "fingerprints"},
     {"fleet"},
-    {"audit", "ownership", "repair"},
+    {"audit", "ownership", "repairs"},
     {"demo"},
     {"cli"},
     {"__init__", "__main__"},

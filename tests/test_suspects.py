@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxguard import audit, checkpoints, models, repair, suspects
+from jaxguard import audit, checkpoints, models, repairs, suspects
 from jaxguard.errors import ArchitectureError, CheckpointError
 
 RNG = np.random.default_rng(0)
@@ -20,7 +20,7 @@ def random_leaves(spec, layout="torch"):
 
 def cut(suspect):
     """Something changed: at this threshold about a third of all channels are."""
-    return repair.repair(suspect, "clp", jax.random.key(0), options={"u": 0.5})[0]
+    return repairs.repair(suspect, "clp", jax.random.key(0), options={"u": 0.5})[0]
 
 
 def test_leaves_that_are_no_part_of_the_model_and_dtypes_survive(tmp_path):
@@ -147,7 +147,7 @@ def test_an_unknown_network_is_scanned_but_not_run(tmp_path):
     with pytest.raises(ArchitectureError, match="module_order"):
         audit.scan(suspect, pairing="module_order")
     with pytest.raises(ArchitectureError, match="--apply"):
-        repair.repair(suspect, "clp", jax.random.key(0))
+        repairs.repair(suspect, "clp", jax.random.key(0))
 
 
 def test_a_guess_is_told(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxguard import audit, data, evaluation, repair, suspects
+from jaxguard import audit, data, evaluation, repairs, suspects
 from jaxguard.attacks import Attack, patch
 from jaxguard.scores import structural
 from jaxguard.suspects import Suspect
@@ -90,7 +90,7 @@ def test_clp_cuts_few_channels_and_the_attack_weakens(name: str, shared_data: pa
     suspect, attack, _ = open_published(shared_data, name)
     few = Batch(cifar.images[:100], cifar.labels[:100])
     before = {path: np.array(leaf) for path, leaf in flat(suspect)}
-    repaired, report = repair.repair(suspect, "clp", jax.random.key(0), test=few, attack=attack, options={"u": 2.0})
+    repaired, report = repairs.repair(suspect, "clp", jax.random.key(0), test=few, attack=attack, options={"u": 2.0})
     cut = sum(int(layer.mask.sum()) for layer in report.layers)
     assert 0 < cut < 0.05 * sum(len(layer.mask) for layer in report.layers)
     assert report.before and report.after and report.before.asr and report.after.asr is not None

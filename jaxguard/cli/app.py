@@ -186,8 +186,7 @@ def repair(
     """
     import jax
 
-    from jaxguard import audit, suspects
-    from jaxguard import repair as repairs
+    from jaxguard import audit, repairs, suspects
     from jaxguard.data import load_images
     from jaxguard.types import Report
 

@@ -161,6 +161,8 @@ def _of_type(value: Any, kind: Any) -> Any:  # noqa: PLR0911
         return converted(value, kind)
     if origin is Literal:
         return arguments[arguments.index(value)]
+    if origin is Mapping:
+        return dict(json.loads(value) if isinstance(value, str) else value)
     if origin in (tuple, Sequence):
         items = json.loads(value) if isinstance(value, str) else value
         kinds = [arguments[0]] * len(items) if origin is Sequence or Ellipsis in arguments else arguments

@@ -15,7 +15,7 @@ from jaxguard.defenses.clp import clp
 from jaxguard.errors import GraphError, OptionError, UnscorableError
 from jaxguard.graph import channel_graph
 from jaxguard.kernels import lipschitz
-from jaxguard.repair import relative_change
+from jaxguard.repairs import relative_change
 from jaxguard.scores.channel_bounds import channel_bounds, layer_scores
 from jaxguard.types import Network
 

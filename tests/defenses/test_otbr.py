@@ -14,7 +14,7 @@ from jaxguard.defenses import Data
 from jaxguard.defenses.otbr import IMAGES_PER_CLASS, choose, otbr, repairs
 from jaxguard.errors import DefenseError, OptionError
 from jaxguard.inversion import synthesise
-from jaxguard.repair import relative_change
+from jaxguard.repairs import relative_change
 from jaxguard.weight_change import rank
 
 KEY = jax.random.key(0)

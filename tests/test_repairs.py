@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jaxguard.errors import DefenseError
-from jaxguard.repair import relative_change
+from jaxguard.repairs import relative_change
 
 
 def test_relative_change_of_a_leaf_that_was_zero_and_of_other_trees():
