@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxguard import audit, checkpoints, data, models, suspects, training
+from jaxguard import audit, checkpoints, data, models, repairs, suspects, training
 from jaxguard.attacks import Attack, badnets, poison
 from jaxguard.models import Model
 from jaxguard.training import CropFlip, Progress
@@ -84,7 +84,7 @@ def run(
     for name, path in paths.items():
         with stage(f"scanning the {name} network"):
             findings.append(audit.scan(suspects.load(path), test=digits.test, attack=attack))
-    seconds, repairs = time.perf_counter() - start, []
+    seconds, reports = time.perf_counter() - start, []
     for method in METHODS:
         with stage(f"repairing with {method}") as progress:
             repaired, report = repairs.repair(
@@ -98,12 +98,12 @@ def run(
                 options=OPTIONS.get(method),
             )
             suspects.save(repaired, folder / f"repaired-{method}.safetensors", overwrite=True)
-            repairs.append(report)
+            reports.append(report)
     return Report(
         title="Demo: a backdoored and a clean network on handwritten digits",
         command=command,
         findings=tuple(findings),
-        repairs=tuple(repairs),
+        repairs=tuple(reports),
         trigger=audit.trigger_example(attack, digits.test),
         seconds=seconds,
         environment=audit.environment(seed=seed, clean_images=len(digits.clean.labels)),

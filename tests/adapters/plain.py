@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from jaxguard import audit, suspects
+from jaxguard import audit, repairs, suspects
 from jaxguard.types import Network
 
 RNG = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def check(network, values):
 
 def repaired(network):
     """CLP on the network."""
-    found, report = audit.repair(suspects.load(network), "clp", jax.random.key(0), options={"u": 1.0})
+    found, report = repairs.repair(suspects.load(network), "clp", jax.random.key(0), options={"u": 1.0})
     assert report.change
     return found.require_network()
 
