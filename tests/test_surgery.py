@@ -5,9 +5,9 @@ import pytest
 import zoo
 
 from jaxguard import surgery
-from jaxguard.defenses.protocol import relative_change
 from jaxguard.errors import GraphError
 from jaxguard.graph import Group, LeafView, Member, channel_graph
+from jaxguard.repairs import relative_change
 
 FAMILIES = ["cnn", "preactresnet18", "vit", "densenet", "nnx", "scanned_layers"]
 

@@ -9,7 +9,7 @@ import pytest
 import zoo
 
 from jaxguard import models
-from jaxguard.defenses.protocol import relative_change
+from jaxguard.repairs import relative_change
 from jaxguard.theft import THEFTS, TheftError
 from jaxguard.types import Network
 

@@ -10,8 +10,8 @@ import tiny
 import zoo
 
 from jaxguard import data, evaluation, models, training
-from jaxguard.defenses.protocol import relative_change
 from jaxguard.errors import DataError
+from jaxguard.repairs import relative_change
 from jaxguard.theft import THEFTS, TheftError, halves, independent
 from jaxguard.types import Batch, Network
 
