@@ -141,9 +141,9 @@ def test_an_unknown_network_is_scanned_but_not_run(tmp_path):
     suspect = suspects.load(tmp_path / "own.safetensors")
     assert (suspect.architecture, suspect.network) == (suspects.UNKNOWN, None)
     assert suspect.leaves["a/weight" if "a/weight" in suspect.leaves else "a.weight"].shape == (6, 3, 3, 3)
-    report = audit.scan(suspect)
-    assert [layer.name for layer in report.layers] == ["a"]
-    assert report.notes == suspect.notes
+    finding = audit.scan(suspect)
+    assert [layer.name for layer in finding.layers] == ["a"]
+    assert finding.notes == suspect.notes
     with pytest.raises(ArchitectureError, match="module_order"):
         audit.scan(suspect, pairing="module_order")
     with pytest.raises(ArchitectureError, match="--apply"):

@@ -146,7 +146,7 @@ def test_files_as_they_were_published_open_and_are_scanned(name: str, shared_dat
     suspect = suspects.load(shared_data / "checkpoints" / "originals" / name)
     assert suspect.checkpoint is not None
     assert (suspect.checkpoint.format, suspect.architecture) == ORIGINALS[name]
-    assert np.isfinite(audit.scan(suspect).score)
+    assert np.isfinite(audit.scan(suspect).z)
 
 
 def test_the_scan_of_a_published_file_is_that_of_its_safetensors_twin(shared_data: pathlib.Path):
@@ -158,7 +158,7 @@ def test_the_scan_of_a_published_file_is_that_of_its_safetensors_twin(shared_dat
     }
     for original, twin in twins.items():
         paths = (folder / "originals" / original, folder / f"{twin}.safetensors")
-        reports = [audit.scan(suspects.load(path)) for path in paths]
-        for published, converted in zip(*(report.layers for report in reports), strict=True):
+        findings = [audit.scan(suspects.load(path)) for path in paths]
+        for published, converted in zip(*(finding.layers for finding in findings), strict=True):
             assert published.name == converted.name
             np.testing.assert_array_equal(published.scores, converted.scores)

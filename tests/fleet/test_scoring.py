@@ -51,7 +51,7 @@ def assert_like_audit(path, result: Scored, rtol: float = 2e-5, **how) -> None:
     report = audit.scan(suspect, pairing=how.get("pairing", "dataflow"))
     assert result.scope.architecture == report.architecture
     assert result.sha256 == (report.sha256,)
-    assert [layer.name for layer in result.scope.layers] == [layer.name for layer in report.layers]
+    assert [layer.name for layer in result.scope.layers] == [layer.name for layer in finding.layers]
     for layer, row in zip(report.layers, result.scores.layers[0], strict=True):
         expected = summary(np.asarray(layer.scores))
         for name, value in zip(SUMMARY, row, strict=True):
@@ -221,10 +221,10 @@ def test_the_score_of_a_row_is_the_largest_of_its_layers(tmp_path):
     with fleet_scan.scan([str(path)]) as found:
         (row,) = found.rows
         layers = found.store.layers([row.sha256])[row.sha256]
-    report = audit.scan(suspects.load(path))
-    np.testing.assert_allclose(row.z, report.score, 2e-5)
-    assert [layer.name for layer in layers] == [layer.name for layer in report.layers]
-    for layer, alone in zip(layers, report.layers, strict=True):
+    finding = audit.scan(suspects.load(path))
+    np.testing.assert_allclose(row.z, finding.z, 2e-5)
+    assert [layer.name for layer in layers] == [layer.name for layer in finding.layers]
+    for layer, alone in zip(layers, finding.layers, strict=True):
         expected = summary(np.asarray(alone.scores))
         assert layer.channels == len(alone.scores)
         assert (layer.channel, layer.above, layer.undefined) == (expected["channel"], expected["above"], 0)
