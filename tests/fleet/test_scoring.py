@@ -48,11 +48,11 @@ def summary(scores: np.ndarray) -> dict[str, float]:
 def assert_like_audit(path, result: Scored, rtol: float = 2e-5, **how) -> None:
     """Against one checkpoint alone, opened and scored on the other way."""
     suspect = suspects.load(path, **{k: v for k, v in how.items() if k != "pairing"})
-    report = audit.scan(suspect, pairing=how.get("pairing", "dataflow"))
-    assert result.scope.architecture == report.architecture
-    assert result.sha256 == (report.sha256,)
+    finding = audit.scan(suspect, pairing=how.get("pairing", "dataflow"))
+    assert result.scope.architecture == finding.provenance.architecture
+    assert result.sha256 == (finding.provenance.sha256,)
     assert [layer.name for layer in result.scope.layers] == [layer.name for layer in finding.layers]
-    for layer, row in zip(report.layers, result.scores.layers[0], strict=True):
+    for layer, row in zip(finding.layers, result.scores.layers[0], strict=True):
         expected = summary(np.asarray(layer.scores))
         for name, value in zip(SUMMARY, row, strict=True):
             np.testing.assert_allclose(value, expected[name], rtol, 1e-6, err_msg=f"{layer.name} {name}")
