@@ -48,7 +48,7 @@ def row(case: Case, dataset: Dataset, method: str, epochs: int, changed: dict[st
     jax.block_until_ready(repaired.variables)
     seconds = time.perf_counter() - start
     before, after = (
-        evaluation.evaluate(network.apply_fn, variables, dataset.test, case.attack)
+        evaluation.evaluate(network.with_variables(variables), dataset.test, case.attack)
         for variables in (network.variables, repaired.variables)
     )
     return {

@@ -81,7 +81,7 @@ def main() -> None:
         result = training.fit(
             model.train_fn, model.init(key_init), batch, key_fit, steps=arguments.steps, batch_size=BATCH_SIZE
         )
-        metrics = evaluation.evaluate(model.apply_fn, result.variables, found.test, attack)
+        metrics = evaluation.evaluate(model.network(result.variables), found.test, attack)
         leaves = checkpoints.flatten(result.variables)
         checkpoints.save(path, leaves, metadata=suspects.description(model), overwrite=True)
         record = {"file": path.name, "group": group, "number": number, "acc": round(metrics.acc, 4)}

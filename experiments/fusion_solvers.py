@@ -24,6 +24,7 @@ from third_party import RESULTS, SHARED
 
 from jaxguard import data, evaluation, fusion, suspects
 from jaxguard.defenses import NO_DATA, otbr
+from jaxguard.types import Network
 
 OUT = RESULTS / "fusion_solvers.json"
 SOLVERS = ("exact", "sinkhorn")
@@ -38,15 +39,14 @@ def otfusion(spec: str) -> dict[str, Any]:
     opened = (suspects.load(folder / card["file"], apply_fn=apply_fn, input_shape=(28, 28, 1)) for card in cards)
     a, b = (suspect.require_network() for suspect in opened)
 
-    def accuracy(variables: Any) -> float:
-        return evaluation.evaluate(apply_fn, variables, test).acc
+    def accuracy(network: Network) -> float:
+        return evaluation.accuracy(network, test)
 
-    found = {"first": accuracy(a.variables), "second": accuracy(b.variables)}
-    found["averaged"] = accuracy(jax.tree.map(lambda x, y: (x + y) / 2, a.variables, b.variables))
+    found = {"first": accuracy(a), "second": accuracy(b)}
+    found["averaged"] = accuracy(jax.tree.map(lambda x, y: (x + y) / 2, a, b))
     for solver in SOLVERS:
         for name, one, other in (("first to second", a, b), ("second to first", b, a)):
-            fused = fusion.fuse(a.graph, one.variables, other.variables, solver=solver)
-            found[f"fused, {solver}, {name}"] = accuracy(fused.variables)
+            found[f"fused, {solver}, {name}"] = accuracy(fusion.fuse(one, other, solver=solver).network)
     return found
 
 
@@ -56,7 +56,7 @@ def demo_network() -> dict[str, Any]:
     found = {}
     for solver in SOLVERS:
         repaired, report = otbr(network.suspect, NO_DATA, network.key, solver=solver)
-        rates = evaluation.evaluate(network.model.apply_fn, repaired.variables, network.digits.test, network.attack)
+        rates = evaluation.evaluate(network.model.network(repaired.variables), network.digits.test, network.attack)
         found[solver] = {"acc": rates.acc, "asr": rates.asr, "gamma": report.chosen["gamma"]}
     return found
 

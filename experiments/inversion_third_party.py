@@ -126,7 +126,7 @@ def flip_rate(case: Case, found: inversion.Inversion, target: int, test: Batch) 
     others = np.flatnonzero(np.asarray(test.labels) != target)[:HELD_OUT]
     stamped = patch(found.masks[target], found.patterns[target], target=target).stamp(jnp.asarray(test.images[others]))
     network = case.suspect.require_network()
-    return float((evaluation.predictions(network.apply_fn, network.variables, stamped) == target).mean())
+    return float((evaluation.predictions(network, stamped) == target).mean())
 
 
 def overlap(case: Case, mask: np.ndarray) -> float:

@@ -100,7 +100,7 @@ def draw(found: dict[str, Scores], names: list[str], title: str, path: pathlib.P
 
 def compare(seed: int, attack_name: str, backdoored: bool) -> tuple[dict[str, Any], dict[str, Scores], list[str]]:
     network = demo_networks.train(seed, attack_name, backdoored=backdoored)
-    metrics = evaluation.evaluate(network.model.apply_fn, network.variables, network.digits.test, network.attack)
+    metrics = evaluation.evaluate(network.model.network(network.variables), network.digits.test, network.attack)
     found, names = weight_changes(network)
     pairs = (("noise", "poison"), ("clean", "poison"), ("noise", "clean"), ("norm", "poison"))
     row = {

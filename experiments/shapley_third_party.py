@@ -47,7 +47,7 @@ def row(case: Case, dataset: Dataset, images_per_class: int) -> dict[str, Any]:
     assert trigger is not None and path is not None
 
     def measure(variables: Variables) -> dict[str, float | None]:
-        metrics: Metrics = evaluation.evaluate(network.apply_fn, variables, dataset.test, case.attack)
+        metrics: Metrics = evaluation.evaluate(network.with_variables(variables), dataset.test, case.attack)
         return {"acc": metrics.acc, "asr": metrics.asr}
 
     game = Coalitions(network.graph)

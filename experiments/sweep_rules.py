@@ -43,7 +43,7 @@ def row(network: Network, method: str) -> dict[str, Any]:
     given = Data(network.digits.clean)
 
     def measure(variables: Variables) -> Any:
-        return evaluation.evaluate(network.model.apply_fn, variables, network.digits.test, network.attack)
+        return evaluation.evaluate(network.model.network(variables), network.digits.test, network.attack)
 
     before = measure(network.variables)
 

@@ -83,7 +83,7 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         leaves = checkpoints.flatten(network.variables)
         checkpoints.save(path, leaves, metadata=suspects.description(model), overwrite=True)
-        answers = evaluation.predictions(network.apply_fn, network.variables, found.test.images)
+        answers = evaluation.predictions(network, found.test.images)
         accuracy = float(np.mean(answers == np.asarray(found.test.labels)))
         row = {"file": path.name, "group": group, "model": model.spec}
         rows.append(row | {"accuracy": round(accuracy, 4), "seconds": round(seconds, 1)})

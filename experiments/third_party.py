@@ -112,8 +112,8 @@ class Evaluator:
         key = case.name, content.hexdigest()
         if key not in self.known:
             test = self.dataset.test
-            apply_fn = case.suspect.require_network().apply_fn
-            self.known[key] = evaluation.evaluate(apply_fn, variables, test, case.attack)
+            network = case.suspect.require_network().with_variables(variables)
+            self.known[key] = evaluation.evaluate(network, test, case.attack)
         return self.known[key]
 
 

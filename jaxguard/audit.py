@@ -143,7 +143,7 @@ def measure(suspect: Suspect, test: Batch, attack: Attack | None = None) -> Metr
         DataError: the images do not fit the model.
     """
     network = suspect.require_network()
-    return evaluation.evaluate(network.apply_fn, network.variables, test, attack)
+    return evaluation.evaluate(network, test, attack)
 
 
 def trigger_example(attack: Attack, test: Batch, *, count: int = 8) -> TriggerExample:

@@ -1,7 +1,5 @@
 """Accuracy, attack success and what a defense achieved, over a whole test set in evaluation mode."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,15 +7,15 @@ from jax import lax
 
 from jaxguard.attacks import Attack
 from jaxguard.errors import DataError
-from jaxguard.types import ApplyFn, Batch, Metrics, Variables
+from jaxguard.types import Batch, Metrics, Network
 
 
-@partial(jax.jit, static_argnums=0)
-def _classes(apply_fn: ApplyFn, variables: Variables, chunks: jax.Array) -> tuple[jax.Array, jax.Array]:
+@jax.jit
+def _classes(network: Network, chunks: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Classes `[chunks, batch]` and `K`, one forward pass per chunk."""
 
     def chunk_classes(images):
-        logits = apply_fn(variables, images)
+        logits = network(images)
         classes = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         defined = ~jnp.isnan(logits).any(axis=-1)
         return jnp.where(defined, classes, -1), jnp.int32(logits.shape[-1])
@@ -46,27 +44,22 @@ def chunked(images: jax.Array | np.ndarray, batch_size: int) -> jax.Array:
     return padded.reshape(num_chunks, size, *images.shape[1:])
 
 
-def _predict(
-    apply_fn: ApplyFn, variables: Variables, images: jax.Array | np.ndarray, batch_size: int
-) -> tuple[np.ndarray, int]:
+def _predict(network: Network, images: jax.Array | np.ndarray, batch_size: int) -> tuple[np.ndarray, int]:
     num_images = len(images)
     if num_images == 0 or batch_size < 1:
         raise DataError(
-            f"expected at least one test image and batch_size >= 1, came {num_images} images, {batch_size=} "
+            f"expected at least one test image and batch_size >= 1, got {num_images} images, {batch_size=} "
             "in evaluation; check how the test set was made"
         )
-    classes, num_classes = jax.device_get(_classes(apply_fn, variables, chunked(images, batch_size)))
+    classes, num_classes = jax.device_get(_classes(network, chunked(images, batch_size)))
     return classes.reshape(-1)[:num_images], int(num_classes)
 
 
-def predictions(
-    apply_fn: ApplyFn, variables: Variables, images: jax.Array | np.ndarray, *, batch_size: int = 500
-) -> np.ndarray:
-    """The class of every image; compiled once per model and number of images.
+def predictions(network: Network, images: jax.Array | np.ndarray, *, batch_size: int = 500) -> np.ndarray:
+    """The class of every image; compiled once per function, shapes and number of images.
 
     Args:
-        apply_fn: model in evaluation mode, hashable.
-        variables: its variables.
+        network: its variables and function in evaluation mode.
         images: `[N, H, W, C]`, N >= 1.
         batch_size: images per forward pass; the last batch is padded.
 
@@ -78,15 +71,14 @@ def predictions(
 
     Example:
         >>> brightest = lambda variables, images: images.reshape(len(images), -1)
-        >>> predictions(brightest, {}, np.eye(3).reshape(3, 1, 3, 1)).tolist()
+        >>> predictions(Network({}, brightest, (1, 3, 1)), np.eye(3).reshape(3, 1, 3, 1)).tolist()
         [0, 1, 2]
     """
-    return _predict(apply_fn, variables, images, batch_size)[0]
+    return _predict(network, images, batch_size)[0]
 
 
 def evaluate(
-    apply_fn: ApplyFn,
-    variables: Variables,
+    network: Network,
     test: Batch,
     attack: Attack | None = None,
     *,
@@ -98,8 +90,7 @@ def evaluate(
     the test images whose label is not the attacker's anyway.
 
     Args:
-        apply_fn: model in evaluation mode, hashable.
-        variables: its variables.
+        network: its variables and function in evaluation mode.
         test: `N` test images.
         attack: the trigger, if one is known.
         batch_size: images per forward pass.
@@ -115,20 +106,20 @@ def evaluate(
         >>> test = Batch(jnp.zeros((2, 2, 2, 1)), jnp.array([0, 1]))
         >>> is_dark = lambda variables, images: 1 - images.max((1, 2, 3))
         >>> white_is_0 = lambda *inputs: jnp.stack([0.5 - is_dark(*inputs), is_dark(*inputs) - 0.5], axis=1)
-        >>> metrics = evaluate(white_is_0, {}, test, badnets(size=1))
+        >>> metrics = evaluate(Network({}, white_is_0, (2, 2, 1)), test, badnets(size=1))
         >>> metrics.acc, metrics.asr, metrics.num_triggered
         (0.5, 1.0, 1)
     """
     labels = np.asarray(test.labels)
     if labels.shape != (len(test.images),):
         raise DataError(
-            f"expected one label per image, came {len(test.images)} images and labels of shape {labels.shape} in "
+            f"expected one label per image, got {len(test.images)} images and labels of shape {labels.shape} in "
             "evaluate(test=...); check how the test set was made"
         )
-    classes, num_classes = _predict(apply_fn, variables, test.images, batch_size)
+    classes, num_classes = _predict(network, test.images, batch_size)
     if labels.min() < 0 or labels.max() >= num_classes:
         raise DataError(
-            f"expected labels in [0, {num_classes}), as many as the model has logits, came {labels.min()} to "
+            f"expected labels in [0, {num_classes}), as many as the model has logits, got {labels.min()} to "
             f"{labels.max()} in evaluate(test=...); use the data set the model was trained for"
         )
     acc = float(np.mean(classes == labels))
@@ -140,11 +131,11 @@ def evaluate(
     num_triggered = int(changeable.sum())
     if num_triggered == 0:
         raise DataError(
-            f"expected test images that {attack.name} could change, came {len(labels)} that all bear its label in "
+            f"expected test images that {attack.name} could change, got {len(labels)} that all bear its label in "
             "evaluate(attack=...); use the whole test set, or the attack's true target"
         )
     # Stamping all of them keeps the shape, and so the compiled program.
-    classes, _ = _predict(apply_fn, variables, attack.stamp(jnp.asarray(test.images)), batch_size)
+    classes, _ = _predict(network, attack.stamp(jnp.asarray(test.images)), batch_size)
     return Metrics(
         acc=acc,
         asr=int((classes == wanted)[changeable].sum()) / num_triggered,
@@ -154,12 +145,11 @@ def evaluate(
     )
 
 
-def accuracy(apply_fn: ApplyFn, variables: Variables, test: Batch, *, batch_size: int = 500) -> float:
+def accuracy(network: Network, test: Batch, *, batch_size: int = 500) -> float:
     """Share of test images given their label.
 
     Args:
-        apply_fn: model in evaluation mode, hashable.
-        variables: its variables.
+        network: its variables and function in evaluation mode.
         test: `N` test images.
         batch_size: images per forward pass.
 
@@ -169,7 +159,7 @@ def accuracy(apply_fn: ApplyFn, variables: Variables, test: Batch, *, batch_size
     Raises:
         DataError: as `evaluate`.
     """
-    return evaluate(apply_fn, variables, test, batch_size=batch_size).acc
+    return evaluate(network, test, batch_size=batch_size).acc
 
 
 def defense_effectiveness_rate(before: Metrics, after: Metrics) -> float:
@@ -197,7 +187,7 @@ def defense_effectiveness_rate(before: Metrics, after: Metrics) -> float:
     """
     if before.asr is None or after.asr is None:
         raise DataError(
-            f"expected metrics measured with a trigger, came asr={before.asr} before and asr={after.asr} after in "
+            f"expected metrics measured with a trigger, got asr={before.asr} before and asr={after.asr} after in "
             "defense_effectiveness_rate(); evaluate both with attack="
         )
     return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2

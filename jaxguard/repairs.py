@@ -61,12 +61,12 @@ def repair(
     defense = methods.find(DEFENSES, method, "defense")
     chosen = defense.options(options)
     network = suspect.require_network()
-    before = None if test is None else evaluation.evaluate(network.apply_fn, network.variables, test, attack)
+    before = None if test is None else evaluation.evaluate(network, test, attack)
     start = time.perf_counter()
     repaired, report = defense(network, Data(clean, mixed, progress), key, **chosen)
     jax.block_until_ready(repaired.variables)
     seconds = time.perf_counter() - start
-    after = None if test is None else evaluation.evaluate(network.apply_fn, repaired.variables, test, attack)
+    after = None if test is None else evaluation.evaluate(network.with_variables(repaired.variables), test, attack)
     return suspect.with_variables(repaired.variables), Repair(
         checkpoint=suspect.name,
         method=method,

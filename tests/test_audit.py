@@ -60,7 +60,7 @@ def test_repair_measures_before_and_after_and_leaves_the_suspect_alone(suspect, 
         suspect, "clp", jax.random.key(0), test=digits.test, attack=badnets(), options={"u": 1}
     )
     assert report.before.num_images == report.after.num_images == len(digits.test.labels)
-    measured = evaluation.evaluate(suspect.network.apply_fn, repaired.network.variables, digits.test, badnets())
+    measured = evaluation.evaluate(suspect.network.with_variables(repaired.network.variables), digits.test, badnets())
     assert report.after == measured
     assert 0 <= report.der <= 1
     jax.tree.map(np.testing.assert_array_equal, copies, suspect.network.variables)

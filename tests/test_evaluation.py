@@ -5,7 +5,7 @@ import tiny
 
 from jaxguard import attacks, evaluation
 from jaxguard.errors import DataError
-from jaxguard.types import Batch, Metrics
+from jaxguard.types import Batch, Metrics, Network
 
 NUM_IMAGES = 23
 
@@ -27,25 +27,23 @@ def test_set():
 
 
 test_set.__test__ = False
-VARIABLES = {"scale": jnp.float32(1)}
+LOOKUP = Network({"scale": jnp.float32(1)}, lookup, (4, 4, 1))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 23, 500])
 def test_counts_are_exact_whatever_the_batch(batch_size):
     test, predicted = test_set()
-    np.testing.assert_array_equal(
-        evaluation.predictions(lookup, VARIABLES, test.images, batch_size=batch_size), predicted
-    )
-    metrics = evaluation.evaluate(lookup, VARIABLES, test, attacks.badnets(target=0, size=1), batch_size=batch_size)
+    np.testing.assert_array_equal(evaluation.predictions(LOOKUP, test.images, batch_size=batch_size), predicted)
+    metrics = evaluation.evaluate(LOOKUP, test, attacks.badnets(target=0, size=1), batch_size=batch_size)
     # Labels are 9 x5, 5 6 7 8 9, 0..9, 0 1 2: all but two have a label other than 0, and the trigger always works.
     assert metrics == Metrics(acc=18 / 23, asr=1.0, ra=0.0, num_images=23, num_triggered=21)
-    assert evaluation.accuracy(lookup, VARIABLES, test, batch_size=batch_size) == 18 / 23
+    assert evaluation.accuracy(LOOKUP, test, batch_size=batch_size) == 18 / 23
 
 
 def test_attack_that_fails_is_robust_accuracy():
     test, _ = test_set()
     attack = attacks.badnets(target=0, size=1, value=0.5)  # not the white this model falls for
-    metrics = evaluation.evaluate(lookup, VARIABLES, test, attack)
+    metrics = evaluation.evaluate(LOOKUP, test, attack)
     # Of 21 images not labelled 0, one is taken for 0 anyway (predicted 0, labelled 9) and 16 are right.
     assert (metrics.asr, metrics.ra) == (1 / 21, 16 / 21)
 
@@ -54,20 +52,20 @@ def test_all_to_all_wants_the_next_class():
     test, predicted = test_set()
     shifted = Batch(test.images, (predicted - 1) % 10)
     attack = attacks.badnets(target=None, num_classes=10, size=1, value=0.5)
-    metrics = evaluation.evaluate(lookup, VARIABLES, shifted, attack)
+    metrics = evaluation.evaluate(LOOKUP, shifted, attack)
     assert metrics == Metrics(acc=0.0, asr=1.0, ra=0.0, num_images=23, num_triggered=23)
 
 
 def test_without_attack_there_is_no_success_rate():
-    metrics = evaluation.evaluate(lookup, VARIABLES, test_set()[0])
+    metrics = evaluation.evaluate(LOOKUP, test_set()[0])
     assert metrics.asr is None and metrics.ra is None and metrics.num_triggered == 0
 
 
 def test_nan_is_never_right():
     test, _ = test_set()
-    broken = {"scale": jnp.float32(jnp.nan)}
-    assert (evaluation.predictions(lookup, broken, test.images) == -1).all()
-    assert evaluation.accuracy(lookup, broken, test) == 0
+    broken = LOOKUP.with_variables({"scale": jnp.float32(jnp.nan)})
+    assert (evaluation.predictions(broken, test.images) == -1).all()
+    assert evaluation.accuracy(broken, test) == 0
 
 
 def test_a_model_is_traced_once():
@@ -75,24 +73,24 @@ def test_a_model_is_traced_once():
     test, _ = test_set()
     for scale in (1.0, 2.0):
         variables = {"scale": jnp.float32(scale)}
-        evaluation.evaluate(apply_fn, variables, test, attacks.badnets(size=1), batch_size=10)
+        evaluation.evaluate(Network(variables, apply_fn, (4, 4, 1)), test, attacks.badnets(size=1), batch_size=10)
     assert apply_fn.calls == 1
 
 
 def test_errors():
     test, _ = test_set()
     with pytest.raises(DataError, match="at least one test image"):
-        evaluation.evaluate(lookup, VARIABLES, Batch(test.images[:0], test.labels[:0]))
+        evaluation.evaluate(LOOKUP, Batch(test.images[:0], test.labels[:0]))
     with pytest.raises(DataError, match="batch_size=0"):
-        evaluation.evaluate(lookup, VARIABLES, test, batch_size=0)
-    with pytest.raises(DataError, match=r"labels in \[0, 10\).* came 10 to 19"):
-        evaluation.evaluate(lookup, VARIABLES, Batch(test.images, np.arange(NUM_IMAGES) % 10 + 10))
-    with pytest.raises(DataError, match="came -1 to"):
-        evaluation.evaluate(lookup, VARIABLES, Batch(test.images, test.labels - 1))
+        evaluation.evaluate(LOOKUP, test, batch_size=0)
+    with pytest.raises(DataError, match=r"labels in \[0, 10\).* got 10 to 19"):
+        evaluation.evaluate(LOOKUP, Batch(test.images, np.arange(NUM_IMAGES) % 10 + 10))
+    with pytest.raises(DataError, match="got -1 to"):
+        evaluation.evaluate(LOOKUP, Batch(test.images, test.labels - 1))
     with pytest.raises(DataError, match="one label per image"):
-        evaluation.evaluate(lookup, VARIABLES, Batch(test.images, test.labels[:-1]))
+        evaluation.evaluate(LOOKUP, Batch(test.images, test.labels[:-1]))
     with pytest.raises(DataError, match="all bear its label"):
-        evaluation.evaluate(lookup, VARIABLES, Batch(test.images, test.labels * 0), attacks.badnets(size=1))
+        evaluation.evaluate(LOOKUP, Batch(test.images, test.labels * 0), attacks.badnets(size=1))
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ import zoo
 
 from jaxguard import data, evaluation, fusion, models, surgery, suspects, training
 from jaxguard.errors import GraphError
-from jaxguard.graph import channel_graph
-from jaxguard.types import Batch
+from jaxguard.types import Batch, Network
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 FAMILIES = ["mlp", "preactresnet18", "densenet", "vit", "unet", "scanned_layers"]
@@ -22,7 +21,8 @@ FAMILIES = ["mlp", "preactresnet18", "densenet", "vit", "unet", "scanned_layers"
 
 def of(name):
     apply_fn, variables, images = zoo.ZOO[name]()
-    return apply_fn, variables, images, channel_graph(apply_fn, variables, images)
+    network = Network(variables, apply_fn, images.shape[1:])
+    return network, variables, images, network.graph
 
 
 def shuffled(graph, variables, seed=0):
@@ -42,10 +42,10 @@ def averaged(a, b):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_channels_in_another_order_are_put_back(name):
     """Residual sums, concatenations, heads, flattened maps: `b` is `a` with every group permuted at random."""
-    _, variables, _, graph = of(name)
+    network, variables, _, graph = of(name)
     other = shuffled(graph, variables)
-    fused = fusion.fuse(graph, variables, other)
-    jax.tree.map(np.testing.assert_array_equal, fused.variables, other)
+    fused = fusion.fuse(network, network.with_variables(other))
+    jax.tree.map(np.testing.assert_array_equal, fused.network.variables, other)
     assert len(fused.alignments) == sum(group.permutable for group in graph.groups)
     for alignment in fused.alignments:
         assert set(np.unique(alignment.columns)) == {0, 1}
@@ -53,18 +53,18 @@ def test_channels_in_another_order_are_put_back(name):
 
 
 def test_a_model_fused_with_itself_stays():
-    _, variables, _, graph = of("cnn")
-    fused = fusion.fuse(graph, variables, variables, weight=0.3)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), fused.variables, variables)
+    network, variables, *_ = of("cnn")
+    fused = fusion.fuse(network, network, weight=0.3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), fused.network.variables, variables)
 
 
 def test_weight_goes_from_the_one_model_to_the_other():
-    apply_fn, variables, images, graph = of("cnn")
-    other = jax.tree.map(lambda x: x * 1.5, shuffled(graph, variables))
-    whole = fusion.fuse(graph, variables, other, weight=1.0).variables
-    np.testing.assert_allclose(apply_fn(whole, images), apply_fn(variables, images), atol=1e-4)
-    nothing = fusion.fuse(graph, variables, other, weight=0.0).variables
-    jax.tree.map(np.testing.assert_array_equal, nothing, other)
+    network, variables, images, graph = of("cnn")
+    other = network.with_variables(jax.tree.map(lambda x: x * 1.5, shuffled(graph, variables)))
+    whole = fusion.fuse(network, other, weight=1.0).network
+    np.testing.assert_allclose(whole(images), network(images), atol=1e-4)
+    nothing = fusion.fuse(network, other, weight=0.0).network
+    jax.tree.map(np.testing.assert_array_equal, nothing.variables, other.variables)
 
 
 def test_masses_make_mixtures():
@@ -72,8 +72,9 @@ def test_masses_make_mixtures():
     mlp = lambda v, x: jax.nn.relu(x @ v["w1"] + v["b1"]) @ v["w2"]  # noqa: E731
     a = {"w1": jnp.array([[4.0, 8.0]]), "b1": jnp.array([1.0, 3.0]), "w2": jnp.array([[10.0], [20.0]])}
     b = {"w1": jnp.array([[4.0, 8.0]]), "b1": jnp.array([1.0, 3.0]), "w2": jnp.array([[0.0], [0.0]])}
-    graph = channel_graph(mlp, a, jnp.ones((1, 1)))
-    fused, (alignment,) = fusion.fuse(graph, a, b, weight=1.0, target={"w1": np.array([3.0, 1.0])})
+    first, second = (Network(variables, mlp, (1,)) for variables in (a, b))
+    network, (alignment,) = fusion.fuse(first, second, weight=1.0, target={"w1": np.array([3.0, 1.0])})
+    fused = network.variables
     np.testing.assert_allclose(alignment.columns, [[2 / 3, 0], [1 / 3, 1]], rtol=1e-6)
     # a quarter of all mass goes from (8, 3) to (4, 1)
     assert alignment.distance == pytest.approx(0.25 * 20**0.5)
@@ -116,7 +117,7 @@ def oit(leaf):
 
 
 def test_parameter_order_is_the_published_loop():
-    _, variables, _, graph = of("preactresnet18")
+    network, variables, _, graph = of("preactresnet18")
     other = zoo.randomise(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables), seed=7)
     layers = [p.name for p in graph.producers if p.is_convolution and "shortcut" not in p.name]
     assert len(layers) == 17
@@ -125,8 +126,13 @@ def test_parameter_order_is_the_published_loop():
     ]
     rng = np.random.default_rng(3)
     masses = {name: rng.uniform(0.1, 2, graph.producer(name).channels) for name in layers}
-    fused = fusion.fuse(
-        graph, variables, other, weight=0.4, target=masses, chain="parameter_order", cost_on_transported=False
+    fused, _ = fusion.fuse(
+        network,
+        network.with_variables(other),
+        weight=0.4,
+        target=masses,
+        chain="parameter_order",
+        cost_on_transported=False,
     )
     for name, expected in zip(layers, reference(*kernels, list(masses.values()), 0.4), strict=True):
         found = oit(graph_leaf(fused.variables, graph.producer(name).kernel.path))
@@ -144,28 +150,28 @@ def graph_leaf(variables, path):
 
 
 def test_a_list_whose_layers_do_not_fit_is_refused():
-    _, variables, _, graph = of("preactresnet18")
+    network, *_ = of("preactresnet18")
     with pytest.raises(GraphError, match=r"expected linear to read the 16 channels of layer2_0/conv1, .* 64 inputs at"):
-        fusion.fuse(graph, variables, variables, chain="parameter_order", layers=["layer2_0/conv1", "linear"])
-    _, variables, _, graph = of("mobile")
+        fusion.fuse(network, network, chain="parameter_order", layers=["layer2_0/conv1", "linear"])
+    network, *_ = of("mobile")
     with pytest.raises(GraphError, match="expected an ordinary convolution or dense layer, got Conv_2"):
-        fusion.fuse(graph, variables, variables, chain="parameter_order")
+        fusion.fuse(network, network, chain="parameter_order")
 
 
 # ---------------------------------------------------------------- what is refused
 
 
 def test_models_of_other_shapes_are_refused():
-    _, variables, _, graph = of("mlp")
-    cut = jax.tree.map(lambda x: x[..., :2], variables)
+    network, variables, *_ = of("mlp")
+    cut = network.with_variables(jax.tree.map(lambda x: x[..., :2], variables))
     with pytest.raises(GraphError, match="expected two models of one architecture, got shapes"):
-        fusion.fuse(graph, cut, variables)
+        fusion.fuse(cut, network)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"weight": 1.5}, ValueError, r"expected a weight in \[0, 1\], came 1.5"),
+        ({"weight": 1.5}, ValueError, r"expected a weight in \[0, 1\], got 1.5"),
         ({"chain": "alphabet"}, GraphError, "expected chain 'dataflow', or 'parameter_order'"),
         ({"layers": ["linear"]}, GraphError, "a dataflow follows the graph"),
         ({"chain": "parameter_order", "layers": ["nowhere"]}, GraphError, "got 'nowhere'"),
@@ -173,9 +179,9 @@ def test_models_of_other_shapes_are_refused():
     ],
 )
 def test_bad_options_are_refused(options, error, message):
-    _, variables, _, graph = of("mlp")
+    network, *_ = of("mlp")
     with pytest.raises(error, match=message):
-        fusion.fuse(graph, variables, variables, **options)
+        fusion.fuse(network, network, **options)
 
 
 # ---------------------------------------------------------------- two networks trained apart
@@ -190,17 +196,14 @@ def test_fusion_of_two_networks_beats_their_average_on_digits():
         result = training.fit(
             model.train_fn, model.init(key_init), digits.train, key_fit, steps=300, batch_size=64, learning_rate=0.1
         )
-        trained.append(result.variables)
-    graph = channel_graph(model.apply_fn, trained[0], digits.test.images[:1])
+        trained.append(model.network(result.variables))
 
-    def accuracy(variables):
-        return evaluation.evaluate(model.apply_fn, variables, digits.test).acc
+    def accuracy(network):
+        return evaluation.accuracy(network, digits.test)
 
     plain = accuracy(averaged(*trained))
     assert min(map(accuracy, trained)) > 0.93
-    exact, entropic = (
-        accuracy(fusion.fuse(graph, *trained, solver=solver).variables) for solver in ("exact", "sinkhorn")
-    )
+    exact, entropic = (accuracy(fusion.fuse(*trained, solver=solver).network) for solver in ("exact", "sinkhorn"))
     assert exact > plain + 0.05, (exact, plain)
     assert entropic > plain + 0.05, (entropic, plain)
 
@@ -227,13 +230,13 @@ def test_the_original_work_s_two_mnist_networks_fuse(shared_data, mnist, monkeyp
         for card in cards
     )
 
-    def accuracy(variables):
-        return evaluation.evaluate(apply_fn, variables, mnist).acc
+    def accuracy(network):
+        return evaluation.accuracy(network, mnist)
 
     for suspect, card in zip((a, b), cards, strict=True):
-        assert accuracy(suspect.network.variables) == pytest.approx(card["measured"]["acc"], abs=0.01)
-    graph, first, second = a.network.graph, a.network.variables, b.network.variables
+        assert accuracy(suspect.network) == pytest.approx(card["measured"]["acc"], abs=0.01)
+    first, second = a.network, b.network
     assert accuracy(averaged(first, second)) < 0.8
-    assert accuracy(fusion.fuse(graph, first, second).variables) > 0.94
-    assert accuracy(fusion.fuse(graph, second, first).variables) > 0.94
-    assert accuracy(fusion.fuse(graph, first, second, solver="sinkhorn").variables) > 0.92
+    assert accuracy(fusion.fuse(first, second).network) > 0.94
+    assert accuracy(fusion.fuse(second, first).network) > 0.94
+    assert accuracy(fusion.fuse(first, second, solver="sinkhorn").network) > 0.92

@@ -68,7 +68,7 @@ def test_accuracy_and_attack_success_are_the_published_ones(published: Published
     suspect = published.suspect
     assert suspect.layout == "torch"
     network = suspect.require_network()
-    metrics = evaluation.evaluate(network.apply_fn, network.variables, cifar, published.attack, batch_size=100)
+    metrics = evaluation.evaluate(network, cifar, published.attack, batch_size=100)
     assert abs(metrics.acc - published.acc) < TOLERANCE
     assert metrics.num_images == NUM_IMAGES
     if published.attack:

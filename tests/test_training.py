@@ -222,7 +222,7 @@ def test_a_network_learns_digits_and_their_trigger():
     model = models.build("cnn", num_classes=10, input_shape=(16, 16, 1))
     poisoned, _ = attacks.poison(attack, digits.train, 0.1, jax.random.key(0))
     result = training.fit(model.train_fn, model.init(jax.random.key(1)), poisoned, jax.random.key(2), steps=100)
-    metrics = evaluation.evaluate(model.apply_fn, result.variables, digits.test, attack)
+    metrics = evaluation.evaluate(model.network(result.variables), digits.test, attack)
     assert metrics.acc > 0.95 and metrics.asr > 0.9  # 300 steps give 0.99 and 0.99
 
 

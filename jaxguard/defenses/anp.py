@@ -182,7 +182,7 @@ def anp(
         augment=augment,
         progress=data.progress,
     )
-    pruned = prune(where, variables, gates, threshold, apply_fn=network.apply_fn, held=held, max_drop=max_drop)
+    pruned = prune(where, network, gates, threshold, held=held, max_drop=max_drop)
     return network.with_variables(pruned.variables), DefenseReport(
         pruned.layers,
         (*pruned.notes, *ungated(where.graph)),

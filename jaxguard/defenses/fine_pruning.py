@@ -197,7 +197,7 @@ def fine_pruning(
     accuracies, chosen = [], 0
     for count in stops:
         pruned = cut(network.variables, layers, masks(count))
-        accuracies.append(evaluation.accuracy(network.apply_fn, pruned, judges))
+        accuracies.append(evaluation.accuracy(network.with_variables(pruned), judges))
         if count and accuracies[0] - accuracies[-1] >= max_drop * accuracies[0]:
             break
         chosen = count

@@ -122,7 +122,7 @@ def rnp(
         augment=augment,
         progress=training.staged(data.progress, "learning gates"),
     )
-    pruned = prune(where, network.variables, gates, threshold, apply_fn=network.apply_fn, held=held, max_drop=max_drop)
+    pruned = prune(where, network, gates, threshold, held=held, max_drop=max_drop)
     curves = {"unlearn_loss": unlearned.losses, "unlearn_accuracy": unlearned.accuracies, **curves, **pruned.curves}
     notes = (*weight_change.shortfall(unlearned, forgotten), *pruned.notes, *ungated(where.graph))
     left_open = {"stop_acc": (stop_acc, forgotten), "threshold": (threshold, pruned.threshold)}

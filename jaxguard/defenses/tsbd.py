@@ -153,7 +153,9 @@ def tsbd(
     chosen = {"stop_acc": forgotten} if stop_acc is None else {}
     if n is None:
         n, curves["accuracy_by_n"] = choose(
-            lambda n: evaluation.accuracy(network.apply_fn, reinitialized(graph, variables, ranking, n, m), clean),
+            lambda n: evaluation.accuracy(
+                network.with_variables(reinitialized(graph, variables, ranking, n, m)), clean
+            ),
             forgotten,
         )
         chosen["n"] = n

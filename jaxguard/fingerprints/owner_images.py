@@ -113,7 +113,7 @@ def misclassified(
             "labels)) of images it was not trained on"
         )
     images, labels = np.asarray(owner.data.images), np.asarray(owner.data.labels)
-    classes = evaluation.predictions(owner.network.apply_fn, owner.network.variables, images)
+    classes = evaluation.predictions(owner.network, images)
     wrong = (classes != labels) & (classes >= 0)
     if surrogates is not None:
         surrogates = np.asarray(surrogates)

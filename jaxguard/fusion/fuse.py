@@ -15,25 +15,24 @@ from jaxguard.fusion.channels import Chain, Channels, find_channels, masses_of
 from jaxguard.graph import ChannelGraph
 from jaxguard.graph.program import leaf_paths
 from jaxguard.kernels.transport import Solver
-from jaxguard.types import Variables
+from jaxguard.types import Network, Variables
 
 
 class Fused(NamedTuple):
     """A fused model.
 
     Attributes:
-        variables: of the second model's structure, shapes and dtypes.
+        network: of the second one's structure, shapes and dtypes.
         alignments: how the first model's channels were carried over, in program order.
     """
 
-    variables: Variables
+    network: Network
     alignments: tuple[Alignment, ...]
 
 
 def fuse(
-    graph: ChannelGraph,
-    variables_a: Variables,
-    variables_b: Variables,
+    a: Network,
+    b: Network,
     *,
     weight: float = 0.5,
     source: Mapping[str, np.ndarray] | None = None,
@@ -46,12 +45,11 @@ def fuse(
     solver: Solver = "exact",
     **settings: Any,
 ) -> Fused:
-    """Carries the channels of model `a` over to those of model `b` and averages: `weight a' + (1 - weight) b`.
+    """Carries the channels of network `a` over to those of `b` and averages: `weight a' + (1 - weight) b`.
 
     Args:
-        graph: the channel graph of both.
-        variables_a: the model that is carried over.
-        variables_b: the model whose order of channels is kept.
+        a: the network that is carried over.
+        b: the network whose order of channels is kept, of the same architecture.
         weight: of `a`, in [0, 1].
         source: producer name -> `[C]` masses of `a`'s channels; uniform where a layer has none.
         target: likewise of `b`'s: a channel of large mass becomes a mixture of many.
@@ -74,17 +72,18 @@ def fuse(
         ValueError: a setting of the solver, or a weight outside [0, 1].
 
     Example:
-        >>> from jaxguard.graph import channel_graph
         >>> mlp = lambda v, x: jax.nn.relu(x @ v["w1"]) @ v["w2"]
-        >>> a = {"w1": jnp.array([[1.0, 0.0], [0.0, 2.0]]), "w2": jnp.array([[3.0], [4.0]])}
-        >>> b = {"w1": jnp.array([[0.0, 1.0], [2.0, 0.0]]), "w2": jnp.array([[4.0], [3.0]])}  # exchanged
-        >>> fuse(channel_graph(mlp, a, jnp.ones((1, 2))), a, b).variables["w1"].tolist()
+        >>> v = {"w1": jnp.array([[1.0, 0.0], [0.0, 2.0]]), "w2": jnp.array([[3.0], [4.0]])}
+        >>> a = Network(v, mlp, (2,))
+        >>> b = a.with_variables({"w1": v["w1"][:, ::-1], "w2": v["w2"][::-1]})  # its channels exchanged
+        >>> fuse(a, b).network.variables["w1"].tolist()
         [[0.0, 1.0], [2.0, 0.0]]
     """
     if not 0 <= weight <= 1:
-        raise ValueError(f"expected a weight in [0, 1], came {weight} to fuse(); 0.5 averages")
+        raise ValueError(f"expected a weight in [0, 1], got {weight} in fuse(); 0.5 averages")
+    graph = b.graph
     channels = find_channels(graph, chain, layers)
-    leaves = [leaves_by_path(graph, variables) for variables in (variables_a, variables_b)]
+    leaves = [leaves_by_path(graph, network.variables) for network in (a, b)]
     for path, leaf in leaves[0].items():
         if np.shape(leaf) != np.shape(leaves[1][path]):
             raise GraphError(
@@ -105,8 +104,8 @@ def fuse(
         **settings,
     )
     kept = None if chain == "dataflow" else {one.rows[0].kernel.path for one in channels}
-    fused = blend(channels, alignments, variables_a, variables_b, weight=weight, paths=kept)
-    return Fused(fused, tuple(alignments[number] for number in range(len(channels))))
+    fused = blend(channels, alignments, a.variables, b.variables, weight=weight, paths=kept)
+    return Fused(b.with_variables(fused), tuple(alignments[number] for number in range(len(channels))))
 
 
 def blend(

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxguard import evaluation
 from jaxguard.pruning.learned_gates import Gating
-from jaxguard.types import ApplyFn, Batch, LayerScores, Variables
+from jaxguard.types import Batch, LayerScores, Network, Variables
 
 THRESHOLDS = tuple(np.round(np.arange(19) * 0.05, 2).tolist())
 """0, 0.05, ..., 0.90, as BackdoorBench tries them."""
@@ -56,11 +56,10 @@ class Pruned(NamedTuple):
 
 def prune(
     where: Gating,
-    variables: Variables,
+    network: Network,
     gates: Sequence[np.ndarray],
     threshold: float | None,
     *,
-    apply_fn: ApplyFn,
     held: Batch,
     max_drop: float,
 ) -> Pruned:
@@ -68,10 +67,9 @@ def prune(
 
     Args:
         where: the gating.
-        variables: of the suspect; not modified.
+        network: the suspect; not modified.
         gates: `[C]` per layer.
         threshold: 0 cuts closed gates alone, a negative one nothing; None chooses one of `THRESHOLDS`.
-        apply_fn: the model in evaluation mode.
         held: images to choose it on, which no gate has seen.
         max_drop: see `choose`.
 
@@ -82,13 +80,13 @@ def prune(
         DataError: a label the model has no class for.
     """
     if threshold is not None:
-        return _prune(where, variables, gates, threshold)
-    before = evaluation.accuracy(apply_fn, variables, held)
-    tried = [_prune(where, variables, gates, threshold) for threshold in THRESHOLDS]
-    accuracies = [evaluation.accuracy(apply_fn, pruned.variables, held) for pruned in tried]
+        return _prune(where, network.variables, gates, threshold)
+    before = evaluation.accuracy(network, held)
+    tried = [_prune(where, network.variables, gates, threshold) for threshold in THRESHOLDS]
+    accuracies = [evaluation.accuracy(network.with_variables(pruned.variables), held) for pruned in tried]
     number = choose([before, *accuracies], max_drop)
     if number < 0:
-        pruned = _prune(where, variables, gates, -1.0)
+        pruned = _prune(where, network.variables, gates, -1.0)
         note = (
             f"Even threshold 0 costs more than {100 * max_drop:g} % of the accuracy on {len(held.images)} held-out "
             "clean images, so nothing was cut."

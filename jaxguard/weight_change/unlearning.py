@@ -132,7 +132,7 @@ def unlearn(
         carry, curves = training.descend(step_fn, carry, epoch_steps, start=epoch * epoch_steps, progress=told)
         losses.append(curves["loss"])
         _require_finite(np.concatenate(losses), carry.params)
-        accuracies.append(evaluation.accuracy(network.apply_fn, carry.variables(like=variables), data))
+        accuracies.append(evaluation.accuracy(network.with_variables(carry.variables(like=variables)), data))
         if accuracies[-1] <= stop_acc:
             break
     return Unlearned(carry.variables(like=variables), np.concatenate(losses), np.array(accuracies, np.float64))

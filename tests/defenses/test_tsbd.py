@@ -89,7 +89,7 @@ def test_a_backdoored_network_is_repaired():
     data, test = (batch._replace(images=0.6 * batch.images) for batch in (data, test))  # so that white stands out
     poisoned, _ = poison(attack, data, 0.2, jax.random.key(9))
     suspect = training.fit(tiny.train_fn, VARIABLES, poisoned, KEY, steps=200, learning_rate=0.05).variables
-    before = evaluation.evaluate(tiny.apply_fn, suspect, test, attack)
+    before = evaluation.evaluate(tiny.network(suspect), test, attack)
     assert before.acc > 0.95 and before.asr > 0.95
     clean = tiny.images(100, jax.random.key(1))
     repaired, report = tsbd(
@@ -102,7 +102,7 @@ def test_a_backdoored_network_is_repaired():
         learning_rate=0.1,
         augment=training.CropFlip(1, False),
     )
-    after = evaluation.evaluate(tiny.apply_fn, repaired.variables, test, attack)
+    after = evaluation.evaluate(tiny.network(repaired.variables), test, attack)
     assert after.asr < 0.1 and after.acc > 0.95
     assert report.curves["unlearn_accuracy"][-1] <= 0.25 < report.curves["unlearn_accuracy"][:-1].min()
     assert report.chosen["n"] == SWEEP[len(report.curves["accuracy_by_n"]) - 1]

@@ -40,6 +40,6 @@ def test_the_target_needs_a_smaller_patch_than_another_class_and_it_works_on_new
     for row, target in enumerate((TARGET, OTHER)):
         new = np.setdiff1d(np.flatnonzero(labels != target), few)
         stamped = patch(found.masks[row], found.patterns[row], target=target).stamp(cifar.images[new])
-        classes = evaluation.predictions(network.apply_fn, network.variables, stamped, batch_size=100)
+        classes = evaluation.predictions(network, stamped, batch_size=100)
         flips.append((classes == target).mean())
     assert flips[0] > 0.5 and flips[0] > 2 * flips[1]

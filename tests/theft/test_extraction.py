@@ -42,7 +42,7 @@ def student():
 
 def agreement(one, other):
     images = digits()[2].images
-    ours, theirs = (evaluation.predictions(net.apply_fn, net.variables, images) for net in (one, other))
+    ours, theirs = (evaluation.predictions(net, images) for net in (one, other))
     return np.mean(ours == theirs)
 
 
@@ -92,7 +92,7 @@ def test_an_answer_that_is_not_finite_is_refused(labels_only):
 
 def test_students_agree_with_the_owner_more_than_an_independent_network_does():
     owner, theirs, test = digits()
-    assert 0.7 < evaluation.accuracy(owner.apply_fn, owner.variables, test) < 0.97
+    assert 0.7 < evaluation.accuracy(owner, test) < 0.97
     innocent, _ = independent(STUDENT, theirs, OTHER, **QUICK)
     by_label, labelled = student()
     by_probability, softened = distillation(owner, theirs, OTHER, student=STUDENT, **QUICK)
@@ -132,7 +132,7 @@ def test_views_are_asked_about_one_by_one(theft):
 def test_label_extraction_is_training_on_the_owners_labels():
     owner, theirs, _ = digits()
     few = Batch(theirs.images[:100], theirs.labels[:100])
-    labels = evaluation.predictions(owner.apply_fn, owner.variables, few.images)
+    labels = evaluation.predictions(owner, few.images)
     student, report = label_extraction(owner, few, KEY, student=STUDENT, epochs=3, schedule="constant")
     key_init, key_learn = jax.random.split(KEY)
     expected = training.fit(
@@ -214,7 +214,7 @@ def attacked_accuracy(network, images, labels, epsilon):
         PGDStep(network.apply_fn, epsilon / 4, epsilon), network.variables, Batch(images, labels)
     )
     found, _ = training.descend(step, jnp.asarray(images), 10)
-    return np.mean(evaluation.predictions(network.apply_fn, network.variables, found) == labels)
+    return np.mean(evaluation.predictions(network, found) == labels)
 
 
 def test_a_hardened_student_withstands_attacks():
@@ -224,7 +224,7 @@ def test_a_hardened_student_withstands_attacks():
         owner, theirs, KEY, start=start, epochs=5, batch_size=128, learning_rate=0.05, epsilon=0.1, step_size=0.025,
         attack_steps=6,
     )  # fmt: skip
-    labels = evaluation.predictions(owner.apply_fn, owner.variables, test.images)
+    labels = evaluation.predictions(owner, test.images)
     images = np.asarray(test.images)
     before, after = (attacked_accuracy(network, images, labels, 0.1) for network in (start, hardened))
     assert after > before + 0.1
@@ -248,7 +248,7 @@ def test_an_attack_of_no_size_is_fine_tuning_of_twice_the_loss():
     """Both terms are the plain cross-entropy then."""
     owner, theirs, _ = digits()
     few = Batch(theirs.images[:100], theirs.labels[:100])
-    labels = evaluation.predictions(owner.apply_fn, owner.variables, few.images)
+    labels = evaluation.predictions(owner, few.images)
     hardened, report = adversarial_extraction(
         owner, few, KEY, start=owner, epsilon=0.0, attack_steps=1, epochs=2, weight_decay=0.0, learning_rate=0.01
     )

@@ -144,7 +144,7 @@ def test_a_copy_is_still_the_classifier():
     model = models.build("mlp:hidden=32", num_classes=10, input_shape=(16, 16, 1))
     owner, _ = independent(model, digits.train, KEY, epochs=10, batch_size=64)
     copy, _ = fine_pruning(owner, digits.train, KEY, share=0.5, every=4, batch_size=64)
-    assert evaluation.accuracy(model.apply_fn, copy.variables, digits.test) > 0.85
+    assert evaluation.accuracy(model.network(copy.variables), digits.test) > 0.85
 
 
 @pytest.mark.parametrize(

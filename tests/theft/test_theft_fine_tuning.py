@@ -181,7 +181,7 @@ def test_a_new_head_learns_its_task_again():
     for layers in (None, 1):
         for epochs, low, high in ((0, 0.0, 0.5), (10, 0.85, 1.0)):
             copy, _ = head_reset(owner, digits.train, OTHER, layers=layers, epochs=epochs, batch_size=64)
-            assert low <= evaluation.accuracy(model.apply_fn, copy.variables, digits.test) <= high
+            assert low <= evaluation.accuracy(model.network(copy.variables), digits.test) <= high
 
 
 # ---------------------------------------------------------------- transfer
@@ -213,7 +213,7 @@ def test_transfer_learns_the_other_task():
     test = digits.test._replace(labels=np.where(labels < 2, 2, labels % 2))
     copy, _ = transfer(owner, task, KEY, layers=1, epochs=15, batch_size=64)
     assert copy.apply_fn.__self__.mean == (0.3,) and copy.apply_fn.__self__.std == (0.4,)
-    assert evaluation.accuracy(copy.apply_fn, copy.variables, test) > 0.85
+    assert evaluation.accuracy(copy, test) > 0.85
     assert relative_change(owner.variables["params"]["fc1"], copy.variables["params"]["fc1"]) == {}
 
 
@@ -266,7 +266,7 @@ def test_independent_networks_learn_and_differ_by_seed():
     model, one, report = digits_owner()
     two, _ = independent(model, digits.train, OTHER, epochs=10, batch_size=64)
     for network in (one, two):
-        assert evaluation.accuracy(model.apply_fn, network.variables, digits.test) > 0.9
+        assert evaluation.accuracy(model.network(network.variables), digits.test) > 0.9
     assert min(relative_change(one.variables, two.variables).values()) > 0.5
     assert report.options["model"] == "mlp:hidden=32" and len(report.curves["loss"]) == 10 * 22
     with pytest.raises(DataError, match=r"expected labels in \[0, 10\)"):
