@@ -95,8 +95,8 @@ def test_nothing_is_overwritten_unasked(fingerprint, folder):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("make", "MINE", "--out", "NEW", "--data", "digits", "--method", "sak"), 2, "expected a fingerprint (akh"),
-        (("make", "MINE", "--out", "NEW", "--data", "digits", "--set", "colour=1"), 2, "expected an option of sac"),
+        (("make", "MINE", "--out", "NEW", "--data", "digits", "--method", "sak"), 4, "expected a fingerprint (akh"),
+        (("make", "MINE", "--out", "NEW", "--data", "digits", "--set", "colour=1"), 4, "expected an option of sac"),
         (("make", "MINE", "--out", "NEW"), 2, "image"),
         (("make", "MINE", "--out", "NEW", "--independent", "none-*"), 4, "expected files of this pattern"),
         (("verify", "MINE", "MINE"), 2, "expected a jaxguard fingerprint certificate"),

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import pathlib
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -146,6 +147,13 @@ def contents(tree):
 
 def test_every_row_of_the_table_is_tested_here():
     assert ROWS.keys() == DEFENSES.keys()
+
+
+def test_the_readme_lists_the_rows():
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    for name, row in DEFENSES.items():
+        needs = ", ".join(sorted(row.needs)) or "nothing"
+        assert f"| `{name}` | {needs} | {row.title} | {row.paper} |\n" in readme
 
 
 @every_defense
