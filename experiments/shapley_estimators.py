@@ -25,10 +25,10 @@ import machine
 import matplotlib.figure
 import numpy as np
 from jax.tree_util import Partial
-from jaxguard.defenses.shapley_pruning import AttackValue
 
 from jaxguard import data, demo, models
 from jaxguard.attacks import badnets, poison
+from jaxguard.defenses.shapley import AttackValue
 from jaxguard.graph import Coalitions, channel_graph
 from jaxguard.kernels import shapley
 from jaxguard.kernels.shapley.sampling import PASSES
