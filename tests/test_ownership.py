@@ -135,7 +135,7 @@ def test_models_that_cannot_be_compared_are_named():
     fewer = models.build("mlp:hidden=8", num_classes=3, input_shape=SHAPE)
     assert ownership.verify(certify(), [suspect(5, fewer)]).verifications[0].verdict == "no evidence"
     hinges = ownership.certify(OWNER, "tafa-hinge", KEY, options={"num_probes": 8})
-    with pytest.raises(FingerprintError, match="expected suspects of 4 classes, as the owner's, got 3"):
+    with pytest.raises(FingerprintError, match="expected suspects with 4 classes, as the owner has, got 3"):
         ownership.verify(hinges, [suspect(5, fewer)])
 
 

@@ -1,7 +1,7 @@
 """Published fingerprints, one per file; `FINGERPRINTS` is the table of them.
 
-A fingerprint makes probes for an owner's model, turns any model's answers to them into a signature, and measures how
-far two signatures are apart. Whether a distance accuses is decided by models known to be independent.
+A fingerprint makes probes for an owner's model, turns any model's outputs on them into a signature, and measures the
+distance between two signatures. Models known to be independent decide which distance counts as evidence of a copy.
 """
 
 from jaxguard import methods

@@ -1,8 +1,8 @@
-"""AKH, the Anna Karenina heuristic: happy models are all alike, every model is wrong in its own way.
+"""AKH, the Anna Karenina heuristic: right answers are all alike, but every model is wrong in its own way.
 
-Only images are asked that the owner's model gets wrong; the number is the share on which a suspect gives the same wrong
-class. The simplest fingerprint there is, and the baseline that any other has to beat: its authors find it on par with
-far more complex ones.
+The probes are images that the owner's model misclassifies; the score is the share on which a suspect gives the same
+wrong class. This is the simplest fingerprint and the baseline for all others: its authors find it on par with far more
+complex ones.
 
 Godinot et al.: Queries, Representation, Detection: The Next 100 Model Fingerprinting Schemes, AAAI 2025.
 """
@@ -20,15 +20,15 @@ from jaxguard.training import Progress
 
 @factory
 def akh(*, num_probes: Count = 100, least: Count = owner_images.LEAST) -> Fingerprint:
-    """Shared mistakes; the number is the share of the owner's wrong classes that a suspect gives as well.
+    """Shared mistakes; the score is the share of the owner's wrong classes that a suspect gives too.
 
     Args:
-        num_probes: images asked; fewer where the owner makes fewer mistakes, which a note says.
-        least: mistakes without which it fails.
+        num_probes: images to query; if the owner makes fewer mistakes, all of them, with a note.
+        least: fewest mistakes to accept.
 
     Returns:
-        The fingerprint. Making probes raises FingerprintError where the owner has no labelled data or makes too few
-        mistakes on them.
+        The fingerprint. Making probes raises FingerprintError if the owner has no labelled data or makes too few
+        mistakes on it.
 
     Example:
         >>> import numpy as np
@@ -54,6 +54,6 @@ def akh(*, num_probes: Count = 100, least: Count = owner_images.LEAST) -> Finger
         distance_fn=lambda probes, owner, suspects: ((suspects == owner) & (owner >= 0)).mean(-1, dtype=jnp.float32),
         stolen="high",
         sees="copies that keep the owner's mistakes: fine-tuned, pruned, quantised or extracted.",
-        blind="copies with other classes, and those retrained until they make mistakes of their own.",
+        blind="copies with other classes, and copies retrained until they make other mistakes.",
         answers="labels",
     )

@@ -1,7 +1,7 @@
-"""What an owner keeps, and shows: probes, the owner's signature, and what independent models scored.
+"""Certificates: a fingerprint's probes, the owner's signature, and the scores of independent models.
 
-A certificate is a safetensors file. Its digest covers every array and every setting, so that whoever knows the digest
-(printed, published, time-stamped) knows that nothing was changed since. It proves no authorship by itself.
+A certificate is a safetensors file. Its digest covers every array and every setting: once the digest is published or
+time-stamped, any later change shows. A certificate alone does not prove authorship.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxguard.fingerprints.protocol import Probes
 NAME = "jaxguard fingerprint certificate"
 
 KIND = f"{NAME}, 1"
-"""What the file says it is."""
+"""The file's type and version, in its metadata."""
 
 
 class Reference(NamedTuple):
@@ -30,8 +30,8 @@ class Reference(NamedTuple):
 
     Attributes:
         name: of its checkpoint.
-        sha256: content hash of its checkpoint, empty where there was none.
-        score: what it scored; higher is more stolen.
+        sha256: content hash of its checkpoint; empty if there was none.
+        score: higher means more likely stolen.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Reference(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """All that a suspect is judged by.
+    """Everything needed to judge a suspect.
 
     Attributes:
         method: row of FINGERPRINTS.
         options: of the method.
-        probes: what is asked.
+        probes: the inputs to query.
         signature: of the owner's outputs, `[...]`.
         num_classes: the owner's `K`.
         owner: name of the owner's checkpoint.
         owner_sha256: its content hash.
-        references: independent models, and what they scored.
+        references: independent models and their scores.
     """
 
     method: str
@@ -71,7 +71,7 @@ class Certificate:
 
     @property
     def settings(self) -> dict[str, str]:
-        """Everything that is no array, as text."""
+        """Everything but the arrays, as text."""
         described = {
             "method": self.method,
             "options": dict(self.options),
@@ -85,7 +85,7 @@ class Certificate:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all of it, in hexadecimal."""
+        """SHA-256 of settings and arrays, in hexadecimal."""
         return _digest(self.settings, self.leaves)
 
 
@@ -99,16 +99,16 @@ def _digest(settings: Mapping[str, str], leaves: Mapping[str, np.ndarray]) -> st
 
 
 def save(certificate: Certificate, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Writes a certificate, under its name only once it is whole.
+    """Writes a certificate atomically.
 
     Args:
-        certificate: what to write.
+        certificate: the certificate.
         path: ends in `.safetensors`.
-        overwrite: whether a file of that name may be replaced.
+        overwrite: whether to replace an existing file.
 
     Raises:
         FingerprintError: the path has another suffix.
-        CheckpointError: the path is taken, or the disk refuses.
+        CheckpointError: the file exists, or cannot be written.
     """
     if not os.fspath(path).endswith(".safetensors"):
         raise FingerprintError(
@@ -119,17 +119,11 @@ def save(certificate: Certificate, path: str | os.PathLike[str], *, overwrite: b
 
 
 def load(path: str | os.PathLike[str]) -> Certificate:
-    """Reads a certificate and checks that it is as it was written.
-
-    Args:
-        path: of a file that `save` wrote.
-
-    Returns:
-        The certificate.
+    """Reads a certificate and verifies its digest.
 
     Raises:
         CheckpointError: no such file, or a damaged one.
-        FingerprintError: the file is no certificate, or it was changed since.
+        FingerprintError: the file is not a certificate, or was changed after it was made.
     """
     given, file = os.fspath(path), checkpoints.load(path)
     settings = dict(file.metadata)
@@ -137,7 +131,7 @@ def load(path: str | os.PathLike[str]) -> Certificate:
     if settings.get("kind") != KIND or written is None:
         raise FingerprintError(
             f"{given}: expected a {NAME}, found {settings.get('kind', 'none')!r} in its metadata; "
-            "`jaxguard fingerprint make` writes one"
+            "make one with `jaxguard fingerprint make`"
         )
     leaves = {name: np.array(array) for name, array in file.read_all().items()}
     found = _digest(settings, leaves)
@@ -147,18 +141,18 @@ def load(path: str | os.PathLike[str]) -> Certificate:
             "made, take the original"
         )
     try:
-        told = {name: json.loads(text) for name, text in settings.items() if name != "kind"}
+        values = {name: json.loads(text) for name, text in settings.items() if name != "kind"}
         images, signature = leaves.pop("images"), leaves.pop("signature")
         arrays = {name.removeprefix("probes/"): array for name, array in leaves.items()}
-        references = tuple(Reference(str(name), str(sha), float(score)) for name, sha, score in told["references"])
+        references = tuple(Reference(str(name), str(sha), float(score)) for name, sha, score in values["references"])
         return Certificate(
-            method=str(told["method"]),
-            options=dict(told["options"]),
-            probes=Probes(images, arrays, tuple(told["notes"])),
+            method=str(values["method"]),
+            options=dict(values["options"]),
+            probes=Probes(images, arrays, tuple(values["notes"])),
             signature=signature,
-            num_classes=int(told["num_classes"]),
-            owner=str(told["owner"]),
-            owner_sha256=str(told["owner_sha256"]),
+            num_classes=int(values["num_classes"]),
+            owner=str(values["owner"]),
+            owner_sha256=str(values["owner_sha256"]),
             references=references,
         )
     except (KeyError, TypeError, ValueError) as error:

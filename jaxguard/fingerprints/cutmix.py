@@ -1,9 +1,9 @@
 """Probes of SAC-m: images with a box of another image pasted in.
 
-As in CutMix (Yun et al., ICCV 2019): a box of the share `1 - lambda` of the image, `lambda ~ Beta(alpha, alpha)`, its
-centre uniform over the image, what lies outside cut off. What made the probes of SAC's authors differs, and each
-difference is an option: a box of fixed side (0.2, the draw of lambda is unused), whose centre lies in a corner, the
-same for all images, and images that come out transposed.
+As in CutMix (Yun et al., ICCV 2019): the box covers the share `1 - lambda` of the image, `lambda ~ Beta(alpha, alpha)`,
+and its centre is uniform over the image; parts outside the image are cut off. The code of SAC's authors differs, and
+each difference is an option: a box of fixed side (0.2; the draw of lambda is unused), centred near a corner, the same
+for all images, and transposed images.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def cutmix(
     """Pastes a box of each image into another one.
 
     Args:
-        images: `[N, H, W, C]`, at least two; left untouched.
-        key: draws partners, a single cycle through all images, and boxes.
+        images: `[N, H, W, C]`, N >= 2; not modified.
+        key: draws the partners (one cycle through all images) and the boxes.
         alpha: of the Beta distribution of lambda.
         side: of the box, as a share of the image's in (0, 1]; by default drawn, `sqrt(1 - lambda)`.
-        corner: the centre lies within a sixth of both height and width from a corner.
-        one_box: the same box for all images.
+        corner: whether the centre is within a sixth of height and width from a corner.
+        one_box: whether all images share one box.
 
     Returns:
         `[N, H, W, C]`, of the same dtype.
@@ -78,7 +78,7 @@ def cutmix(
 
 
 def _inside(size: int, side: np.ndarray, key: jax.Array, corner: bool) -> np.ndarray:
-    """Which of `size` positions lie in each interval, bool `[boxes, size]`."""
+    """Which of `size` positions are in each interval, bool `[boxes, size]`."""
     positions = np.arange(size)
     near_edge = (positions <= size / _MARGIN) | (positions >= size - size / _MARGIN)
     allowed = positions[near_edge] if corner else positions

@@ -2,7 +2,7 @@
 
 Every value of the traced program is constant, linear in the image (up to an offset), piecewise linear, or neither. A
 ReLU is a maximum with zero, or a choice by sign (leaky ReLU), of a value that is linear or piecewise linear: the image
-lies on a *hinge* where that value, a unit's pre-activation behind its bias and norm, is zero.
+is on a *hinge* where that value, a unit's pre-activation after bias and norm, is zero.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class HingeLayer:
     Attributes:
         name: of the layers whose outputs enter it.
         value: what enters it, in the graph's program.
-        depth: 1 for a ReLU behind no other, 2 behind one at most, ...
+        depth: 1 for a ReLU with no other before it, 2 for at most one, ...
         is_linear: whether that value is linear in the image, so that hinges are whole hyperplanes.
         units: channels times locations.
     """
@@ -56,7 +56,7 @@ class _Fact:
         dependence: on the images.
         is_zero: whether it is a constant that is zero everywhere.
         depth: number of ReLUs on the longest path from the images.
-        makers: names of the layers it comes from, those behind the last ReLU only.
+        makers: names of the layers that computed it since the last ReLU.
         sign_of: for a comparison with zero, the value compared.
     """
 
@@ -72,7 +72,7 @@ class _Analysis:
 
     Attributes:
         facts: value -> what is known; constants that are not zero have no entry.
-        found: ReLUs, by the value that enters them.
+        found: ReLUs by the value that enters them.
         smooth: the first equation whose result is not piecewise linear, or None.
     """
 
@@ -145,11 +145,8 @@ def _dependence(program: Program, eqn: Equation, given: Sequence[Dependence]) ->
 def hinge_layers(graph: ChannelGraph) -> tuple[tuple[HingeLayer, ...], str | None]:
     """The ReLUs of a model whose inputs are piecewise linear in the image, in program order.
 
-    Args:
-        graph: the model's channel graph.
-
     Returns:
-        The ReLUs; and, unless the logits are piecewise linear too, what keeps them from being so and where.
+        The ReLUs; and, unless the logits are piecewise linear too, the first equation that is not, and where it is.
 
     Raises:
         FingerprintError: there is no such ReLU.
@@ -168,7 +165,7 @@ def hinge_layers(graph: ChannelGraph) -> tuple[tuple[HingeLayer, ...], str | Non
     if not analysis.found:
         raise FingerprintError(
             "expected a network with ReLUs of values that are piecewise linear in the image, found "
-            f"{smooth or 'none at all, a linear model'} instead in tafa_hinge(); take a fingerprint that needs no "
+            f"{smooth or 'none at all, a linear model'} instead in tafa_hinge(); use a fingerprint that needs no "
             "ReLU, such as sac or ipguard"
         )
     logits = analysis.facts.get(graph.program.logits, _Fact())
@@ -177,23 +174,16 @@ def hinge_layers(graph: ChannelGraph) -> tuple[tuple[HingeLayer, ...], str | Non
 
 
 def of_depths(found: Sequence[HingeLayer], depths: Sequence[int]) -> dict[int, tuple[HingeLayer, ...]]:
-    """The ReLUs of chosen layers.
-
-    Args:
-        found: of `hinge_layers`.
-        depths: wanted; those that the model does not have are left out.
-
-    Returns:
-        Depth -> its ReLUs, those with the same number of ReLUs before them.
+    """Depth -> the ReLUs of that depth; depths that the model does not have are left out.
 
     Raises:
-        FingerprintError: the model has none of them.
+        FingerprintError: the model has none of the depths.
     """
     chosen = {depth: tuple(layer for layer in found if layer.depth == depth) for depth in depths}
     chosen = {depth: layers for depth, layers in chosen.items() if layers}
     if not chosen:
         raise FingerprintError(
-            f"expected layers among {sorted({layer.depth for layer in found})}, those whose ReLUs this model has, got "
+            f"expected layers among {sorted({layer.depth for layer in found})}, those with ReLUs in this model, got "
             f"{tuple(depths)} in tafa_hinge(layers=...)"
         )
     return chosen

@@ -1,10 +1,10 @@
-"""What answers along hinges tell: profiles, their similarity, and a p-value that needs no other model.
+"""Statistics of outputs along hinges: profiles, their similarity, and a p-value that needs no other model.
 
-Along the normal u of a hinge at x, outputs are asked for at `x + t delta u`. The profile, `t` in [-3, 3], is taken
-without its linear trend, so that a suspect's constants do not count. Second differences at the centre, `t = 0`, are
-compared with those at controls, `t` in {-3, -2, 2, 3}, where the owner's network was not chosen to bend. Controls are
-near, since models trained alike are dense with hyperplanes in the same regions: far from a hinge of the owner's,
-independent ones bend less. `experiments/hinge_controls.py` measures what far ones would find, and whom they accuse.
+Along the normal u of a hinge at x, a model is queried at `x + t delta u`. The linear trend of the profile, `t` in
+[-3, 3], is removed, so that constant offsets of a suspect do not count. Second differences at the centre, `t = 0`, are
+compared with those at controls, `t` in {-3, -2, 2, 3}, which were not chosen for a bend of the owner's network.
+Controls are near because models trained on the same task have dense hyperplanes in the same regions: far from a hinge
+of the owner, independent models bend less. `experiments/hinge_controls.py` measures what far controls would accuse.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from jax import lax
 from scipy import stats
 
 REACH = 3
-"""Of a profile, in deltas."""
+"""Half width of a profile, in deltas."""
 
 CONTROLS = (-3, -2, 2, 3)
-"""Where no hinge was sought, in deltas."""
+"""Centres of the control differences, in deltas."""
 
 FARTHEST = 4
-"""What the second differences at the outer controls need."""
+"""Farthest point that the outer control differences need, in deltas."""
 
 LEAST_NORM = 1e-30
-"""Profiles shorter than this have no direction, and agree with nothing."""
+"""Profiles with a smaller norm count as zero: they have no direction."""
 
 
 def offsets(points: int, *, controls: bool) -> np.ndarray:
-    """Where a hinge is asked at, in deltas.
+    """Query points along a hinge's normal, in deltas.
 
     Args:
         points: of the profile, `6 k + 1`, so that whole deltas are among them.
-        controls: whether the points that second differences at the controls lack are asked for too.
+        controls: whether to add the points that only the control differences need.
 
     Returns:
         float64 `[T]`, profile first.
@@ -66,7 +66,7 @@ def profiles(answers: jax.Array, points: int) -> jax.Array:
     design = np.stack([np.ones(points), offsets(points, controls=False)], axis=1)
     without = np.eye(points) - design @ np.linalg.pinv(design)
     own = answers[..., :points, :].astype(jnp.float32)
-    # Less its middle first: what is left is small, and so is its rounding.
+    # Subtract the middle first: the remainder is small, and so is its rounding error.
     centred = own - own[..., points // 2 : points // 2 + 1, :]
     return jnp.einsum("st,...tm->...sm", jnp.asarray(without, jnp.float32), centred, precision=lax.Precision.HIGHEST)
 
@@ -79,7 +79,7 @@ def profile_similarity(owner: jax.Array, suspects: jax.Array) -> jax.Array:
         suspects: `[S, N, T, m]`.
 
     Returns:
-        `[S]` in [-1, 1]; a hinge at which either answers linearly counts as 0.
+        `[S]` in [-1, 1]; a hinge at which either model is linear counts as 0.
     """
     first, second = (array.reshape(*array.shape[:-2], -1) for array in (owner, suspects))
     first, second = _unit(first), _unit(second)
@@ -89,15 +89,15 @@ def profile_similarity(owner: jax.Array, suspects: jax.Array) -> jax.Array:
 def profile_cka(owner: jax.Array, suspects: jax.Array) -> jax.Array:
     """Linear CKA of all profiles, `||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F)`, for outputs of any two widths.
 
-    Kornblith, Norouzi, Lee, Hinton: Similarity of Neural Network Representations Revisited, ICML 2019. Profiles have no
-    mean left to take out.
+    Kornblith, Norouzi, Lee, Hinton: Similarity of Neural Network Representations Revisited, ICML 2019. Profiles are
+    centred already.
 
     Args:
         owner: `[N, T, m]`.
         suspects: `[S, N, T, m']`.
 
     Returns:
-        `[S]` in [0, 1]; 0 where either answers linearly everywhere.
+        `[S]` in [0, 1]; 0 if either model is linear everywhere.
     """
 
     def gram(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -112,9 +112,9 @@ def profile_cka(owner: jax.Array, suspects: jax.Array) -> jax.Array:
 
 
 def _unit(rows: jax.Array) -> jax.Array:
-    """Rows of length one; those without a direction are 0."""
+    """Rows of norm one; rows without a direction become 0."""
     peaks = jnp.abs(rows).max(-1, keepdims=True)
-    scaled = rows / jnp.where(peaks > LEAST_NORM, peaks, 1)  # a square of small numbers would vanish
+    scaled = rows / jnp.where(peaks > LEAST_NORM, peaks, 1)  # squares of small numbers would underflow
     norms = jnp.linalg.norm(scaled, axis=-1, keepdims=True)
     return jnp.where(peaks > LEAST_NORM, scaled / jnp.where(norms > 0, norms, 1), 0)
 
@@ -130,18 +130,18 @@ def second_differences(answers: np.ndarray, points: int, at: int) -> np.ndarray:
     Returns:
         float64 `[...]`.
     """
-    asked = offsets(points, controls=True)
+    places = offsets(points, controls=True)
     low, middle, high = (
-        answers[..., int(np.argmin(np.abs(asked - t))), :].astype(np.float64) for t in (at - 1, at, at + 1)
+        answers[..., int(np.argmin(np.abs(places - t))), :].astype(np.float64) for t in (at - 1, at, at + 1)
     )
     return np.linalg.norm((high - middle) - (middle - low), axis=-1)
 
 
 def self_null(answers: np.ndarray, points: int) -> np.ndarray:
-    """P-value of a model that does not know the hinges: it bends at them no more than beside them.
+    """P-value under the null hypothesis that a model bends at the hinges no more than beside them.
 
-    One-sided Wilcoxon signed-rank test over hinges of the second difference at the centre, less its mean over the
-    controls. That mean being less skewed than a single one, the test errs on the safe side.
+    One-sided Wilcoxon signed-rank test, over hinges, of the second difference at the centre minus its mean over the
+    controls. The mean is less skewed than a single difference, which makes the test conservative.
 
     Args:
         answers: `[S, N, T, m]` at `offsets(points, controls=True)`.

@@ -1,13 +1,13 @@
 """Points where one hidden unit of a ReLU network switches, found from the weights alone.
 
-Across the hyperplane `z(x) = 0` of a unit the Jacobian of the outputs jumps by `a grad z^T`, where `a` is how the
-outputs depend on the unit. With `u = grad z / ||grad z||` and no other unit switching within `delta` of x,
+Across the hyperplane `z(x) = 0` of a unit the Jacobian of the outputs jumps by `a grad z^T`, where `a` is the
+derivative of the outputs by the unit. With `u = grad z / ||grad z||` and no other unit switching within `delta` of x,
 
     f(x + delta u) - 2 f(x) + f(x - delta u) = delta ||grad z|| a.
 
-A point is drawn uniformly in the box and projected onto the linearised hyperplane until it lies on it:
-`x <- clip(x - z grad z / ||grad z||^2)`. `delta` is such that no pixel changes by more than `scale` within it, and the
-box keeps so much distance from 0 and 1 that every query along u is an image; nothing is ever clipped there.
+A point is drawn uniformly in a box and projected onto the linearised hyperplane until it is on it:
+`x <- clip(x - z grad z / ||grad z||^2)`. `delta` is chosen so that no pixel changes by more than `scale` within it. The
+box keeps enough distance from 0 and 1 that every query along u is an image and needs no clipping.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from jaxguard.training import Progress
 from jaxguard.types import Variables
 
 STEPS_LINEAR, STEPS = 20, 60
-"""Projections onto a hyperplane that is one everywhere, and onto one that bends with the layers before it."""
+"""Projections onto a flat hyperplane, and onto one that bends with the layers before it."""
 
 NEAR_LINEAR, NEAR = 1e-4, 1e-3
-"""Distances to it, of one pixel's range, within which a point lies on such a hyperplane."""
+"""Largest distance, in units of a pixel's range, at which a point counts as on such a hyperplane."""
 
 LEAST_BEND = 1e-5
-"""Second differences below this, relative to the outputs, drown in float32."""
+"""Second differences below this, relative to the outputs, are lost in float32 rounding."""
 
 LARGEST_ARRAY = 2**25
 """Numbers in the largest array of a batch of candidates."""
@@ -47,14 +47,14 @@ LARGEST_BATCH = 400
 
 
 class Hinges(NamedTuple):
-    """Points on hyperplanes of hidden units, `B` of them.
+    """`B` points on hyperplanes of hidden units.
 
     Attributes:
         points: float32 `[B, H, W, C]`, each on the hyperplane of its unit, in [0, 1].
         directions: float32 `[B, H, W, C]`, the hyperplane's unit normal there.
         deltas: float32 `[B]`, half the width of the second difference.
         slopes: float32 `[B]`, `||grad z||`.
-        distances: float32 `[B]`, `|z| / ||grad z||`, how far from its hyperplane a point is left.
+        distances: float32 `[B]`, `|z| / ||grad z||`, distance to the hyperplane that is left.
         bends: float32 `[B]`, norm of the second difference of the outputs.
         outputs: float32 `[B]`, norm of the outputs.
         isolation: float32 `[B]`, distance along the normal to the nearest other unit that is linear in the image.
@@ -74,12 +74,12 @@ class Hinges(NamedTuple):
     units: np.ndarray
 
     def take(self, index: np.ndarray) -> Hinges:
-        """Some of them, in the order of `index`."""
+        """The hinges of `index`, in its order."""
         return Hinges(*(part[index] for part in self))
 
     @property
     def usable(self) -> np.ndarray:
-        """Whether each lies on its hyperplane and bends the outputs, bool `[B]`."""
+        """Whether each is on its hyperplane and bends the outputs, bool `[B]`."""
         near = np.where(self.depths == 1, NEAR_LINEAR, NEAR)
         finite = np.isfinite(self.bends) & np.isfinite(self.distances) & (self.slopes > 0)
         return finite & (self.distances < near) & (self.bends > LEAST_BEND * self.outputs)
@@ -103,19 +103,19 @@ def search(
     space: Space = "logits",
     progress: Progress | None = None,
 ) -> Hinges:
-    """Looks for points on hinges of one layer; units are drawn uniformly, channel and location alike.
+    """Searches for points on hinges of one depth; units are drawn uniformly over channels and locations.
 
     Args:
         graph: the model's channel graph.
         variables: its weights.
         key: draws units and starting points.
         layers: ReLUs of one depth.
-        count: candidates; all are returned, whether usable or not.
-        linear: ReLUs of units linear in the image, for the isolation; without any it is infinite.
+        count: candidates; all are returned, usable or not.
+        linear: ReLUs of units linear in the image, for the isolation; it is infinite without any.
         scale: largest change of a pixel within `delta`.
-        margin: distance from 0 and 1 that points keep.
+        margin: least distance of points from 0 and 1.
         space: in which second differences are measured.
-        progress: told how far each batch of candidates is.
+        progress: called with the progress of each batch.
 
     Returns:
         `count` hinges.
@@ -133,7 +133,7 @@ def search(
     measurement = _Measurement(graph, values, tuple(layer.value for layer in linear), space)
     parts = []
     for start in range(0, count, batch):
-        mine = np.resize(units[start : start + batch], (batch, 2))  # the last batch repeats itself, and is cut below
+        mine = np.resize(units[start : start + batch], (batch, 2))  # fills the last batch by repetition; cut below
         first = jax.random.uniform(
             jax.random.fold_in(key_points, start), (batch, *shape), minval=margin, maxval=1 - margin
         )
@@ -147,27 +147,25 @@ def search(
 def preactivation(
     graph: ChannelGraph, values: Sequence[int], variables: Variables, units: jax.Array, points: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """What enters a unit of each point's own, and its gradient.
+    """Pre-activation `z [B]` of one unit per point, and its gradient `[B, H, W, C]`.
 
     Args:
         graph: the model's channel graph.
-        values: what enters the ReLUs, in the graph's program.
+        values: the ReLUs' inputs, in the graph's program.
         variables: the model's weights.
-        units: int `[B, 2]`, number among `values`, and of the unit.
+        units: int `[B, 2]`: index into `values`, and the unit.
         points: `[B, H, W, C]`.
-
-    Returns:
-        `z [B]` and `grad z [B, H, W, C]`.
     """
 
     def total(points: jax.Array) -> tuple[jax.Array, jax.Array]:
         own = jnp.zeros(len(points))
         for k, value in enumerate(_rows(graph, values, variables, points)):
-            entering = jnp.take_along_axis(value, units[:, 1:], axis=1)[:, 0]  # past the end for other ReLUs: not used
+            # For points of other ReLUs the unit may be out of range: NaN, and not used.
+            entering = jnp.take_along_axis(value, units[:, 1:], axis=1)[:, 0]
             own = jnp.where(units[:, 0] == k, entering, own)
         return own.sum(), own
 
-    # Images do not see each other in evaluation mode, so the gradient of the sum is every image's own.
+    # In evaluation mode an output depends on its own image only: the gradient of the sum holds every image's gradient.
     gradient, own = jax.grad(total, has_aux=True)(points)
     return own, gradient
 
@@ -200,7 +198,7 @@ class _Projection:
 
 @dataclass(frozen=True)
 class _Measurement:
-    """What is measured of candidates; a value, so that equal settings share a compiled program."""
+    """Static settings of `_measure`; a value, so that equal settings share a compiled program."""
 
     graph: ChannelGraph
     values: tuple[int, ...]
@@ -242,10 +240,10 @@ def isolation(
 
     Args:
         graph: the model's channel graph.
-        linear: what enters their ReLUs, in the graph's program.
+        linear: the inputs of those units' ReLUs, in the graph's program.
         variables: the model's weights.
         lines: points and directions, both `[B, H, W, C]`.
-        own: the units that do not count: values and `[B, 2]`, as for `preactivation`.
+        own: the units to leave out: values and `[B, 2]`, as for `preactivation`.
 
     Returns:
         `[B]`, infinite where no unit switches.

@@ -1,17 +1,16 @@
-"""IPGuard: points just across the owner's decision boundaries, which a stolen copy puts into the same classes.
+"""IPGuard: points just across the owner's decision boundaries, which a stolen copy classifies in the same way.
 
 From an image that the owner's model puts into class i, with j another class and Z its logits, Adam minimises
 
     relu(Z_i - Z_j + k) + relu(max_{t != i, j} Z_t - Z_i)
 
-within [0, 1]: the point crosses into class j until j leads i by k, while i stays second. It is done when the loss is 0,
-and moves no more. The fingerprint of a model is the class it gives each point; the number is the share on which owner
-and suspect agree.
+within [0, 1]: the point crosses into class j until j leads i by k, while i stays second. It stops when the loss is 0.
+The fingerprint of a model is the class it gives each point; the score is the share on which owner and suspect agree.
 
 Cao, Jia, Gong: IPGuard: Protecting Intellectual Property of Deep Neural Networks via Fingerprinting the Classification
-Boundary, AsiaCCS 2021. The paper's k is recalled to be 10 and was not checked; re-implementations take 5 with a
-learning rate of 0.001 (DeepJudge, without bounds on pixels), or 10 with 0.01, stopping when the class changes (QuRD:
-`stop="class"`). 100 points and 1000 steps are theirs. Points that get nowhere are left out here.
+Boundary, AsiaCCS 2021. The paper's k = 10 is from memory, not checked; re-implementations use 5 with a learning rate of
+0.001 (DeepJudge, without bounds on pixels), or 10 with 0.01, stopping when the class changes (QuRD: `stop="class"`).
+They use 100 points and 1000 steps. Points that do not cross the boundary are left out here.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ Target = Literal["least-likely", "random"]
 Stop = Literal["loss", "class"]
 
 BETWEEN_LOOKS = 50
-"""Steps after which it is looked whether all points are done; a done point is the same however long it waits."""
+"""Steps between two checks whether all points are done; a point that is done no longer moves."""
 
 
 class State(NamedTuple):
-    """Points under way.
+    """Points during the descent.
 
     Attributes:
         images: `[N, H, W, C]` in [0, 1].
@@ -86,7 +85,7 @@ class Crossing:
             target: int `[N]`, class `j`.
 
         Returns:
-            `[N]`, 0 where the point lies as wanted.
+            `[N]`, 0 where the point has crossed far enough.
         """
         classes = jnp.arange(logits.shape[-1])
         is_source, is_target = classes == source[:, None], classes == target[:, None]
@@ -130,22 +129,22 @@ def ipguard(
     target: Target = "least-likely",
     stop: Stop = "loss",
 ) -> Fingerprint:
-    """Points near the owner's decision boundaries; the number is the match rate of labels.
+    """Points near the owner's decision boundaries; the score is the match rate of labels.
 
     Args:
-        points: probes to look for.
-        k: how far, in logits, the new class leads where a point is done. Farther from the boundary a point
-            survives stronger changes of a copy, and more independent models agree by chance: all of them where k is
-            what one class usually leads another by, as a note then says. The paper's as recalled.
+        points: probes to search for.
+        k: lead of the new class, in logits, at which a point is done. A larger k survives stronger changes of a copy,
+            but more independent models agree by chance; all of them do once k reaches the usual lead between classes,
+            which a note then says.
         learning_rate: of Adam, in pixel values.
-        steps: at most; all points are one batch.
-        start: from `data` of the owner, drawn at random, or from uniform `noise`.
-        target: class `j`: the `least-likely` one at the start, or another than the source drawn at `random`.
-        stop: a point is done where its `loss` is 0, or as soon as its `class` changes.
+        steps: upper limit; all points are one batch.
+        start: from the owner's `data`, drawn at random, or from uniform `noise`.
+        target: class `j`: the `least-likely` one at the start, or a `random` one other than the source.
+        stop: whether a point is done when its `loss` is 0, or as soon as its `class` changes.
 
     Returns:
-        The fingerprint. Making probes raises FingerprintError where the owner has too few images, its logits are not
-        finite, or no point gets across.
+        The fingerprint. Making probes raises FingerprintError if the owner has too few images, its logits are not
+        finite, or no point crosses.
 
     Example:
         >>> from jaxguard.types import Network
@@ -180,8 +179,8 @@ def ipguard(
         logits = _forward(network.apply_fn, network.variables, found)
         probes = _kept(found, done | crossing.reached(logits, *map(jnp.asarray, (source, aim))), crossing, steps)
         note = (
-            f"On half of the images that points started from, the owner's first class leads by {usual:.1f} or less, "
-            f"and k is {k}: points lie as deep in their new classes as images do, where independent models agree too; "
+            f"On half of the starting images, the owner's first class leads by {usual:.1f} or less, and k is {k}: "
+            "points are as deep in their new classes as images are, where independent models agree too; "
             "take a smaller k."
         )
         return probes._replace(notes=(*probes.notes, note)) if start == "data" and k >= usual else probes
@@ -192,24 +191,24 @@ def ipguard(
         distance_fn=lambda probes, owner, suspects: (suspects == owner).mean(-1, dtype=jnp.float32),
         stolen="high",
         sees="copies whose weights derive from the owner's: fine-tuned, pruned or quantised.",
-        blind="extraction and distillation, whose boundaries lie elsewhere; copies with other classes.",
+        blind="extraction and distillation, which form other boundaries; copies with other classes.",
         answers="labels",
     )
 
 
 def _cross(step_fn: Partial, state: State, steps: int, progress: Progress | None) -> tuple[jax.Array, jax.Array]:
-    """Descends until all points are done, `steps` steps at most: the points, and which of them are done."""
-    told = progress and (lambda done, stop, metrics: progress(done, steps, metrics))
+    """Descends until all points are done, for at most `steps` steps: the points, and which of them are done."""
+    report = progress and (lambda done, stop, metrics: progress(done, steps, metrics))
     for first in range(0, steps, BETWEEN_LOOKS):
         count = min(BETWEEN_LOOKS, steps - first)
-        state, _ = training.descend(step_fn, state, count, start=first, progress=told)
+        state, _ = training.descend(step_fn, state, count, start=first, progress=report)
         if bool(state.done.all()):
             break
     return state.images, state.done
 
 
 def _kept(images: jax.Array, reached: jax.Array, crossing: Crossing, steps: int) -> Probes:
-    """The points that got where they should."""
+    """The points that crossed."""
     kept = np.asarray(images)[np.asarray(reached)]
     if not len(kept):
         raise FingerprintError(

@@ -1,6 +1,6 @@
-"""Probes of SAC-JC: images as JPEG leaves them.
+"""Probes of SAC-JC: JPEG-compressed images.
 
-Qualities 25, 18, 15, 10 and 7 are severities 1 to 5 of the image corruptions that the authors use; they take the first.
+Qualities 25, 18, 15, 10 and 7 are severities 1 to 5 of the image corruptions that the authors use; they use severity 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CHANNELS = (1, 3)
 
 @checked
 def compressed(images: np.ndarray, *, quality: Quality = QUALITY) -> np.ndarray:
-    """Images written to JPEG and read again, with Pillow's chroma subsampling.
+    """Images after a JPEG round trip, with Pillow's chroma subsampling.
 
     Args:
         images: `[N, H, W, C]` in [0, 1], gray or RGB; brightness becomes a byte by `floor(255 x)`.
@@ -41,7 +41,7 @@ def compressed(images: np.ndarray, *, quality: Quality = QUALITY) -> np.ndarray:
 
     Example:
         >>> gray = compressed(np.full((1, 8, 8, 1), 127 / 255))
-        >>> np.unique((gray * 255).round()).tolist()  # nearest mean that the coarse steps of quality 25 can tell
+        >>> np.unique((gray * 255).round()).tolist()  # the nearest mean at the coarse steps of quality 25
         [128.0]
     """
     channels = images.shape[-1]

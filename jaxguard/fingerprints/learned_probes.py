@@ -1,9 +1,11 @@
-"""Probes learned together with a verifier, which tells copies from independent networks by their outputs.
+"""Probes learned together with a verifier that distinguishes copies from independent networks by their outputs.
+
+Adam minimises
 
     sum_pool weight_pool BCE(verifier(f_member(probes)), pool)        pool 1: owner, copies; 0: independents
 
-is descended by Adam in the probes, clipped to [0, 1], and in the verifier's weights; each step draws one member of each
-pool. MetaV and LiteGuard differ in the verifier alone.
+over the probes, clipped to [0, 1], and the verifier's weights; each step draws one member of each pool. MetaV and
+LiteGuard differ in the verifier only.
 """
 
 from __future__ import annotations
@@ -31,28 +33,28 @@ Start = Literal["data", "noise"]
 Arrays = Mapping[str, Any]
 
 STEPS_AT_A_TIME = 10
-"""Steps between two draws of the pools' architectures; members of one architecture are drawn for every step."""
+"""Steps between two draws of the pools' architectures; the member of an architecture is drawn at every step."""
 
 
 class Verifier(Protocol):
-    """What a verifier is: hashable, and equal to one of equal settings."""
+    """A classifier of outputs; hashable, and equal to any other of equal settings."""
 
     def init(self, key: jax.Array, num_probes: int, num_outputs: int) -> dict[str, jax.Array]:
         """Random weights."""
         ...
 
     def __call__(self, weights: Arrays, outputs: jax.Array) -> jax.Array:
-        """Logits of any shape that outputs `[N, K]` come from a copy."""
+        """Logits, of any shape, for "these outputs `[N, K]` are a copy's"."""
         ...
 
 
 class State(NamedTuple):
-    """What is learned.
+    """The state of learning.
 
     Attributes:
         images: `[N, H, W, C]` in [0, 1].
         weights: of the verifier.
-        opt_states: Adam's of either.
+        opt_states: Adam's, for images and for weights.
     """
 
     images: jax.Array
@@ -65,15 +67,15 @@ class Settings:
     """How probes are learned.
 
     Attributes:
-        points: probes.
+        points: number of probes.
         steps: of Adam.
-        probe_rate: its learning rate for pixels.
-        verifier_rate: its learning rate for the verifier.
-        owner_weight: of the owner's term in the loss; 0 puts the owner among the copies.
+        probe_rate: Adam's learning rate for pixels.
+        verifier_rate: Adam's learning rate for the verifier.
+        owner_weight: of the owner's term in the loss; 0 adds the owner to the pool of copies.
         positive_weight: of the copies' term.
         negative_weight: of the independents' term.
-        start: probes begin as images of the owner's (`data`), or as uniform `noise` of the same shape.
-        space: what the verifier is given of outputs.
+        start: whether probes begin as images of the owner (`data`) or as uniform `noise` of the same shape.
+        space: of the outputs that the verifier gets.
     """
 
     points: int
@@ -98,12 +100,12 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LearningStep:
     """One step; a value, so that equal settings share a compiled program.
 
     Attributes:
         settings: how probes are learned.
-        verifier: what tells copies from others.
+        verifier: the architecture of the verifier.
         apply_fns: the models of owner, copies and independents.
     """
 
@@ -156,26 +158,26 @@ def learn(
     *,
     progress: Progress | None = None,
 ) -> Probes:
-    """Probes and verifier for one owner.
+    """Learns probes and verifier for one owner.
 
     Args:
         settings: how probes are learned.
-        verifier: what tells copies from others.
-        source: where the pools come from.
-        owner: its data are needed, and all that the pools are made of.
+        verifier: the architecture of the verifier.
+        source: of the pools.
+        owner: needs data, and whatever the pools are made from.
         key: the same key gives the same probes.
-        progress: told how far the work is.
+        progress: called with the progress.
 
     Returns:
         The probes; their arrays are the verifier's weights.
 
     Raises:
-        FingerprintError: the owner lacks something, pools do not fit it, or the loss is not finite.
+        FingerprintError: the owner lacks something, the pools do not fit it, or the loss is not finite.
     """
     method = source.method
     key_pools, key_images, key_verifier, key_draw = jax.random.split(key, 4)
-    wanted = settings.points if settings.start == "data" else 1
-    images = jnp.asarray(owner_images.draw(owner, wanted, key_images, method=method))
+    number = settings.points if settings.start == "data" else 1
+    images = jnp.asarray(owner_images.draw(owner, number, key_images, method=method))
     if settings.start == "noise":
         images = jax.random.uniform(key_images, (settings.points, *images.shape[1:]))
     found = source.pools(owner, key_pools, progress)
@@ -185,13 +187,13 @@ def learn(
     positives, negatives = pools.stacks(found.positives), pools.stacks(found.negatives)
     state = settings.begin(images, verifier.init(key_verifier, settings.points, num_outputs))
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key_draw)).ravel().tolist())
-    told = progress and (lambda done, stop, metrics: progress(done, settings.steps, metrics))
+    report = progress and (lambda done, stop, metrics: progress(done, settings.steps, metrics))
     for first in range(0, settings.steps, STEPS_AT_A_TIME):
         ours, theirs = _pick(positives, rng), _pick(negatives, rng)
-        lesson = Lesson(settings, verifier, (owner.network.apply_fn, ours.apply_fn, theirs.apply_fn))
-        step_fn = Partial(lesson, owner.network.variables, (ours.variables, theirs.variables), key_draw)
+        step = LearningStep(settings, verifier, (owner.network.apply_fn, ours.apply_fn, theirs.apply_fn))
+        step_fn = Partial(step, owner.network.variables, (ours.variables, theirs.variables), key_draw)
         count = min(STEPS_AT_A_TIME, settings.steps - first)
-        state, metrics = training.descend(step_fn, state, count, start=first, progress=told)
+        state, metrics = training.descend(step_fn, state, count, start=first, progress=report)
         if not np.isfinite(metrics["loss"]).all():
             raise FingerprintError(
                 f"expected a finite loss, got {metrics['loss'][-1]} by step {first + count} of {settings.steps} in "
@@ -202,23 +204,13 @@ def learn(
 
 
 def confidences(verifier: Verifier, space: Space, probes: Probes, outputs: jax.Array) -> jax.Array:
-    """How sure a verifier is that outputs come from a copy.
-
-    Args:
-        verifier: what `probes` were learned with.
-        space: what it is given of outputs.
-        probes: of `learn`.
-        outputs: `[S, N, K]`.
-
-    Returns:
-        float32 `[S, ...]` in [0, 1].
-    """
+    """The verifier's confidences `[S, ...]`, in [0, 1], that outputs `[S, N, K]` are a copy's."""
     weights = {name: jnp.asarray(value) for name, value in probes.arrays.items()}
     return jax.nn.sigmoid(jax.vmap(partial(verifier, weights))(to_space(outputs, space)))
 
 
 def _note(verifier: Verifier, space: Space, probes: Probes, found: pools.Pools) -> str:
-    """What the verifier says of the networks that it was taught with."""
+    """The verifier's confidences on the pools that it was trained with."""
     lowest, highest = (
         fold(
             float(
@@ -229,24 +221,24 @@ def _note(verifier: Verifier, space: Space, probes: Probes, found: pools.Pools) 
         for fold, pool in zip((min, max), found, strict=True)
     )
     return (
-        f"Learned with {len(found.positives)} copies and {len(found.negatives)} independent networks; of these the "
-        f"least confidence in a copy is {lowest:.3f}, the highest in an independent one {highest:.3f}."
+        f"Learned with {len(found.positives)} copies and {len(found.negatives)} independent networks; on these the "
+        f"lowest confidence for a copy is {lowest:.3f}, the highest for an independent network {highest:.3f}."
     )
 
 
 def _pick(stacked: Sequence[Network], rng: np.random.Generator) -> Network:
-    """An architecture, as often as it has members."""
+    """A random architecture, weighted by its number of members."""
     sizes = [len(jax.tree.leaves(stack)[0]) for stack in stacked]
     return stacked[rng.choice(np.repeat(np.arange(len(stacked)), sizes))]
 
 
 def _num_outputs(method: str, own: Network, found: pools.Pools) -> int:
-    """`K` of the owner's and all other models."""
+    """`K`, which the owner and all networks of the pools share."""
     expected, *others = (one.num_classes for one in (own, *found.positives, *found.negatives))
     if set(others) - {expected}:
         raise FingerprintError(
-            f"expected networks of the owner's {expected} outputs, got some of {sorted(set(others) - {expected})} in "
-            f"the pools of {method}(); leave them out"
+            f"expected networks with {expected} outputs, as the owner's, got some with "
+            f"{sorted(set(others) - {expected})} in the pools of {method}(); leave them out"
         )
     return expected
 

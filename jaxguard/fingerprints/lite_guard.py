@@ -1,14 +1,14 @@
-"""LiteGuard: learned probes, each with a verifier of its own, a linear unit with a sigmoid.
+"""LiteGuard: learned probes, each with its own verifier, a linear unit with a sigmoid.
 
-    confidence_n = sigmoid(<w_n, f(x_n)> + b_n),        the number is the mean over all N
+    confidence_n = sigmoid(<w_n, f(x_n)> + b_n),        the score is the mean over all N
 
 Probes and verifiers are learned together (`learned_probes`) with
 
     0.5 BCE(owner, 1) + 1.0 BCE(a copy, 1) + 1.5 BCE(an independent network, 0)
 
-and one member of either pool per step. LiteGuard, ICLR 2026; it has so few parameters that pools of one real network
-do, which it enlarges by checkpoints from 35 % to 85 % of their training: pass those with the pools. Steps, learning
-rates and the pools made by default are ours.
+and one member of either pool per step. LiteGuard, ICLR 2026. Having few parameters, it works with pools of one real
+network, which the authors enlarge by checkpoints from 35 % to 85 % of its training: pass those in the pools. Steps,
+learning rates and the default pools are ours.
 """
 
 from __future__ import annotations
@@ -63,31 +63,31 @@ def lite_guard(
     epochs: Count = 30,
     batch_size: Count = 128,
 ) -> Fingerprint:
-    """Learned probes with a linear verifier each; the number is their mean confidence.
+    """Learned probes with one linear verifier each; the score is their mean confidence.
 
     Args:
-        points: probes to learn.
-        steps: of Adam; each asks three networks about all probes.
-        probe_rate: learning rate of Adam for pixel values; 0 learns the verifiers alone.
-        verifier_rate: learning rate of Adam for the verifiers.
-        owner_weight: of the owner's term in the loss; 0 puts the owner among the copies.
+        points: number of probes.
+        steps: of Adam; each runs three networks on all probes.
+        probe_rate: Adam's learning rate for pixels; 0 learns the verifiers only.
+        verifier_rate: Adam's learning rate for the verifiers.
+        owner_weight: of the owner's term in the loss; 0 adds the owner to the pool of copies.
         positive_weight: of the copies' term.
         negative_weight: of the independents' term.
-        start: probes begin as images of the owner's (`data`), drawn at random, or as uniform `noise`.
-        space: what verifiers are given of outputs; a suspect that answers in probabilities needs `probs` or `clr`.
-        positives: the owner's network stolen, in any ways; by default `copies` each by fine-tuning, fine-pruning and
+        start: whether probes begin as images of the owner (`data`), drawn at random, or as uniform `noise`.
+        space: of the outputs that verifiers get; a suspect that returns probabilities needs `probs` or `clr`.
+        positives: copies of the owner's network; by default `copies` each by fine-tuning, fine-pruning and
             distillation, with the owner's data.
         negatives: independent networks, never those that verdicts are calibrated with; by default `independents`
             trained from scratch, each on a random half of the owner's data.
-        model: the architecture of what is made by default, or its name, such as `resnet20`.
+        model: architecture of the default pools, or its name, such as `resnet20`.
         copies: see `positives`.
         independents: see `negatives`.
-        epochs: passes over the owner's images for each network that is made; 30 suit some thousand images.
+        epochs: passes over the owner's images per trained network; 30 suit some thousand images.
         batch_size: images per step of that training.
 
     Returns:
-        The fingerprint. Making probes raises FingerprintError where the owner has too few images, lacks what pools
-        are made of, pools do not fit it, or the loss is not finite.
+        The fingerprint. Making probes raises FingerprintError if the owner has too few images or lacks what the pools
+        need, the pools do not fit it, or the loss is not finite.
 
     Raises:
         FingerprintError: a given pool is empty.
@@ -104,6 +104,6 @@ def lite_guard(
         signature_fn=lambda probes, outputs: learned_probes.confidences(verifier, space, probes, outputs),
         distance_fn=lambda probes, owner, suspects: suspects.mean(-1),
         stolen="high",
-        sees="copies made in the ways of its pool, extraction included; others as far as they resemble those.",
+        sees="copies made as those of its pool are, extraction included; others as far as they resemble those.",
         blind="thefts unlike those of its pool; copies with other classes.",
     )

@@ -1,11 +1,11 @@
-"""MetaV: learned probes and one verifier, a small network that is given the outputs on all probes at once.
+"""MetaV: learned probes and one verifier, a small network that takes the outputs on all probes at once.
 
     confidence = sigmoid(w2 . relu(W1 concat(f(x_1), ..., f(x_N)) + b1) + b2)
 
-Probes and verifier are learned together (`learned_probes`) to say 1 of the owner and its copies and 0 of independent
+Probes and verifier are learned together (`learned_probes`) to give 1 for the owner and its copies and 0 for independent
 networks. Pan, Yan, Zhang, Yang: MetaV: A Meta-Verifier Approach to Task-Agnostic Model Fingerprinting, KDD 2022. Its
-verifier has `N K` weights for each hidden unit, which small pools do not suffice for: see `lite_guard`. Hidden units,
-steps, learning rates and the pools made by default are ours.
+verifier has `N K` weights per hidden unit, too many for small pools: see `lite_guard`. Hidden units, steps, learning
+rates and the default pools are ours.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class JointVerifier:
     """A network of one hidden layer.
 
     Attributes:
-        hidden: its units.
+        hidden: number of its units.
     """
 
     hidden: int
@@ -71,27 +71,27 @@ def metav(
     epochs: Count = 30,
     batch_size: Count = 128,
 ) -> Fingerprint:
-    """Learned probes with one verifier for all; the number is its confidence.
+    """Learned probes with one verifier for all; the score is its confidence.
 
     Args:
         hidden: units of the verifier.
-        points: probes to learn.
-        steps: of Adam; each asks one copy, or the owner, and one independent network about all probes.
-        probe_rate: learning rate of Adam for pixel values; 0 learns the verifier alone.
-        verifier_rate: learning rate of Adam for the verifier.
-        start: see `lite_guard`, as for the others.
-        space: what the verifier is given of outputs.
+        points: number of probes.
+        steps: of Adam; each runs one copy, or the owner, and one independent network on all probes.
+        probe_rate: Adam's learning rate for pixels; 0 learns the verifier only.
+        verifier_rate: Adam's learning rate for the verifier.
+        start: see `lite_guard`, as for all below.
+        space: of the outputs that the verifier gets.
         positives: copies; made by default.
         negatives: independent networks; made by default.
-        model: the architecture of what is made.
-        copies: of each kind that is made.
-        independents: that are made.
-        epochs: passes over the owner's images for each.
+        model: architecture of the default pools.
+        copies: of each kind, by default.
+        independents: by default.
+        epochs: passes over the owner's images per trained network.
         batch_size: images per step of that training.
 
     Returns:
-        The fingerprint. Making probes raises FingerprintError where the owner has too few images, lacks what pools
-        are made of, pools do not fit it, or the loss is not finite.
+        The fingerprint. Making probes raises FingerprintError if the owner has too few images or lacks what the pools
+        need, the pools do not fit it, or the loss is not finite.
 
     Raises:
         FingerprintError: a given pool is empty.
@@ -106,6 +106,6 @@ def metav(
         signature_fn=lambda probes, outputs: learned_probes.confidences(verifier, space, probes, outputs),
         distance_fn=lambda probes, owner, suspects: suspects.mean(-1),
         stolen="high",
-        sees="copies made in the ways of its pool, extraction included, where the pools are large.",
+        sees="copies made as those of its pool are, extraction included, if the pools are large.",
         blind="thefts unlike those of its pool; copies with other classes.",
     )

@@ -1,7 +1,7 @@
-"""The owner's images that probes are made of: drawn at random, or those that its model gets wrong.
+"""The owner's images that probes are made from: drawn at random, or those that its model misclassifies.
 
-An independent model is likely to make other mistakes; a copy makes these. SAC-w uses images that models trained on the
-owner's answers get wrong as well.
+An independent model is likely to make other mistakes; a copy makes the same ones. SAC-w uses images that models trained
+on the owner's outputs misclassify too.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints.protocol import Owner
 
 LEAST = 10
-"""Fewest mistakes that probes are made of: a share of fewer says little."""
+"""Fewest mistakes to make probes from: a share of fewer says little."""
 
 
 def draw(owner: Owner, number: int, key: jax.Array, *, method: str) -> np.ndarray:
-    """Draws images of the owner's without replacement.
+    """Draws images of the owner without replacement.
 
     Args:
-        owner: its data are needed.
-        number: images wanted.
+        owner: needs data.
+        number: images to draw.
         key: the same key draws the same images.
-        method: for the message.
+        method: name for the message.
 
     Returns:
         float32 `[number, H, W, C]` in [0, 1].
 
     Raises:
-        FingerprintError: the owner has no images, too few, or none in [0, 1].
+        FingerprintError: the owner has too few images, or images outside [0, 1].
 
     Example:
         >>> from jaxguard.types import Batch, Network
@@ -45,26 +45,26 @@ def draw(owner: Owner, number: int, key: jax.Array, *, method: str) -> np.ndarra
     if owner.data is None or len(shape) != 4 or shape[0] < number:
         got = "none" if owner.data is None else f"an array of shape {shape}"
         raise FingerprintError(
-            f"expected at least {number} images [N, H, W, C] of the owner's, got {got} in {method}; pass "
+            f"expected at least {number} images [N, H, W, C] of the owner, got {got} in {method}; pass "
             "Owner(network, Batch(images, labels)), or ask for fewer"
         )
     chosen = np.asarray(jax.random.permutation(key, shape[0])[:number])
     images = np.asarray(owner.data.images)[chosen].astype(np.float32)
     if images.size and not (images.min() >= 0 and images.max() <= 1):
         raise FingerprintError(
-            f"expected images in [0, 1], got {images.min():.3g} to {images.max():.3g} of the owner's in {method}; "
+            f"expected images in [0, 1], got {images.min():.3g} to {images.max():.3g} from the owner in {method}; "
             "divide bytes by 255, and leave mean and standard deviation to the model"
         )
     return images
 
 
 class Mistakes(NamedTuple):
-    """Images that the owner's model gets wrong.
+    """Images that the owner's model misclassifies.
 
     Attributes:
         images: `[N, H, W, C]`.
         answers: int32 `[N]`, the wrong class of each.
-        found: how many there are among all images, of which `N` were drawn.
+        found: number of such images, of which `N` were drawn.
     """
 
     images: np.ndarray
@@ -81,23 +81,23 @@ def misclassified(
     least: int = LEAST,
     surrogates: np.ndarray | None = None,
 ) -> Mistakes:
-    """Draws among the owner's mistakes without replacement.
+    """Draws from the owner's mistakes without replacement.
 
     Args:
-        owner: its labelled data are needed, images that it was not trained on.
-        number: images wanted; fewer are drawn where there are fewer.
+        owner: needs labelled images that it was not trained on.
+        number: images to draw, or all if there are fewer.
         key: the same key draws the same images.
-        method: for the message.
-        least: images without which it fails, >= 1.
-        surrogates: `[M, N]` classes that models trained on the owner's answers give all `N` images of the owner's data;
-            only images that all of them get wrong count.
+        method: name for the message.
+        least: fewest mistakes to accept, >= 1.
+        surrogates: `[M, N]` classes that models trained on the owner's outputs give all `N` images of the owner;
+            only images that all of them misclassify count.
 
     Returns:
         The mistakes.
 
     Raises:
-        FingerprintError: the owner has no labelled data, surrogates' classes do not fit them, or too few mistakes
-            were found.
+        FingerprintError: the owner has no labelled data, the surrogates' classes do not fit them, or there are too few
+            mistakes.
 
     Example:
         >>> from jaxguard.types import Batch, Network
@@ -109,8 +109,8 @@ def misclassified(
     if owner.data is None or len(owner.data.images) == 0 or np.shape(owner.data.labels) != (len(owner.data.images),):
         got = "none" if owner.data is None else f"{len(owner.data.images)} images, labels {np.shape(owner.data.labels)}"
         raise FingerprintError(
-            f"expected labelled images of the owner's, got {got} in {method}; pass Owner(network, Batch(images, "
-            "labels)) of images it was not trained on"
+            f"expected labelled images of the owner, got {got} in {method}; pass Owner(network, Batch(images, "
+            "labels)) with images it was not trained on"
         )
     images, labels = np.asarray(owner.data.images), np.asarray(owner.data.labels)
     classes = evaluation.predictions(owner.network, images)
@@ -135,15 +135,7 @@ def misclassified(
 
 
 def notes(mistakes: Mistakes, number: int) -> tuple[str, ...]:
-    """What a certificate says of how many mistakes there were.
-
-    Args:
-        mistakes: as drawn.
-        number: as many were wanted.
-
-    Returns:
-        A sentence where there were fewer, else nothing.
-    """
+    """A note if there are fewer than `number` mistakes."""
     if mistakes.found >= number:
         return ()
-    return (f"The owner gets {mistakes.found} images wrong, fewer than the {number} wanted; all of them are probes.",)
+    return (f"The owner misclassifies {mistakes.found} images, fewer than {number}; all of them are probes.",)

@@ -1,4 +1,4 @@
-"""Networks that learned probes are taught with: copies of the owner's, and independent ones."""
+"""Networks that learned probes are trained with: copies of the owner's network, and independent ones."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from jaxguard.training import Progress
 from jaxguard.types import Network
 
 COPIES = ("fine-tune-all", "fine-pruning", "distillation")
-"""Thefts that a pool of copies is made by."""
+"""Thefts that make a pool of copies."""
 
 
 class Pools(NamedTuple):
-    """What is told apart.
+    """The two classes of networks.
 
     Attributes:
         positives: copies of the owner's network.
-        negatives: networks that have nothing to do with it, or with its weights at least.
+        negatives: networks independent of it, or at least of its weights.
     """
 
     positives: tuple[Network, ...]
@@ -37,17 +37,17 @@ class Pools(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Where the pools come from: given, or else made of the owner's network and data.
+    """Pools as given, or made from the owner's network and data.
 
     Attributes:
-        method: who needs them, for messages.
+        method: fingerprint that needs them, for messages.
         positives: copies; None to make them.
         negatives: independent networks; None to make them.
-        model: the architecture that distilled copies and independents are made in, or its name.
+        model: architecture of distilled copies and independents, or its name.
         copies: of each kind of `COPIES`.
-        independents: to train from scratch, each on a random half of the owner's images of every class: other data
-            make them differ as unknown ones will.
-        epochs: passes over the owner's images for each.
+        independents: number to train from scratch, each on a random half of the owner's images of every class, so that
+            they differ as unknown ones will.
+        epochs: passes over the owner's images per network.
         batch_size: images per step.
 
     Raises:
@@ -68,11 +68,11 @@ class Source:
         if empty := [name for name, pool in given.items() if pool is not None and not len(pool)]:
             raise FingerprintError(
                 f"expected pools of one network or more, got none in {' and '.join(empty)} of {self.method}; leave "
-                "them out to have them made"
+                "them out to make them"
             )
 
     def blueprint(self, owner: Owner) -> Blueprint | None:
-        """The architecture; where it is given by name, built for the owner's images and outputs."""
+        """The architecture; a name is built for the owner's images and outputs."""
         if not isinstance(self.model, str):
             return self.model
         if owner.data is None:
@@ -81,18 +81,10 @@ class Source:
         return models.build(self.model, num_classes=owner.network.num_classes, input_shape=shape)
 
     def pools(self, owner: Owner, key: jax.Array, progress: Progress | None) -> Pools:
-        """The pools for one owner.
-
-        Args:
-            owner: its data and training mode are needed where pools are made.
-            key: the same key makes the same networks.
-            progress: told how far each training is.
-
-        Returns:
-            The pools.
+        """The pools for one owner; the same key makes the same networks.
 
         Raises:
-            FingerprintError: the owner lacks what making them needs.
+            FingerprintError: a pool must be made, and the owner lacks data or training mode.
         """
         key_copies, key_independents = jax.random.split(key)
         positives, negatives, model = self.positives, self.negatives, self.blueprint(owner)
@@ -101,7 +93,7 @@ class Source:
             lacking += [] if owner.network.train_fn is not None else ["train_fn"]
             if lacking or owner.data is None or model is None:
                 raise FingerprintError(
-                    "expected an architecture, and an owner with data and a training mode, to make networks of, got "
+                    "expected an architecture, and an owner with data and a training mode, to make networks, got "
                     f"model={self.model!r} and an owner that lacks {', '.join(lacking) or 'nothing'} in {self.method}; "
                     "pass model='resnet20' or another and complete the owner, or pass both positives= and negatives="
                 )
@@ -123,13 +115,7 @@ class Source:
 
 
 def stacks(networks: Sequence[Network]) -> tuple[Network, ...]:
-    """Networks by architecture, so that one compiled program serves all of one.
-
-    Args:
-        networks: in any order.
-
-    Returns:
-        For each model, tree of weights and their shapes, one network whose leaves are stacked, `[M, ...]`.
+    """Networks grouped by architecture and shapes: one network per group, with stacked leaves `[M, ...]`.
 
     Example:
         >>> model = lambda variables, images: images.reshape(len(images), -1) * variables

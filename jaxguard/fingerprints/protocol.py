@@ -1,12 +1,12 @@
-"""What every fingerprint is: probes, a signature of what a model answers to them, a distance between two signatures.
+"""The fingerprint interface: probes, a signature of a model's outputs on them, a distance between two signatures.
 
-    probes     = fingerprint.make(owner, key)                    arrays; all that a certificate has to keep
-    signature  = fingerprint.signature(probes, outputs)          of any model's outputs on probes.images
-    distances  = fingerprint.distance(probes, owners, suspects)  the paper's number, in the paper's orientation
-    scores     = fingerprint.scores(distances)                   higher is more stolen, always
+    probes     = fingerprint.make(owner, key)                        arrays; what a certificate keeps
+    signature  = fingerprint.signature_fn(probes, outputs)           of any model's outputs on probes.images
+    distances  = fingerprint.distance_fn(probes, owners, suspects)   the paper's number, in the paper's orientation
+    scores     = fingerprint.scores(distances)                       higher always means more likely stolen
 
-A suspect is only ever asked for its outputs, so that a checkpoint and an API are judged alike. What a score means is
-decided by models known to be independent: see `jaxguard.fingerprints.verification`.
+Only outputs of a suspect are used, so checkpoints and APIs are judged in the same way. Models known to be independent
+decide what a score means: see `jaxguard.fingerprints.verification`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from jaxguard.training import Progress
 from jaxguard.types import Batch, Network
 
 Space = Literal["logits", "probs", "clr"]
-"""Of a model's outputs: raw logits, their softmax, or centred logits, which are had from probabilities too."""
+"""Of a model's outputs: raw logits, their softmax, or centred logits, which probabilities determine too."""
 
 Answers = Literal["scores", "labels"]
-"""What a method must be told by a suspect: one number per class, or the class alone."""
+"""What a method needs from a suspect: one number per class, or only the class."""
 
 
 class Probes(NamedTuple):
-    """What is asked, and what a method must remember of how it was made.
+    """Inputs to query, and whatever else the method needs later.
 
     Attributes:
-        images: `[N, H, W, C]` float32 in [0, 1], in the order in which answers are expected.
-        arrays: whatever else `signature` and `distance` need, such as the labels that are expected.
-        notes: what a reader must know, in whole sentences.
+        images: `[N, H, W, C]` float32 in [0, 1], in query order.
+        arrays: other inputs of `signature_fn` and `distance_fn`, such as expected labels.
+        notes: caveats for the reader, in whole sentences.
     """
 
     images: np.ndarray
@@ -50,7 +50,7 @@ class Owner:
 
     Attributes:
         network: the network.
-        data: labelled images of the owner; None for methods that need none.
+        data: the owner's labelled images; None for methods that need none.
     """
 
     network: Network
@@ -68,14 +68,14 @@ class Fingerprint:
 
     Attributes:
         make_fn: see `make`.
-        signature_fn: `(probes, outputs [S, N, K]) -> signatures [S, ...]`, of many models at once.
-        distance_fn: `(probes, owner [...], suspects [S, ...]) -> distances [S]`, as the paper defines the number; K
-            may differ between the two where `across_classes`.
-        stolen: whether a stolen model's number is `low`, a distance, or `high`, a similarity or match rate.
-        answers: what a suspect must give.
+        signature_fn: `(probes, outputs [S, N, K]) -> signatures [S, ...]`, for many models at once.
+        distance_fn: `(probes, owner [...], suspects [S, ...]) -> distances [S]`, the number that the paper defines; K
+            may differ between owner and suspects if `across_classes`.
+        stolen: whether the number of a stolen model is `low` (a distance) or `high` (a similarity or match rate).
+        answers: what the method needs from a suspect.
         across_classes: whether suspects may have another number of classes.
-        sees: thefts it is made for, in words.
-        blind: thefts it cannot see, in words; printed with every verdict.
+        sees: thefts it detects, in words.
+        blind: thefts it cannot detect, in words; printed with every verdict.
         null_fn: `(probes, outputs [S, N, K]) -> p [S]`, a p-value that needs no other model; None for most methods.
         name: row of FINGERPRINTS, see `factory`.
         options: settings as a certificate records them, see `factory`.
@@ -94,15 +94,7 @@ class Fingerprint:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, owner: Owner, key: jax.Array, *, progress: Progress | None = None) -> Probes:
-        """Probes for one owner.
-
-        Args:
-            owner: the model that may have been stolen.
-            key: the same key gives the same probes.
-            progress: told how far long work is.
-
-        Returns:
-            The probes.
+        """Probes for one owner; the same key gives the same probes.
 
         Raises:
             FingerprintError: the owner lacks what the method needs, or too few probes were found.
@@ -110,14 +102,7 @@ class Fingerprint:
         return self.make_fn(owner, key, progress)
 
     def scores(self, distances: jax.Array | np.ndarray) -> np.ndarray:
-        """The paper's numbers turned so that higher is more stolen.
-
-        Args:
-            distances: `[S]`, or of any shape.
-
-        Returns:
-            float64, of the same shape.
-        """
+        """The paper's numbers in float64, oriented so that higher means more likely stolen."""
         found = np.asarray(distances, np.float64)
         return -found if self.stolen == "low" else found
 
@@ -126,16 +111,13 @@ Factory = Callable[..., Fingerprint]
 
 
 def factory(function: Factory) -> Factory:
-    """Decorates a method: its options are checked by their annotations and recorded in the fingerprint.
+    """Decorates a method: checks its keyword-only options by their annotations and records them in the fingerprint.
 
-    Recorded is what JSON can hold, so that the same fingerprint can be made of a certificate; an architecture by its
-    specification. Arrays and networks, of which only the making of probes depends, are not.
-
-    Args:
-        function: with keyword-only options.
+    Options that JSON can hold are recorded, an architecture by its specification, so that a certificate determines the
+    fingerprint. Arrays and networks are not recorded: only making probes depends on them.
 
     Returns:
-        The function; it raises OptionError for an option that is unknown, of the wrong type or out of range.
+        The method; it raises OptionError for an option that is unknown, of the wrong type or out of range.
     """
     row = Method(function, "")
 

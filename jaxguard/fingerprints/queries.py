@@ -1,4 +1,4 @@
-"""Outputs of many models on the same probes: checkpoints bucket by bucket, everything else as an endpoint."""
+"""Outputs of many models on the same probes: checkpoints in buckets, everything else as an endpoint."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ BATCH_SIZE = 250
 
 
 def outputs_of(models: Sequence[Suspect | QueryFn], images: np.ndarray) -> list[np.ndarray]:
-    """What each model answers to the probes.
+    """Each model's outputs on the probes.
 
-    Checkpoints of one architecture and one set of shapes share one compiled program; on a CPU several run at once.
+    Checkpoints of one architecture and equal shapes share one compiled program; on CPU several run at once.
 
     Args:
         models: suspects of known architecture, or functions and endpoints `images -> scores`.
@@ -36,7 +36,7 @@ def outputs_of(models: Sequence[Suspect | QueryFn], images: np.ndarray) -> list[
     Raises:
         ArchitectureError: a checkpoint of unknown architecture.
         FingerprintError: a network that takes other images, or outputs that are not finite.
-        EndpointError: an endpoint that did not answer, or answered wrongly.
+        EndpointError: an endpoint that did not answer, or sent a malformed answer.
     """
     found: dict[int, np.ndarray] = {}
     buckets: dict[Any, list[int]] = defaultdict(list)
@@ -53,7 +53,7 @@ def outputs_of(models: Sequence[Suspect | QueryFn], images: np.ndarray) -> list[
 
 
 def bucket(network: Network) -> Any:
-    """A hashable value, equal for networks that differ in the values of their weights alone."""
+    """A hashable value, equal for networks that differ only in the values of their weights."""
     leaves, structure = jax.tree.flatten(network)
     return (structure, *((np.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves))
 

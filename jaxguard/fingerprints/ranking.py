@@ -1,7 +1,7 @@
-"""How well scores tell copies from independent models: AUC, rates at a threshold, ARUC, with 95 % intervals.
+"""How well scores separate copies from independent models: AUC, rates at a threshold, ARUC, with 95 % intervals.
 
-All take scores that are higher for copies. Intervals say how sure a figure is on so few models: by bootstrap for the
-AUC, Clopper and Pearson's exact one for rates.
+Scores are higher for copies. Intervals show the uncertainty with few models: bootstrap for the AUC, Clopper and
+Pearson's exact interval for rates.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def roc_auc(copies: ArrayLike, independents: ArrayLike, *, seed: int = 0) -> Rat
         seed: of the bootstrap, which draws copies and independents apart.
 
     Returns:
-        The AUC and its interval; a sample without overlap has none to show, `[1, 1]`.
+        The AUC and its interval, which is `[1, 1]` if the scores do not overlap.
 
     Raises:
         DataError: no score on one side, or NaN.
@@ -84,14 +84,14 @@ def rate_above(scores: ArrayLike, threshold: float) -> Rate:
 
 
 def calibrated_threshold(references: ArrayLike, alpha: float) -> float:
-    """Smallest score with a conformal p-value of `alpha` at most; infinite where there are too few references.
+    """Smallest score with a conformal p-value of at most `alpha`; infinite with too few references.
 
     Args:
         references: `[R]` scores of models known to be independent.
         alpha: accepted rate of false accusations.
 
     Returns:
-        The threshold; a score is accused from just above the reference that it names.
+        The threshold, just above the score of a reference.
 
     Example:
         >>> calibrated_threshold(np.arange(19.0), 0.05) > 18, calibrated_threshold([1.0], 0.05)
@@ -105,7 +105,7 @@ def calibrated_threshold(references: ArrayLike, alpha: float) -> float:
 
 
 def tpr_at_fpr(copies: ArrayLike, independents: ArrayLike, rate: float = 0.05) -> Rate:
-    """Share of copies found where a threshold accuses `rate` of these very independents at most.
+    """Share of copies found at the threshold that accuses at most the share `rate` of these independents.
 
     Args:
         copies: `[P]` scores.
@@ -113,7 +113,7 @@ def tpr_at_fpr(copies: ArrayLike, independents: ArrayLike, rate: float = 0.05) -
         rate: accepted false positive rate, in [0, 1).
 
     Returns:
-        The share, with an interval that knows the copies' number only.
+        The share; its interval accounts for the number of copies only.
     """
     high, low = _checked(copies, independents)
     allowed = int(np.floor(round(rate * len(low), 9)))
@@ -126,10 +126,10 @@ def f1(copies: ArrayLike, independents: ArrayLike, threshold: float) -> float:
     Args:
         copies: `[P]` scores.
         independents: `[N]` scores.
-        threshold: from which a model is accused.
+        threshold: smallest accused score.
 
     Returns:
-        In [0, 1]; 0 where nothing is accused.
+        In [0, 1]; 0 if nothing is accused.
     """
     high, low = _checked(copies, independents)
     truth = np.concatenate([np.ones(len(high)), np.zeros(len(low))])
@@ -170,7 +170,7 @@ def aruc(copies: ArrayLike, independents: ArrayLike) -> float:
 
 
 def aruc_curve(copies: ArrayLike, independents: ArrayLike) -> float:
-    """What other implementations call ARUC: uniqueness integrated over robustness, which is the AUC without ties.
+    """ARUC as other implementations define it: uniqueness integrated over robustness, which is the AUC without ties.
 
     Args:
         copies: `[P]` scores.
@@ -188,6 +188,6 @@ def _checked(copies: ArrayLike, independents: ArrayLike) -> tuple[np.ndarray, np
     if not high.size or not low.size or np.isnan(high).any() or np.isnan(low).any():
         raise DataError(
             f"expected scores of copies and of independent models, got {high.size} and {low.size}, "
-            f"{int(np.isnan(high).sum() + np.isnan(low).sum())} of them NaN; score both before they are compared"
+            f"{int(np.isnan(high).sum() + np.isnan(low).sum())} of them NaN; score both before comparing them"
         )
     return high, low

@@ -1,9 +1,9 @@
 """Outputs of models that verify faces rather than classify.
 
-Such a model says how similar two images are and has no classes. SAC-JC's paper names a variant for it, "feature from
-reference images" (FRI), of which neither text nor code was at hand; this reading of the name is inferred: with `R`
-reference images, a probe's outputs are its `R` similarities to them, as the model under test sees them, and sample
-correlation compares those as it does logits.
+Such a model measures the similarity of two images and has no classes. SAC-JC's paper names a variant for it, "feature
+from reference images" (FRI), whose text and code were not available; this is our reading of the name: with `R`
+reference images, a probe's outputs are its `R` similarities to them under the tested model, and sample correlation
+compares those as it does logits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def from_embeddings(embed_fn: QueryFn, references: np.ndarray) -> QueryFn:
         references: `[R, H, W, C]`, at least two; the same for the owner and all suspects.
 
     Returns:
-        `images [N, H, W, C] -> similarities [N, R]`; it asks about the references once per call.
+        `images [N, H, W, C] -> similarities [N, R]`; every call embeds the references too.
 
     Raises:
         FingerprintError: fewer than two references; when called, embeddings of another shape.
@@ -44,7 +44,7 @@ def from_embeddings(embed_fn: QueryFn, references: np.ndarray) -> QueryFn:
     _check_references(references)
 
     def query(images: np.ndarray) -> np.ndarray:
-        # In one call: an endpoint that changes its scale between calls would go unnoticed.
+        # In one call: an endpoint may change its scale between calls, unnoticed.
         together = jnp.asarray(embed_fn(np.concatenate([images, references])))
         if together.ndim != 2 or len(together) != len(images) + len(references):
             raise FingerprintError(
@@ -59,10 +59,10 @@ def from_embeddings(embed_fn: QueryFn, references: np.ndarray) -> QueryFn:
 
 
 def from_similarities(similarity_fn: SimilarityFn, references: np.ndarray) -> QueryFn:
-    """Outputs of a model that only compares: similarities to the references, as it says them.
+    """Outputs of a model that only compares images: its similarities to the references.
 
     Args:
-        similarity_fn: compares pairs; it is asked about all `N R` pairs in one call.
+        similarity_fn: compares pairs, all `N R` in one call.
         references: `[R, H, W, C]`, at least two; the same for the owner and all suspects.
 
     Returns:

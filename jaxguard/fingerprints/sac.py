@@ -1,13 +1,13 @@
-"""SAC, sample correlation: a copy relates images to each other as its owner does.
+"""SAC, sample correlation: a copy relates images to each other as the original does.
 
-The number is the mean absolute difference of two models' matrices of distances between their own outputs on the probes
-(`jaxguard.kernels.correlation`), so that models with other classes can be compared as well. What differs between the
-papers' variants is the probes:
+For each model, take the matrix of distances between its outputs on the probes; the score is the mean absolute
+difference of two such matrices (`jaxguard.kernels.correlation`), so that models with different classes can be compared
+too. The papers' variants differ in the probes:
 
     jc        JPEG-compressed images (SAC-JC)
     cutmix    images with a box of another pasted in (SAC-m)
-    wrong     images that the owner gets wrong, and surrogates with it where there are any (SAC-w)
-    normal    images as they are (SAC-normal)
+    wrong     images that the owner, and surrogates if given, misclassify (SAC-w)
+    normal    unmodified images (SAC-normal)
 
 Guan, Liang, He: Are You Stealing My Model? Sample Correlation for Fingerprinting Deep Neural Networks, NeurIPS 2022.
 Guan, Liang, Wang, He: Sample Correlation for Fingerprinting Deep Face Recognition, IJCV 2024.
@@ -36,25 +36,26 @@ from jaxguard.training import Progress
 Variant = Literal["jc", "normal", "wrong", "cutmix"]
 
 NUM_PROBES: Mapping[Variant, int] = {"jc": 800, "normal": 10_000, "wrong": 100, "cutmix": 100}
-"""The papers'; that of `wrong` is not stated."""
+"""From the papers; that of `wrong` is not stated there."""
 
 _SPECIFIC = {
     "quality": ("jc",), "transpose": ("jc", "cutmix"), "alpha": ("cutmix",), "side": ("cutmix",),
     "corner": ("cutmix",), "one_box": ("cutmix",), "least": ("wrong",), "surrogates": ("wrong",),
 }  # fmt: skip
-"""Option -> the variants it means anything to."""
+"""Option -> the variants that use it."""
 
 _SEES = {
     "logits": "fine-tuned, pruned and distilled copies, also for other classes.",
     "clr": "fine-tuned, pruned and distilled copies, also for other classes.",
-    "probs": "fine-tuned copies, where a model tells probabilities alone.",
-    "labels": "copies that answer alike, as far as classes alone can tell.",
+    "probs": "fine-tuned copies, if a model returns only probabilities.",
+    "labels": "copies that predict the same classes.",
 }
 _BLIND = {
-    "logits": "networks trained on the labels alone that a model gives, which have logits of their own.",
-    "clr": "networks trained on the labels alone that a model gives, which have logits of their own.",
-    "probs": "heavily pruned copies, which are less sure, and networks trained on labels; compare logits if possible.",
-    "labels": "most changes: equal classes say little; compare scores where they can be had.",
+    "logits": "networks trained only on a model's predicted labels, whose logits differ.",
+    "clr": "networks trained only on a model's predicted labels, whose logits differ.",
+    "probs": "heavily pruned copies, which are less confident, and networks trained on labels; compare logits if "
+    "possible.",
+    "labels": "most changes: equal classes say little; compare scores if possible.",
 }
 
 
@@ -76,30 +77,30 @@ def sac(
     least: Annotated[int, Ge(2)] = owner_images.LEAST,
     surrogates: np.ndarray | None = None,
 ) -> Fingerprint:
-    """Sample correlation; the number is a distance, in [0, 2] or halved in [0, 1].
+    """Sample correlation; the score is a distance, in [0, 2], or in [0, 1] if halved.
 
     Args:
-        variant: which probes, see above.
-        num_probes: images; by default `NUM_PROBES`. Where there are fewer, all are taken, and a note says so.
-        space: what is compared, given a model's logits; the papers compare logits. Where an API gives probabilities,
-            their logarithms are as good as logits for `probs` and `clr`.
+        variant: kind of probes, see above.
+        num_probes: number of images, by default `NUM_PROBES`; all, with a note, if the owner has fewer.
+        space: in which outputs are compared; logits in the papers. For an API that returns probabilities, pass their
+            logarithms: they serve as logits for `probs` and `clr`.
         kernel: `cosine`, or `rbf`, a monotone map of it.
-        halved: whether cosine distances are divided by two, as SAC's code does and SAC-JC's does not; by default as
-            the variant's. Thresholds differ by that factor, ranks do not.
-        label_only: compares the classes alone; `space` is ignored.
+        halved: whether to divide cosine distances by two, as SAC's code does and SAC-JC's does not; by default as the
+            variant's code. Thresholds change by that factor, ranks do not.
+        label_only: whether to compare only classes; `space` is then ignored.
         quality: of `jc`, see `jaxguard.fingerprints.jpeg`.
-        transpose: of `jc` and `cutmix`: swaps height and width of the probes, as in the authors' with flip.
+        transpose: of `jc` and `cutmix`: swaps height and width of the probes, as in the authors' code with flip.
         alpha: of `cutmix`, as are `side`, `corner` and `one_box`: see `jaxguard.fingerprints.cutmix`. The authors'
-            probes are those of `side=0.2`, `corner`, `one_box` and `transpose`.
+            code has `side=0.2`, `corner`, `one_box` and `transpose`.
         side: of `cutmix`.
         corner: of `cutmix`.
         one_box: of `cutmix`.
-        least: of `wrong`: mistakes without which it fails.
-        surrogates: of `wrong`: `[M, N]` classes that models trained on the owner's answers give all its images; only
-            images that they get wrong too are probes. No certificate keeps them.
+        least: of `wrong`: fewest mistakes to accept.
+        surrogates: of `wrong`: `[M, N]` classes that models trained on the owner's outputs give all its images; only
+            images that they misclassify too are probes. Not kept in certificates.
 
     Returns:
-        The fingerprint. Making probes raises FingerprintError where the owner has too few images or mistakes.
+        The fingerprint. Making probes raises FingerprintError if the owner has too few images or mistakes.
 
     Raises:
         FingerprintError: an option belongs to another variant.
@@ -121,7 +122,7 @@ def sac(
         "least": least, "surrogates": surrogates,
     }  # fmt: skip
     _check(variant, given)
-    wanted = NUM_PROBES[variant] if num_probes is None else num_probes
+    number = NUM_PROBES[variant] if num_probes is None else num_probes
     halves = variant != "jc" if halved is None else halved
     compared = "labels" if label_only else space
     own = {name: value for name, value in given.items() if variant in _SPECIFIC[name]}
@@ -130,15 +131,15 @@ def sac(
         del progress
         key_images, key_boxes = jax.random.split(key)
         if variant == "wrong":
-            mistakes = owner_images.misclassified(owner, wanted, key_images, method="sac", **own)
-            return Probes(mistakes.images, {}, owner_images.notes(mistakes, wanted))
-        present = 2 if owner.data is None else max(2, min(wanted, len(owner.data.images)))
+            mistakes = owner_images.misclassified(owner, number, key_images, method="sac", **own)
+            return Probes(mistakes.images, {}, owner_images.notes(mistakes, number))
+        present = 2 if owner.data is None else max(2, min(number, len(owner.data.images)))
         images = owner_images.draw(owner, present, key_images, method="sac")
         if variant == "jc":
             images = jpeg.compressed(images, quality=quality)
         elif variant == "cutmix":
             images = cutmix.cutmix(images, key_boxes, alpha=alpha, side=side, corner=corner, one_box=one_box)
-        notes = (f"The owner has {present} images, fewer than the {wanted} wanted.",) if present < wanted else ()
+        notes = (f"The owner has {present} images, fewer than {number}.",) if present < number else ()
         return Probes(_transposed(images) if transpose else images, {}, notes)
 
     def signature(probes: Probes, outputs: jax.Array) -> jax.Array:
@@ -168,25 +169,14 @@ def distances(
     halved: bool = False,
     workers: int | None = None,
 ) -> jax.Array:
-    """`jaxguard.kernels.correlation.distances`, with the suspects shared out among host threads.
+    """`jaxguard.kernels.correlation.distances`, with the suspects distributed over host threads.
 
-    Args:
-        owner: `[N, K]` unit rows.
-        suspects: `[S, N, K']` unit rows.
-        kernel: as there.
-        halved: as there.
-        workers: host threads; by default `jaxguard.execution.workers()`. The result does not depend on it.
-
-    Returns:
-        `[S]`.
-
-    Raises:
-        ValueError: an unknown kernel.
+    `workers` is their number, by default `jaxguard.execution.workers()`; the result does not depend on it.
     """
     owner, suspects = jnp.asarray(owner), jnp.asarray(suspects)
     workers = max(1, min(execution.workers() if workers is None else workers, len(suspects)))
     share = -(-len(suspects) // workers)
-    # Of equal length, for one compiled program: the last ones overlap where workers do not divide the suspects.
+    # Shares of equal length compile once: the last ones overlap if workers do not divide the suspects.
     starts = [min(worker * share, len(suspects) - share) for worker in range(workers)]
 
     def compare(start: int) -> jax.Array:
@@ -198,14 +188,14 @@ def distances(
 
 
 def _check(variant: Variant, given: Mapping[str, Any]) -> None:
-    """Refuses options of other variants: they would change nothing, in silence."""
+    """Refuses options of other variants, which would be ignored silently."""
     for name, value in given.items():
         default = inspect.signature(sac).parameters[name].default
         unused = variant not in _SPECIFIC[name]
         if unused and not (value is default or (np.ndim(value) == 0 and value == default)):
             raise FingerprintError(
                 f"expected {name} with variant {' or '.join(_SPECIFIC[name])}, got {name}={value!r} with {variant} in "
-                "sac; leave it out, or take that variant"
+                "sac; leave it out, or pass that variant"
             )
 
 

@@ -1,7 +1,7 @@
-"""Spaces that a model's outputs are compared in.
+"""Spaces in which outputs are compared.
 
-SAC's papers compare raw logits. An API that gives probabilities allows `probs`, or `clr`, the centred log-ratio
-`log p - mean(log p)`, which is the logits up to a constant per image.
+SAC's papers compare raw logits. For an API that returns probabilities there is `probs`, or `clr`, the centred log-ratio
+`log p - mean(log p)`, which equals the logits up to a constant per image.
 """
 
 import jax
@@ -10,22 +10,22 @@ import jax.numpy as jnp
 from jaxguard.fingerprints.protocol import Space
 
 LEAST_PROBABILITY = 1e-12
-"""Probabilities below this count as this, where a logarithm is taken."""
+"""Lower clip of probabilities before a logarithm."""
 
 
 def to_space(outputs: jax.Array, space: Space, *, given: Space = "logits") -> jax.Array:
-    """Outputs of one space in another.
+    """Converts outputs from one space to another.
 
     Args:
         outputs: `[..., K]`.
-        space: wanted.
-        given: what `outputs` are; logits cannot be had from probabilities, except centred.
+        space: of the result.
+        given: of `outputs`.
 
     Returns:
         float32 `[..., K]`.
 
     Raises:
-        ValueError: logits are wanted of what has lost their offset.
+        ValueError: logits cannot be recovered from `probs` or `clr`, which have lost their offset.
 
     Example:
         >>> to_space(jnp.array([[0.0, 2.0]]), "clr").tolist()
@@ -35,7 +35,7 @@ def to_space(outputs: jax.Array, space: Space, *, given: Space = "logits") -> ja
     if space == given:
         return outputs
     if space == "logits":
-        raise ValueError(f"expected logits, got {given}, from which they cannot be had; take space='clr'")
+        raise ValueError(f"expected logits, got {given}, which do not determine them; pass space='clr'")
     if space == "probs":
         return jax.nn.softmax(outputs, axis=-1)
     logs = jnp.log(jnp.maximum(outputs, LEAST_PROBABILITY)) if given == "probs" else outputs

@@ -1,12 +1,12 @@
-"""TAFA-style fingerprints: where the hidden units of a ReLU network switch, whatever its task and without any data.
+"""TAFA-style fingerprints: where the hidden units of a ReLU network switch, for any task and without data.
 
-The hyperplanes on which hidden units switch are inherited by every copy made of the weights: fine-tuned, pruned,
-quantised, its neurons permuted or rescaled. Probes are lines across such hyperplanes (`hinges`); a suspect's outputs
-along them bend where the owner's do, or not (`hinge_statistics`). Outputs may be logits, a regression or an image.
+Every copy made from the weights inherits the hyperplanes on which hidden units switch: fine-tuned, pruned, quantised,
+with neurons permuted or rescaled. Probes are lines across such hyperplanes (`hinges`); along them a copy's outputs bend
+where the owner's do (`hinge_statistics`). Outputs may be logits, a regression or an image.
 
 Task-agnostic fingerprints of ReLU networks are the idea of Pan, Zhang, Lu, Yang: TAFA: A Task-Agnostic Fingerprinting
-Algorithm for Neural Networks, ESORICS 2021. Its algorithm is published in no form that could be consulted: this is a
-reconstruction from its abstract, of the same aims, and all its numbers are ours.
+Algorithm for Neural Networks, ESORICS 2021. Its algorithm was not available to us: this is a reconstruction from the
+abstract, and all numbers are ours.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from jaxguard.training import Progress
 Statistic = Literal["profile", "cka"]
 
 WIDEST = 0.49
-"""Distance from 0 and 1 that points can keep; what is left is the box they are drawn in."""
+"""Upper limit of the distance that points keep from 0 and 1; the rest is the box they are drawn in."""
 
 ROUNDING = 1e-6
-"""Kept besides, so that no query leaves [0, 1] by the last bit."""
+"""Extra margin, so that rounding moves no query out of [0, 1]."""
 
-SEES = "copies made of the owner's weights: fine-tuned, pruned or quantised lightly, permuted or rescaled."
+SEES = "copies made from the owner's weights: fine-tuned, pruned or quantised lightly, permuted or rescaled."
 BLIND = (
-    "extraction and distillation, which make hyperplanes of their own; copies changed until little of the weights is "
-    "left, or with a relearned head of one output; networks without ReLU; probabilities rounded to some decimals."
+    "extraction and distillation, which form other hyperplanes; copies changed until little of the weights is "
+    "left, or with a retrained head of one output; networks without ReLU; probabilities rounded to few decimals."
 )
 
 
@@ -53,21 +53,21 @@ def tafa_hinge(
     space: Literal["logits", "clr"] = "logits",
     controls: bool = True,
 ) -> Fingerprint:
-    """Lines across hyperplanes of hidden units; the number is the similarity of how outputs bend along them.
+    """Lines across hyperplanes of hidden units; the score is the similarity of the outputs' bends along them.
 
     Args:
-        num_probes: `N`, lines that are kept.
-        candidates_per_probe: lines that are looked at for each, of which those that bend the outputs most, far from
-            other hyperplanes, are kept.
-        layers: of the units: 1 for ReLUs behind no other, 2 behind one, ...; as text, `1,2`.
-        scale: largest change of a pixel within delta, of [0, 1]. Larger ones survive stronger changes of a copy, and
-            more independent models agree by chance. Lines reach 3 deltas to either side, 4 with controls: points
+        num_probes: `N`, lines to keep.
+        candidates_per_probe: candidates per line; those that bend the outputs most, far from other hyperplanes, are
+            kept.
+        layers: depths of the units: 1 for ReLUs with no other before them, 2 with one, ...; as text, `1,2`.
+        scale: largest change of a pixel within delta, of [0, 1]. A larger one survives stronger changes of a copy, but
+            more independent models agree by chance. Lines extend 3 deltas to either side, 4 with controls: points
             keep that distance from 0 and 1.
-        points: asked along each line, `6 k + 1`.
+        points: queries along each line, `6 k + 1`.
         statistic: `profile`, the mean cosine, or `cka`, which compares outputs of other widths or with a new head.
-        space: of the outputs. `logits`: as they are, for outputs of any kind; `clr`: centred, for a suspect that gives
-            probabilities, whose logarithms are logits up to that centre; all digits of small ones count.
-        controls: whether 2 more points a line are asked for, which give a p-value without other models.
+        space: of the outputs. `logits`: unchanged, for outputs of any kind; `clr`: centred, for a suspect that returns
+            probabilities, whose logarithms are logits up to a constant; small ones need all their digits.
+        controls: whether to query 2 more points per line, which give a p-value without other models.
 
     Returns:
         The fingerprint. Making probes raises FingerprintError for a network without ReLUs, or with too few
@@ -101,17 +101,17 @@ def tafa_hinge(
         count = num_probes * candidates_per_probe
         found, notes = _search(owner, key, depths, count, scale=scale, reach=reach, space=space, progress=progress)
         kept = _best(found, num_probes, depths)
-        asked = hinge_statistics.offsets(points, controls=controls)
-        steps = (asked[None] * kept.deltas[:, None]).astype(np.float32)
+        offsets = hinge_statistics.offsets(points, controls=controls)
+        steps = (offsets[None] * kept.deltas[:, None]).astype(np.float32)
         shape = kept.points.shape[1:]
         lines = kept.points[:, None] + steps.reshape(*steps.shape, *[1] * len(shape)) * kept.directions[:, None]
         arrays = {
-            "x": kept.points, "u": kept.directions, "delta": kept.deltas, "offsets": asked, "layer": kept.depths,
+            "x": kept.points, "u": kept.directions, "delta": kept.deltas, "offsets": offsets, "layer": kept.depths,
             "unit": kept.units,
         }  # fmt: skip
         note = (
-            f"{len(kept.points)} hinges of {int(found.usable.sum())} that were found among {len(found.points)} "
-            f"candidates; {_counted(kept.depths)}."
+            f"{len(kept.points)} of {int(found.usable.sum())} hinges found among {len(found.points)} candidates; "
+            f"{_counted(kept.depths)}."
         )
         return Probes(lines.reshape(-1, *shape), arrays, (note, *notes))
 
@@ -124,8 +124,8 @@ def tafa_hinge(
             return hinge_statistics.profile_cka(owner, suspects)
         if owner.shape[-1] != suspects.shape[-1]:
             raise FingerprintError(
-                f"expected suspects with {owner.shape[-1]} outputs, as the owner's model, got {suspects.shape[-1]} in "
-                "tafa_hinge(); take statistic='cka', which compares other widths too"
+                f"expected suspects with {owner.shape[-1]} outputs, as the owner has, got {suspects.shape[-1]} in "
+                "tafa_hinge(); pass statistic='cka', which compares other widths too"
             )
         return hinge_statistics.profile_similarity(owner, suspects)
 
@@ -168,14 +168,14 @@ def _search(
     space: Space,
     progress: Progress | None,
 ) -> tuple[hinges.Hinges, tuple[str, ...]]:
-    """Candidates of all layers, and what a reader must know of the network."""
+    """Candidates of all depths, and notes about the network."""
     graph = owner.network.graph
     found, smooth = hinge_layers.hinge_layers(graph)
     chosen = hinge_layers.of_depths(found, depths)
     notes = []
     if smooth and space != "clr":
         notes.append(
-            f"The outputs are not piecewise linear, from {smooth} on: second differences are not hinges alone."
+            f"The outputs are not piecewise linear, from {smooth} on: second differences are not only due to hinges."
         )
     if missing := sorted(set(depths) - chosen.keys()):
         notes.append(f"The model has no ReLU layer {missing}; hinges are of {sorted(chosen)}.")
@@ -198,27 +198,27 @@ def _best(found: hinges.Hinges, number: int, depths: tuple[int, ...]) -> hinges.
         near = int((found.distances < hinges.NEAR).sum())
         raise FingerprintError(
             f"expected at least {number} hinges, found {len(usable)} among {len(found.points)} candidates of layers "
-            f"{depths} in tafa_hinge(): {near} lie on their hyperplane, and of those the rest do not bend the outputs; "
-            "raise candidates_per_probe, lower num_probes, or take other layers"
+            f"{depths} in tafa_hinge(): {near} are on their hyperplane, but not all of them bend the outputs; "
+            "raise candidates_per_probe, lower num_probes, or pass other layers"
         )
     return found.take(usable[np.argsort(-found.ranks[usable], kind="stable")[:number]])
 
 
 def _answers(probes: Probes, outputs: jax.Array, space: Space) -> jax.Array:
-    """`[S, N, T, m]`, in the space that is compared."""
-    number, asked = len(probes.arrays["delta"]), len(probes.arrays["offsets"])
-    if outputs.ndim < 2 or outputs.shape[1] != number * asked:
+    """Outputs `[S, N, T, m]`, in the space that is compared."""
+    number, points = len(probes.arrays["delta"]), len(probes.arrays["offsets"])
+    if outputs.ndim < 2 or outputs.shape[1] != number * points:
         raise FingerprintError(
-            f"expected outputs [S, {number * asked}, ...], {asked} for each of {number} hinges, got shape "
-            f"{tuple(outputs.shape)} in tafa_hinge(); ask the models for all of probes.images, in order"
+            f"expected outputs [S, {number * points}, ...], {points} for each of {number} hinges, got shape "
+            f"{tuple(outputs.shape)} in tafa_hinge(); query all of probes.images, in order"
         )
     if space == "clr" and outputs.shape[-1] == 1:
         raise FingerprintError(
-            "expected two outputs or more with space='clr', got one, whose centre is itself, in tafa_hinge(); take "
+            "expected two outputs or more with space='clr', got one, which centring makes zero, in tafa_hinge(); pass "
             "space='logits'"
         )
     answers = to_space(jnp.asarray(outputs), space)
-    return answers.reshape(len(outputs), number, asked, -1)
+    return answers.reshape(len(outputs), number, points, -1)
 
 
 def _counted(depths: np.ndarray) -> str:

@@ -26,7 +26,7 @@ def compare(
 
     Args:
         fingerprint: the method.
-        probes: what was asked.
+        probes: of the certificate.
         signature: the owner's, `[...]`.
         num_classes: the owner's `K`.
         outputs: one `[N, K]` per model.
@@ -35,15 +35,15 @@ def compare(
         float64 `[S]`.
 
     Raises:
-        FingerprintError: another number of classes than the method can compare, or a number that is NaN.
+        FingerprintError: a number of classes that the method cannot compare, or a NaN distance.
     """
     distances = np.full(len(outputs), np.nan)
     widths = np.array([one.shape[1] for one in outputs])
     for width in np.unique(widths):
         if width != num_classes and not fingerprint.across_classes:
             raise FingerprintError(
-                f"expected suspects of {num_classes} classes, as the owner's, got {width} in {fingerprint.name}; "
-                "sac compares models of different tasks"
+                f"expected suspects with {num_classes} classes, as the owner has, got {width} in {fingerprint.name}; "
+                "use sac to compare models of different tasks"
             )
         members = np.flatnonzero(widths == width)
         signatures = fingerprint.signature_fn(probes, jnp.stack([jnp.asarray(outputs[k]) for k in members]))
@@ -70,15 +70,12 @@ def judge(
 
     Args:
         fingerprint: the method.
-        probes: what was asked.
+        probes: of the certificate.
         distances: `[S]`, of `compare`.
         outputs: one `[N, K]` per suspect.
         names: name and content hash of each.
         references: `[R]` scores of independent models.
         alpha: accepted rate of false accusations, in (0, 1).
-
-    Returns:
-        One verification per suspect.
 
     Raises:
         FingerprintError: `alpha` out of range.

@@ -1,21 +1,21 @@
-"""ZEST: how the owner's and the suspect's outputs hang on the parts of reference images, one linear model per image.
+"""ZEST: how outputs depend on the parts of reference images, one linear model per image.
 
-Every reference image is cut into D segments and shown T times with some of them blackened: the first time with all
-segments, then with each present at even odds. Of the masks `M [T, D]` and the outputs `Y [T, K]`,
+Every reference image is divided into D segments and masked T times: the first mask keeps all segments, the others keep
+each with probability 1/2. With masks `M [T, D]` and outputs `Y [T, K]`,
 
     W = (M^T M)^+ M^T Y,        one [D, K] for each image
 
-approximates the model around that image, as in LIME. The signature is all of W; the number is the cosine distance
-`1 - <W_a, W_b> / (|W_a| |W_b|)` of two of them, all images in one vector, or a norm of their difference.
+approximates the model around that image, as in LIME. The signature is the stack of all W; the score is the cosine
+distance `1 - <W_a, W_b> / (|W_a| |W_b|)` of two signatures as vectors, or a norm of their difference.
 
 Jia, Chen, Choquette-Choo, Chandrasekaran, Papernot: A Zest of LIME: Towards Architecture-Independent Model Distances,
-ICLR 2022. Its code takes 128 images, 1000 masks and quickshift's superpixels (kernel 4, ratio 0.2, distance 200), and
-divides by the mean distance of independent pairs, which is left to the calibration here. Ours:
+ICLR 2022. Its code uses 128 images, 1000 masks and quickshift's superpixels (kernel 4, ratio 0.2, distance 200), and
+divides by the mean distance of independent pairs, which calibration replaces here. Our choices:
 
-- 32 masks, so that a suspect is asked about 4,096 images rather than 128,000, which as 32x32x3 float32 are 1.5 GB;
-- segments are the squares of a regular grid unless quickshift is asked for, which needs scikit-image. On small images
-  its settings find next to nothing to mask: one to three segments in 60 images of CIFAR-10, one in each of the digits;
-- what a blackened segment shows (`fill`).
+- 32 masks, so that a suspect is queried with 4,096 images rather than 128,000, which as 32x32x3 float32 are 1.5 GB;
+- segments are the squares of a regular grid by default; quickshift needs scikit-image. On small images its settings
+  find hardly any segments: one to three in 60 images of CIFAR-10, one in each of the digits;
+- the value of masked pixels (`fill`).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ Metric = Literal["cosine", "L1", "L2", "Linf"]
 
 
 def grid(shape: tuple[int, int], side: int) -> np.ndarray:
-    """Rectangles of a regular grid, equal but for rounding.
+    """Rectangles of a regular grid, equal up to rounding.
 
     Args:
         shape: `(H, W)` of an image.
-        side: rectangles per row and per column; an axis of fewer pixels has one for each pixel.
+        side: rectangles per row and per column; at most one per pixel.
 
     Returns:
         int `[H, W]`, numbers from 0 on.
@@ -73,11 +73,11 @@ def quickshift(image: np.ndarray) -> np.ndarray:
     except ImportError as error:
         raise FingerprintError(
             "expected scikit-image for zest(segmentation='quickshift'), got no such module; pip install scikit-image, "
-            "or take segmentation='grid'"
+            "or pass segmentation='grid'"
         ) from error
     if image.shape[-1] not in (1, 3):
         raise FingerprintError(
-            f"expected grey or RGB images, got {image.shape[-1]} channels in zest(segmentation='quickshift'); take "
+            f"expected grey or RGB images, got {image.shape[-1]} channels in zest(segmentation='quickshift'); pass "
             "segmentation='grid'"
         )
     colours = np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float64)
@@ -86,15 +86,15 @@ def quickshift(image: np.ndarray) -> np.ndarray:
 
 
 def draw_masks(segments: np.ndarray, number: int, key: jax.Array) -> np.ndarray:
-    """Which segments are shown each time.
+    """Random masks `[R, T, D]`, True where a segment is kept.
 
     Args:
-        segments: int `[R, H, W]`, of each image from 0 on.
+        segments: int `[R, H, W]`, numbered from 0 in each image.
         number: `T`, masks per image.
         key: draws them.
 
     Returns:
-        bool `[R, T, D]`, D the most segments of an image; those that an image does not have are never shown.
+        bool `[R, T, D]`, D the largest number of segments; False for segments that an image does not have.
     """
     most = segments.max((1, 2)) + 1
     shown = np.array(jax.random.bernoulli(key, 0.5, (len(segments), number, most.max())))
@@ -103,13 +103,13 @@ def draw_masks(segments: np.ndarray, number: int, key: jax.Array) -> np.ndarray:
 
 
 def solver(masks: np.ndarray) -> np.ndarray:
-    """What outputs are multiplied with for least squares.
+    """Least-squares matrices: multiply outputs by them to get coefficients.
 
     Args:
         masks: bool `[R, T, D]`.
 
     Returns:
-        float32 `[R, D, T]`, `(M^T M)^+ M^T` of each image; zero in the rows of segments that are never shown.
+        float32 `[R, D, T]`, `(M^T M)^+ M^T` of each image; zero in the rows of segments that are never kept.
 
     Example:
         >>> np.allclose(solver(np.array([[[True, True], [True, False]]])), [[0, 1], [1, -1]], atol=1e-6)
@@ -117,21 +117,18 @@ def solver(masks: np.ndarray) -> np.ndarray:
     """
     design = masks.astype(np.float64)
     transposed = design.swapaxes(1, 2)
-    # Counts of segments are whole numbers: an eigenvalue this small is a zero.
+    # The Gram matrix holds integers: so small an eigenvalue is zero up to rounding.
     return (np.linalg.pinv(transposed @ design, rcond=1e-10, hermitian=True) @ transposed).astype(np.float32)
 
 
 def masked(images: np.ndarray, segments: np.ndarray, masks: np.ndarray, fill: float) -> np.ndarray:
-    """Images with the segments that are not shown blackened.
+    """Masked images, float32 `[R T, H, W, C]`, grouped by image.
 
     Args:
         images: `[R, H, W, C]`.
         segments: int `[R, H, W]`.
         masks: bool `[R, T, D]`.
-        fill: value of a blackened pixel.
-
-    Returns:
-        float32 `[R T, H, W, C]`, all of one image together.
+        fill: value of a masked pixel.
     """
     result = np.empty((*masks.shape[:2], *images.shape[1:]), np.float32)
     for number, (image, regions, shown) in enumerate(zip(images, segments, masks, strict=True)):
@@ -153,17 +150,17 @@ def zest(
     """Distance of the linear models that approximate owner and suspect around reference images.
 
     Args:
-        references: images of the owner's, drawn at random.
-        masks: times each is shown; the paper's code has 1000. More than there are segments determine the linear
-            model; `references * masks` images are asked about, each of `4 H W C` bytes.
+        references: number of the owner's images, drawn at random.
+        masks: per image; 1000 in the paper's code. The linear model needs at least as many as segments. There are
+            `references * masks` queries of `4 H W C` bytes each.
         segmentation: squares of a `grid`, or superpixels by `quickshift` as in the paper's code, with scikit-image.
         side: squares in a row of the grid.
-        fill: value of blackened pixels.
+        fill: value of masked pixels.
         metric: `cosine` distance, or a norm of the difference.
-        space: what outputs are approximated; raw logits in the paper.
+        space: of the outputs; raw logits in the paper.
 
     Returns:
-        The fingerprint. Making probes raises FingerprintError where the owner has too few images, or scikit-image is
+        The fingerprint. Making probes raises FingerprintError if the owner has too few images, or scikit-image is
         missing.
 
     Example:
@@ -191,7 +188,7 @@ def zest(
         few = int((shown[:, 0].sum(-1) > masks).sum())
         note = (
             f"{few} of {references} images have more segments than the {masks} masks determine; their linear models "
-            "are those of least norm."
+            "are the minimum-norm solutions."
         )
         return Probes(masked(images, segments, shown, fill), {"solver": solver(shown)}, (note,) if few else ())
 
@@ -206,7 +203,7 @@ def zest(
         distance_fn=lambda probes, owner, suspects: _distances(owner, suspects, metric),
         stolen="low",
         sees="fine-tuned, pruned and extracted copies, of any architecture.",
-        blind="copies with other classes; independent models trained on the owner's data look nearer than others.",
+        blind="copies with other classes; independent models trained on the owner's data score closer than others.",
     )
 
 

@@ -13,7 +13,7 @@ from scipy.special import expit
 from jaxguard import models, training
 from jaxguard.errors import FingerprintError, OptionError
 from jaxguard.fingerprints import learned_probes, pools
-from jaxguard.fingerprints.learned_probes import Lesson, Settings
+from jaxguard.fingerprints.learned_probes import LearningStep, Settings
 from jaxguard.fingerprints.lite_guard import LinearVerifiers, lite_guard
 from jaxguard.fingerprints.protocol import Owner, Probes
 from jaxguard.types import Batch, Network
@@ -48,7 +48,7 @@ def test_one_step_descends_the_papers_loss():
     rng = np.random.default_rng(0)
     images = rng.uniform(0.1, 0.9, (6, 1, 3, 1)).astype(np.float32)
     weights = {"weight": rng.normal(size=(6, 3)).astype(np.float32), "bias": rng.normal(size=6).astype(np.float32)}
-    lesson = Lesson(SETTINGS, LinearVerifiers(), (scaled,) * 3)
+    lesson = LearningStep(SETTINGS, LinearVerifiers(), (scaled,) * 3)
     step_fn = Partial(lesson, jnp.float32(1), (stacked(2), stacked(-3)), KEY)
     end, curves = training.descend(step_fn, SETTINGS.begin(images, weights), 1)
 
@@ -65,7 +65,7 @@ def test_one_step_descends_the_papers_loss():
 
 
 def test_each_step_draws_one_member_of_each_pool():
-    step = jax.jit(Lesson(SETTINGS, LinearVerifiers(), (scaled,) * 3))
+    step = jax.jit(LearningStep(SETTINGS, LinearVerifiers(), (scaled,) * 3))
     images = np.full((6, 1, 3, 1), 0.5, np.float32)
     start = SETTINGS.begin(images, {"weight": jnp.ones((6, 3)), "bias": jnp.zeros(6)})
     pairs = {}
@@ -80,7 +80,7 @@ def test_each_step_draws_one_member_of_each_pool():
 
 def test_probes_stay_images():
     settings = dataclasses.replace(SETTINGS, probe_rate=0.7)
-    lesson = Lesson(settings, LinearVerifiers(), (scaled,) * 3)
+    lesson = LearningStep(settings, LinearVerifiers(), (scaled,) * 3)
     start = settings.begin(np.full((6, 1, 3, 1), 0.5), {"weight": jnp.ones((6, 3)), "bias": jnp.zeros(6)})
     end, _ = training.descend(Partial(lesson, jnp.float32(1), (stacked(2), stacked(-3)), KEY), start, 2)
     assert set(np.unique(end.images)) <= {0.0, 1.0}

@@ -38,7 +38,7 @@ def test_all_mistakes_with_the_classes_that_were_given():
     assert found.answers.tolist() == [place % CLASSES for place in places(found, whose)]
     assert found.found == 14
     assert owner_images.notes(found, 14) == ()
-    assert "14 images wrong, fewer than the 15" in owner_images.notes(found, 15)[0]
+    assert "misclassifies 14 images, fewer than 15;" in owner_images.notes(found, 15)[0]
 
 
 def test_a_draw_is_of_different_images_and_repeats_by_key():

@@ -87,7 +87,7 @@ def test_all_queries_are_images_and_lie_on_lines_across_hinges():
     steps = (delta[:, None] * offsets)[..., None, None, None] * u[:, None]
     np.testing.assert_allclose(lines, x[:, None] + steps, atol=1e-6)
     assert set(probes.arrays["layer"].tolist()) == {1, 2}
-    assert probes.notes[0].startswith("20 hinges of ") and "of layer 2" in probes.notes[0]
+    assert probes.notes[0].startswith("20 of ") and "of layer 2" in probes.notes[0]
 
 
 def test_the_same_key_makes_the_same_probes_and_another_others():

@@ -156,7 +156,7 @@ def ownership(
         "runs/owner.safetensors", "5e1f" * 16, "c0de" * 16, "zest", {"images": 128, "space": "clr"}, 128, alpha,
         known, tuple(f"independent-{k}" for k in range(references)), tuple(found),
         "fine-tuned, pruned and extracted copies, of any architecture.",
-        "copies with other classes; independent models trained on the owner's data look nearer than others.",
+        "copies with other classes; independent models trained on the owner's data score closer than others.",
         ("The probes are training images of the owner.",), 4.25,
     )  # fmt: skip
 
