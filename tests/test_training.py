@@ -87,7 +87,7 @@ def test_descend_of_no_step_keeps_the_shape_of_metrics():
     carry, metrics = training.descend(decay, jnp.ones(2), 0)
     np.testing.assert_array_equal(carry, [1, 1])
     assert metrics["before"].shape == (0,) and metrics["step"].dtype == np.int32
-    with pytest.raises(ValueError, match="num_steps must be >= 0"):
+    with pytest.raises(ValueError, match="expected num_steps >= 0, got -1"):
         training.descend(decay, jnp.ones(2), -1)
 
 
@@ -205,7 +205,7 @@ def test_fit_takes_another_optimizer_and_no_step():
 def test_fit_refuses_what_it_cannot_train_on():
     variables, batch = tiny.init(jax.random.key(0)), tiny.images(8, jax.random.key(1))
     key = jax.random.key(2)
-    with pytest.raises(DataError, match="came 0 images"):
+    with pytest.raises(DataError, match="got 0 images"):
         training.fit(tiny.train_fn, variables, Batch(batch.images[:0], batch.labels[:0]), key, steps=1)
     with pytest.raises(DataError, match=r"labels of shape \(7,\)"):
         training.fit(tiny.train_fn, variables, Batch(batch.images, batch.labels[:7]), key, steps=1)
@@ -213,7 +213,7 @@ def test_fit_refuses_what_it_cannot_train_on():
         training.fit(tiny.train_fn, variables, batch, key)
     with pytest.raises(ValueError, match="batch_size"):
         training.fit(tiny.train_fn, variables, batch, key, steps=1, batch_size=0)
-    with pytest.raises(JaxguardError, match=r"came nan at step 0 of 4"):
+    with pytest.raises(JaxguardError, match=r"got nan at step 0 of 4"):
         training.fit(tiny.train_fn, variables, Batch(batch.images * jnp.nan, batch.labels), key, steps=4)
 
 

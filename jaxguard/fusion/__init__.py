@@ -1,8 +1,8 @@
-"""Fusion of two models of one architecture whose channels may lie in another order (OTFusion).
+"""Fusion of two models of one architecture whose channels may be in different orders (OTFusion).
 
-Singh, Jaggi: Model Fusion via Optimal Transport, NeurIPS 2020. Averaging the weights of two networks mixes channels
-that have nothing to do with each other. Here the channels of the first model are matched with those of the second by
-optimal transport, set by set along the channel graph, carried over, and only then averaged.
+Singh, Jaggi: Model Fusion via Optimal Transport, NeurIPS 2020. Averaging the weights of two networks directly mixes
+unrelated channels. Instead, optimal transport matches the channels of the first model with those of the second, set by
+set along the channel graph; the first model is transported, and then averaged with the second.
 """
 
 from jaxguard.fusion.alignment import Alignment, align

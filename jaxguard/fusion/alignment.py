@@ -21,14 +21,14 @@ Leaves = Mapping[str, jax.Array]
 
 @dataclass(frozen=True)
 class Alignment:
-    """How the channels of a set were carried over.
+    """The transport of a set's channels.
 
     Attributes:
         name: of the set; sets that share an axis, such as heads and their dimensions, share a name.
         columns: `[C, C]`; target channel `j` is the mixture `columns[:, j]` of source channels.
-        distance: mean distance that the channels' mass was moved.
+        distance: mean distance by which the channels' mass moved.
         error: L1 error of the plan's marginals.
-        converged: False where Sinkhorn ran out of iterations.
+        converged: False if Sinkhorn ran out of iterations.
     """
 
     name: str
@@ -38,16 +38,8 @@ class Alignment:
     converged: bool
 
 
-def carried(leaf: jax.Array, members: Sequence[tuple[Member, Alignment]]) -> jax.Array:
-    """A leaf with its channels carried over.
-
-    Args:
-        leaf: of the source.
-        members: where they lie in it, and how they are carried over.
-
-    Returns:
-        The leaf, float32 unless there was nothing to do.
-    """
+def transported(leaf: jax.Array, members: Sequence[tuple[Member, Alignment]]) -> jax.Array:
+    """A leaf of the source with the channels of `members` transported; float32, or unchanged without members."""
     for member, alignment in members:
         leaf = mix(leaf, member, alignment.columns)
     return leaf
@@ -69,35 +61,34 @@ def align(
 ) -> list[dict[int, Alignment]]:
     """Matches the channels of several sources with those of one target.
 
-    The cost of a pair is the Euclidean distance of their kernels and biases. In the first sweep a set is matched by the
-    layers whose inputs have been carried over already, so by the stem alone where a residual stream begins; where there
-    is none, as with heads and their dimensions, by what does not depend on the order that is not known yet. Further
-    sweeps then take all layers as they are, until nothing changes.
+    The cost of a pair is the Euclidean distance of their kernels and biases. The first sweep matches a set by the
+    layers whose inputs have already been transported: where a residual stream begins, only by the stem. If there is no
+    such layer, as for heads and their dimensions, it compares sorted values, which do not depend on the unknown order.
+    Further sweeps use all layers, until nothing changes.
 
     Args:
         channels: of `find_channels`.
-        sources: the models to be carried over.
-        target: the model they are carried over to.
-        source_masses: per set `[C]`, None for uniform ones.
-        target_masses: likewise.
-        active: per source, numbers of the sets that are matched; the channels of others stay where they are. All
-            where None.
-        cost_on_transported: whether inputs are carried over before channels are compared, as two models trained apart
-            need it. Without, all sets of all sources are solved at once.
-        canonical: whether equal channels are treated alike.
-        sweeps: at most, >= 1.
+        sources: the models to transport.
+        target: the model whose order of channels is kept.
+        source_masses: `[C]` per set, None for uniform masses.
+        target_masses: `[C]` per set, None for uniform masses.
+        active: per source, the indices of the sets to match; channels of other sets keep their places. None for all.
+        cost_on_transported: whether to transport a layer's inputs before comparing its channels, which independently
+            trained models need. If False, all sets of all sources are solved at once.
+        canonical: whether equal channels get equal treatment.
+        sweeps: upper limit, >= 1.
         solver: see `transport.solve`.
         **settings: of the solver.
 
     Returns:
-        Per source: number of the set -> how it was carried over.
+        Per source: index of the set -> its alignment.
     """
     found: list[dict[int, Alignment]] = [{} for _ in sources]
     nothing = [None] * len(channels)
     masses = list(zip(source_masses or nothing, target_masses or nothing, strict=True))
 
     def solve(numbers: Sequence[int], rows: Sequence[Sequence[Row]], *, first: bool = False) -> None:
-        """Matches some sets of all sources, those of equal size in one stack."""
+        """Matches some sets of all sources; sets of equal size are one batched problem."""
         stacks: dict[int, list[tuple[int, int, Any, Any]]] = defaultdict(list)
         for number, chosen in zip(numbers, rows, strict=True):
             unordered: list[Unordered] = ["nothing"] * len(chosen)
@@ -115,6 +106,7 @@ def align(
         for stack in stacks.values():
             costs = jnp.stack([cost for _, _, cost, _ in stack])
             sides = [[masses[number][side] for number, *_ in stack] for side in (0, 1)]
+            # Each axis 0 of the stack is one pair of a set and a source.
             plans = transport.solve(
                 costs,
                 *(_stacked(side, costs.shape[1]) for side in sides),
@@ -132,11 +124,13 @@ def align(
     if not cost_on_transported:
         solve(range(len(channels)), [one.rows for one in channels])
         return found
+    # First sweep, in program order: use only the rows whose inputs belong to sets that are matched already.
     complete = True
     for number, one in enumerate(channels):
         ready = [row for row in one.rows if _unordered(channels, number, row) == "nothing"]
         complete = complete and len(ready) == len(one.rows)
         solve([number], [ready or one.rows], first=True)
+    # If every set could use all its rows, another sweep would change nothing.
     for _ in range(0 if complete else sweeps - 1):
         before = [dict(one) for one in found]
         for number, one in enumerate(channels):
@@ -153,22 +147,22 @@ def _points(
     unordered: Sequence[Unordered],
     before: Sequence[tuple[Member, Alignment]] = (),
 ) -> jax.Array:
-    """What describes each channel of a set, `[C, F]`, after all else in its leaves has been carried over."""
+    """Feature vectors `[C, F]` of a set's channels, with the other axes of their leaves transported."""
     parts = []
     for row, sort in zip(rows, unordered, strict=True):
         for member in (row.kernel, row.bias) if row.bias else (row.kernel,):
             others = [(place, how) for place, how in before if place.path == member.path and place is not member]
-            parts.append(read(carried(leaves[member.path], others), member, sort))
+            parts.append(read(transported(leaves[member.path], others), member, sort))
     return jnp.concatenate(parts, axis=1)
 
 
 def _places(channels: Sequence[Channels], found: Mapping[int, Alignment]) -> list[tuple[Member, Alignment]]:
-    """Everything that has been carried over so far, a kernel's inputs above all."""
+    """Every place of the sets that are matched so far, with its alignment."""
     return [(member, found[number]) for number in found for member in channels[number].members]
 
 
 def _unordered(channels: Sequence[Channels], number: int, row: Row) -> Unordered:
-    """What of a row's kernel belongs to sets that are not matched yet when this one is."""
+    """Which part of a row's kernel has an unknown order, since its sets are not matched before this one."""
     axes = {
         member.axis
         for later, one in enumerate(channels[number:], start=number)

@@ -1,4 +1,4 @@
-"""Sets of channels that are carried over together: what describes them, and everywhere they lie."""
+"""Sets of channels that are transported together: their features, and all their places in the leaves."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Unordered = Literal["nothing", "repeats", "everything"]
 
 
 class Row(NamedTuple):
-    """What describes a channel: its part of a kernel, and of the kernel's bias.
+    """Features of a channel: its part of a kernel, and of the kernel's bias.
 
     Attributes:
-        producer: number of the producer.
+        producer: index of the producer.
         kernel: the channels on the kernel's output axis.
         bias: the channels on the bias, or None.
     """
@@ -37,10 +37,10 @@ class Channels:
     """Channels with one transport map.
 
     Attributes:
-        name: first layer that makes them.
+        name: first layer that produces them.
         size: number of channels `C`.
-        rows: what describes them; several where a residual sum ties layers together.
-        members: every place where they are carried over.
+        rows: their features; several if a residual sum ties layers together.
+        members: all their places in the leaves.
     """
 
     name: str
@@ -56,10 +56,10 @@ def find_channels(
 
     Args:
         graph: the model's channel graph.
-        chain: `dataflow` has one set per permutable group, carried over wherever its channels lie. `parameter_order`
-            is a list of layers, each set made by one of them and read by the next, as the OTBR reference has it:
-            residual sums, norms and biases are ignored.
-        layers: names of producers, for `parameter_order`; by default all convolutions but those named a shortcut.
+        chain: `dataflow` has one set per permutable group, transported in all its places. `parameter_order` is a list
+            of layers; each set is produced by one and read by the next, as in the OTBR reference, which ignores
+            residual sums, norms and biases.
+        layers: names of producers, for `parameter_order`; by default all convolutions except shortcuts, by name.
 
     Returns:
         The sets.
@@ -71,7 +71,7 @@ def find_channels(
     if chain not in get_args(Chain) or (layers is not None and chain == "dataflow"):
         raise GraphError(
             f"expected chain 'dataflow', or 'parameter_order' with or without layers, got {chain!r} and layers "
-            f"{layers}; a dataflow follows the graph"
+            f"{layers}; leave out layers to follow the graph"
         )
     if chain == "parameter_order":
         return _by_parameter_order(graph, layers)
@@ -86,7 +86,7 @@ def _rows(graph: ChannelGraph, group: Group) -> tuple[Row, ...]:
     for number, producer in enumerate(graph.producers):
         bias = next((m for m in group.members if producer.bias and m.path == producer.bias.path), None)
         rows += [Row(number, member, bias) for member in group.members if _is_output(member, producer.kernel)]
-    # A kernel that is used twice describes its channels once.
+    # A kernel that is used twice counts once.
     return tuple({(row.kernel.path, row.kernel.axis): row for row in reversed(rows)}.values())[::-1]
 
 
@@ -112,7 +112,7 @@ def _by_parameter_order(graph: ChannelGraph, layers: Sequence[str] | None) -> tu
                 raise GraphError(
                     f"expected {after.name} to read the {producer.channels} channels of {producer.name}, the layer "
                     f"before it in parameter order, got a kernel with {reads.positions.size} inputs at {after.where}; "
-                    "take chain='dataflow', or name the layers"
+                    "pass chain='dataflow', or name the layers"
                 )
             members.append(reads)
         row = Row(graph.producers.index(producer), output, None)
@@ -121,21 +121,21 @@ def _by_parameter_order(graph: ChannelGraph, layers: Sequence[str] | None) -> tu
 
 
 def _whole(producer: Producer, axes: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> Member:
-    """One axis of a kernel, all of it."""
+    """All channels on one axis of a kernel."""
     path, shape = producer.kernel.path, shapes[producer.kernel.path]
     is_whole = producer.kernel.index == tuple(slice(0, size) for size in shape)
     if len(axes) > 1 or producer.groups > 1 or not is_whole:
         raise GraphError(
             f"expected an ordinary convolution or dense layer, got {producer.name} at {producer.where}, which is "
-            "grouped, stacked or split; take chain='dataflow', or name other layers"
+            "grouped, stacked or split; pass chain='dataflow', or name other layers"
         )
-    # An axis of one channel leaves no trace in the graph; it is the one that is neither tap nor output.
+    # The graph does not track an axis of one channel: it is the one that is neither a tap nor the output.
     axis = axes[0] if axes else next(k for k in range(len(shape)) if k not in producer.kernel.axes and shape[k] == 1)
     return Member(path, axis, np.arange(shape[axis])[None])
 
 
 def masses_of(graph: ChannelGraph, channels: Channels, by_producer: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """Masses of a set's channels: those of its layers' channels, added up.
+    """Masses of a set's channels: the sum over its layers.
 
     Args:
         graph: the model's channel graph.
@@ -143,10 +143,10 @@ def masses_of(graph: ChannelGraph, channels: Channels, by_producer: Mapping[str,
         by_producer: name -> `[C]` of the producer.
 
     Returns:
-        float64 `[C]` of the set; None where none of its layers has any.
+        float64 `[C]` of the set; None if none of its layers has masses.
 
     Raises:
-        GraphError: masses of another number of channels than the layer has.
+        GraphError: the number of masses is not that of the layer's channels.
     """
     total = None
     for row in channels.rows:
@@ -160,6 +160,7 @@ def masses_of(graph: ChannelGraph, channels: Channels, by_producer: Mapping[str,
         others = tuple(k for k, other in enumerate(view.axes) if other != axis)
         along = masses.reshape(view.shape).sum(others)
         run = view.index[axis]
+        # The producer may write only a run of the set's axis: other positions have no mass.
         padded = np.zeros(max(run.stop, int(row.kernel.positions.max()) + 1))
         padded[run.start : run.stop] = along
         mine = padded[row.kernel.positions].sum(0)
@@ -168,22 +169,20 @@ def masses_of(graph: ChannelGraph, channels: Channels, by_producer: Mapping[str,
 
 
 def read(leaf: jax.Array, member: Member, unordered: Unordered = "nothing") -> jax.Array:
-    """What a leaf holds of each channel.
+    """The values of each channel in a leaf, `[C, F]`.
 
     Args:
         leaf: the array at `member.path`.
-        member: where the channels lie.
-        unordered: what is sorted, because its order is not known: the channel's `repeats` along its own axis (the
+        member: place of the channels.
+        unordered: which values to sort because their order is unknown: the channel's `repeats` along its own axis (the
             dimensions of a head), or `everything`.
-
-    Returns:
-        `[C, F]`.
     """
     return _read(leaf, member.positions, member.axis, unordered)
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "unordered"))
 def _read(leaf: jax.Array, positions: jax.Array, axis: int, unordered: Unordered) -> jax.Array:
+    # positions [R, C]: the leaf becomes [axis, ...], then [R, C, ...], then [C, R, ...].
     found = jnp.moveaxis(jnp.moveaxis(leaf.astype(jnp.float32), axis, 0)[positions], 1, 0)
     found = jnp.sort(found, 1) if unordered == "repeats" else found
     flat = found.reshape(positions.shape[1], -1)
@@ -191,15 +190,12 @@ def _read(leaf: jax.Array, positions: jax.Array, axis: int, unordered: Unordered
 
 
 def mix(leaf: jax.Array, member: Member, columns: jax.Array) -> jax.Array:
-    """Replaces channel `j` of a leaf by `sum_i columns[i, j]` times channel `i`.
+    """Replaces channel `j` of a leaf by `sum_i columns[i, j]` times channel `i`; float32, of the leaf's shape.
 
     Args:
         leaf: the array at `member.path`.
-        member: where the channels lie.
+        member: place of the channels.
         columns: `[C, C]`.
-
-    Returns:
-        float32, of the leaf's shape.
     """
     return _mix(leaf, member.positions, columns, member.axis)
 

@@ -1,4 +1,4 @@
-"""Two models become one."""
+"""Fusion of two models into one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard.errors import GraphError
-from jaxguard.fusion.alignment import Alignment, align, carried
+from jaxguard.fusion.alignment import Alignment, align, transported
 from jaxguard.fusion.channels import Chain, Channels, find_channels, masses_of
 from jaxguard.graph import ChannelGraph
 from jaxguard.graph.program import leaf_paths
@@ -51,24 +51,24 @@ def fuse(
         a: the network that is carried over.
         b: the network whose order of channels is kept, of the same architecture.
         weight: of `a`, in [0, 1].
-        source: producer name -> `[C]` masses of `a`'s channels; uniform where a layer has none.
-        target: likewise of `b`'s: a channel of large mass becomes a mixture of many.
-        chain: `dataflow`: one map per group of the graph, applied wherever its channels lie, biases and norms
-            included, and every leaf is averaged. `parameter_order`: maps travel from each layer to the next in a
-            list, and the kernels of the list alone are averaged, all else is `b`'s, as in the OTBR reference.
-        layers: names of the list's layers, by default all convolutions but those named a shortcut.
-        cost_on_transported: whether channels are compared after their inputs have been carried over. The OTBR
-            reference does not, since its two models have their channels in one order.
-        canonical: whether equal channels are treated alike; an optimal plan is not unique without.
-        sweeps: over the sets of channels, where residual sums leave layers out in the first one.
+        source: producer name -> `[C]` masses of `a`'s channels; uniform by default.
+        target: producer name -> `[C]` masses of `b`'s channels; a channel of large mass becomes a mixture of many.
+        chain: `dataflow`: one map per group of the graph, applied in all its places, biases and norms included, and
+            every leaf is averaged. `parameter_order`: maps pass from each layer to the next in a list; only the
+            kernels of the list are averaged, and all else is `b`'s, as in the OTBR reference.
+        layers: names of the list's layers, by default all convolutions except shortcuts, by name.
+        cost_on_transported: whether to transport a layer's inputs before comparing its channels. The OTBR reference
+            does not: the channels of its two models are in one order.
+        canonical: whether equal channels get equal treatment; otherwise the optimal plan is not unique.
+        sweeps: over the sets of channels, if residual sums leave layers out in the first one.
         solver: see `jaxguard.kernels.transport.solve`.
         **settings: of the solver.
 
     Returns:
-        The fused model, and how each set of channels was carried over.
+        The fused model, and the alignment of each set of channels.
 
     Raises:
-        GraphError: the models differ in their leaves or shapes, masses do not fit, or there is no such chain.
+        GraphError: the models differ in leaves or shapes, masses do not fit, or the chain is unknown.
         ValueError: a setting of the solver, or a weight outside [0, 1].
 
     Example:
@@ -117,18 +117,18 @@ def blend(
     weight: float,
     paths: set[str] | None = None,
 ) -> Any:
-    """Carries `a` over and averages with `b`, leaf by leaf; whole numbers, such as step counters, stay `b`'s.
+    """Transports `a` and averages it with `b`, leaf by leaf; integers, such as step counters, remain `b`'s.
 
     Args:
         channels: sets of channels.
-        alignments: number of the set -> how it is carried over.
-        variables_a: the model that is carried over.
-        variables_b: the other one.
+        alignments: index of the set -> its alignment.
+        variables_a: the model to transport.
+        variables_b: the other model.
         weight: of `a`.
-        paths: of the leaves to be averaged; the others stay `b`'s. All where None.
+        paths: of the leaves to average, None for all; the others remain `b`'s.
 
     Returns:
-        Variables of `b`'s structure, shapes and dtypes.
+        Variables with `b`'s structure, shapes and dtypes.
     """
     places: dict[str, list[Any]] = {}
     for number, alignment in alignments.items():
@@ -140,7 +140,7 @@ def blend(
         if (paths is not None and path not in paths) or not jnp.issubdtype(b.dtype, jnp.inexact):
             fused.append(b)
             continue
-        fused.append(_average(carried(jnp.asarray(a), places.get(path, ())), b, weight))
+        fused.append(_average(transported(jnp.asarray(a), places.get(path, ())), b, weight))
     return jax.tree.unflatten(structure, fused)
 
 
@@ -150,17 +150,10 @@ def _average(a: jax.Array, b: jax.Array, weight: float) -> jax.Array:
 
 
 def leaves_by_path(graph: ChannelGraph, variables: Variables) -> dict[str, jax.Array]:
-    """Leaf path -> array.
-
-    Args:
-        graph: the model's channel graph.
-        variables: of the model.
-
-    Returns:
-        The leaves, as `align` takes them.
+    """Leaf path -> array, as `align` takes it.
 
     Raises:
-        GraphError: the variables are not those the graph was derived from.
+        GraphError: the variables do not have the structure that the graph was derived from.
     """
     known = graph.leaves(graph.program, variables)
     return {path: known[leaf] for path, leaf in zip(graph.program.paths, graph.program.leaves, strict=True)}

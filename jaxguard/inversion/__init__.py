@@ -1,10 +1,10 @@
-"""Trigger and data reverse engineering: what patch turns images into each class, and images where there are none.
+"""Reverse engineering: for each class the patch that turns images into it; and images, for a defender without any.
 
     found = invert(apply_fn, variables, images, labels, key)      # all classes in one program
     trigger = recovered_trigger(found, source="10 clean images")  # the MAD anomaly index names a class
 
 Without images, `made = synthesise(graph, variables, key, labels=labels)` gives `made.images` to start from, and
-`made.source` to name them by.
+`made.source` to describe them.
 """
 
 from jaxguard.inversion.anomaly import anomaly_index, recovered_trigger

@@ -9,19 +9,19 @@ from jaxguard.inversion.trigger import Inversion
 from jaxguard.types import RecoveredTrigger
 
 FLAGGED = 2.0
-"""Index above which Neural Cleanse calls a class infected: 95 % of normal deviates lie below it."""
+"""Index above which Neural Cleanse flags a class: 95 % of normal deviates are below it."""
 
 CONSISTENCY = 1.4826
-"""Makes the MAD of normal deviates their standard deviation."""
+"""Standard deviation over MAD, for normal deviates."""
 
 MEAN_CONSISTENCY = 1.2533
-"""Likewise for the mean absolute deviation, `sqrt(pi / 2)`."""
+"""Standard deviation over mean absolute deviation, for normal deviates: `sqrt(pi / 2)`."""
 
 
 def anomaly_index(norms: np.ndarray) -> np.ndarray:
-    """Deviations of each class's norm below the median, `(median - norm) / (1.4826 MAD)`.
+    """Deviation of each class's norm below the median, `(median - norm) / (1.4826 MAD)`.
 
-    Where more than half of the norms are equal, so that their MAD is 0, the mean absolute deviation takes its place,
+    If more than half of the norms are equal, so that their MAD is 0, the mean absolute deviation replaces it,
     `(median - norm) / (1.2533 mean |norm - median|)`, as is usual for modified z-scores (Iglewicz and Hoaglin 1993).
 
     Args:
@@ -31,7 +31,7 @@ def anomaly_index(norms: np.ndarray) -> np.ndarray:
         `[K]`, positive below the median; all 0 where all norms are equal.
 
     Raises:
-        DataError: a norm is not finite, or there is none.
+        DataError: a norm is not finite, or there are none.
 
     Example:
         >>> anomaly_index(np.array([1.0, 9.0, 10.0, 11.0, 12.0])).round(2).tolist()  # MAD 1
@@ -39,7 +39,7 @@ def anomaly_index(norms: np.ndarray) -> np.ndarray:
     """
     norms = np.asarray(norms, np.float64)
     if norms.ndim != 1 or not norms.size or not np.isfinite(norms).all():
-        raise DataError(f"expected finite norms [K], came {norms.tolist()} in anomaly_index(); one for each class")
+        raise DataError(f"expected finite norms [K], got {norms.tolist()} in anomaly_index(); pass one per class")
     below = np.median(norms) - norms
     scale = CONSISTENCY * np.median(np.abs(below)) or MEAN_CONSISTENCY * np.mean(np.abs(below))
     return below / scale if scale else np.zeros_like(norms)
@@ -48,16 +48,16 @@ def anomaly_index(norms: np.ndarray) -> np.ndarray:
 def recovered_trigger(
     inversion: Inversion, *, source: str, always: bool = False, flagged: float = FLAGGED, shown: int = 10
 ) -> RecoveredTrigger:
-    """Reads an inversion: which class is suspected, and the patches worth showing.
+    """Interprets an inversion: the suspected class, and the patches to show.
 
-    A class for which no patch reached the threshold counts with the whole image: it needs at least that.
+    A class for which no patch reached the threshold counts as needing the whole image.
 
     Args:
         inversion: of all classes, in order.
-        source: what images it was found on, such as `10 clean images`.
-        always: whether to name the class of the smallest patch where none is flagged.
+        source: description of the images, such as `10 clean images`.
+        always: whether to name the class of the smallest patch even if none is flagged.
         flagged: index above which a class is suspected.
-        shown: most patches to keep for pictures, smallest first.
+        shown: largest number of patches to keep for pictures, smallest first.
 
     Returns:
         The trigger; `target` is the smallest flagged class.

@@ -1,4 +1,4 @@
-"""One step of Neural Cleanse's descents: patches of several classes, each with its cost schedule and early stop."""
+"""One step of Neural Cleanse: patches of several classes, each with its own cost schedule and early stop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,26 @@ Patch = tuple[jax.Array, jax.Array]
 
 
 class State(NamedTuple):
-    """Descents of `S` classes; every leaf has the leading axis `S`."""
+    """Descents of `S` classes; every leaf has the leading axis `S`.
+
+    Attributes:
+        target: the classes.
+        theta: masks and patterns before `squash`.
+        opt_state: Adam's.
+        step: steps taken by each class.
+        hits: images turned into the class in this epoch.
+        seen: images counted in this epoch.
+        cost: weight `c` of the mask's norm.
+        good: epochs in a row in which the patch worked.
+        bad: epochs in a row in which it did not.
+        raised: whether the cost ever went up.
+        lowered: whether the cost ever went down.
+        best_norm: smallest norm of a patch that worked, or infinity.
+        best: that patch, or the latest one if none worked.
+        mark: `best_norm` after the previous epoch.
+        stalled: epochs in a row without progress.
+        stopped: whether the class is done.
+    """
 
     target: jax.Array
     theta: Patch
@@ -41,7 +60,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Descent:
-    """One step of all classes at hand; a value, so that equal settings share a compiled program.
+    """One step of several classes; a value, so that equal settings share a compiled program.
 
     Attributes: see `invert`.
     """
@@ -65,15 +84,12 @@ class Descent:
         return optax.adam(self.learning_rate, *self.betas)
 
     def start(self, targets: jax.Array, shape: tuple[int, ...], key: jax.Array) -> State:
-        """The state before the first step; a class's does not depend on the others.
+        """The state before the first step; that of a class does not depend on the others.
 
         Args:
             targets: int `[S]`, the classes.
             shape: `(H, W, C)` of an image.
             key: draws the first masks and patterns, uniformly.
-
-        Returns:
-            The state.
         """
 
         def draw(target: jax.Array, channels: int, salt: int) -> jax.Array:
@@ -111,17 +127,10 @@ class Descent:
         state: State,
         index: jax.Array,
     ) -> tuple[State, dict[str, jax.Array]]:
-        """Takes one step.
-
-        Args:
-            variables: the model's.
-            data: `N` images.
-            key: draws the batches.
-            state: the state before.
-            index: ignored; every class counts its own steps.
+        """Takes one step; `index` is ignored, since every class counts its own steps.
 
         Returns:
-            The state after, and `loss`, `success` and `norm`, means over the classes under way.
+            The new state, and `loss`, `success` and `norm`, means over the classes that have not stopped.
         """
         del index
         counted = min(training.steps_per_epoch(len(data.images), self.batch_size), self.epoch_steps)
@@ -139,7 +148,7 @@ class Descent:
             hits = jnp.where(logits.argmax(-1) == wanted, weights, 0).sum(1)
             return losses.sum(), (patch, losses, hits, norm)
 
-        # An epoch's rate is counted over its last steps, one pass over the images at most.
+        # The success rate of an epoch counts its last `counted` steps, at most one pass over the images.
         fresh = state.step % self.epoch_steps == self.epoch_steps - counted
         gradient, (patch, losses, hits, norm) = jax.grad(loss_fn, has_aux=True)(state.theta)
         update, opt_state = jax.vmap(self.optimizer.update)(gradient, state.opt_state)
@@ -150,6 +159,7 @@ class Descent:
             hits=jnp.where(fresh, 0, state.hits) + hits,
             seen=jnp.where(fresh, 0, state.seen) + weights.sum(1),
         )
+        # All classes compute the end of an epoch at every step; `where` keeps it for those that have reached it.
         is_last = new.step >= self.steps
         new = where((new.step % self.epoch_steps == 0) | is_last, self._judge(new, patch, norm), new)
         new = new._replace(stopped=new.stopped | is_last)
@@ -160,7 +170,7 @@ class Descent:
             name: jnp.where(active, values, 0).sum() / number
             for name, values in (("loss", losses), ("success", success), ("norm", norm))
         }
-        return where(active, new, state), metrics
+        return where(active, new, state), metrics  # stopped classes keep their state
 
     def _draw(self, key: jax.Array, num_images: int, step: jax.Array) -> jax.Array:
         """Images of one step, `[B]`: the next ones of an epoch's permutation, as in `training.draw`."""
@@ -171,8 +181,8 @@ class Descent:
         return order[(position * self.batch_size + jnp.arange(self.batch_size)) % num_images]
 
     def _judge(self, state: State, patch: Patch, norm: jax.Array) -> State:
-        """What an epoch's end changes: the best patch, the cost, and whether to go on."""
-        works = (state.seen > 0) & (state.hits >= self.threshold * state.seen - 1e-3)
+        """The end of an epoch: updates the best patch, the cost, and whether to stop."""
+        works = (state.seen > 0) & (state.hits >= self.threshold * state.seen - 1e-3)  # sums of ones, up to rounding
         better = works & (norm < state.best_norm)
         ever = jnp.isfinite(state.best_norm) | works
         best_norm = jnp.where(better, norm, state.best_norm)
@@ -196,7 +206,7 @@ class Descent:
 
 
 def squash(theta: jax.Array) -> jax.Array:
-    """What a patch is made of: `tanh(theta) / (2 + 1e-7) + 1/2`, in (0, 1)."""
+    """Pixels from parameters: `tanh(theta) / (2 + 1e-7) + 1/2`, in (0, 1)."""
     return jnp.tanh(theta) / (2 + 1e-7) + 0.5
 
 
@@ -205,16 +215,7 @@ def _inverse(values: jax.Array) -> jax.Array:
 
 
 def where(condition: jax.Array, new: Any, old: Any) -> Any:
-    """Chooses between two pytrees row by row.
-
-    Args:
-        condition: bool `[S]`.
-        new: leaves `[S, ...]`.
-        old: likewise.
-
-    Returns:
-        Rows of `new` where the condition holds, else of `old`.
-    """
+    """`jnp.where` over two pytrees with leaves `[S, ...]`, by row: condition bool `[S]`."""
 
     def choose(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b)

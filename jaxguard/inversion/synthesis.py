@@ -1,16 +1,16 @@
-"""Images where a defender has none: a model takes them for its classes, and its BatchNorms find nothing unusual.
+"""Synthetic images for a defender without data: they match a model's classes and its BatchNorm statistics.
 
-A BatchNorm remembers the mean and variance of what reached it in training. Images `x` of chosen labels `y` minimise
+A BatchNorm stores the mean and variance of its inputs in training. Images `x` of chosen labels `y` minimise
 
     CE(f(x), y) + a D(x) + t TV(x) + w mean (x - 1/2)^2,
     D = mean over BatchNorms and their channels of (mu(x) - mean)^2 / var + (v(x) / var - 1)^2,
 
-`mu` and `v` being the batch's own statistics where `mean` and `var` are the running ones, and TV the mean absolute
-difference between neighbours. All labels are one batch, several images each, since the running statistics are those of
-all classes together.
+where `mu` and `v` are the batch's statistics, `mean` and `var` the running ones, and TV is the mean absolute difference
+between neighbours. All labels are one batch, with several images each, because the running statistics are those of all
+classes together.
 
 After Yin et al., Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion, CVPR 2020, whose distances are in
-the units of each channel; in units of its running standard deviation one `a` serves every architecture. They add random
+the units of each channel; in units of its running standard deviation one `a` suits every architecture. They add random
 shifts and flips, and start from noise in the network's units; here a pixel is `tanh(theta) / 2 + 1/2`.
 """
 
@@ -32,21 +32,21 @@ from jaxguard.inversion.descent import squash
 from jaxguard.types import Variables
 
 SPREAD = 0.5
-"""Standard deviation of the first noise, before the squashing."""
+"""Standard deviation of the first noise, before `squash`."""
 
 LEAST_VARIANCE = 1e-5
-"""Running variances count with this at least: BatchNorm's epsilon."""
+"""Lower bound of running variances: BatchNorm's epsilon."""
 
 
 class Synthesis(NamedTuple):
-    """Images made of a model.
+    """Images synthesised from a model.
 
     Attributes:
         images: `[B, H, W, C]` in [0, 1].
-        labels: int32 `[B]`, as they were asked for.
-        success: share of the images to which the model gives their label.
+        labels: int32 `[B]`, as requested.
+        success: share of the images that the model classifies as labelled.
         distances: `[steps]`, `D` before each step; NaN for a model without BatchNorm.
-        norms: BatchNorms whose statistics were matched; with 0, labels and smoothness alone guided the images.
+        norms: number of BatchNorms whose statistics were matched; if 0, only labels and smoothness guided the images.
     """
 
     images: np.ndarray
@@ -57,8 +57,8 @@ class Synthesis(NamedTuple):
 
     @property
     def source(self) -> str:
-        """What the images are, for `recovered_trigger`."""
-        matched = f"{self.norms} BatchNorms matched" if self.norms else "no BatchNorm to match, so by labels alone"
+        """Description of the images, for `recovered_trigger`."""
+        matched = f"{self.norms} BatchNorms matched" if self.norms else "no BatchNorm to match, only labels"
         return f"{len(self.images)} synthesised images ({matched})"
 
 
@@ -75,7 +75,7 @@ def synthesise(
     l2: float = 0.1,
     progress: training.Progress | None = None,
 ) -> Synthesis:
-    """Makes images of given labels from a model alone.
+    """Synthesises images of given labels from a model, without data.
 
     The defaults were chosen on the networks of `jaxguard.demo`, seeds 10-14.
 
@@ -83,19 +83,16 @@ def synthesise(
         graph: the model's channel graph; images have the shape it was derived at.
         variables: the model's.
         key: draws the first noise.
-        labels: int `[B]`; as many of each class as in training, several of each.
+        labels: int `[B]`; classes as frequent as in training, several images of each.
         steps: of Adam.
         learning_rate: of Adam.
         statistics: `a`.
         total_variation: `t`.
         l2: `w`.
-        progress: told how far the descent is, a few times per second.
-
-    Returns:
-        The images; `norms` says whether there was a BatchNorm to match.
+        progress: called a few times per second.
 
     Raises:
-        DataError: no label, or one that the model has no class for.
+        DataError: no labels, or one that is not a class of the model.
         JaxguardError: the loss became NaN or infinite.
         ValueError: `steps` is not positive, or a weight is negative.
 
@@ -105,37 +102,38 @@ def synthesise(
         >>> graph = channel_graph(model, jnp.eye(4), jnp.zeros((1, 2, 2, 1)))
         >>> made = synthesise(graph, jnp.eye(4), jax.random.key(0), labels=np.arange(4), steps=100)
         >>> made.images.reshape(4, 4).argmax(1).tolist(), made.source
-        ([0, 1, 2, 3], '4 synthesised images (no BatchNorm to match, so by labels alone)')
+        ([0, 1, 2, 3], '4 synthesised images (no BatchNorm to match, only labels)')
     """
     if steps < 1 or min(statistics, total_variation, l2) < 0:
         raise ValueError(
-            f"expected steps >= 1 and weights >= 0, came {steps=}, {statistics=}, {total_variation=}, {l2=} in "
+            f"expected steps >= 1 and weights >= 0, got {steps=}, {statistics=}, {total_variation=}, {l2=} in "
             "synthesise(); leave them out for the defaults"
         )
     num_classes = graph.program.shapes[graph.program.logits][-1]
-    wanted = np.asarray(labels)
-    if wanted.ndim != 1 or not wanted.size or wanted.min() < 0 or wanted.max() >= num_classes:
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not labels.size or labels.min() < 0 or labels.max() >= num_classes:
         raise DataError(
-            f"expected labels [B] in [0, {num_classes}), came {wanted.tolist()[:10]} in synthesise(); name classes "
+            f"expected labels [B] in [0, {num_classes}), got {labels.tolist()[:10]} in synthesise(); pass classes "
             "of the model, such as np.tile(np.arange(10), 5)"
         )
+    labels = labels.astype(np.int32)
     norms = tuple(k for k, affine in enumerate(graph.affines) if affine.mean is not None and affine.var is not None)
     matching = _Matching(graph, norms, learning_rate, statistics, total_variation, l2)
     shape = graph.program.shapes[graph.program.images][1:]
-    theta = SPREAD * jax.random.normal(key, (len(wanted), *shape))
-    step_fn = Partial(matching, variables, wanted.astype(np.int32))
+    theta = SPREAD * jax.random.normal(key, (len(labels), *shape))
+    step_fn = Partial(matching, variables, labels)
     (theta, _), history = training.descend(step_fn, (theta, matching.optimizer.init(theta)), steps, progress=progress)
     if not np.isfinite(history["loss"]).all():
         at = int(np.argmin(np.isfinite(history["loss"])))
         raise JaxguardError(
-            f"expected a finite loss, came {history['loss'][at]} at step {at} of {steps} in synthesise(); look at the "
-            "model's variables with jaxguard.checkpoints, or lower learning_rate"
+            f"expected a finite loss, got {history['loss'][at]} at step {at} of {steps} in synthesise(); check the "
+            "model's variables for NaN and overflow, or lower learning_rate"
         )
     images = squash(theta)
-    success = (jax.jit(graph.apply_fn)(variables, images).argmax(-1) == wanted).mean()
+    success = (jax.jit(graph.apply_fn)(variables, images).argmax(-1) == labels).mean()
     return Synthesis(
         images=np.asarray(images),
-        labels=wanted.astype(np.int32),
+        labels=labels,
         success=float(success),
         distances=history["distance"],
         norms=len(norms),
@@ -189,10 +187,11 @@ class _Matching:
 
 
 def _distances(affine: Affine, values: dict[int, Any], leaves: dict[str, Any]) -> jax.Array:
-    """How far a batch's statistics are from those a BatchNorm remembers, `[C]`."""
+    """Squared distances of a batch's statistics from a BatchNorm's running ones, `[C]`."""
     assert affine.mean is not None and affine.var is not None
     array, axes = values[affine.begin].astype(jnp.float32), affine.begin_axes
     others = tuple(k for k in range(array.ndim) if k not in axes)
+    # The means have the channel axes in ascending order; the leaves have them in the order of `axes`.
     order = [sorted(axes).index(k) for k in axes]
     mean, var = (jnp.transpose(part, order).reshape(-1) for part in (array.mean(others), array.var(others)))
     running_mean, running_var = (

@@ -2,23 +2,23 @@
 
 A backdoored class needs a much smaller patch than the others. For each class y a mask `m` and a pattern `p` minimise
 
-    CE(f((1 - m) x + m p), y) + c ||m||_1,    m = tanh(theta) / (2 + 1e-7) + 1/2, one channel; p likewise
+    CE(f((1 - m) x + m p), y) + c ||m||_1,    m and p = tanh(theta) / (2 + 1e-7) + 1/2, m with one channel
 
-with Adam, while a schedule moves the cost `c`: up where the patch works, down where it does not. The classes share the
-weights, so their stamped images are one batch of one forward pass. Schedules, best masks and early stops are carried
-per class; a class that has stopped stays as it is, and its place goes to one that waits.
+with Adam, while a schedule changes the cost `c`: up if the patch works, down if it does not. The classes share the
+weights, so their stamped images are one batch of one forward pass. Each class has its own schedule, best mask and early
+stop; when a class stops, a waiting one takes its place.
 
 Wang et al.: Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks, S&P 2019. The settings are
-BackdoorBench's for CIFAR-10, except for:
+BackdoorBench's for CIFAR-10, with these differences:
 
 - images of class y count neither in its loss nor in its rate, since they say nothing about a patch;
 - an epoch is a pass over the defender's images, but 2 to 10 steps: with ten images a pass is one step, and a class
   would stop 25 steps after its last progress. On the demo's networks (seeds 10-14) single steps stopped some classes
-  far from their smallest patch, and 2 steps found the same targets as 10 at a quarter of the work. `steps` bounds the
-  descent, with 800 as many as BackdoorBench's 80 epochs of 10;
-- the rate of an epoch is counted over its last pass at most. Where all images are one batch, that is the rate of the
-  very patch that is kept; in smaller batches the patch moves while they are counted, and `success` can fall short;
-- batches of 128, theirs have 256; first masks and patterns are uniform noise.
+  far from their smallest patch, and 2 steps found the same targets as 10 at a quarter of the cost. `steps` limits the
+  descent; 800 equals BackdoorBench's 80 epochs of 10;
+- the rate of an epoch counts at most its last pass. With all images in one batch, it is the rate of the kept patch; in
+  smaller batches the patch changes during the count, and `success` can be lower;
+- batches have 128 images instead of 256; first masks and patterns are uniform noise.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from jaxguard.inversion.workers import run
 from jaxguard.types import ApplyFn, Batch, Variables
 
 EPOCH_STEPS = (2, 10)
-"""Fewest and most steps of an epoch, unless the caller says."""
+"""Default limits of the steps of an epoch."""
 
 
 class Inversion(NamedTuple):
@@ -50,7 +50,7 @@ class Inversion(NamedTuple):
         patterns: `[K, H, W, C]` in [0, 1].
         norms: `[K]` L1 norm of each mask, in pixels.
         success: `[K]` share of the images of other classes that the patch turns into the class.
-        reached: `[K]` bool, whether a patch reached the threshold; the last one tried is given where none did.
+        reached: `[K]` bool, whether a patch reached the threshold; if none did, the patch is the last one tried.
         steps: `[K]` int, steps taken until the class stopped.
     """
 
@@ -87,34 +87,31 @@ def invert(
 ) -> Inversion:
     """Recovers a patch for every class.
 
-    A class's patch depends on the key and on its own number, not on which other classes are inverted with it.
+    The patch of a class depends on the key and the class, not on the other classes inverted with it.
 
     Args:
         apply_fn: model in evaluation mode, normalisation included; hashable.
         variables: its variables.
         images: `[N, H, W, C]` in [0, 1], one per class or thousands; images of all classes are best.
-        labels: int `[N]`; the model's own predictions where None.
+        labels: int `[N]`; None for the model's own predictions.
         key: draws first masks, patterns and batches.
-        classes: which to invert, all by default; the result then has a row for each.
-        steps: most steps per class.
-        batch_size: images per step and class; all where there are fewer. On CPU 32 is cheaper where there are more.
-        epoch_steps: steps between two judgements of a patch; by default a pass over the images, but at least 2 and
-            at most 10 steps. The rate is counted over the last steps of each, a pass at most.
+        classes: to invert, one row of the result each; all by default.
+        steps: upper limit per class.
+        batch_size: images per step and class, at most `N`. On CPU 32 is cheaper, if there are more.
+        epoch_steps: steps between two evaluations of a patch; by default a pass over the images, but at least 2 and
+            at most 10 steps. The rate counts the last steps of each, at most a pass.
         learning_rate: of Adam.
         betas: of Adam.
-        cost: `c` of the first steps.
+        cost: initial `c`.
         multiplier: factor on `c` after `patience` good epochs; `multiplier**-1.5` after as many bad ones.
         patience: epochs in a row.
-        threshold: share of images from which an epoch is good, in (0, 1].
+        threshold: least share of images in a good epoch, in (0, 1].
         stop_patience: epochs without progress after which a class stops, if its cost has gone up and down.
-        stop_ratio: progress is a norm below this share of the best one before.
+        stop_ratio: progress is a norm below this share of the previous best.
         classes_at_once: classes in one forward pass; by default what suits the backend. When a class stops, the next
             one takes its place.
-        workers: such descents at once; by default `jaxguard.execution.workers()`.
-        progress: told how far the descent is, a few times per second; the total is an upper bound.
-
-    Returns:
-        Masks, patterns, norms and success rates.
+        workers: concurrent descents; by default `jaxguard.execution.workers()`.
+        progress: called a few times per second; the total is an upper bound.
 
     Raises:
         DataError: images, labels or classes do not fit each other or the model.
@@ -138,16 +135,17 @@ def invert(
     )
     if multiplier <= 1 or not 0 < threshold <= 1:
         raise ValueError(
-            f"expected multiplier > 1 and threshold in (0, 1], came {multiplier=}, {threshold=} in invert(); "
-            "leave them out for the published ones"
+            f"expected multiplier > 1 and threshold in (0, 1], got {multiplier=}, {threshold=} in invert(); "
+            "leave them out for the published values"
         )
     data, num_classes = _checked(apply_fn, variables, images, labels, batch_size)
-    wanted = list(range(num_classes) if classes is None else classes)
-    if not wanted or min(wanted) < 0 or max(wanted) >= num_classes:
-        raise DataError(f"expected classes in [0, {num_classes}), came {wanted[:10]} in invert(); name others")
+    targets = list(range(num_classes) if classes is None else classes)
+    if not targets or min(targets) < 0 or max(targets) >= num_classes:
+        raise DataError(f"expected classes in [0, {num_classes}), got {targets[:10]} in invert(); pass others")
     batch_size = min(batch_size, len(data.images))
-    workers = min(workers or execution.workers(), len(wanted))
-    slots = min(classes_at_once or max(1, execution.stamped_images_at_once() // batch_size), -(-len(wanted) // workers))
+    workers = min(workers or execution.workers(), len(targets))
+    share = -(-len(targets) // workers)
+    slots = min(classes_at_once or max(1, execution.stamped_images_at_once() // batch_size), share)
     epoch_steps = epoch_steps or int(np.clip(training.steps_per_epoch(len(data.images), batch_size), *EPOCH_STEPS))
     descent = Descent(
         apply_fn=apply_fn,
@@ -169,13 +167,13 @@ def invert(
         return descent.start(jnp.asarray(classes), data.images.shape[1:], key_start)
 
     rows = run(
-        Partial(descent, variables, data, key_batch), start, wanted, slots=slots, workers=workers, progress=progress
+        Partial(descent, variables, data, key_batch), start, targets, slots=slots, workers=workers, progress=progress
     )
     masks, patterns = (np.stack([row.best[part] for row in rows]) for part in (0, 1))
     classify = partial(_stamped_classes, apply_fn, variables)
     assigned = _classify(classify, np.asarray(data.images), (masks, patterns), (slots, batch_size))
-    other = np.asarray(data.labels)[None] != np.asarray(wanted)[:, None]
-    hits = other & (assigned == np.asarray(wanted)[:, None])
+    other = np.asarray(data.labels)[None] != np.asarray(targets)[:, None]
+    hits = other & (assigned == np.asarray(targets)[:, None])
     return Inversion(
         masks=masks,
         patterns=patterns,
@@ -201,7 +199,7 @@ def _classify(
 
 
 def _blocks(total: int, size: int) -> np.ndarray:
-    """Numbers below `total` in rows of `size`, from the first on again in the last row."""
+    """Indices below `total` in rows of `size`; the last row is filled up from the start."""
     return (np.arange(-(-total // size) * size) % total).reshape(-1, size)
 
 
@@ -213,7 +211,7 @@ def _logits(apply_fn: ApplyFn, variables: Variables, images: jax.Array) -> jax.A
 def _check_settings(**settings: int | None) -> None:
     for name, value in settings.items():
         if value is not None and value < 1:
-            raise ValueError(f"expected {name} >= 1, came {value} in invert(); leave it out for its default")
+            raise ValueError(f"expected {name} >= 1, got {value} in invert(); leave it out for its default")
 
 
 def _checked(
@@ -223,34 +221,34 @@ def _checked(
     labels: jax.Array | np.ndarray | None,
     batch_size: int,
 ) -> tuple[Batch, int]:
-    """Images with labels, the model's own where none are given, and the number of classes."""
+    """Images with labels, by default the model's own predictions, and the number of classes."""
     images = jnp.asarray(images, jnp.float32)
     if images.ndim != 4 or 0 in images.shape:
-        raise DataError(f"expected images [N, H, W, C], came {images.shape} in invert(); add the missing axes")
+        raise DataError(f"expected images [N, H, W, C], got {images.shape} in invert(); add the missing axes")
     low, high = float(images.min()), float(images.max())
     if not (low >= 0 and high <= 1):
         raise DataError(
-            f"expected images in [0, 1], came {low:.3g} to {high:.3g} in invert(); divide bytes by 255, and leave "
+            f"expected images in [0, 1], got {low:.3g} to {high:.3g} in invert(); divide bytes by 255, and leave "
             "mean and standard deviation to the model"
         )
     rows = _blocks(len(images), min(batch_size, len(images)))
     parts = [_logits(apply_fn, variables, images[row]) for row in rows]
     if parts[0].ndim != 2 or len(parts[0]) != rows.shape[1]:
         raise DataError(
-            f"expected logits [{rows.shape[1]}, K], came {parts[0].shape} from apply_fn in invert(); wrap the model so "
-            "that it gives one row for each image"
+            f"expected logits [{rows.shape[1]}, K], got {parts[0].shape} from apply_fn in invert(); wrap the model so "
+            "that it returns one row per image"
         )
     logits = np.concatenate(parts)[: len(images)]
     if not np.isfinite(logits).all():
         raise JaxguardError(
-            "expected finite logits of the clean images, came NaN or infinity in invert(); the model's variables are "
-            "broken: look at them with jaxguard.checkpoints"
+            "expected finite logits of the clean images, got NaN or infinity in invert(); check the model's variables "
+            "for NaN and overflow"
         )
     num_classes = logits.shape[-1]
     known = logits.argmax(-1) if labels is None else np.asarray(labels)
     if known.shape != (len(images),) or known.min() < 0 or known.max() >= num_classes:
         raise DataError(
-            f"expected {len(images)} labels in [0, {num_classes}), came shape {known.shape} in invert(); one label "
+            f"expected {len(images)} labels in [0, {num_classes}), got shape {known.shape} in invert(); pass one label "
             "per image, or None for the model's own predictions"
         )
     return Batch(images, jnp.asarray(known, jnp.int32)), num_classes

@@ -1,4 +1,4 @@
-"""Descents of many classes, shared out among host threads."""
+"""Descents of many classes, distributed over host threads."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from jaxguard.errors import JaxguardError
 from jaxguard.inversion.descent import State, where
 
 CHUNK = 16
-"""Steps between two looks at which classes have stopped."""
+"""Steps between two checks which classes have stopped."""
 
 FREE = -1
-"""In place of a class's number: nothing is left for this slot, it stays as it is."""
+"""Index of an empty slot: no class is left for it."""
 
 
 @dataclass(frozen=True)
-class _Line:
+class _Queue:
     """Classes that wait for a slot.
 
     Attributes:
-        step_fn: `state, index -> state, metrics` of some classes at once, of a `Descent`.
+        step_fn: `state, index -> state, metrics` of several classes, of a `Descent`.
         start: classes -> state before the first step.
-        classes: all of them.
-        waiting: the numbers of those that nobody has taken yet.
+        classes: all classes.
+        waiting: indices of those that no worker has taken yet.
     """
 
     step_fn: Partial
@@ -41,10 +41,10 @@ class _Line:
     waiting: deque[int]
 
     def work(self, slots: int, progress: training.Progress | None) -> dict[int, State]:
-        """Takes classes until none waits; a slot whose class has stopped takes the next one.
+        """Descends classes until none waits; a slot whose class has stopped takes the next one.
 
         Returns:
-            Number of each class taken -> its last state, in NumPy.
+            Index of each finished class -> its last state, in NumPy.
         """
         steps: int = self.step_fn.func.steps  # pyright: ignore[reportFunctionMemberAccess]
         held = np.array([self._next() for _ in range(slots)])
@@ -56,7 +56,7 @@ class _Line:
             done += chunk
             if not np.isfinite(metrics["loss"]).all():
                 raise JaxguardError(
-                    f"expected finite logits of stamped images, came a loss of {metrics['loss'][-1]} in invert(); "
+                    f"expected finite logits of stamped images, got a loss of {metrics['loss'][-1]} in invert(); "
                     "check the model's variables for overflow, or lower learning_rate"
                 )
             ended = np.asarray(state.stopped) & (held != FREE)
@@ -90,12 +90,12 @@ def run(
     """Descends every class to its end.
 
     Args:
-        step_fn: one step of some classes at once, of a `Descent`.
+        step_fn: one step of several classes, of a `Descent`.
         start: classes -> state before the first step.
         classes: at least one.
         slots: classes in one step of a worker.
         workers: host threads.
-        progress: told how far all of them are together; the total is an upper bound.
+        progress: called with the steps of all workers together; the total is an upper bound.
 
     Returns:
         Last state of each class, in NumPy.
@@ -103,17 +103,17 @@ def run(
     Raises:
         JaxguardError: a loss that is not finite.
     """
-    line = _Line(step_fn, start, classes, deque(range(len(classes))))
+    queue = _Queue(step_fn, start, classes, deque(range(len(classes))))
     most = -(-len(classes) // slots) * step_fn.func.steps  # pyright: ignore[reportFunctionMemberAccess]
     steps = [0] * workers
 
-    def tell(worker: int, now: int, _: int, metrics: Any) -> None:
+    def report(worker: int, now: int, _: int, metrics: Any) -> None:
         steps[worker] = now
         if progress:
             progress(min(sum(steps), most), most, metrics)
 
     rows: dict[int, State] = {}
-    tellers = [partial(tell, worker) if progress else None for worker in range(workers)]
-    for found in execution.in_threads(lambda told: line.work(slots, told), tellers, threads=workers):
+    reports = [partial(report, worker) if progress else None for worker in range(workers)]
+    for found in execution.in_threads(lambda callback: queue.work(slots, callback), reports, threads=workers):
         rows |= found
     return [rows[number] for number in range(len(classes))]

@@ -1,7 +1,7 @@
-"""The one training loop: every method that descends goes through `descend`.
+"""The one training loop: every gradient descent in jaxguard goes through `descend`.
 
-`descend` drives a step function on the backend at hand, `Step` is one on shuffled and augmented data, and `fit` is
-supervised training on top of both. A method with another gradient writes that alone:
+`descend` runs a step function on the default backend, `Step` is a step on shuffled and augmented data, and `fit` is
+supervised training with both. A method with another gradient defines only that:
 
     step = Step(gradient_fn, sgd(0.01), batch_size=256)
     state, metrics = descend(step.on(data, key), step.init(variables, data), num_steps)

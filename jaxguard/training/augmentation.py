@@ -34,15 +34,7 @@ class CropFlip:
     flip: bool = True
 
     def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """Augments each image by its own draw.
-
-        Args:
-            key: random key.
-            images: `[B, H, W, C]`.
-
-        Returns:
-            Images of the same shape and dtype.
-        """
+        """Augments every image of `[B, H, W, C]` independently."""
         key_crop, key_flip = jax.random.split(key)
         if self.padding:
             p = self.padding

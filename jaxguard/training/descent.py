@@ -1,8 +1,8 @@
-"""The step driver: the one place that decides how a descent's steps reach the device.
+"""Runs the steps of a gradient descent on the device.
 
 On CPU, XLA runs the gradient of a convolution 30-50 times slower inside `lax.scan` or `while_loop` than
-outside of it, so there the compiled step is called from Python. On accelerators a chunk of steps is one
-program, so that no step waits for the host. `experiments/bench_training.py` measures both.
+outside, so there Python calls the compiled step. On accelerators a chunk of steps is one program, so that
+no step waits for the host. `experiments/bench_training.py` measures both.
 """
 
 import time
@@ -29,20 +29,20 @@ Progress = Callable[[int, int, Mapping[str, Any]], None]
 """`(steps done, steps in all, metrics of the latest step)`."""
 
 CHUNK = 64
-"""Steps in one device program; the host hears of progress in between."""
+"""Steps in one device program; progress is reported in between."""
 
 PROGRESS_SECONDS = 0.2
-"""Shortest time between two progress calls, since each of them waits for the device."""
+"""Shortest time between two progress calls, each of which waits for the device."""
 
 
 def _step(step_fn: StepFn[Carry], carry: Carry, index: jax.Array) -> tuple[Carry, Metrics]:
     new, metrics = step_fn(carry, index)
     chex.assert_trees_all_equal_shapes_and_dtypes(carry, new)
-    # A weakly typed result would be another type to jit, and the second step another compilation.
+    # To jit, a weakly typed result is another type than the first carry: the second step would compile again.
     return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), new), metrics
 
 
-# Module-level, so that a step function equal to an earlier one finds its program compiled.
+# At module level, so that the cache is shared: a step function equal to an earlier one is not compiled again.
 _jitted_step = jax.jit(_step, donate_argnums=1)
 
 
@@ -50,6 +50,7 @@ _jitted_step = jax.jit(_step, donate_argnums=1)
 def _jitted_chunk(step_fn: StepFn[Carry], carry: Carry, first: jax.Array, count: jax.Array) -> tuple[Carry, Metrics]:
     """Takes `count <= CHUNK` steps; a traced count lets the last, shorter chunk share the program."""
     _, scalars = jax.eval_shape(_jitted_step, step_fn, carry, first)
+    # One row of metrics per step; rows from `count` on stay zero and are cut off on the host.
     rows = jax.tree.map(lambda scalar: jnp.zeros((CHUNK, *scalar.shape), scalar.dtype), scalars)
 
     def body(i, state):
@@ -92,17 +93,17 @@ def descend(
 ) -> tuple[Carry, Metrics]:
     """Takes `num_steps` steps of `step_fn`, compiled once.
 
-    Large arrays belong in the arguments of a `jax.tree_util.Partial`, where they are traced, not in a
-    closure, where they would be compiled in as constants. A `Partial` whose function compares equal to an
-    earlier one (a module-level function, a frozen dataclass) reuses that one's program.
+    Pass large arrays as arguments of a `jax.tree_util.Partial`, which traces them; a closure would compile
+    them in as constants. A `Partial` whose function equals an earlier one (a module-level function, a frozen
+    dataclass) reuses its program.
 
     Args:
         step_fn: `(carry, step index int32 []) -> (carry, metrics)`, a traceable function or a `Partial` of
             one; the carry keeps its structure, shapes and dtypes, metrics are a pytree of scalars.
-        carry: pytree of arrays, left untouched.
+        carry: pytree of arrays; not modified.
         num_steps: steps to take, >= 0; 0 returns the carry and empty metrics.
         start: index of the first step.
-        progress: told how far the descent is, a few times per second.
+        progress: called a few times per second.
         scan: whether a chunk of steps is one device program; by default on every backend except CPU.
 
     Returns:

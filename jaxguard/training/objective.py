@@ -16,13 +16,13 @@ GradientFn = Callable[[Any, Any, Batch], tuple[dict[str, jax.Array], Any, Any]]
 
 
 def partition(variables: Variables) -> tuple[Any, dict[str, Any] | None]:
-    """Splits variables into what is trained and what is carried along.
+    """Splits variables into trained parameters and the other collections.
 
     Args:
-        variables: `{"params": ..., "batch_stats": ..., ...}`, or any other pytree, then trained as a whole.
+        variables: `{"params": ..., "batch_stats": ..., ...}`, or any other pytree, which is trained as a whole.
 
     Returns:
-        Parameters, and the other collections (None where there is no `params` collection).
+        Parameters, and the other collections; None without a `params` collection.
 
     Example:
         >>> partition({"params": {"w": 1.0}, "batch_stats": {"mean": 0.0}})
@@ -34,20 +34,12 @@ def partition(variables: Variables) -> tuple[Any, dict[str, Any] | None]:
 
 
 def combine(params: Any, state: Mapping[str, Any] | None) -> Variables:
-    """Undoes `partition`.
-
-    Args:
-        params: parameters.
-        state: the other collections, or None.
-
-    Returns:
-        Variables.
-    """
+    """Inverse of `partition`."""
     return params if state is None else {"params": params, **state}
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
-    """Mean cross-entropy in float32, whatever the model computes in.
+    """Mean cross-entropy, in float32 for logits of any dtype.
 
     Args:
         logits: `[B, K]`.
@@ -74,23 +66,14 @@ class LossGradient:
 
     Attributes:
         train_fn: training-mode model.
-        loss_fn: `(logits [B, K], labels [B, ...]) -> []`, a function or a value as well.
+        loss_fn: `(logits [B, K], labels [B, ...]) -> []`, a function or a hashable value.
     """
 
     train_fn: TrainFn
     loss_fn: Callable[[jax.Array, jax.Array], jax.Array]
 
     def __call__(self, params: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
-        """Differentiates.
-
-        Args:
-            params: what the gradient is taken of.
-            state: the other collections, as `partition` gives them.
-            batch: images and labels.
-
-        Returns:
-            `{"loss": float32 []}`, the state after the batch in its former dtypes, the gradient shaped like `params`.
-        """
+        """`{"loss": float32 []}`, the state after the batch in its former dtypes, and the gradient by `params`."""
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             logits, after = self.train_fn(combine(params, state), jnp.asarray(batch.images))

@@ -1,4 +1,4 @@
-"""Saved training states, so that a killed run continues where it was and ends where it would have."""
+"""Saved training states: a killed run resumes, and ends exactly as an uninterrupted one."""
 
 import pathlib
 from typing import Any
@@ -7,14 +7,14 @@ from jaxguard.errors import CheckpointError
 
 
 class Resumption:
-    """A folder of training states, each written in the background and moved into place in one piece by Orbax.
+    """A folder of training states that Orbax writes in the background and atomically.
 
-    Use as a context manager: leaving it waits for the last state to be on disk.
+    Use it as a context manager: leaving it waits until the last state is on disk.
 
     Args:
-        folder: created where absent.
-        run: what identifies the run (hyper-parameters, key, data), JSON-serialisable; a folder of another
-            run is refused.
+        folder: created if missing.
+        run: identifies the run (hyper-parameters, key, data), JSON-serialisable; a folder of another run is
+            refused.
     """
 
     def __init__(self, folder: str | pathlib.Path, run: dict[str, Any]):
@@ -38,7 +38,7 @@ class Resumption:
             state: the initial state, of the same structure, shapes and dtypes.
 
         Returns:
-            Steps done, and the state after them; 0 and `state` itself where nothing was saved.
+            Steps done, and the state after them; 0 and `state` itself if nothing was saved.
 
         Raises:
             CheckpointError: the folder holds another run, or a state that cannot be read.
@@ -50,27 +50,23 @@ class Resumption:
         try:
             run = self._manager.restore(step, args=args.Composite(run=args.JsonRestore()))["run"]
             if run == self.run:
-                wanted = args.Composite(state=args.StandardRestore(state))
-                return step, self._manager.restore(step, args=wanted)["state"]
+                items = args.Composite(state=args.StandardRestore(state))
+                return step, self._manager.restore(step, args=items)["state"]
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CheckpointError(
-                f"expected a training state of this model, came an unreadable one ({error}) "
+                f"expected a training state of this model, got an unreadable one ({error}) "
                 f"in {self.folder}/{step}; delete the folder or pass another checkpoint_dir"
             ) from error
         differing = sorted(name for name in {*run, *self.run} if run.get(name) != self.run.get(name))
         raise CheckpointError(
-            f"expected a training state of this run, came one that differs in {', '.join(differing)} "
+            f"expected a training state of this run, got one that differs in {', '.join(differing)} "
             f"in {self.folder}/{step}; delete the folder or pass another checkpoint_dir"
         )
 
     def save(self, step: int, state: Any) -> None:
         """Starts writing the state after `step` steps; returns once it is copied from the device.
 
-        NumPy arrays are not copied: the caller must leave them alone.
-
-        Args:
-            step: steps done.
-            state: pytree of arrays.
+        NumPy arrays are not copied: the caller must not modify them.
         """
         args = self._args
         items = args.Composite(state=args.StandardSave(state), run=args.JsonSave(self.run))

@@ -1,4 +1,4 @@
-"""Shuffled batches of data that stays on the device."""
+"""Shuffled batches of data on the device."""
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +25,9 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 
 
 def draw(key: jax.Array, order: jax.Array, step: jax.Array, data: Batch, batch_size: int) -> tuple[jax.Array, Batch]:
-    """Draws the batch of one step; an epoch's permutation depends on `key` and the epoch alone.
+    """Draws the batch of one step; an epoch's permutation depends only on `key` and the epoch.
 
-    Where `batch_size` does not divide the number of images, the epoch's first images fill up its last batch.
+    If `batch_size` does not divide the number of images, the epoch's first images fill up its last batch.
 
     Args:
         key: the same key in every step.

@@ -1,4 +1,4 @@
-"""Running statistics of a model's norms: used as they are while it learns, or estimated anew after an edit."""
+"""Running statistics of a model's norms: frozen during training, or re-estimated after an edit."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from jaxguard.types import ApplyFn, TrainFn, Variables
 
 @dataclass(frozen=True)
 class RunningStatistics:
-    """A model in evaluation mode in the place of one in training mode: running statistics are used, and stay.
+    """Trains a model in evaluation mode: running statistics are used and not updated.
 
     A value, so that equal ones share a compiled step.
 
@@ -21,29 +21,21 @@ class RunningStatistics:
     apply_fn: ApplyFn
 
     def __call__(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Variables]:
-        """Logits, and the variables as they are.
-
-        Args:
-            variables: of the model.
-            images: `[B, ...]`.
-
-        Returns:
-            `[B, K]` and `variables`.
-        """
+        """Logits `[B, K]`, and `variables` unchanged."""
         return self.apply_fn(variables, images), variables
 
 
 def estimate_statistics(
     train_fn: TrainFn, variables: Variables, images: jax.Array | np.ndarray, *, passes: int = 50
 ) -> Variables:
-    """Shows a model the same images until its running statistics are theirs; parameters stay.
+    """Runs the same images until the running statistics are theirs; parameters do not change.
 
-    A norm of momentum 0.9 forgets what it knew to 0.5 % in 50 passes.
+    After 50 passes at momentum 0.9, the old statistics weigh 0.5 %.
 
     Args:
         train_fn: training-mode model.
-        variables: of the model; left untouched.
-        images: `[B, H, W, C]`, all of them one batch.
+        variables: of the model; not modified.
+        images: `[B, H, W, C]`, one batch.
         passes: forward passes, >= 0.
 
     Returns:

@@ -1,4 +1,4 @@
-"""One step of training on data that lies on the device: draw, augment, differentiate, update."""
+"""One step of training on data on the device: draw, augment, differentiate, update."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ from jaxguard.types import Batch, Variables
 
 
 class TrainState(NamedTuple):
-    """What a step hands to the next.
+    """The carry of a step.
 
     Attributes:
-        params: parameters.
-        state: the other collections, running statistics for one.
-        opt_state: the optimizer's memory.
+        params: trained parameters.
+        state: the other collections, such as running statistics.
+        opt_state: the optimizer's state.
         order: int32 `[N]`, this epoch's permutation.
     """
 
@@ -29,14 +29,7 @@ class TrainState(NamedTuple):
     order: jax.Array
 
     def variables(self, like: Variables) -> Variables:
-        """The model, with the mapping types of `like`.
-
-        Args:
-            like: the variables that training began with.
-
-        Returns:
-            Variables of the same structure.
-        """
+        """The model's variables, with the mapping types of `like`, which training began with."""
         leaves = jax.tree.leaves(objective.combine(self.params, self.state))
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -49,8 +42,8 @@ class Step:
         state, metrics = descend(step.on(data, key), step.init(variables, data), num_steps)
 
     Attributes:
-        gradient_fn: what is descended, such as `CrossEntropyGradient`.
-        optimizer: makes updates of gradients.
+        gradient_fn: gradient of the objective, such as `CrossEntropyGradient`.
+        optimizer: turns gradients into updates.
         batch_size: images per step, at most the number of images.
         augment: `(key, images) -> images`, or None.
     """
@@ -61,44 +54,23 @@ class Step:
     augment: Augment | None = None
 
     def init(self, variables: Variables, data: Batch) -> TrainState:
-        """The carry of the first step.
-
-        Args:
-            variables: where to start.
-            data: `N` training images.
-
-        Returns:
-            The state before the first step.
-        """
+        """The state before the first step."""
         params, state = objective.partition(variables)
         return TrainState(params, state, self.optimizer.init(params), jnp.zeros(len(data.images), jnp.int32))
 
     def on(self, data: Batch, key: jax.Array) -> Partial:
-        """Binds what is traced.
+        """The step function `(carry, step index) -> (carry, metrics)`; moves the data to the device once.
 
         Args:
-            data: `N` training images; moved to the device here, once.
+            data: `N` training images.
             key: draws batches and augmentation.
-
-        Returns:
-            `(carry, step index) -> (carry, metrics)`.
         """
         return Partial(self, jax.device_put(data), key)
 
     def __call__(
         self, data: Batch, key: jax.Array, carry: TrainState, step: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Takes one step.
-
-        Args:
-            data: see `on`.
-            key: see `on`.
-            carry: the state before.
-            step: int32 `[]`, counted from 0 over all epochs.
-
-        Returns:
-            The state after, and what `gradient_fn` records.
-        """
+        """Takes one step, counted from 0 over all epochs: the new state, and the metrics of `gradient_fn`."""
         key_order, key_augment = jax.random.split(key)
         order, batch = sampling.draw(key_order, carry.order, step, data, self.batch_size)
         if self.augment is not None:

@@ -19,10 +19,10 @@ from jaxguard.types import Batch, TrainFn, Variables
 
 
 class TrainResult(NamedTuple):
-    """A trained model and how it got there.
+    """A trained model and its training record.
 
     Attributes:
-        variables: the trained model, of the input's structure, shapes and dtypes.
+        variables: the trained model, with the structure, shapes and dtypes of the input.
         losses: float32 `[steps]`, training loss of every step, those before a resumption included.
         images_per_second: throughput of this process's steps without the first, which compiles; NaN with
             fewer than two steps.
@@ -53,37 +53,37 @@ def fit(
     checkpoint_every: int | None = None,
     progress: descent.Progress | None = None,
 ) -> TrainResult:
-    """Trains on data that lies on the device, shuffled and augmented inside the compiled step.
+    """Trains on data on the device, shuffled and augmented inside the compiled step.
 
     The defaults are the recipe of the CLP paper's released code (SGD 0.1, momentum 0.9, decay 5e-4, cosine,
-    128). With a `checkpoint_dir`, a run that was killed and is started again with the same arguments ends
-    with the variables, bit for bit, of one that was not.
+    128). With a `checkpoint_dir`, a killed run that is started again with the same arguments gives the same
+    variables, bit for bit, as an uninterrupted one.
 
     Args:
         train_fn: training-mode model.
-        variables: where to start; only the collection `params` is trained (everything, where there is none).
+        variables: initial values; only the collection `params` is trained, or everything without one.
         data: `N` training images.
         key: draws batches and augmentation.
-        steps: steps to take; give this or `epochs`.
+        steps: steps to take; pass this or `epochs`.
         epochs: passes over the data.
-        batch_size: images per step; the whole data set where it is smaller.
+        batch_size: images per step, at most `N`.
         learning_rate: of the first step.
         momentum: of SGD, in [0, 1).
         weight_decay: of SGD.
         schedule: `cosine` falls to 0 at the last step.
         label_smoothing: in [0, 1].
         augment: `(key, images) -> images`, such as `CropFlip()`.
-        optimizer: takes the place of SGD; learning rate, momentum, decay and schedule are then its own.
+        optimizer: replaces SGD; learning rate, momentum, decay and schedule are then ignored.
         checkpoint_dir: folder of the states to resume from.
         checkpoint_every: steps between two saved states, >= 1; one epoch by default.
-        progress: told how far the training is, a few times per second.
+        progress: called a few times per second.
 
     Returns:
-        The trained variables with the loss curve and the throughput.
+        The trained variables, the loss curve and the throughput.
 
     Raises:
-        DataError: no image, or not one label per image.
-        ValueError: not exactly one of `steps` and `epochs`, or one out of range.
+        DataError: no images, or not one label per image.
+        ValueError: not exactly one of `steps` and `epochs`, or a value out of range.
         CheckpointError: `checkpoint_dir` holds another run.
         JaxguardError: the loss became NaN or infinite.
 
@@ -133,7 +133,7 @@ def fit(
             folder = stack.enter_context(Resumption(checkpoint_dir, run))
             every = checkpoint_every or epoch_steps
             done, (carry, losses) = folder.restore((carry, losses))
-        first = done + 1  # on its own, since it compiles
+        first = done + 1  # by itself, because it compiles: not timed
         for stop in sorted({first, *range(every, total, every), total}):
             if not done < stop <= total:
                 continue

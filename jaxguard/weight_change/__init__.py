@@ -1,7 +1,7 @@
 """Neuron weight change: unlearning moves the weights of backdoor channels the most.
 
-TSBD unlearns the defender's clean images, OTBR labelled noise; both rank channels by the L1 norm of what that did to
-their kernels.
+TSBD unlearns the defender's clean images, OTBR labelled noise; both rank channels by the L1 norm of the change of their
+kernels.
 
     unlearned = unlearn_noise(network, key)
     scores = neuron_weight_change(network.graph, network.variables, unlearned.variables)

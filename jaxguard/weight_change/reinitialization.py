@@ -22,19 +22,19 @@ def reinitialize(
     masks: Mapping[int, np.ndarray],
     m: float,
 ) -> Any:
-    """Sets the weights of the masked channels to zero whose change is among the largest of theirs.
+    """Sets to zero the weights of the masked channels that changed the most.
 
         pool = changes of all weights of all masked channels,  q = floor(m |pool|)
         w := 0  where  change >= the q-th largest of the pool
 
-    Biases, norms and unmasked channels are left alone.
+    Biases, norms and unmasked channels are not modified.
 
     Args:
         graph: the model's channel graph.
         variables: its variables; not modified.
         changes: producer number -> `[C, weights per channel]`, of `weight_change`.
         masks: producer number -> bool `[C]`.
-        m: share of the pool, in [0, 1]; ties with its smallest change are zeroed as well. With `q = 0` nothing is.
+        m: share of the pool, in [0, 1]; ties with the q-th largest change are zeroed too. Nothing is if `q = 0`.
 
     Returns:
         The edited variables.
@@ -54,12 +54,13 @@ def reinitialize(
 
 
 def _zero_weights(view: LeafView, weights: np.ndarray) -> surgery.Edit:
-    """Edit that zeroes single weights, given channel by channel as `weight_change` lays them out."""
+    """Edit that zeroes single weights, given as bool `[C, weights per channel]` in the order of `weight_change`."""
 
     def apply(leaf: jax.Array) -> jax.Array:
         leaf = jnp.asarray(leaf)
         run = leaf[view.index]
         others = [size for axis, size in enumerate(run.shape) if axis not in view.axes]
+        # The inverse of `weight_change`: there the channel axes were moved to the front and flattened.
         grid = np.moveaxis(weights.reshape(*view.shape, *others), range(len(view.axes)), view.axes)
         return leaf.at[view.index].set(jnp.where(grid, 0, run).astype(leaf.dtype))
 

@@ -19,9 +19,9 @@ from jaxguard.types import Variables
 def neuron_weight_change(
     graph: ChannelGraph, before: Variables, after: Variables, *, decimals: int | None = None
 ) -> tuple[np.ndarray, ...]:
-    """NWC of every channel: the L1 norm of what its kernel moved (TSBD, section 3; OTBR, stage 1).
+    """NWC of every channel: the L1 norm of the change of its kernel (TSBD, section 3; OTBR, stage 1).
 
-    It is not divided by the fan-in, so wide layers score higher; biases and norms are left out.
+    It is not divided by the fan-in, so wide layers score higher; biases and norms are ignored.
 
     Args:
         graph: the model's channel graph.
@@ -30,7 +30,7 @@ def neuron_weight_change(
         decimals: places to round to; 4 as in the reference codes, which write the scores to a text file.
 
     Returns:
-        float32 `[C]` per producer of the graph; a kernel that is used twice has the same score at both places.
+        float32 `[C]` per producer of the graph; a kernel that is used twice has the same scores at both.
 
     Raises:
         GraphError: the variables are not those the graph was derived from.
@@ -50,21 +50,15 @@ def neuron_weight_change(
 
 @functools.partial(jax.jit, static_argnums=0)
 def weight_change(graph: ChannelGraph, before: Variables, after: Variables) -> list[jax.Array]:
-    """`|after - before|` of every weight, channel by channel, as it lies in the kernel's leaf.
+    """`|after - before|` of every weight, float32 `[C, weights per channel]` per producer of the graph.
 
-    Args:
-        graph: the model's channel graph.
-        before: its variables.
-        after: those of the unlearned model.
-
-    Returns:
-        float32 `[C, weights per channel]` per producer of the graph.
+    The weights of a channel are in the order of the kernel's leaf.
 
     Raises:
         GraphError: the variables are not those the graph was derived from.
     """
     olds, news = (graph.leaves(graph.program, variables) for variables in (before, after))
-    places = dict(zip(leaf_paths(before), graph.program.leaves, strict=True))
+    places = dict(zip(leaf_paths(before), graph.program.leaves, strict=True))  # leaf path -> value in the program
     changes = []
     for producer in graph.producers:
         place = places[producer.kernel.path]
@@ -73,11 +67,11 @@ def weight_change(graph: ChannelGraph, before: Variables, after: Variables) -> l
 
 
 def highest(scores: Sequence[np.ndarray], share: float) -> tuple[np.ndarray, ...]:
-    """The channels of the highest scores, ranked over all layers together.
+    """The channels with the highest scores, ranked over all layers together.
 
     Args:
-        scores: `[C]` per layer; leave out the layers that must not be touched.
-        share: of all channels, in [0, 1]; `floor(share * channels)` are taken.
+        scores: `[C]` per layer; leave out the layers that must not change.
+        share: of all channels, in [0, 1]; `floor(share * channels)` are chosen.
 
     Returns:
         bool `[C]` per layer. Of equal scores, the earlier layer's and then the earlier channel's come first.
@@ -87,9 +81,9 @@ def highest(scores: Sequence[np.ndarray], share: float) -> tuple[np.ndarray, ...
         [[False, True], [True, False]]
     """
     flat = np.concatenate([*scores, np.zeros(0)])
-    taken = np.zeros(len(flat), bool)
-    taken[np.argsort(-flat, kind="stable")[: math.floor(share * len(flat))]] = True
-    return tuple(np.split(taken, np.cumsum([len(score) for score in scores])[:-1])) if scores else ()
+    chosen = np.zeros(len(flat), bool)
+    chosen[np.argsort(-flat, kind="stable")[: math.floor(share * len(flat))]] = True  # stable: ties by position
+    return tuple(np.split(chosen, np.cumsum([len(score) for score in scores])[:-1])) if scores else ()
 
 
 def _float32(leaf: Any) -> jax.Array:
@@ -97,5 +91,6 @@ def _float32(leaf: Any) -> jax.Array:
 
 
 def _rows(view: LeafView, leaf: jax.Array) -> jax.Array:
+    # A leaf may hold a part per producer (`index`) and spread the channels over several axes: these come first.
     run = jnp.moveaxis(leaf[view.index], view.axes, range(len(view.axes)))
     return run.reshape(math.prod(view.shape), -1)

@@ -1,4 +1,4 @@
-"""Unlearning: gradient ascent on the cross-entropy, of the defender's clean images or of labelled noise."""
+"""Unlearning: gradient ascent on the cross-entropy of the defender's clean images or of labelled noise."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from jaxguard.types import Batch, Network, Variables
 
 
 class Unlearned(NamedTuple):
-    """A model that has unlearned, and how it got there.
+    """An unlearned model and its curves.
 
     Attributes:
-        variables: of the input's structure, shapes and dtypes.
-        losses: float32 `[steps]`, cross-entropy before each step; it rises.
-        accuracies: float64 `[epochs]`, evaluation-mode accuracy on the clean images after each epoch; empty where
-            noise was unlearned.
+        variables: with the structure, shapes and dtypes of the input.
+        losses: float32 `[steps]`, rising cross-entropy before each step.
+        accuracies: float64 `[epochs]`, evaluation-mode accuracy on the clean images after each epoch; empty for noise.
     """
 
     variables: Variables
@@ -33,27 +32,18 @@ class Unlearned(NamedTuple):
 
 @dataclass(frozen=True)
 class Ascent:
-    """Turns a gradient around, so that a step of descent climbs.
+    """Negates a gradient, so that a step of descent ascends.
 
     A value, not a closure: two equal ones share a compiled step.
 
     Attributes:
-        gradient_fn: of what is climbed.
+        gradient_fn: gradient of the objective to maximise.
     """
 
     gradient_fn: GradientFn
 
     def __call__(self, params: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
-        """Differentiates, and negates the gradient.
-
-        Args:
-            params: what the gradient is taken of.
-            state: the other collections.
-            batch: images and labels.
-
-        Returns:
-            What `gradient_fn` does, with the gradient's sign changed.
-        """
+        """The result of `gradient_fn` with the gradient negated."""
         metrics, after, gradient = self.gradient_fn(params, state, batch)
         return metrics, after, jax.tree.map(jnp.negative, gradient)
 
@@ -69,15 +59,7 @@ class UniformNoise:
     shape: tuple[int, ...]
 
     def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """Draws noise.
-
-        Args:
-            key: random key.
-            images: `[B, ...]`, of which only `B` matters.
-
-        Returns:
-            float32 `[B, *shape]`.
-        """
+        """Noise, float32 `[B, *shape]` for images `[B, ...]`."""
         return jax.random.uniform(key, (len(images), *self.shape))
 
 
@@ -94,7 +76,7 @@ def unlearn(
     augment: Augment | None = None,
     progress: Progress | None = None,
 ) -> Unlearned:
-    """Climbs the cross-entropy of clean images until the model knows no more than chance (TSBD, stage 1).
+    """Maximises the cross-entropy of clean images until the accuracy is that of chance (TSBD, stage 1).
 
     The accuracy is measured after every epoch, between two calls of one compiled step. Images are shuffled, and the
     last batch of an epoch is filled up; the reference code takes them in order and keeps a last, smaller batch.
@@ -103,21 +85,20 @@ def unlearn(
         network: where to start, with a training mode; left untouched.
         data: clean images.
         key: draws batches and augmentation.
-        epochs: passes at most, >= 0.
-        stop_acc: accuracy from which no further epoch begins; `1/K` by default, 0.10 in the reference code whatever
-            the data set.
-        batch_size: images per step; all of them where there are fewer.
+        epochs: upper limit, >= 0.
+        stop_acc: accuracy at or below which to stop; `1/K` by default, 0.10 in the reference code for every data set.
+        batch_size: images per step, at most all of them.
         learning_rate: of SGD, without decay or schedule.
         momentum: of SGD, in [0, 1).
-        augment: `(key, images) -> images`; the accuracy is that of the images as they are.
-        progress: told how far the descent is; the number of steps is that of all epochs.
+        augment: `(key, images) -> images`; the accuracy is measured without it.
+        progress: called a few times per second; the total is that of all epochs.
 
     Returns:
-        The unlearned variables and the curves; at least one epoch is taken unless `epochs` is 0.
+        The unlearned variables and the curves; at least one epoch is run unless `epochs` is 0.
 
     Raises:
         DefenseError: the loss became NaN or infinite.
-        DataError: no image, or a label the model has no class for.
+        DataError: no images, or a label that is not a class of the model.
     """
     batch_size = min(batch_size, len(data.images))
     epoch_steps = training.steps_per_epoch(len(data.images), batch_size)
@@ -126,10 +107,10 @@ def unlearn(
     variables = network.variables
     step = _ascent(network, learning_rate, momentum, batch_size, augment)
     step_fn, carry, total = step.on(data, key), step.init(variables, data), epochs * epoch_steps
-    told = progress and (lambda done, _, metrics: progress(done, total, metrics))
+    report = progress and (lambda done, _, metrics: progress(done, total, metrics))
     losses, accuracies = [np.zeros(0, np.float32)], []
     for epoch in range(epochs):
-        carry, curves = training.descend(step_fn, carry, epoch_steps, start=epoch * epoch_steps, progress=told)
+        carry, curves = training.descend(step_fn, carry, epoch_steps, start=epoch * epoch_steps, progress=report)
         losses.append(curves["loss"])
         _require_finite(np.concatenate(losses), carry.params)
         accuracies.append(evaluation.accuracy(network.with_variables(carry.variables(like=variables)), data))
@@ -150,10 +131,10 @@ def unlearn_noise(
     momentum: float = 0.9,
     progress: Progress | None = None,
 ) -> Unlearned:
-    """Climbs the cross-entropy of labelled noise, fresh in every step; needs no data (OTBR, stage 1).
+    """Maximises the cross-entropy of labelled noise, fresh in every step; needs no data (OTBR, stage 1).
 
-    The noise is what a model of this library takes as an image, uniform in [0, 1) before its normalisation; the
-    reference code feeds the same noise past the normalisation.
+    The noise is uniform in [0, 1) before the model's normalisation; in the reference code it bypasses the
+    normalisation.
 
     Args:
         network: where to start; left untouched. Without a training mode, norms keep their running statistics.
@@ -165,7 +146,7 @@ def unlearn_noise(
         batch_size: images per step.
         learning_rate: of SGD, without decay or schedule.
         momentum: of SGD, in [0, 1).
-        progress: told how far the descent is.
+        progress: called a few times per second.
 
     Returns:
         The unlearned variables and the loss curve.
@@ -174,7 +155,7 @@ def unlearn_noise(
         DefenseError: the loss became NaN or infinite.
     """
     key_labels, key_noise = jax.random.split(key)
-    # An image of zero pixels is the place of one that the augmentation draws.
+    # Images without pixels are placeholders: the augmentation draws the noise.
     count = max(steps, 1) * batch_size
     num_labels = network.num_classes if num_labels is None else num_labels
     data = Batch(np.zeros((count, 0), np.float32), jax.random.randint(key_labels, (count,), 0, num_labels))

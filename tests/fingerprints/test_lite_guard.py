@@ -193,7 +193,7 @@ def test_bad_owners_and_pools():
         lite_guard(model="mlp:hidden=32").make(Owner(owner.network), KEY)
     other = models.build("mlp:hidden=8", num_classes=4, input_shape=(16, 16, 1))
     stranger = [other.network(other.init(KEY))]
-    with pytest.raises(FingerprintError, match=r"10 outputs, got some of \[4\]"):
+    with pytest.raises(FingerprintError, match=r"10 outputs, .* got some with \[4\]"):
         lite_guard(positives=stranger, negatives=digits.independents(), **QUICK).make(owner, KEY)
     broken = Owner(Network(jnp.float32(np.nan), scaled, (1, 3, 1)), Batch(np.ones((40, 1, 3, 1)), np.zeros(40)))
     others = [Network(jnp.float32(2), scaled, (1, 3, 1))]

@@ -80,7 +80,7 @@ def test_the_papers_numbers_of_probes_or_all_there_are(owner):
     for variant, count in (("jc", 60), ("normal", 60), ("cutmix", 60), ("wrong", 30)):
         probes = sac(variant=variant).make(owner, jax.random.key(0))
         assert len(probes.images) == count
-        assert f"fewer than {NUM_PROBES[variant]}." in probes.notes[0]
+        assert f"fewer than {NUM_PROBES[variant]}" in probes.notes[0]
     assert sac(variant="jc", num_probes=60).make(owner, jax.random.key(0)).notes == ()
 
 

@@ -158,7 +158,7 @@ def test_a_model_without_batch_norm_says_so():
 def test_a_broken_model_is_named(trained):
     graph, variables = trained
     broken = {**variables, "params": {**variables["params"], "linear": variables["params"]["linear"] * np.nan}}
-    with pytest.raises(JaxguardError, match="expected a finite loss, came nan at step 0"):
+    with pytest.raises(JaxguardError, match="expected a finite loss, got nan at step 0"):
         synthesise(graph, broken, KEY, labels=np.arange(4), steps=2)
 
 
