@@ -132,7 +132,9 @@ def nnx_cnn() -> Case:
             self.dense = nnx.Linear(8 * 16, 4, rngs=rngs)
 
         def __call__(self, x):
-            x = nnx.avg_pool(nnx.relu(self.norm(self.conv(x))), (2, 2), (2, 2))
+            x = nnx.relu(self.norm(self.conv(x)))
+            with jax.numpy_dtype_promotion("standard"):  # Flax divides by a whole number
+                x = nnx.avg_pool(x, (2, 2), (2, 2))
             return self.dense(x.reshape(x.shape[0], -1))
 
     definition, state = nnx.split(CNN(nnx.Rngs(0)))

@@ -51,9 +51,13 @@ def akh(*, num_probes: Count = 100, least: Count = owner_images.LEAST) -> Finger
     return Fingerprint(
         make_fn=make,
         signature_fn=lambda probes, outputs: jnp.where(jnp.isnan(outputs).any(-1), -1, outputs.argmax(-1)),
-        distance_fn=lambda probes, owner, suspects: ((suspects == owner) & (owner >= 0)).mean(-1, dtype=jnp.float32),
+        distance_fn=lambda probes, owner, suspects: _share(owner[None], suspects),
         stolen="high",
         sees="copies that keep the owner's mistakes: fine-tuned, pruned, quantised or extracted.",
         blind="copies with other classes, and copies retrained until they make other mistakes.",
         answers="labels",
     )
+
+
+def _share(owner: jax.Array, suspects: jax.Array) -> jax.Array:
+    return ((suspects == owner) & (owner >= 0)).mean(-1, dtype=jnp.float32)

@@ -257,7 +257,7 @@ def isolation(
     for value, here, rate in zip(linear, *jax.jvp(entering, (points,), (directions,)), strict=True):
         distances = jnp.where(rate == 0, jnp.inf, jnp.abs(here / jnp.where(rate == 0, 1, rate)))
         if value in values:
-            mine = (units[:, :1] == values.index(value)) & (units[:, 1:] == jnp.arange(here.shape[1]))
+            mine = (units[:, :1] == values.index(value)) & (units[:, 1:] == jnp.arange(here.shape[1])[None])
             distances = jnp.where(mine, jnp.inf, distances)
         found = jnp.minimum(found, distances.min(1))
     return found

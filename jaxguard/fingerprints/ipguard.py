@@ -87,7 +87,7 @@ class Crossing:
         Returns:
             `[N]`, 0 where the point has crossed far enough.
         """
-        classes = jnp.arange(logits.shape[-1])
+        classes = jnp.arange(logits.shape[-1])[None]
         is_source, is_target = classes == source[:, None], classes == target[:, None]
         first, second = (jnp.where(mask, logits, 0).sum(-1) for mask in (is_source, is_target))
         others = jnp.where(is_source | is_target, -jnp.inf, logits).max(-1)
@@ -188,7 +188,7 @@ def ipguard(
     return Fingerprint(
         make_fn=make,
         signature_fn=lambda probes, outputs: outputs.argmax(-1),
-        distance_fn=lambda probes, owner, suspects: (suspects == owner).mean(-1, dtype=jnp.float32),
+        distance_fn=lambda probes, owner, suspects: (suspects == owner[None]).mean(-1, dtype=jnp.float32),
         stolen="high",
         sees="copies whose weights derive from the owner's: fine-tuned, pruned or quantised.",
         blind="extraction and distillation, which form other boundaries; copies with other classes.",

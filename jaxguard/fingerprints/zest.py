@@ -212,6 +212,6 @@ def _distances(owner: jax.Array, suspects: jax.Array, metric: Metric) -> jax.Arr
     ours, theirs = owner.reshape(-1), suspects.reshape(len(suspects), -1)
     if metric != "cosine":
         order = {"L1": 1, "L2": 2, "Linf": jnp.inf}[metric]
-        return jnp.linalg.norm(theirs - ours, ord=order, axis=-1)
+        return jnp.linalg.norm(theirs - ours[None], ord=order, axis=-1)
     ours, theirs = (w / jnp.maximum(jnp.linalg.norm(w, axis=-1, keepdims=True), 1e-12) for w in (ours, theirs))
     return jnp.maximum(1 - jnp.matmul(theirs, ours, precision=jax.lax.Precision.HIGHEST), 0)

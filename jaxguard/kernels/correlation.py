@@ -209,7 +209,7 @@ def _entries(left: jax.Array, right: jax.Array, far_left: jax.Array, far_right: 
     squares_left, squares_right = (
         jnp.sum(part * part, axis=-1) + far for part, far in ((left, far_left), (right, far_right))
     )
-    return jnp.exp(2 * products - squares_left[:, None] - squares_right)
+    return jnp.exp(2 * products - squares_left[:, None] - squares_right[None])
 
 
 def _scale(kernel: Kernel, halved: bool) -> float:

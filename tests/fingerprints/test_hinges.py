@@ -21,8 +21,8 @@ def mlp():
     """Graph and weights of two hidden layers with biases, and the weights in double precision."""
 
     def apply_fn(v, x):
-        hidden = jax.nn.relu(x.reshape(len(x), -1) @ v["w1"] + v["b1"])
-        return jax.nn.relu(hidden @ v["w2"] + v["b2"]) @ v["w3"] + v["b3"]
+        hidden = jax.nn.relu(x.reshape(len(x), -1) @ v["w1"] + v["b1"][None])
+        return jax.nn.relu(hidden @ v["w2"] + v["b2"][None]) @ v["w3"] + v["b3"][None]
 
     rng = np.random.default_rng(0)
     shapes = {"w1": (16, 10), "b1": (10,), "w2": (10, 8), "b2": (8,), "w3": (8, 3), "b3": (3,)}
@@ -173,7 +173,8 @@ def test_a_convolution_with_its_norm_equals_its_explicit_matrix():
 
     def apply_fn(v, x):
         x = jax.lax.conv_general_dilated(x, v["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        x = (x - v["mean"]) * jax.lax.rsqrt(v["var"] + EPSILON) * v["scale"] + v["bias"]
+        mean, var, scale, bias = (v[name][None, None, None] for name in ("mean", "var", "scale", "bias"))
+        x = (x - mean) * jax.lax.rsqrt(var + EPSILON) * scale + bias
         return jax.nn.relu(x).reshape(len(x), -1) @ v["head"]
 
     exact = {name: np.asarray(array, np.float64) for name, array in variables.items()}
@@ -217,6 +218,7 @@ def test_gradients_are_every_images_own(name):
     z, gradient = z_and_gradient(units, images)
     for k in range(3):
         slope = float(jnp.linalg.norm(gradient[k]))
-        moved, _ = z_and_gradient(units, images.copy() + 1e-3 * np.eye(3)[k].reshape(3, 1, 1, 1) * gradient[k] / slope)
+        step = 1e-3 * np.eye(3, dtype=np.float32)[k].reshape(3, 1, 1, 1) * gradient[k][None] / slope
+        moved, _ = z_and_gradient(units, images.copy() + step)
         assert (moved[k] - z[k]) / 1e-3 == pytest.approx(slope, rel=0.05)
         np.testing.assert_allclose(np.delete(moved, k), np.delete(z, k), rtol=1e-4, atol=1e-5)

@@ -169,7 +169,7 @@ def test_copies_are_nearer_than_independent_models_also_of_other_classes(variant
     # Channels in another order, scaled up and down again: the same function.
     order, scale = rng.permutation(32), rng.uniform(0.5, 2, size=32)
     disguised = {
-        "w1": (owner.network.variables["w1"] * scale)[:, order],
+        "w1": (owner.network.variables["w1"] * scale[None])[:, order],
         "w2": (owner.network.variables["w2"] / scale[:, None])[order],
     }
     models = [owner.network.variables, disguised, tuned, *map(weights, (1, 2)), weights(3, num_classes=9)]

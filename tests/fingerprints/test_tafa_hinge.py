@@ -65,7 +65,7 @@ def autoencoder():
     """Images out of images."""
 
     def apply_fn(v, x):
-        code = jax.nn.relu(jax.nn.relu(x.reshape(len(x), -1) @ v["a"] + v["b"]) @ v["c"])
+        code = jax.nn.relu(jax.nn.relu(x.reshape(len(x), -1) @ v["a"] + v["b"][None]) @ v["c"])
         return (code @ v["d"]).reshape(x.shape)
 
     rng = np.random.default_rng(4)

@@ -22,7 +22,7 @@ def test_nwc_is_the_l1_distance_of_the_kernels_as_they_are_applied(name):
 
 
 def mlp(v, x):
-    return jax.nn.relu(jax.nn.relu(x @ v["w1"] + v["b1"]) @ v["w2"]) @ v["w3"]
+    return jax.nn.relu(jax.nn.relu(x @ v["w1"] + v["b1"][None]) @ v["w2"]) @ v["w3"]
 
 
 BEFORE = {"w1": jnp.ones((2, 3)), "b1": jnp.ones(3), "w2": jnp.ones((3, 2)), "w3": jnp.ones((2, 2))}

@@ -40,19 +40,24 @@ class Moments(NamedTuple):
 
     def add(self, sample: jax.Array, active: jax.Array) -> Moments:
         """One more sample `[N]` of the active players, `[N]` or `[]` bool."""
-        samples = self.samples + active
+        samples = self.samples + jnp.asarray(active, jnp.int32)
         shift = jnp.where(active, sample - self.mean, 0)
-        mean = self.mean + shift / jnp.maximum(samples, 1)
-        return Moments(samples, mean, self.deviation + shift * (sample - mean) * active)
+        mean = self.mean + shift / _at_least_one(samples)
+        return Moments(samples, mean, self.deviation + jnp.where(active, shift * (sample - mean), 0))
 
     def variance(self) -> jax.Array:
         """`[N]` of one sample; infinite where there are fewer than two."""
-        return jnp.where(self.samples > 1, self.deviation / jnp.maximum(self.samples - 1, 1), jnp.inf)
+        return jnp.where(self.samples > 1, self.deviation / _at_least_one(self.samples - 1), jnp.inf)
 
     def standard_errors(self) -> jax.Array:
         """`[N]` of the means."""
-        return jnp.sqrt(self.variance() / jnp.maximum(self.samples, 1))
+        return jnp.sqrt(self.variance() / _at_least_one(self.samples))
 
     def estimate(self, evaluations: jax.Array, converged: jax.Array) -> Estimate:
         """What is known so far."""
         return Estimate(self.mean, self.standard_errors(), self.samples, evaluations, converged)
+
+
+def _at_least_one(samples: jax.Array) -> jax.Array:
+    """A divisor, float32."""
+    return jnp.maximum(samples, 1).astype(jnp.float32)

@@ -99,7 +99,8 @@ def _epsilon_greedy(
     def step(state: _Greedy) -> _Greedy:
         number, uniform, greedy, evaluations = state
         share = jnp.where(number < warmup, 1.0, epsilon)
-        present = (uniform.mean * uniform.samples + greedy.mean * greedy.samples) / jnp.maximum(number, 1)
+        total = sum(moments.mean * moments.samples.astype(jnp.float32) for moments in (uniform, greedy))
+        present = total / jnp.maximum(number, 1).astype(jnp.float32)
         order, is_uniform = greedy_order(jax.random.fold_in(key, number), present, epsilon=share)
         values, count = marginals(values_fn, order[None], full=full, threshold=threshold, chunk=chunk)
         return _Greedy(

@@ -67,7 +67,7 @@ def _marginals(
         # the players in between lose nothing. Passes that had ended keep their last value throughout.
         stops = jnp.zeros_like(found, bool) if threshold is None else found <= threshold
         end = jnp.where(stops.any(axis=1), jnp.argmax(stops, axis=1), chunk - 1)[:, None]
-        found = jnp.where(jnp.arange(chunk) > end, jnp.take_along_axis(found, end, axis=1), found)
+        found = jnp.where(jnp.arange(chunk)[None] > end, jnp.take_along_axis(found, end, axis=1), found)
         found = jnp.where(is_open[:, None], found, last[:, None])
         evaluations += is_open.sum() * jnp.minimum(chunk, players - block * chunk)
         values = jax.lax.dynamic_update_slice(values, found, (0, block * chunk))

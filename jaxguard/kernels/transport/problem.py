@@ -115,7 +115,7 @@ def distances(source: jax.typing.ArrayLike, target: jax.typing.ArrayLike) -> jax
     """
     source, target = (jnp.asarray(x, jnp.float32) for x in (source, target))
     product = jnp.matmul(source, target.T, precision=jax.lax.Precision.HIGHEST)
-    squares = jnp.sum(source**2, 1)[:, None] + jnp.sum(target**2, 1) - 2 * product
+    squares = jnp.sum(source**2, 1)[:, None] + jnp.sum(target**2, 1)[None] - 2 * product
     found = jnp.sqrt(jnp.maximum(squares, 0))
     shared = min(source.shape[0], target.shape[0])
     equal = jnp.pad(jnp.all(source[:shared] == target[:shared], 1), (0, source.shape[0] - shared))
