@@ -1,4 +1,4 @@
-"""The offline default: scikit-learn's 1,797 handwritten digits, 8x8 grey, shipped inside that library."""
+"""The offline default: the 1,797 handwritten digits, 8x8 grey, that scikit-learn ships."""
 
 import numpy as np
 
@@ -14,19 +14,19 @@ _WHITE = 16
 
 
 def read(name: str, *, seed: int) -> Source:
-    """Reads the digits, and draws a stratified 20 % of them for testing: they come without an official split.
+    """Reads the digits and draws a stratified 20 % for testing, since they have no official split.
 
     Args:
-        name: must be empty; there is one such dataset.
-        seed: which images are for testing.
+        name: must be empty.
+        seed: draws the test images.
 
     Raises:
-        DataError: something follows `digits`.
+        DataError: `name` is not empty.
     """
     from sklearn import datasets
 
     if name:
-        raise DataError(f"digits:{name}: expected the specification `digits`, found {name!r} behind it; drop it")
+        raise DataError(f"digits:{name}: expected the specification `digits`, found {name!r} after it; remove it")
     rows, classes = (np.asarray(array) for array in datasets.load_digits(return_X_y=True))
     everything = images.batch(rows.reshape(-1, 8, 8).astype(np.float32) / _WHITE, classes, "digits")
     pixels, labels = np.asarray(everything.images), np.asarray(everything.labels)

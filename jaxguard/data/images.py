@@ -1,4 +1,4 @@
-"""Raw arrays of any source become float32 images in [0, 1], NHWC, and int32 labels, or one clear error."""
+"""Checks raw arrays of any source and converts them to float32 images in [0, 1], NHWC, and int32 labels."""
 
 import numpy as np
 from PIL import Image

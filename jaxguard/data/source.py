@@ -1,4 +1,4 @@
-"""What every source of data hands over, before the clean split is drawn."""
+"""The result of a data source, before the clean split is drawn."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ class Source:
     """The official splits.
 
     Attributes:
-        train: may be empty, `[0, H, W, C]`, where a pack is for testing only.
+        train: empty, `[0, H, W, C]`, if a pack is for testing only.
         test: never empty.
         num_classes: `K`.
-        image_size: side to resize to unless the caller says otherwise; None leaves the images as they are.
+        image_size: default side to resize to; None keeps the size.
     """
 
     train: Batch

@@ -1,4 +1,4 @@
-"""The table of data sources, and the one way in."""
+"""The table of data sources, and `load`."""
 
 from collections.abc import Callable, Mapping
 
@@ -14,7 +14,7 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
     "npz": npz.read,
     "tfds": tfds_source.read,
 }
-"""`{prefix: (what follows the colon, *, seed) -> Source}`."""
+"""Prefix -> `(text after the colon, *, seed) -> Source`."""
 
 
 def load(
@@ -29,7 +29,7 @@ def load(
 
     Args:
         spec: `digits` (offline, 16x16 grey), `npz:PATH`, or `tfds:NAME`.
-        seed: which images become clean ones (and, for `digits`, test images).
+        seed: draws the clean images and, for `digits`, the test images.
         clean: fraction of the official training split that the defender owns; 0 for none.
         clean_per_class: number of clean images per class instead of `clean`.
         image_size: side to resize all images to, in pixels.
@@ -39,7 +39,7 @@ def load(
         `train` and `clean` of shape `[0, H, W, C]`.
 
     Raises:
-        DataError: an unknown specification, data that is missing or malformed, or too few images for `clean`.
+        DataError: an unknown specification, missing or malformed data, or too few images for `clean`.
 
     >>> dataset = load("digits", clean_per_class=1)
     >>> dataset.test.images.shape, sorted(dataset.clean.labels.tolist()), dataset.num_classes
@@ -49,7 +49,7 @@ def load(
     if prefix not in SOURCES or (prefix != "digits" and not name):
         raise DataError(
             f"{spec!r}: expected digits, npz:PATH or tfds:NAME, found an unknown specification; "
-            "a pack needs its prefix, such as npz:cifar10.npz"
+            "add the prefix of a pack, such as npz:cifar10.npz"
         )
     splits.check_request(seed, clean, clean_per_class)
     source = SOURCES[prefix](name, seed=seed)

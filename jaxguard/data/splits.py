@@ -1,4 +1,4 @@
-"""Which images belong to whom: drawn class by class, from a seed, never overlapping."""
+"""Random disjoint splits, drawn class by class from a seed."""
 
 import numpy as np
 
@@ -9,12 +9,12 @@ from jaxguard.types import Batch
 def draw(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draws `counts[k]` images of every class `k` without replacement.
 
-    Every class is shuffled whole before its first images are taken: with one seed, a larger draw contains a smaller.
+    Every class is shuffled as a whole: with the same seed, a larger draw contains a smaller one.
 
     Args:
         labels: `[N]` integers in [0, K).
         counts: `[K]`, each at most the images of its class.
-        rng: decides which.
+        rng: source of randomness.
 
     Returns:
         `[N]` bool, True where drawn.
@@ -30,7 +30,7 @@ def draw(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np
 
 
 def check_request(seed: int, clean: float, clean_per_class: int | None) -> None:
-    """Checks what a caller asks the clean split to be, before anything is read.
+    """Checks the arguments of the clean split, before anything is read.
 
     Raises:
         DataError: a negative seed, a fraction outside [0, 1], or a negative number per class.
@@ -49,15 +49,14 @@ def check_request(seed: int, clean: float, clean_per_class: int | None) -> None:
 def split_clean(
     train: Batch, *, num_classes: int, seed: int, clean: float, clean_per_class: int | None, where: str
 ) -> tuple[Batch, Batch]:
-    """Gives the defender the same number of images of every class, and the author the rest.
+    """Splits off the same number of images of every class for the defender.
 
     Args:
-        train: the official training split; empty for a test-only pack, then both parts are.
-        num_classes: `K`; classes without a training image are passed over.
-        seed: which images.
-        clean: fraction of the training images, shared out equally: `round(clean N / K)` per class, at least one
-            unless 0.
-        clean_per_class: the number per class itself; overrides `clean`.
+        train: the official training split; if empty, for a test-only pack, both parts are.
+        num_classes: `K`; classes without a training image are skipped.
+        seed: draws the images.
+        clean: fraction of the training images, divided equally: `round(clean N / K)` per class, at least one unless 0.
+        clean_per_class: the number per class; overrides `clean`.
         where: the data's specification, for the message.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Image classification datasets of TensorFlow Datasets, read at random access without TensorFlow."""
+"""Image classification datasets of TensorFlow Datasets, read by random access without TensorFlow."""
 
 import os
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ def read(name: str, *, seed: int) -> Source:
     """Reads a dataset that is prepared under `TFDS_DATA_DIR` (or `~/tensorflow_datasets`); downloads nothing.
 
     Args:
-        name: as TFDS has it, such as `cifar10`, `mnist:3.0.1` or `cifar10_corrupted/fog_3`.
-        seed: not used, the splits are the dataset's own: `train`, and `test` or else `validation`.
+        name: TFDS's name, such as `cifar10`, `mnist:3.0.1` or `cifar10_corrupted/fog_3`.
+        seed: not used; the splits are the dataset's own: `train`, and `test` or else `validation`.
 
     Raises:
-        DataError: not prepared, no image and class label, missing splits, or images of different sizes.
+        DataError: not prepared, no image with a class label, missing splits, or images of different sizes.
     """
     del seed
     with quiet_absl():
@@ -63,10 +63,10 @@ def _opened(builder: Any, split: str, name: str) -> Sequence[dict[str, Any]]:
         raise _unprepared(name, f"{builder.info.file_format.value} files, which have no random access") from error
 
 
-def _unprepared(name: str, came: str) -> DataError:
+def _unprepared(name: str, found: str) -> DataError:
     folder = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     return DataError(
-        f"tfds:{name}: expected a dataset prepared for random access in {folder} (TFDS_DATA_DIR), found {came}; "
+        f"tfds:{name}: expected a dataset prepared for random access in {folder} (TFDS_DATA_DIR), found {found}; "
         "check the name, then prepare it once where TensorFlow is installed: "
         f'tfds.builder("{name}", file_format="array_record").download_and_prepare()'
     )

@@ -1,13 +1,13 @@
-"""How differently two models relate the same images to each other.
+"""Sample correlation: the difference between two models' distance matrices of the same images.
 
-Sample correlation of Guan et al., "Are You Stealing My Model? Sample Correlation for Fingerprinting Deep Neural
-Networks", NeurIPS 2022: a model's outputs on `N` probes, scaled to unit rows `u_i`, give an `[N, N]` matrix
+Guan et al., "Are You Stealing My Model? Sample Correlation for Fingerprinting Deep Neural Networks", NeurIPS 2022. A
+model's outputs on `N` probes, scaled to unit rows `u_i`, give an `[N, N]` matrix
 
     cosine   C_ij = 1 - <u_i, u_j>            halved, as in SAC: (1 - <u_i, u_j>) / 2
-    rbf      C_ij = exp(-|u_i - u_j|^2)       of unit rows that is exp(-2 (1 - <u_i, u_j>)), no evidence of its own
+    rbf      C_ij = exp(-|u_i - u_j|^2)       for unit rows exp(-2 (1 - <u_i, u_j>)), a function of the cosine
 
 and two models differ by the mean of `|C_f - C_g|` over all entries, the zero diagonal included. Matrices are symmetric
-and compared tile by tile on and above the diagonal, so that no more than a few tiles are ever in memory.
+and compared tile by tile on and above the diagonal, so that only a few tiles are in memory at once.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from jaxguard.kernels import loops
 Kernel = Literal["cosine", "rbf"]
 
 LEAST_NORM = 1e-12
-"""A row shorter than this is divided by this."""
+"""Lower bound of the norm that a row is divided by."""
 
 OTHER_CLASS = 0.01
-"""What the reference puts at every class but the answered one, which gets 1, before a softmax."""
+"""The reference code's input to the softmax for every class but the predicted one, which gets 1."""
 
 _MOST_ROWS, _MOST_ROWS_ON_CPU = 1024, 160
 _ENTRIES_AT_ONCE = 2**25
@@ -43,7 +43,7 @@ def unit_rows(outputs: jax.Array) -> jax.Array:
         outputs: `[..., K]`, one row per probe.
 
     Returns:
-        float32 `[..., K]`; zero rows stay zero, and rows that are not finite, or whose norm is not, become NaN.
+        float32 `[..., K]`; zero rows stay zero, rows whose entries or norm are not finite become NaN.
 
     Example:
         >>> unit_rows(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
@@ -56,10 +56,10 @@ def unit_rows(outputs: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="num_classes")
 def label_rows(labels: jax.Array | np.ndarray, num_classes: int) -> jax.Array:
-    """Unit rows of answers that are classes: of the softmax of 1 at the class and `OTHER_CLASS` elsewhere.
+    """Unit rows for predicted classes: the softmax of 1 at the class and `OTHER_CLASS` elsewhere.
 
-    Any two rows of one class are equal and any two of different classes equally far apart: `C_ij` is a constant times
-    whether the classes differ, halved 0.0880478 for ten classes.
+    Rows of one class are equal, and rows of different classes all have the same distance: for ten classes, a halved
+    `C_ij` of 0.0880478.
 
     Args:
         labels: `[..., N]` integers in [0, K); others, such as -1, give rows of NaN.
@@ -121,9 +121,9 @@ def distances(
         suspects: `[S, N, K']` unit rows.
         kernel: see above.
         halved: whether cosine distances are divided by two.
-        tile: most rows and columns of a tile; by default 160 on CPU, where a tile then stays in the cache and its
-            product on one core, and 1,024 elsewhere.
-        batch_size: suspects compared at once; by default one on CPU, elsewhere what gives 2^25 entries.
+        tile: largest number of rows and columns of a tile; by default 160 on CPU, which keeps a tile in the cache and
+            its product on one core, and 1,024 elsewhere.
+        batch_size: suspects compared at once; by default one on CPU, elsewhere as many as give 2^25 entries.
 
     Returns:
         float32 `[S]`; 0 where the matrices are equal, NaN for a suspect with a row of NaN.
@@ -174,7 +174,7 @@ def _compare(
     missing = rows * tiles - num_probes
     owner = jnp.pad(owner, ((0, missing), (0, 0)))
     suspects = jnp.pad(suspects, ((0, 0), (0, missing), (0, 0)))
-    # Rows that only fill the last tile are infinitely far from all others, and in both matrices.
+    # Padding: rows are infinitely far from all others in both matrices (rbf), or zero (cosine), and so add nothing.
     far = jnp.where(jnp.arange(rows * tiles) < num_probes, 0.0, jnp.inf)
 
     def pair(total: jax.Array, place: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -188,13 +188,14 @@ def _compare(
         expected = entries(owner)
 
         def difference(suspect: jax.Array) -> jax.Array:
-            # Over rows first: that sum runs along vectors.
+            # Sum over rows first: that reduction vectorises.
             return jnp.abs(entries(suspect) - expected).sum(axis=0).sum()
 
-        # One at a time without a batch axis: the same product as the owner's, so that no rounding tells copies apart.
+        # One at a time without a batch axis: then the product rounds as the owner's does, and exact copies differ by 0.
         differences = jax.lax.map(difference, suspects, batch_size=batch_size if batch_size > 1 else None)
         return total + weight * differences, None
 
+    # Tiles above the diagonal stand for their mirror images too.
     row, column = map(jnp.asarray, np.triu_indices(tiles))
     weight = jnp.where(row == column, 1.0, 2.0)
     total, _ = loops.scan(pair, jnp.zeros(len(suspects), jnp.float32), (row, column, weight))

@@ -2,9 +2,9 @@
 
 The upper bound of a channel's Lipschitz constant (UCLC) of Zheng et al., "Data-free Backdoor Removal based on Channel
 Lipschitzness", ECCV 2022, is `s_c * sigma_max(M_c)`: `M_c` is the channel's kernel as a `[taps, fan-in]` matrix and
-`s_c = |gamma_c| / sqrt(var_c)` the scale of the BatchNorm behind it. `sigma_max` is the square root of the largest
+`s_c = |gamma_c| / sqrt(var_c)` the scale of the BatchNorm after it. `sigma_max` is the square root of the largest
 eigenvalue of the smaller Gram matrix. Repeated squaring separates that eigenvalue from the rest, and a Rayleigh
-quotient reads it off: no LAPACK, so it runs on every backend and in any number of programs at once.
+quotient evaluates it: without LAPACK, so it runs on every backend and in several programs at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def gram_matrices(kernel: jax.Array) -> jax.Array:
     """Gram matrices of the smaller side.
 
     Args:
-        kernel: `[T, D, C]`; spatial tap, fan-in, output channel: as a convolution's kernel lies in memory.
+        kernel: `[T, D, C]`; spatial tap, fan-in, output channel: the memory layout of a convolution's kernel.
 
     Returns:
         `[S, S, C]` with `S = min(T, D)`.
@@ -56,16 +56,16 @@ def _grams_by_product(rows: jax.Array) -> jax.Array:
 
 
 def _grams_of_matrices(matrices: jax.Array) -> jax.Array:
-    """Gram matrices `[S, S, C]` of `[C, A, B]`, whichever side is the smaller one."""
+    """Gram matrices `[S, S, C]` of the smaller side of `[C, A, B]`."""
     summed = "csd,ctd->stc" if matrices.shape[1] <= matrices.shape[2] else "cds,cdt->stc"
     return jnp.einsum(summed, matrices, matrices, precision=jax.lax.Precision.HIGHEST)
 
 
 def _grams_by_tile(rows: jax.Array) -> jax.Array:
-    """Sums of products over long vectors of channels, from the kernel as it lies.
+    """Sums of products over long vectors of channels, in the kernel's memory layout.
 
     On CPU a batched product of thin matrices takes twice as long. Every number is read `S` times, so a tile is small
-    enough to stay in the first-level cache meanwhile.
+    enough to stay in the first-level cache.
     """
     size, depth, channels = rows.shape
     height, width = _TILE
@@ -98,7 +98,7 @@ def largest_eigenvalues(gram: jax.Array, *, squarings: int = SQUARINGS) -> jax.A
 
     def squared(power: jax.Array, times: int) -> jax.Array:
         for _ in range(times):
-            # Without the barrier the compiler computes a factor's entries once for every product they take part in.
+            # Without the barrier XLA fuses the products and recomputes every factor for each product that uses it.
             power = jax.lax.optimization_barrier(_product(power, power))
         return _scaled(power)
 
@@ -141,8 +141,8 @@ def spectral_norms(
 
     Args:
         kernels: `[C, T, D]` each; output channel, spatial tap, fan-in; or `[C, D, T]`, which has the same norms.
-        channels_first: numbers of those that lie in memory as they are given, as PyTorch's do; of the others, such as
-            Flax's, the channels are the last axis. On CPU the norms take thrice as long where that is not so.
+        channels_first: indices of kernels whose memory layout is `[C, ...]`, as PyTorch's; the others have the
+            channels as the last axis in memory, as Flax's. On CPU a wrong entry makes the norms take thrice as long.
         squarings: see `largest_eigenvalues`.
 
     Returns:
@@ -166,7 +166,7 @@ def spectral_norms(
 
 @functools.partial(jax.jit, static_argnames="squarings")
 def norms_of(grams: Sequence[Grams], *, squarings: int = SQUARINGS) -> list[jax.Array]:
-    """Largest singular values from Gram matrices, those of one size in one batch.
+    """Largest singular values from Gram matrices; equal sizes share a batch.
 
     Args:
         grams: of `scaled_grams`, one for each layer.
@@ -194,7 +194,7 @@ class Grams(NamedTuple):
 
     Attributes:
         matrices: `[S, S, C]` divided by the square of the scale.
-        scales: `[C]`, 1 where no square lost anything, else a power of two, by which dividing is exact.
+        scales: `[C]`, 1 if no square overflows or underflows, else a power of two, which divides exactly.
     """
 
     matrices: jax.Array
@@ -203,16 +203,13 @@ class Grams(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="is_channels_first")
 def scaled_grams(kernel: jax.Array, *, is_channels_first: bool) -> Grams:
-    """Gram matrices that neither overflowed nor underflowed.
+    """Gram matrices without overflow or underflow.
 
-    Kernels of harmless magnitude are not scaled: finding and dividing by the largest entries would cost as much again.
+    Kernels of harmless magnitude are not scaled: finding and dividing by the largest entries would double the cost.
 
     Args:
-        kernel: `[C, A, B]`, or `[A, B, C]`, as it lies in memory.
+        kernel: `[C, A, B]`, or `[A, B, C]`, in memory order.
         is_channels_first: which of the two.
-
-    Returns:
-        The matrices and their scales.
     """
     gram = _grams_of_matrices(kernel) if is_channels_first else gram_matrices(kernel)
     squares = _trace(gram)
@@ -242,7 +239,7 @@ def _or_one(divisor: jax.Array) -> jax.Array:
 
 
 def affine_scales(scale: jax.Array | None, var: jax.Array | None, *, eps: float = 0.0) -> jax.Array:
-    """`|gamma| / sqrt(var + eps)` per channel; the reference leaves `eps` out.
+    """`|gamma| / sqrt(var + eps)` per channel; the reference code omits `eps`.
 
     Args:
         scale: `[C]` gamma, 1 where None.
@@ -250,8 +247,8 @@ def affine_scales(scale: jax.Array | None, var: jax.Array | None, *, eps: float 
         eps: added to the variance.
 
     Returns:
-        `[C]`, or a scalar 1 where both are None; NaN where the variance is zero, denormal, negative or not finite,
-        because no score is defined there.
+        `[C]`, or a scalar 1 if both are None; NaN, for no score, where the variance is zero, denormal, negative or not
+        finite.
     """
     magnitude = jnp.asarray(1.0 if scale is None else jnp.abs(scale))
     if var is None:
@@ -266,10 +263,10 @@ def thresholds(scores: jax.typing.ArrayLike, u: jax.typing.ArrayLike) -> jax.Arr
 
     Args:
         scores: `[C]`, NaN where undefined.
-        u: how many standard deviations; scalar or `[U]` for a sweep.
+        u: number of standard deviations; scalar or `[U]` for a sweep.
 
     Returns:
-        Shape of `u`; infinite where fewer than two channels have a score, exactly the score where all are equal.
+        Shape of `u`; infinite if fewer than two channels have a score, exactly the score if all are equal.
     """
     mean, std = moments(jnp.asarray(scores))
     return jnp.where(std == 0, mean, mean + jnp.asarray(u) * std)
@@ -277,13 +274,13 @@ def thresholds(scores: jax.typing.ArrayLike, u: jax.typing.ArrayLike) -> jax.Arr
 
 @jax.jit
 def z_scores(scores: jax.typing.ArrayLike) -> jax.Array:
-    """How many of the layer's standard deviations (`ddof=1`) each channel lies above the layer's mean.
+    """Distance of each channel above the layer's mean, in the layer's standard deviations (`ddof=1`).
 
     Args:
         scores: `[C]`, NaN where undefined.
 
     Returns:
-        `[C]`; NaN where there is no score or the layer has no spread.
+        `[C]`; NaN for channels without a score, and for all if the layer has no spread.
     """
     mean, std = moments(jnp.asarray(scores))
     return jnp.where(std > 0, (jnp.asarray(scores) - mean) / _or_one(std), jnp.nan)
@@ -297,7 +294,7 @@ def moments(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores: `[C]`, NaN where undefined.
 
     Returns:
-        Two scalars; infinity and 0 where fewer than two scores are finite.
+        Two scalars; infinity and 0 if fewer than two scores are finite.
     """
     valid = jnp.isfinite(scores)
     count = valid.sum(dtype=scores.dtype)
@@ -308,7 +305,7 @@ def moments(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.where(valid, values, 0).sum() / jnp.maximum(divisor, 1)
 
     mean = average(ratios, count)
-    # Once more over what is left: the mean of equal scores becomes exact, so that none of them exceeds it.
+    # Add the mean of the remainders: the mean of equal scores becomes exact, so that none of them exceeds it.
     mean = mean + average(ratios - mean, count)
     std = jnp.sqrt(average((ratios - mean) ** 2, count - 1))
     return jnp.where(count > 1, mean * unit, jnp.inf), jnp.where(count > 1, std * unit, 0)

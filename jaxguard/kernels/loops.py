@@ -1,8 +1,8 @@
 """Loops whose carry may be distributed over devices.
 
 Inside `jax.shard_map` a loop's carry must vary over the same mesh axes before and after a step, and under explicit
-sharding it must be sharded alike. A carry that starts as plain zeros is neither. These loops bring the start into line
-with what a step returns, so that kernels need not know whether they are distributed.
+sharding it must keep its sharding. A carry that starts as plain zeros does neither. These loops adapt the start to the
+result of a step, so that kernels need not know whether they are distributed.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def scan(step_fn: Callable[[Carry, Any], tuple[Carry, Any]], start: Carry, xs: A
 
 
 def _aligned(step_fn: Callable[[Carry], Carry], start: Carry) -> Carry:
-    """The same start, distributed as what a step makes of it."""
+    """The start, distributed as the result of a step."""
     if jax.sharding.get_abstract_mesh().empty:
-        return start  # without a mesh nothing is distributed, and the step need not be traced once more
+        return start  # without a mesh nothing is distributed: save the extra trace of the step
     while True:
         leaves = jax.tree.leaves(start)
         wanted = jax.tree.leaves(jax.eval_shape(step_fn, start))
         aligned = [_like(leaf, shape) for leaf, shape in zip(leaves, wanted, strict=True)]
         if all(new is old for new, old in zip(aligned, leaves, strict=True)):
             return start
-        # Once more: a leaf that is now distributed may make others so.
+        # Repeat: a leaf that is now distributed may make others so.
         start = jax.tree.unflatten(jax.tree.structure(start), aligned)
 
 
@@ -67,6 +67,6 @@ def _is_explicit(mesh: AbstractMesh) -> bool:
 
 
 def _varying(aval: Any) -> frozenset[str]:
-    """Mesh axes over which a value differs; the attribute's name depends on JAX's version."""
+    """Mesh axes over which a value varies; the attribute's name depends on JAX's version."""
     kind = getattr(aval, "manual_axis_type", None)
     return getattr(aval, "vma", frozenset()) if kind is None else kind.varying

@@ -1,4 +1,4 @@
-"""Numbers of channels or classes in a few numbers that do not depend on their order."""
+"""Summaries of channels or classes that do not depend on their order."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from jaxguard.kernels import lipschitz
 
 
 class Spectrum(NamedTuple):
-    """What is kept of a layer's bounds; float32 scalars, NaN where no channel or no spread defines them.
+    """Summary of a layer's bounds; float32 scalars, NaN without scores or spread to define them.
 
     Attributes:
         undefined: channels without a score.
         mean: of the scores.
         std: of the scores, `ddof=1`.
         largest: the largest score.
-        channel: which channel that is; -1 where none has a score.
+        channel: index of that channel; -1 if none has a score.
         z: its z-score.
         above: channels above the mean by `u` standard deviations.
     """
@@ -34,14 +34,11 @@ class Spectrum(NamedTuple):
 
 @jax.jit
 def spectrum(scores: jax.Array, u: float = 3.0) -> Spectrum:
-    """Summarise a layer.
+    """Summarises the scores of a layer.
 
     Args:
         scores: `[C]`, NaN where undefined.
-        u: standard deviations above the mean from which a channel counts as standing out.
-
-    Returns:
-        The summary.
+        u: threshold for `above`, in standard deviations.
 
     Example:
         >>> found = spectrum(jnp.array([1.0, 1.0, 1.0, 5.0]), u=1.0)
@@ -66,14 +63,14 @@ def spectrum(scores: jax.Array, u: float = 3.0) -> Spectrum:
 
 
 class Distribution(NamedTuple):
-    """How numbers are spread; float32 scalars, or `[...]` for many rows, NaN where fewer than two numbers are known.
+    """Summary of numbers; float32 scalars, or `[...]` for many rows, NaN with fewer than two finite numbers.
 
     Attributes:
         mean: of the numbers.
-        std: of the numbers, `ddof=1`.
-        low: the smallest, in standard deviations from the mean; 0 where all are equal, as are those that follow.
-        high: the largest, likewise.
-        lead: the largest above the second largest, in standard deviations.
+        std: of the numbers, `ddof=1`. If it is 0, so are all the following.
+        low: the smallest, in standard deviations from the mean.
+        high: the largest, in standard deviations from the mean.
+        lead: difference between the largest and the second largest, in standard deviations.
         skewness: mean cube of the standardised numbers.
     """
 
@@ -87,13 +84,10 @@ class Distribution(NamedTuple):
 
 @jax.jit
 def distribution(values: jax.Array) -> Distribution:
-    """Summarise numbers whatever their order.
+    """Summarises each row of numbers.
 
     Args:
-        values: `[..., N]`, N >= 1; those that are not finite are left out.
-
-    Returns:
-        The summary of each row.
+        values: `[..., N]`, N >= 1; those that are not finite are ignored.
 
     Example:
         >>> found = distribution(jnp.array([3.0, 1.0, 2.0, jnp.nan]))
@@ -109,7 +103,7 @@ def distribution(values: jax.Array) -> Distribution:
     mean = average(values, count)
     off = values - mean[..., None]
     std = jnp.sqrt(average(off**2, count - 1))
-    # Equal numbers may differ from their mean by rounding.
+    # The mean of equal numbers may be off by rounding: a spread that small counts as none.
     varies = std > 1e-6 * jnp.abs(mean)
     ratios = jnp.where(varies[..., None], off / jnp.where(varies, std, 1)[..., None], 0)
     known = jnp.where(valid, ratios, -jnp.inf)

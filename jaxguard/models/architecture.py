@@ -1,4 +1,4 @@
-"""The architectures jaxguard knows, and the specifications that name them.
+"""The built-in architectures, and the specifications that name them.
 
 A specification is `name[:option=value[,option=value...]]`, such as `resnet20:width=0.5` or
 `mlp:hidden=256x256,width=2`.
@@ -47,8 +47,8 @@ class Architecture:
 
     Attributes:
         module_fn: `(*, num_classes, dtype, **options) -> module`.
-        summary: one line for people.
-        options: what a specification may set.
+        summary: one line for users.
+        options: those that a specification may set.
     """
 
     module_fn: Callable[..., Classifier]
@@ -147,7 +147,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 """Every architecture by name.
 
-Beyond these rows `wideresnet-<depth>-<factor>` takes any depth 6 n + 4 and factor, `vit-<size>-<patch>` any patch.
+Beyond these rows, `wideresnet-<depth>-<factor>` accepts any depth 6 n + 4 and factor, `vit-<size>-<patch>` any patch.
 """
 
 
@@ -160,22 +160,22 @@ def build(
     std: Sequence[float] | None = None,
     dtype: Any = None,
 ) -> Model:
-    """Build the model a specification names.
+    """Builds the model that a specification names.
 
     Args:
         spec: `name[:option=value[,option=value...]]`, see `ARCHITECTURES`.
         num_classes: `K`, positive.
         input_shape: `(H, W, C)` of one image.
         mean: per channel, subtracted from images in [0, 1].
-        std: per channel, positive, divides them after that.
+        std: per channel, positive; the centred images are divided by it.
         dtype: compute dtype such as `"bfloat16"`; parameters, batch statistics and logits stay float32.
 
     Returns:
-        The model; it holds no weights.
+        The model, without weights.
 
     Raises:
-        ArchitectureError: for an unknown name or option or a bad value.
-        DataError: for an impossible image shape, `mean` or `std`.
+        ArchitectureError: an unknown name or option, or an invalid value.
+        DataError: an invalid image shape, `mean` or `std`.
 
     >>> model = build("resnet20:width=0.50", num_classes=10, input_shape=(32, 32, 3))
     >>> model.spec, model.shapes()["params"]["conv1"]["kernel"].shape
@@ -183,11 +183,12 @@ def build(
     """
     name, options = parse(spec)
     if num_classes < 1:
-        raise ArchitectureError(f"num_classes is {num_classes}, {spec} expects at least 1; pass the number of classes")
+        raise ArchitectureError(f"expected num_classes >= 1, got {num_classes} for {spec}; pass the number of classes")
     shape = tuple(int(length) for length in input_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise DataError(
-            f"input_shape is {shape}, {spec} expects (height, width, channels), all positive; leave the batch axis out"
+            f"expected input_shape (height, width, channels), all positive, got {shape} for {spec}; leave out the "
+            "batch axis"
         )
     module = find(name).module_fn(num_classes=num_classes, dtype=None if dtype is None else jnp.dtype(dtype), **options)
     return Model(
@@ -204,7 +205,7 @@ def find(name: str) -> Architecture:
     """The row of `ARCHITECTURES` called `name`, or one made for `wideresnet-<depth>-<factor>` or `vit-<size>-<patch>`.
 
     Raises:
-        ArchitectureError: if there is none.
+        ArchitectureError: an unknown name.
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
@@ -214,19 +215,19 @@ def find(name: str) -> Architecture:
     wide = re.fullmatch(r"wideresnet-([1-9]\d{0,3})-([1-9]\d{0,2})", name, re.ASCII)
     if wide is None:
         raise ArchitectureError(
-            f"unknown architecture {name!r}{_nearest(name, ARCHITECTURES)}; jaxguard knows "
+            f"unknown architecture {name!r}{_nearest(name, ARCHITECTURES)}; choose one of "
             f"{', '.join(ARCHITECTURES)}, any wideresnet-<depth>-<factor> and any vit-<size>-<patch>"
         )
     depth, factor = (int(number) for number in wide.groups())
     if depth < 10 or depth % 6 != 4:
         raise ArchitectureError(
-            f"architecture {name!r} has depth {depth}, a WideResNet's is 6 n + 4; use 10, 16, 22, 28 or 40"
+            f"expected a WideResNet of depth 6 n + 4, got {depth} in {name!r}; use 10, 16, 22, 28 or 40"
         )
     return _wide_resnet(depth, factor)
 
 
 def variants() -> Iterator[str]:
-    """Every row of `ARCHITECTURES` with every combination of its options that are choices, canonical.
+    """Canonical specifications of every row of `ARCHITECTURES` with every combination of its choice options.
 
     >>> [spec for spec in variants() if spec.startswith("resnet18")]
     ['resnet18', 'resnet18-torchvision', 'resnet18-torchvision:stem=cifar']
@@ -238,10 +239,10 @@ def variants() -> Iterator[str]:
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
-    """Split a specification into its name and all options, defaults included.
+    """Splits a specification into its name and all options, defaults included.
 
     Raises:
-        ArchitectureError: for an unknown name or option, or a bad value.
+        ArchitectureError: an unknown name or option, or an invalid value.
 
     >>> parse("mlp:hidden=256x128")
     ('mlp', {'width': 1.0, 'hidden': (256, 128)})
@@ -258,13 +259,13 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
                 + ", ".join(f"{key}=<{row.expects}>" for key, row in known.items())
             )
         if option in given:
-            raise ArchitectureError(f"option {option!r} is given twice in {spec!r}, expected once; leave one out")
+            raise ArchitectureError(f"expected every option once, got {option!r} twice in {spec!r}; leave one out")
         given.add(option)
         try:
             options[option] = known[option].parse(value)
         except ValueError:
             raise ArchitectureError(
-                f"option {option}={value!r} in {spec!r} is not {known[option].expects}; "
+                f"expected {known[option].expects}, got {option}={value!r} in {spec!r}; "
                 f"write {name}:{option}={to_text(known[option].default)} for the default"
             ) from None
     return name, options
@@ -293,7 +294,7 @@ def _per_channel(name: str, values: Sequence[float] | None, channels: int) -> tu
     lowest = 0.0 if name == "std" else -math.inf
     if len(result) != channels or not all(math.isfinite(value) and value > lowest for value in result):
         raise DataError(
-            f"{name} is {result}, the images have {channels} channels and {name} must be finite"
-            f"{' and positive' if name == 'std' else ''}; give one value per channel, for images in [0, 1]"
+            f"expected {channels} finite{' and positive' if name == 'std' else ''} values of {name}, one per channel, "
+            f"got {result}; they apply to images in [0, 1]"
         )
     return result

@@ -1,7 +1,6 @@
-"""Checkpoints bound to models: flat leaves in, variables out, and back.
+"""Binding checkpoints to models: flat leaves to variables, and back.
 
-Whatever does not fit is one CheckpointError that lists the first misfits and, where it can be found, the
-specification that would fit.
+If leaves do not fit, one CheckpointError lists the first mismatches and, if found, the specification that would fit.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,19 +19,19 @@ from jaxguard.types import Variables
 
 
 def bind(model: Model, leaves: Mapping[str, np.ndarray], source: str = "") -> tuple[Variables, Layout]:
-    """Turn a checkpoint's leaves into the variables of `model`.
+    """Converts a checkpoint's leaves to the variables of `model`.
 
     Args:
-        model: what the checkpoint should fit.
+        model: the model.
         leaves: arrays by name, in any layout of `jaxguard.models.layouts`.
         source: file name for messages.
 
     Returns:
-        Variables with float32 leaves, and the layout the leaves were in, for `unbind`. On CPU they may share memory
-        with `leaves`, which must not be written to afterwards.
+        Variables with float32 leaves, and the layout of `leaves`, for `unbind`. On CPU they may share memory with
+        `leaves`, which must not be modified afterwards.
 
     Raises:
-        CheckpointError: if leaves are missing, unexpected, of another shape, not floating point, or not finite.
+        CheckpointError: leaves are missing, unexpected, of another shape, not floating point, or not finite.
 
     >>> from jaxguard.models import architecture
     >>> model = architecture.build("mlp:hidden=2", num_classes=1, input_shape=(1, 2, 1))
@@ -67,15 +66,12 @@ class Binding(NamedTuple):
 
 
 def binding_of(model: Model, specs: Mapping[str, identification.HasShape], source: str = "") -> Binding:
-    """How a checkpoint's leaves become variables: what fits is checked now, nothing about the numbers is.
+    """The binding of a checkpoint to `model`; checks names and shapes, not values.
 
     Args:
-        model: what the checkpoint should fit.
+        model: the model.
         specs: shapes by leaf name.
         source: file name for messages.
-
-    Returns:
-        The binding.
 
     Raises:
         CheckpointError: leaves are missing, unexpected, or of another shape.
@@ -94,23 +90,20 @@ def binding_of(model: Model, specs: Mapping[str, identification.HasShape], sourc
 
 
 def unbind(model: Model, variables: Variables, layout: Layout) -> dict[str, np.ndarray]:
-    """Turn variables into a checkpoint's leaves; the inverse of `bind`, bit by bit.
+    """Converts variables to a checkpoint's leaves, C-contiguous arrays by name; the exact inverse of `bind`.
 
     Args:
-        model: what the variables belong to.
-        variables: as `bind` or `model.init` gave them.
+        model: the model of the variables.
+        variables: as returned by `bind` or `model.init`.
         layout: `flax`, or one of the model's dialects such as `torch`.
 
-    Returns:
-        C-contiguous arrays by name.
-
     Raises:
-        CheckpointError: if the variables are not the model's, or there is no such layout.
+        CheckpointError: the variables are not the model's, or the layout is unknown.
     """
     known = layouts.layouts_of(model.module)
     if layout not in known:
         raise CheckpointError(
-            f"layout is {layout!r}, unbind of {model.spec} expects {' or '.join(known)}; pass one of them"
+            f"expected layout {' or '.join(known)} for {model.spec}, got {layout!r} in unbind(); pass one of them"
         )
     flat = {path: np.asarray(leaf) for path, leaf in layouts.by_path(variables).items()}
     identification.require_fit(model, layouts.expected(model, "flax"), flat, "variables: ")
@@ -130,15 +123,15 @@ def _arranged(model: Model, flat: Mapping[str, Any]) -> dict[str, Any]:
 def _float32(name: str, array: np.ndarray, place: str) -> np.ndarray:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise CheckpointError(
-            f"{place}leaf {name!r} is {array.dtype}, expected floating point; "
-            "de-quantise the checkpoint before auditing it"
+            f"{place}expected floating point, got {array.dtype} for leaf {name!r}; "
+            "dequantise the checkpoint before auditing it"
         )
     with np.errstate(over="ignore"):
         array = array.astype(np.float32, copy=False)
     finite = np.isfinite(array)
     if not finite.all():
         raise CheckpointError(
-            f"{place}leaf {name!r} has {int((~finite).sum())} non-finite values of {array.size} in float32, expected "
-            "none; the file is damaged or training diverged, export it again from a good step"
+            f"{place}expected finite values, got {int((~finite).sum())} of {array.size} that are not in leaf {name!r}, "
+            "as float32; the file is damaged or training diverged, export it again from a good step"
         )
     return array

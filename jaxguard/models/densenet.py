@@ -95,7 +95,7 @@ class DenseNet(layers.Classifier, kw_only=True):
 
     @property
     def landmarks(self) -> Sequence[str]:
-        """The first layer tells the dialects apart, the last ones depths."""
+        """The first layer distinguishes the dialects, the last ones depths."""
         last = (f"features_denseblock{block}_denselayer{n}/conv1" for block, n in enumerate(self.blocks, start=1))
         return ("features_denseblock1_denselayer1/conv1", *last)
 

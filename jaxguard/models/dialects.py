@@ -1,8 +1,8 @@
 r"""How published PyTorch implementations name the leaves of an architecture.
 
-A `layers.Classifier` lists its dialects by layout. One without a table follows the rule that all modules here are named
-for: underscores of module names are the dots of torch's module lists, `layer1_0/conv1/kernel` is
-`layer1.0.conv1.weight`. Whatever the rule cannot spell is a row of the table:
+A `layers.Classifier` lists its dialects by layout. Without a table, a dialect follows the naming rule of all modules
+here: underscores of module names are the dots of torch's module lists, so `layer1_0/conv1/kernel` is
+`layer1.0.conv1.weight`. Exceptions to the rule are rows of the table:
 
     Dialect({r"blocks_(\d+)/attn/qkv/(weight|bias)": r"encoder.layers.encoder_layer_\1.self_attention.in_proj_\2"})
 """
@@ -23,13 +23,13 @@ class Dialect(NamedTuple):
     """The leaf names of one implementation.
 
     Attributes:
-        names: regular expression -> replacement, as `re.sub` takes it. An expression is matched against all of a
-            leaf's path below the collection, its last part already in torch's words: `blocks_0/attn/qkv/weight`. The
-            first one that matches names the leaf; the rule of the module docstring names what none does.
-        windows: the axes into which the implementation divides the last one of a leaf, by the end of its path: a
-            dense layer that it holds as a 7x7 convolution is `{"classifier_0/weight": (7, 7)}`.
-        options: options of the specification that the implementation sets otherwise and no leaf tells, such as the
-            epsilon of its BatchNorms.
+        names: regular expression -> replacement, as for `re.sub`. An expression is matched against the whole path of a
+            leaf below the collection, with torch's word for the last part: `blocks_0/attn/qkv/weight`. The first match
+            names the leaf; without a match, the rule of the module docstring does.
+        windows: axes into which the implementation splits the last axis of a leaf, by the end of its path: a dense
+            layer stored as a 7x7 convolution is `{"classifier_0/weight": (7, 7)}`.
+        options: options of the specification that differ in the implementation and do not show in the leaves, such as
+            the epsilon of its BatchNorms.
     """
 
     names: Mapping[str, str] = MappingProxyType({})
@@ -70,7 +70,7 @@ class Dialect(NamedTuple):
 
 
 def _in_torch_words(path: str) -> str:
-    """A path below its collection, the leaf called as torch does."""
+    """A path below its collection, with torch's word for the leaf."""
     _, *modules, leaf = path.split("/")
     return "/".join([*modules, TORCH_LEAVES.get(leaf, leaf)])
 

@@ -1,7 +1,7 @@
-"""Which architecture a checkpoint is of: told from the names and shapes of its leaves, none of which is read.
+"""Identifies a checkpoint's architecture by the names and shapes of its leaves, without reading any.
 
 The head gives the number of classes, the stem the image's channels, the head's fan-in the width. An architecture fits
-where it then expects exactly the leaves that are there.
+if it then expects exactly the leaves of the checkpoint.
 """
 
 import math
@@ -16,12 +16,12 @@ from jaxguard.models.layers import Classifier
 from jaxguard.models.layouts import Layout, Leaf
 from jaxguard.models.model import Model
 
-LISTED = 4  # leaves a message lists
-CLOSE = 0.5  # share of common leaves below which no architecture is called close
+LISTED = 4  # leaves that a message lists
+CLOSE = 0.5  # least share of common leaves to call an architecture close
 
 
 class HasShape(Protocol):
-    """An array, or what is known of one that was not read."""
+    """An array, or the description of one that was not read."""
 
     @property
     def shape(self) -> Shape:
@@ -30,7 +30,7 @@ class HasShape(Protocol):
 
 
 class Identification(NamedTuple):
-    """What a checkpoint was found to be.
+    """The result of identifying a checkpoint.
 
     Attributes:
         model: architecture with width, classes and input shape.
@@ -58,20 +58,20 @@ def identify(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Identification:
-    """Find the architecture all leaves of a checkpoint fit.
+    """Finds the architecture that all leaves of a checkpoint fit.
 
     Args:
-        leaves: arrays, or the `leaves` of a checkpoint that was opened, by name.
-        input_shape: `(H, W, C)` of one image; where not given, what the leaves or the architecture tell.
+        leaves: arrays, or the `leaves` of an opened checkpoint, by name.
+        input_shape: `(H, W, C)` of one image; by default from the leaves, or else the architecture.
         mean: see `jaxguard.models.build`.
         std: see `jaxguard.models.build`.
 
     Returns:
-        The model, its layout, and where each leaf belongs.
+        The model, its layout, and the path of each leaf.
 
     Raises:
-        ArchitectureError: none fits; the message says which is closest and which leaves differ.
-        DataError: for an impossible `input_shape`, `mean` or `std`.
+        ArchitectureError: no architecture fits; the message names the closest and the differing leaves.
+        DataError: an invalid `input_shape`, `mean` or `std`.
 
     >>> from jaxguard.checkpoints import flatten
     >>> model = architecture.build("resnet20:width=0.5", num_classes=7, input_shape=(32, 32, 3))
@@ -119,22 +119,22 @@ def infer(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Model:
-    """Build the model of a checkpoint: classes are read from its head, image channels from its stem.
+    """Builds the model of a checkpoint: the head gives the classes, the stem the image channels.
 
     Args:
         spec: architecture, see `jaxguard.models.build`.
-        leaves: arrays, or the `leaves` of a checkpoint that was opened, by name.
-        input_shape: `(H, W, C)` of one image; where not given, what the leaves or the architecture tell.
+        leaves: arrays, or the `leaves` of an opened checkpoint, by name.
+        input_shape: `(H, W, C)` of one image; by default from the leaves, or else the architecture.
         mean: see `jaxguard.models.build`.
         std: see `jaxguard.models.build`.
 
     Returns:
-        A model to `bind` the leaves to; whether all of them fit is checked there.
+        A model to `bind` the leaves to, which checks that all of them fit.
 
     Raises:
-        ArchitectureError: for a bad specification.
-        CheckpointError: if head or stem are missing or cannot be read.
-        DataError: for an impossible `input_shape`, `mean` or `std`.
+        ArchitectureError: an invalid specification.
+        CheckpointError: head or stem are missing or not kernels.
+        DataError: an invalid `input_shape`, `mean` or `std`.
     """
     probe = _probe(spec, input_shape)
     layout, found = layouts.recognize(leaves, probe.module)
@@ -201,11 +201,11 @@ def _remedy(model: Model, found: Mapping[str, HasShape]) -> str:
             advice.append(f"it reads other images, pass input_shape={fit.input_shape}")
         return "; ".join(advice)
     known = ", ".join(architecture.ARCHITECTURES)
-    return f"no architecture fits, jaxguard knows {known}; was the network changed or renamed?"
+    return f"no architecture fits of {known}; was the network changed or renamed?"
 
 
 def _candidates(leaves: Mapping[str, HasShape]) -> Iterator[str]:
-    """Every architecture, and those whose depth and width only the leaves can tell."""
+    """Every architecture, and those whose depth and width the leaves determine."""
     _, found = layouts.recognize(leaves)
     yield from architecture.variants()
     names = [name.removeprefix("params/").replace("/", ".").replace("_", ".") for name in found]
@@ -220,7 +220,7 @@ def _candidates(leaves: Mapping[str, HasShape]) -> Iterator[str]:
 
 
 def _attempt(spec: str, leaves: Mapping[str, HasShape], input_shape: Sequence[int] | None) -> _Attempt | None:
-    """The architecture at the width that explains the leaves best; None where it has no such stem."""
+    """The architecture at the width that explains the leaves best; None if the stem does not fit."""
     try:
         name, options = architecture.parse(spec)
         probe = _probe(spec, input_shape)
@@ -262,7 +262,7 @@ def _candidate_widths(model: Model, found: Mapping[str, HasShape], layout: Layou
 def _image_shape(
     model: Model, found: Mapping[str, HasShape], layout: Layout, size: Sequence[int] | None
 ) -> tuple[int, int, int]:
-    """`(H, W, C)`: `size` as given, or as the leaves or else the architecture tell; `C` as the stem reads it."""
+    """`(H, W, C)`: size as given, or from the leaves, or else the architecture; `C` from the stem."""
     fan_in = _kernel(model, model.module.stem, found, layout)[-2]
     if model.module.stem in model.module.flattened(model.input_shape):  # reads all pixels at once
         return _flattened_shape(model, fan_in, size)
@@ -276,21 +276,21 @@ def _image_shape(
 
 
 def _flattened_shape(model: Model, fan_in: int, size: Sequence[int] | None) -> tuple[int, int, int]:
-    """An image of `fan_in` numbers: of the size given, or a square one, grey or in colour."""
+    """The shape of an image of `fan_in` numbers: of the given size, or square, grey or RGB."""
     if size:
         height, width = size
         if fan_in % (height * width) == 0:
             return height, width, fan_in // (height * width)
         raise CheckpointError(
-            f"the first layer reads {fan_in} numbers, {model.spec} expects a multiple of the {height}x{width} pixels "
-            "of an image; pass input_shape=(H, W, C)"
+            f"expected a first layer that reads a multiple of {height}x{width} pixels for {model.spec}, got {fan_in} "
+            "numbers; pass input_shape=(H, W, C)"
         )
     for channels in (1, 3):
         side = math.isqrt(fan_in // channels)
         if side and side * side * channels == fan_in:
             return side, side, channels
     raise CheckpointError(
-        f"the first layer reads {fan_in} numbers, {model.spec} expects a square image, grey or in colour; "
+        f"expected a first layer that reads a square image, grey or RGB, for {model.spec}, got {fan_in} numbers; "
         "pass input_shape=(H, W, C)"
     )
 
@@ -300,7 +300,7 @@ def _name(model: Model, layer: str, layout: Layout) -> str:
 
 
 def _kernel(model: Model, layer: str, found: Mapping[str, HasShape], layout: Layout) -> Shape:
-    """Shape of a layer's kernel as the variables hold it."""
+    """Shape of a layer's kernel in the variables."""
     leaf = found.get(_name(model, layer, layout))
     if leaf is None or len(leaf.shape) not in (2, 4) or min(leaf.shape) == 0:
         raise CheckpointError(

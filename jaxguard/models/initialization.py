@@ -1,8 +1,8 @@
-"""Random weights filled in on the host: Flax's own `init` compiles for seconds, this takes a fraction of one.
+"""Random weights made on the host, in a fraction of a second: Flax's `init` compiles for seconds.
 
 Convolutions draw He normal with fan-out, dense layers LeCun normal with fan-in; scales and variances are one,
-biases and means zero, tokens and position embeddings normal with deviation 0.02, layer scales 1e-6. A leaf's values
-depend on the key and its own path only.
+biases and means zero, tokens and position embeddings normal with deviation 0.02, layer scales 1e-6. The values of a
+leaf depend only on the key and its path.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ def fill(path: str, shape: tuple[int, ...], dtype: np.dtype, key: jax.Array) -> 
     """Initial value of the leaf at `path`, drawn from `key`.
 
     Args:
-        path: slash-separated leaf path such as `params/conv1/kernel`; its last part says what the leaf is.
+        path: slash-separated leaf path such as `params/conv1/kernel`; its last part determines the distribution.
         shape: HWIO for convolutions, (in, out) for dense layers.
         dtype: floating dtype of the result.
         key: a `jax.random.key`.

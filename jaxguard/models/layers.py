@@ -1,4 +1,4 @@
-"""The layers all families are built from, with torch's geometry and running-statistics settings."""
+"""Layers shared by all architectures, with torch's geometry and running-statistics settings."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -18,16 +18,16 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 class Classifier(nn.Module, kw_only=True):
     """A network from images to logits, `module(images [B, H, W, C], train) -> logits [B, K]`.
 
-    Submodules carry the names torch users know, with the dots of module lists replaced by underscores:
-    `layer1_0/conv1` is torch's `layer1.0.conv1`. Inside a block they are called in torch's registration
-    order, because published defenses pair layers by that order.
+    Submodules have torch's names with underscores for the dots of module lists: `layer1_0/conv1` is
+    torch's `layer1.0.conv1`. Inside a block they are called in torch's registration order, because
+    published defenses pair layers by that order.
 
     Attributes:
         num_classes: `K`.
         width: multiplier of all channel counts, see `scaled`.
         dtype: compute dtype, such as `bfloat16`; parameters, batch statistics and the head stay float32.
             None computes in the dtype of images and parameters.
-        default_size: `(H, W)` of the images such networks are published for.
+        default_size: `(H, W)` of the images that published networks take.
     """
 
     default_size: ClassVar[tuple[int, int]] = (32, 32)
@@ -53,16 +53,16 @@ class Classifier(nn.Module, kw_only=True):
 
     @property
     def landmarks(self) -> Sequence[str]:
-        """Layers whose names tell the dialects apart, and networks of other depths from this one."""
+        """Layers whose names distinguish the dialects, and this network from those of other depths."""
         return (self.stem, self.head)
 
     @property
     def guesses(self) -> Sequence[str]:
-        """What no leaf tells and was taken for granted, in whole sentences."""
+        """Assumptions that the leaves do not determine, in whole sentences."""
         return ()
 
     def input_size(self, shape_of: Callable[[str], Shape | None]) -> tuple[int, int] | None:
-        """`(H, W)` of the images, where the leaves tell; `shape_of` gives a leaf's shape by its path in `params`."""
+        """`(H, W)` of the images, if the leaves determine it; `shape_of`: path in `params` -> shape of the leaf."""
         del shape_of
         return None
 
@@ -109,12 +109,12 @@ def patch_conv(x: jax.Array, features: int, size: int, *, name: str, dtype: Any 
     """Convolution of patches that do not overlap; rows and columns beyond the last whole patch are dropped.
 
     Raises:
-        DataError: if there is no whole patch.
+        DataError: there is no whole patch.
     """
     if min(x.shape[1:3]) < size:
         raise DataError(
-            f"images are too small: {name} reads patches of {size}x{size}, {x.shape[1]}x{x.shape[2]} is left of the "
-            "input; use larger images or an architecture with smaller patches, such as resnet20"
+            f"expected at least {size}x{size} pixels for the patches of {name}, got {x.shape[1]}x{x.shape[2]}; use "
+            "larger images or an architecture with smaller patches, such as resnet20"
         )
     conv = nn.Conv(features, (size, size), (size, size), padding="VALID", kernel_init=he_normal, dtype=dtype, name=name)
     return conv(x)
@@ -140,12 +140,12 @@ def max_pool(x: jax.Array) -> jax.Array:
     """2x2 maximum with stride 2; an odd last row or column is dropped.
 
     Raises:
-        DataError: if less than 2x2 is left of the image.
+        DataError: less than 2x2 pixels are left.
     """
     if min(x.shape[1:3]) < 2:
         raise DataError(
-            f"images are too small: a max-pool needs at least 2x2, {x.shape[1]}x{x.shape[2]} is left of the "
-            "input; use larger images or an architecture with fewer max-pools, such as resnet20"
+            f"expected at least 2x2 pixels at a max-pool, got {x.shape[1]}x{x.shape[2]}; use larger images or an "
+            "architecture with fewer max-pools, such as resnet20"
         )
     return nn.max_pool(x, (2, 2), strides=(2, 2))
 
@@ -158,7 +158,7 @@ def global_mean(x: jax.Array) -> jax.Array:
 def adaptive_mean(x: jax.Array, size: int) -> jax.Array:
     """`[B, H, W, C] -> [B, size, size, C]` as torch's `AdaptiveAvgPool2d`, which repeats smaller maps.
 
-    Cell i is the mean of rows floor(i H / size) to ceil((i + 1) H / size), exclusive; columns likewise.
+    Cell i is the mean of rows floor(i H / size) to ceil((i + 1) H / size), exclusive, and of columns accordingly.
     """
     for axis in (1, 2):
         length = x.shape[axis]

@@ -1,10 +1,10 @@
-"""The layouts in which checkpoints hold a model's leaves.
+"""The layouts of a model's leaves in checkpoints.
 
 `flax`: slash-separated paths, HWIO convolutions, (in, out) dense layers: `params/layer1_0/conv1/kernel`.
 All others are PyTorch's: dotted names, OIHW convolutions, (out, in) dense layers, maps flattened channels first:
-`layer1.0.conv1.weight`. `torch` has the names of the implementation an architecture is best known by, torchvision's
-where it has one; `timm` those of timm where they differ; `original` those of the first release where they were changed
-since. An architecture declares its own: `jaxguard.models.dialects`.
+`layer1.0.conv1.weight`. `torch` has the names of an architecture's best-known implementation, torchvision's if there is
+one; `timm` has timm's if they differ; `original` those of the first release if they have changed since. Architectures
+declare their dialects: `jaxguard.models.dialects`.
 """
 
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ Layout = Literal["flax"] | dialects.Name
 Thing = TypeVar("Thing")
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
-"""Prefixes of DataParallel, torch.compile and modules that hold the network; dropped where all leaves share one."""
+"""Prefixes of DataParallel, torch.compile and modules that wrap the network; dropped if all leaves share one."""
 
 
 class Leaf(NamedTuple):
-    """One leaf a model expects to find in a checkpoint.
+    """A leaf that a model expects in a checkpoint.
 
     Attributes:
-        path: where it belongs in the variables, such as `params/conv1/kernel`.
+        path: in the variables, such as `params/conv1/kernel`.
         shape: its shape in the checkpoint's layout.
         grid: `(h, w)` of the map a dense layer reads flattened, None for all other leaves.
         bound: its shape in the variables.
@@ -44,7 +44,7 @@ class Leaf(NamedTuple):
 
     @property
     def is_kernel(self) -> bool:
-        """Whether it is the kernel of a convolution or a dense layer, which torch holds transposed."""
+        """Whether it is the kernel of a convolution or a dense layer, which torch stores transposed."""
         return self.path.endswith("/kernel")
 
 
@@ -58,12 +58,12 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 
 def layouts_of(module: Classifier) -> tuple[Layout, ...]:
-    """The layouts an architecture is known in, `flax` first."""
+    """The layouts of an architecture, `flax` first."""
     return ("flax", *module.dialects)
 
 
 def options_of(module: Classifier, layout: Layout) -> Mapping[str, Any]:
-    """Options of the specification that a layout's implementation sets otherwise, see `Dialect`."""
+    """Options of the specification that differ in a layout's implementation, see `Dialect`."""
     return {} if layout == "flax" else module.dialects[layout].options
 
 
@@ -79,19 +79,19 @@ def expected(model: Model, layout: Layout) -> dict[str, Leaf]:
 
 
 def name_of(path: str, layout: Layout, module: Classifier) -> str:
-    """The name a leaf of the variables of `module` has in a checkpoint."""
+    """The name of a leaf of `module`'s variables in a checkpoint."""
     return path if layout == "flax" else module.dialects[layout].name_of(path)
 
 
 def recognize(leaves: Mapping[str, Thing], module: Classifier | None = None) -> tuple[Layout, dict[str, Thing]]:
-    """The layout of a checkpoint by its names, and its leaves without what torch adds for its own use.
+    """The layout of a checkpoint by its names, and its leaves without torch's additions.
 
-    `num_batches_tracked` is dropped, and every prefix of `WRAPPERS` that all leaves share.
+    `num_batches_tracked` and every prefix of `WRAPPERS` that all leaves share are dropped.
 
     Args:
         leaves: anything by name.
-        module: tells its own dialects apart, by the names of its landmarks. Without it, or where none is there,
-            all names that are not Flax's are taken for `torch`.
+        module: its landmarks distinguish its dialects. Without it, or without any landmark among the names, all names
+            that are not Flax's count as `torch`.
 
     >>> recognize({"module.fc.weight": np.ones((1, 2)), "module.bn.num_batches_tracked": np.ones(())})
     ('torch', {'fc.weight': array([[1., 1.]])})
@@ -113,7 +113,7 @@ def from_layout(shape: Shape, layout: Layout) -> Shape:
 
 
 def encode(array: np.ndarray, layout: Layout, leaf: Leaf) -> np.ndarray:
-    """A leaf of the variables as a checkpoint of `layout` holds it."""
+    """Converts a leaf of the variables to `layout`."""
     if layout == "flax":
         return array
     if not leaf.is_kernel:
@@ -125,7 +125,7 @@ def encode(array: np.ndarray, layout: Layout, leaf: Leaf) -> np.ndarray:
 
 
 def decode(array: Any, layout: Layout, leaf: Leaf) -> Any:
-    """A leaf of a checkpoint of `layout` as the variables hold it; inverse of `encode`."""
+    """Converts a leaf from `layout` to the variables; inverse of `encode`."""
     if layout == "flax":
         return array
     if not leaf.is_kernel:

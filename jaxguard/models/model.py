@@ -1,4 +1,4 @@
-"""A network together with what it expects: image shape, classes and normalisation."""
+"""An architecture with its image shape, classes and normalisation."""
 
 import functools
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Model:
         input_shape: `(H, W, C)` of one image.
         num_classes: `K`.
         mean: per channel, subtracted from images in [0, 1]; None for zero.
-        std: per channel, positive, what they are then divided by; None for one.
+        std: per channel, positive; the centred images are divided by it; None for one.
     """
 
     spec: str
@@ -46,7 +46,7 @@ class Model:
             `[B, K]` float32.
 
         Raises:
-            DataError: if the images have another shape or are not floating point; under tracing too.
+            DataError: the images have another shape or are not floating point; under tracing too.
         """
         logits = self.module.apply(variables, self._normalize(images), train=False)
         return _at_least_float32(logits)
@@ -59,7 +59,7 @@ class Model:
             images: as for `apply_fn`.
 
         Returns:
-            `[B, K]` float32 logits, and the variables with new `batch_stats`; all else is the same object.
+            `[B, K]` float32 logits, and the variables with new `batch_stats`; the others are the same objects.
 
         Raises:
             DataError: as for `apply_fn`.
@@ -69,18 +69,12 @@ class Model:
         return _at_least_float32(logits), {**variables, **updates}
 
     def network(self, variables: Variables) -> Network:
-        """The network of this architecture with the given variables.
+        """The network of this architecture with the given variables; `shapes()` suffices for the graph.
 
-        Equal models give networks of identical functions, so that all checkpoints of one architecture share one channel
+        Networks of equal models have identical functions, so that all checkpoints of one architecture share one channel
         graph and one set of compiled programs.
-
-        Args:
-            variables: as for `apply_fn`; or `shapes()`, where only the graph is needed.
-
-        Returns:
-            The network.
         """
-        model = _first_equal(self)  # a bound method is equal to another only if both belong to the same object
+        model = _first_equal(self)  # bound methods are equal only if they belong to the same object
         return Network(variables, model.apply_fn, jax.ShapeDtypeStruct(self.input_shape, np.float32), model.train_fn)
 
     def shapes(self) -> dict[str, Any]:
@@ -88,13 +82,7 @@ class Model:
         return jax.tree.map(lambda leaf: leaf, _shapes(self))  # a copy: the cached one must not be edited
 
     def init(self, key: jax.Array) -> Variables:
-        """Random weights, reproducible from `key` on every backend; see `jaxguard.models.initialization`.
-
-        Args:
-            key: a `jax.random.key`.
-
-        Returns:
-            Variables with float32 leaves.
+        """Random float32 variables, reproducible from `key` on every backend; see `jaxguard.models.initialization`.
 
         >>> from jaxguard import models
         >>> variables = models.build("cnn", num_classes=10, input_shape=(16, 16, 1)).init(jax.random.key(0))
@@ -111,13 +99,12 @@ class Model:
     def _normalize(self, images: jax.Array) -> jax.Array:
         if images.ndim != 4 or images.shape[1:] != self.input_shape:
             raise DataError(
-                f"images are {_shape_text(images.shape)}, {self.spec} expects "
-                f"{_shape_text(('B', *self.input_shape))}; convert the images, or build the model with their "
-                "input_shape"
+                f"expected images {_shape_text(('B', *self.input_shape))} for {self.spec}, got "
+                f"{_shape_text(images.shape)}; convert the images, or build the model with their input_shape"
             )
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise DataError(
-                f"images are {images.dtype}, {self.spec} expects floating point in [0, 1]; divide 8-bit by 255"
+                f"expected floating-point images in [0, 1] for {self.spec}, got {images.dtype}; divide 8-bit by 255"
             )
         if self.mean is not None:
             images = images - jnp.asarray(self.mean, images.dtype)

@@ -1,4 +1,4 @@
-"""What the options of a specification may be: read from text, written back as text."""
+"""Types of options in a specification, with conversion from and to text."""
 
 import math
 import re
@@ -12,10 +12,10 @@ class Option:
     """One option of an architecture.
 
     Attributes:
-        default: value where the specification does not give one.
-        parse: text to value, raises ValueError for a bad one.
-        expects: what a value looks like, for messages.
-        choices: all values where there are few.
+        default: value if the specification sets none.
+        parse: text to value; raises ValueError for an invalid one.
+        expects: description of a value, for messages.
+        choices: all values of a choice.
     """
 
     default: Any
@@ -66,7 +66,7 @@ def sizes(default: tuple[int, ...], expects: str, length: int | None = None) -> 
 
 
 def choice(*choices: str) -> Option:
-    """One of several words, the first where none is given."""
+    """One of several words; the first is the default."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -77,7 +77,7 @@ def choice(*choices: str) -> Option:
 
 
 def to_text(value: Any) -> str:
-    """A value as a specification writes it.
+    """A value as text of a specification.
 
     >>> to_text((256, 128)), to_text(0.5), to_text("cifar")
     ('256x128', '0.5', 'cifar')

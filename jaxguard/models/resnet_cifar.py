@@ -82,7 +82,7 @@ class CifarResNet(layers.Classifier, kw_only=True):
 
     @property
     def landmarks(self) -> Sequence[str]:
-        """The last blocks tell depths apart."""
+        """The last blocks distinguish depths."""
         return (*super().landmarks, *(f"layer{stage}_{n - 1}/conv2" for stage, n in enumerate(self.blocks, start=1)))
 
     @nn.compact

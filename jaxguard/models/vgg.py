@@ -64,7 +64,7 @@ class VGG(layers.Classifier, kw_only=True):
         return {} if self.classifier == "small" else {"classifier_0": (GRID, GRID)}
 
     def input_size(self, shape_of: Callable[[str], Shape | None]) -> tuple[int, int] | None:
-        """The classifier tells what a network was published for."""
+        """Torchvision's classifier takes images of 224x224."""
         del shape_of
         return None if self.classifier == "small" else (224, 224)
 

@@ -125,7 +125,7 @@ class VisionTransformer(layers.Classifier, kw_only=True):
 
     @property
     def landmarks(self) -> Sequence[str]:
-        """The first block tells the dialects apart, the last one depths."""
+        """The first block distinguishes the dialects, the last one depths."""
         return (self.stem, self.head, "blocks_0/mlp_fc1", f"blocks_{self.depth - 1}/mlp_fc1")
 
     @property
@@ -152,8 +152,8 @@ class VisionTransformer(layers.Classifier, kw_only=True):
         heads = self.heads or heads_of(channels)
         if channels % heads:
             raise ArchitectureError(
-                f"heads={heads} do not divide the {channels} channels of a ViT's tokens, expected a divisor; "
-                f"pass heads={heads_of(channels)} or another width"
+                f"expected a number of heads that divides the {channels} channels of a ViT's tokens, got "
+                f"heads={heads}; pass heads={heads_of(channels)} or another width"
             )
         x = layers.patch_conv(images, channels, self.patch, dtype=self.dtype, name="patch_embed")
         x = x.reshape(x.shape[0], -1, channels)
@@ -168,7 +168,7 @@ class VisionTransformer(layers.Classifier, kw_only=True):
 
 
 def heads_of(channels: int) -> int:
-    """As many heads of 64 channels as fit, fewer where their number does not divide the channels.
+    """The largest divisor of the channels that leaves at least 64 channels per head, or 1.
 
     >>> heads_of(768), heads_of(48), heads_of(200)
     (12, 1, 2)

@@ -98,7 +98,7 @@ def test_resize_matches_the_hand_computed_bilinear_average():
     ("spec", "arguments", "message"),
     [
         ("cifar10", {}, "expected digits, npz:PATH or tfds:NAME"),
-        ("pack.npz", {}, "needs its prefix"),
+        ("pack.npz", {}, "add the prefix"),
         ("npz:", {}, "unknown specification"),
         ("tfds:", {}, "unknown specification"),
         ("digits:8", {}, "drop it"),

@@ -57,7 +57,7 @@ def test_unpacking_gives_back_every_floating_point_leaf(tmp_path_factory, drawn)
     floating = {name: leaf.astype(np.float32) for name, leaf in content if leaf.dtype.name in DTYPES[:3]}
     if not floating:
         path.write_bytes(stores.safetensors_bytes(content))
-        with pytest.raises(CheckpointError, match="de-quantise"):
+        with pytest.raises(CheckpointError, match="dequantise"):
             structure_of(checkpoints.load(path))
         return
     structure, row = of_bytes(path, content)

@@ -333,11 +333,11 @@ def test_a_model_that_overflows_on_stamped_images_is_named():
     [
         ({"images": np.zeros((2, 2, 2))}, r"\[N, H, W, C\]"),
         ({"images": np.zeros((0, 2, 2, 1))}, r"\[N, H, W, C\]"),
-        ({"images": np.full((2, 2, 2, 1), 255)}, r"\[0, 1\], came 255 to 255"),
-        ({"images": np.full((2, 2, 2, 1), np.nan)}, r"\[0, 1\], came nan"),
+        ({"images": np.full((2, 2, 2, 1), 255)}, r"\[0, 1\], got 255 to 255"),
+        ({"images": np.full((2, 2, 2, 1), np.nan)}, r"\[0, 1\], got nan"),
         ({"labels": [0, 1, 2]}, r"2 labels in \[0, 4\)"),
         ({"labels": [0, 4]}, r"2 labels in \[0, 4\)"),
-        ({"classes": [4]}, r"classes in \[0, 4\), came \[4\]"),
+        ({"classes": [4]}, r"classes in \[0, 4\), got \[4\]"),
         ({"classes": []}, r"classes in \[0, 4\)"),
     ],
 )

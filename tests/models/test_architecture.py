@@ -108,18 +108,18 @@ def test_any_wide_resnet_can_be_named():
     [
         ("resnet21", "unknown architecture 'resnet21', did you mean .*resnet20"),
         ("ResNet18", "did you mean .*resnet18"),
-        ("", "unknown architecture ''; jaxguard knows mlp, cnn"),
-        ("wideresnet-17-1", "has depth 17, a WideResNet's is 6 n \\+ 4"),
+        ("", "unknown architecture ''; choose one of mlp, cnn"),
+        ("wideresnet-17-1", "expected a WideResNet of depth 6 n \\+ 4, got 17"),
         ("wideresnet-16-0", "unknown architecture"),
         ("resnet20:widht=0.5", "unknown option 'widht' .*did you mean width"),
         ("resnet20:hidden=3", "unknown option 'hidden' .*resnet20 takes width=<a positive number"),
         ("resnet20:", "unknown option ''"),
-        ("resnet20:width", "width='' .* is not a positive number"),
-        ("resnet20:width=0", "width='0' .* is not a positive number"),
-        ("resnet20:width=nan", "is not a positive number"),
-        ("resnet20:width=1,width=2", "'width' is given twice"),
-        ("mlp:hidden=64x", "is not units joined by x, such as 512x512; write mlp:hidden=512x512"),
-        ("vgg11:classifier=large", "is not small or torchvision"),
+        ("resnet20:width", "expected a positive number such as 0.5, got width=''"),
+        ("resnet20:width=0", "expected a positive number such as 0.5, got width='0'"),
+        ("resnet20:width=nan", "expected a positive number"),
+        ("resnet20:width=1,width=2", "expected every option once, got 'width' twice"),
+        ("mlp:hidden=64x", "expected units joined by x, such as 512x512, got .*; write mlp:hidden=512x512"),
+        ("vgg11:classifier=large", "expected small or torchvision, got"),
     ],
 )
 def test_bad_specifications_say_what_exists(spec, message):
@@ -130,12 +130,12 @@ def test_bad_specifications_say_what_exists(spec, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"num_classes": 0}, ArchitectureError, "num_classes is 0"),
-        ({"input_shape": (1, 32, 32, 3)}, DataError, "leave the batch axis out"),
+        ({"num_classes": 0}, ArchitectureError, "expected num_classes >= 1, got 0"),
+        ({"input_shape": (1, 32, 32, 3)}, DataError, "leave out the batch axis"),
         ({"input_shape": (32, 0, 3)}, DataError, "all positive"),
-        ({"mean": (0.5,)}, DataError, "mean is .* 3 channels"),
-        ({"std": (0.2, 0.2, 0.0)}, DataError, "std must be finite and positive"),
-        ({"mean": (0.5, np.nan, 0.5)}, DataError, "mean must be finite"),
+        ({"mean": (0.5,)}, DataError, "expected 3 finite values of mean"),
+        ({"std": (0.2, 0.2, 0.0)}, DataError, "finite and positive values of std"),
+        ({"mean": (0.5, np.nan, 0.5)}, DataError, "finite values of mean"),
     ],
 )
 def test_impossible_images_and_classes_are_refused(options, error, message):

@@ -99,9 +99,9 @@ def test_bfloat16_computes_close_to_float32():
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((4, 8, 8, 1), np.float32), r"images are \[4, 8, 8, 1\], cnn.* expects \[B, 8, 8, 3\]"),
-        (np.zeros((8, 8, 3), np.float32), r"images are \[8, 8, 3\]"),
-        (np.zeros((4, 8, 8, 3), np.uint8), "images are uint8, .* floating point in .*255"),
+        (np.zeros((4, 8, 8, 1), np.float32), r"expected images \[B, 8, 8, 3\] for cnn.*, got \[4, 8, 8, 1\]"),
+        (np.zeros((8, 8, 3), np.float32), r"got \[8, 8, 3\]"),
+        (np.zeros((4, 8, 8, 3), np.uint8), "expected floating-point images .* got uint8; .*255"),
     ],
 )
 def test_unfit_images_are_refused(images, message, traced):
@@ -112,7 +112,7 @@ def test_unfit_images_are_refused(images, message, traced):
 
 
 def test_images_too_small_for_the_pools_are_refused():
-    with pytest.raises(DataError, match="images are too small"):
+    with pytest.raises(DataError, match=r"expected at least 2x2 pixels at a max-pool, got 1x1"):
         models.build("vgg11", num_classes=10, input_shape=(28, 28, 1)).shapes()
 
 

@@ -169,11 +169,15 @@ def test_bfloat16_computes_close_to_float32():
         (
             "vit-tiny-16:depth=0",
             ArchitectureError,
-            "depth='0' .* is not a number of blocks such as 12; write vit-tiny-16:depth=12",
+            "expected a number of blocks such as 12, got depth='0' .*; write vit-tiny-16:depth=12",
         ),
-        ("vit-tiny-16:heads=-1", ArchitectureError, "is not a number of attention heads, 0 for one per 64 channels"),
+        (
+            "vit-tiny-16:heads=-1",
+            ArchitectureError,
+            "expected a number of attention heads, 0 for one per 64 channels, got",
+        ),
         ("vit-tiny-0", ArchitectureError, "unknown architecture 'vit-tiny-0'.* did you mean vit-tiny-16.*any vit-"),
-        ("vit-tiny-64", DataError, "images are too small: patch_embed reads patches of 64x64, 32x32 is left"),
+        ("vit-tiny-64", DataError, "expected at least 64x64 pixels for the patches of patch_embed, got 32x32"),
     ],
 )
 def test_impossible_networks_are_refused(spec, error, message):
