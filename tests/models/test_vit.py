@@ -165,7 +165,7 @@ def test_bfloat16_computes_close_to_float32():
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
-        ("vit-tiny-16:heads=5", ArchitectureError, "heads=5 do not divide the 192 channels .* pass heads=3"),
+        ("vit-tiny-16:heads=5", ArchitectureError, "divides the 192 channels .* got heads=5; pass heads=3"),
         (
             "vit-tiny-16:depth=0",
             ArchitectureError,
