@@ -1,8 +1,7 @@
-"""From bytes to leaves: the only parser of hostile files, and it never unpickles.
+"""Reads and writes checkpoints, which may be hostile: nothing is ever unpickled.
 
-`load` recognises a format by its content, checks every announced size, and reads leaves when they are asked
-for; `save` writes so that nobody ever sees half a checkpoint. `flatten` and `unflatten` translate to nested
-variables.
+`load` recognises a format by its content, checks every announced size, and reads leaves on demand; `save`
+writes atomically. `flatten` and `unflatten` convert from and to nested variables.
 """
 
 from jaxguard.checkpoints.checkpoint import DTYPES, Checkpoint, LeafSpec

@@ -29,7 +29,7 @@ _REMEDY = "the download was cut short, or the file is damaged or hostile; get it
 
 @dataclass(frozen=True)
 class Member:
-    """Where one member lies in the file.
+    """Position of one member in the file.
 
     Attributes:
         start: its first byte.

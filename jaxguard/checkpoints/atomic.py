@@ -1,4 +1,4 @@
-"""Writing a file or a directory so that nobody ever sees half of it."""
+"""Atomic writing of a file or a directory."""
 
 import contextlib
 import os
@@ -14,13 +14,13 @@ from jaxguard.errors import CheckpointError
 def replacing(target: pathlib.Path, *, overwrite: bool) -> Iterator[pathlib.Path]:
     """Yields a sibling path to write to, and renames it to `target` when the block ends without an exception.
 
-    What was written is on the disk (fsync) before it gets its name. After an exception nothing is left behind
-    and an old `target` is as it was. A file replaces a file in one step; where a directory is involved the
-    old target is moved aside first, so that a crash between two renames leaves it in a hidden sibling folder.
+    The content is on disk (fsync) before the rename. After an exception nothing is left behind and an old
+    `target` is unchanged. A file replaces a file in one step; if either is a directory, the old target is moved
+    aside first, so that a crash between two renames leaves it in a hidden sibling folder.
 
     Args:
-        target: file or directory to come.
-        overwrite: whether an existing target may be replaced.
+        target: file or directory to write.
+        overwrite: whether to replace an existing target.
 
     Raises:
         CheckpointError: the target exists and `overwrite` is False, or its folder does not exist.

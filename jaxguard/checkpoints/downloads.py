@@ -1,7 +1,7 @@
-"""The folder that files behind URLs are downloaded to, of which only so much is kept.
+"""The download cache, of limited size.
 
-What was used longest ago is removed first, once there is more than `limit`. The last checkpoints of this process stay
-whatever their size: a scan opens some before it reads them. So do those that other processes used within the hour.
+Above `limit`, the least recently used downloads are removed first. The last checkpoints of this process are kept at any
+size, because a scan opens some before it reads them; so are those that other processes used within the hour.
 """
 
 from __future__ import annotations
@@ -20,49 +20,46 @@ from collections.abc import Iterator
 from jaxguard.errors import CheckpointError
 
 LIMIT = 2**34
-"""Bytes that are kept by default: 16 GiB."""
+"""Default size in bytes: 16 GiB."""
 
 VARIABLE = "JAXGUARD_CACHE_BYTES"
-"""Of the environment, for another limit."""
+"""Environment variable for another limit."""
 
 NEWEST = 256
-"""Checkpoints of this process that are never removed: more than a scan has opened and not read yet."""
+"""Checkpoints of this process that are never removed: more than a scan opens before reading them."""
 
-_IDLE_SECONDS = 3600.0  # of what other processes have downloaded, or begun to
-_PARTS = 16  # how often somebody looks what there is: each time so much of the limit has come
+_IDLE_SECONDS = 3600.0  # after which a download of another process, complete or not, may be removed
+_PARTS = 16  # the size is checked each time 1 / _PARTS of the limit has been downloaded
 
 _lock = threading.Lock()
 _mine: dict[str, float] = {}
-_fresh = [math.inf]  # bytes that came since somebody looked, which nobody has yet
+_fresh = [math.inf]  # bytes downloaded since the last check; infinite before the first
 
 
 def folder() -> pathlib.Path:
-    """Where downloads lie, `$XDG_CACHE_HOME/jaxguard/remote`."""
+    """The cache folder, `$XDG_CACHE_HOME/jaxguard/remote`."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "jaxguard" / "remote"
 
 
 def limit() -> int:
-    """Bytes to be kept.
+    """Largest size in bytes.
 
     Raises:
-        CheckpointError: the environment says something else than a number.
+        CheckpointError: the environment variable is not a number.
     """
-    told = os.environ.get(VARIABLE)
-    if told is None:
+    value = os.environ.get(VARIABLE)
+    if value is None:
         return LIMIT
-    if not told.isascii() or not told.isdecimal():
-        raise CheckpointError(f"{VARIABLE}: expected a number of bytes, such as {LIMIT}, found {told!r}; correct it")
-    return int(told)
+    if not value.isascii() or not value.isdecimal():
+        raise CheckpointError(f"{VARIABLE}: expected a number of bytes, such as {LIMIT}, found {value!r}; correct it")
+    return int(value)
 
 
 def use(name: str) -> pathlib.Path:
-    """Where one download lies or will lie; it counts as used now.
+    """The folder of one download, which may not exist yet; marks it as used now.
 
     Args:
-        name: of what it holds in one state; another state has another name.
-
-    Returns:
-        A folder, which may not exist yet.
+        name: identifies a source and its state; another state has another name.
     """
     entry, now = folder() / name, time.time()
     with _lock:
@@ -74,10 +71,10 @@ def use(name: str) -> pathlib.Path:
 
 
 def added(count: int) -> None:
-    """Tell how many bytes were downloaded; where there are too many now, the oldest are removed.
+    """Counts downloaded bytes; above the limit, removes the oldest downloads.
 
     Args:
-        count: of one checkpoint.
+        count: bytes of one checkpoint.
 
     Raises:
         CheckpointError: see `limit`.
@@ -93,7 +90,7 @@ def added(count: int) -> None:
 
 
 def size(entry: pathlib.Path) -> int:
-    """Bytes of the files in a download, 0 where there is none; links count nothing."""
+    """Bytes of the files in a download, 0 without one; links do not count."""
     return sum(state.st_size for state in _states(entry) if stat.S_ISREG(state.st_mode))
 
 
@@ -110,7 +107,7 @@ def _trim(most: int) -> None:
     for entry, used, held in found:
         if total <= most:
             return
-        # Where the time is another than ours, somebody else has used it since.
+        # A later time than ours: another process has used it since.
         is_mine = entry.name in mine and used <= mine[entry.name] + 1
         if entry.name in newest or not (is_mine or time.time() - used > _IDLE_SECONDS):
             continue
@@ -119,7 +116,7 @@ def _trim(most: int) -> None:
 
 
 def _entries() -> Iterator[tuple[pathlib.Path, float, int]]:
-    """All downloads, those that were never finished too, with the time of their last use and their bytes."""
+    """All downloads, incomplete ones too, with the time of their last use and their bytes."""
     with contextlib.suppress(OSError):
         for entry in list(folder().iterdir()):
             with contextlib.suppress(OSError):
@@ -127,7 +124,7 @@ def _entries() -> Iterator[tuple[pathlib.Path, float, int]]:
 
 
 def _remove(entry: pathlib.Path) -> None:
-    """At once for all others: nobody finds half of it."""
+    """Renames before deleting, so that no other process finds part of it."""
     with contextlib.suppress(OSError):
         gone = entry.with_name(f".{uuid.uuid4().hex}.removed")
         entry.rename(gone)

@@ -50,7 +50,7 @@ class Hdf5:
     _datasets: Mapping[str, Any] = field(repr=False)
 
     def read(self, path: str) -> np.ndarray:
-        """One array: mapped and read-only where it lies in one piece, else a copy.
+        """One array: mapped and read-only if it is contiguous, else a copy.
 
         Raises:
             CheckpointError: it lies outside of the file, in a filter that is not supported, or its chunks are damaged.
@@ -146,7 +146,7 @@ class _CountedFile(io.RawIOBase):
 
 @contextlib.contextmanager
 def _damage_reported(given: str, name: str) -> Iterator[None]:
-    """Pyfive meets damage with whatever its arithmetic raises: all of it becomes one error."""
+    """Pyfive raises arbitrary exceptions for damaged files: all become one error."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

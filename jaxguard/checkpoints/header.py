@@ -17,7 +17,7 @@ _SHORT.maxlevel = 2
 
 
 def shown(value: Any) -> str:
-    """A `repr` that stays on one line whatever a stranger put into the file."""
+    """A `repr` that stays on one line for any content of a hostile file."""
     return _SHORT.repr(value)
 
 

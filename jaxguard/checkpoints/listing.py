@@ -1,4 +1,4 @@
-"""Which checkpoints lie below a folder: files, Orbax directories, indexes with their shards; and what is none."""
+"""Lists the checkpoints of a folder tree: files, Orbax directories, indexes with their shards; and skipped files."""
 
 import os
 import pathlib
@@ -10,14 +10,14 @@ from jaxguard.checkpoints import formats, orbax, remote, sharded
 from jaxguard.errors import CheckpointError
 
 _CERTAIN = {".safetensors", ".msgpack", ".pt", ".pth", ".th", ".npz", ".eqx", ".h5", ".hdf5", ".keras", ".ckpt"}
-"""Suffixes of files that are checkpoints or damaged ones; what else there is has to look like one inside."""
+"""Suffixes of files that are checkpoints, damaged or not; other files are recognised by their content."""
 
 
 _LIKELY = {".bin", ".pkl", ".pickle", ".tar"}
-"""Suffixes of files that may be checkpoints, where nobody can look inside."""
+"""Suffixes of files that may be checkpoints, if their content is not available."""
 
 _WHOLE = ("/_METADATA", sharded.INDEX_SUFFIX)
-"""Ends of the names of files that make their folder one checkpoint."""
+"""Ends of the names of files whose folder is one checkpoint."""
 
 
 _CONFIG = "config.json"
@@ -26,18 +26,18 @@ _SAME_MODEL = (
     ("model.safetensors", "flax_model.msgpack", "tf_model.h5", "pytorch_model.bin"),
     ("diffusion_pytorch_model.safetensors", "diffusion_flax_model.msgpack", "diffusion_pytorch_model.bin"),
 )
-"""Names that Hugging Face gives to the weights of one model in several frameworks, whole or as an index of shards; the
-one to be preferred first."""
+"""Hugging Face's names for the weights of one model in several frameworks, whole or as an index of shards; preferred
+ones first."""
 
 _TWIN = "by its name the same model as "
 
 
 class Listed(NamedTuple):
-    """Something found below a folder.
+    """An entry of a folder tree.
 
     Attributes:
-        path: as to be passed to `load`.
-        reason: why it is no checkpoint of its own; empty for checkpoints.
+        path: for `load`.
+        reason: why it is not a checkpoint; empty for checkpoints.
     """
 
     path: str
@@ -45,22 +45,19 @@ class Listed(NamedTuple):
 
     @property
     def is_twin(self) -> bool:
-        """Whether it was passed over for weights of the same model in another format."""
+        """Whether it was skipped for weights of the same model in another format."""
         return self.reason.startswith(_TWIN)
 
 
 def below(folder: str | os.PathLike[str]) -> Iterator[Listed]:
-    """All checkpoints below a folder, and all other files with the reason why they do not count.
+    """All checkpoints below a folder, and all other files with the reason why they are skipped.
 
-    Every step of a training run is a checkpoint of its own; a Hugging Face model whose weights lie there in several
-    formats is one. Symbolic links to files are followed, those to folders are not.
-
-    Args:
-        folder: a directory.
+    Every step of a training run is one checkpoint; so is a Hugging Face model with weights in several formats. Symbolic
+    links to files are followed, links to folders are not.
 
     Yields:
-        The files of a folder in the order of their names, then those of the folders in it; of what is passed over as a
-        whole, such as a hidden folder, its name alone.
+        The files of a folder by name, then those of its subfolders; for a folder that is skipped as a whole, such as a
+        hidden one, only the folder.
 
     Raises:
         CheckpointError: the folder cannot be listed.
@@ -97,26 +94,23 @@ def below(folder: str | os.PathLike[str]) -> Iterator[Listed]:
 
 
 def behind(url: str) -> Iterator[Listed]:
-    """All checkpoints that a URL of a file, a folder or a pattern means.
+    """All checkpoints of a URL of a file, a folder or a pattern, by name.
 
-    Nothing is downloaded: in a folder the names tell which files are checkpoints, which folders Orbax directories or
-    models in shards.
+    Nothing is downloaded: names decide which files are checkpoints, and which folders are Orbax directories or sharded
+    models.
 
     Args:
-        url: those of Hugging Face name one repository and are passed on as they are.
-
-    Yields:
-        URLs in the order of their names.
+        url: one of Hugging Face names one repository and is returned unchanged.
 
     Raises:
-        CheckpointError: a library is not installed, nothing is there, or access is refused.
+        CheckpointError: a library is not installed, nothing was found, or access was denied.
     """
     found = remote.listed(url)
     if _bare(found) == _bare([url]) or any(mark in url for mark in "*?["):
         yield from map(Listed, found)
         return
     whole = {posixpath.dirname(one) for one in found if one.endswith(_WHOLE)}
-    told, names = set(), dict[str, set[str]]()
+    yielded, names = set(), dict[str, set[str]]()
     for folder, name in map(posixpath.split, found):
         names.setdefault(folder, set()).add(name)
     twins = {
@@ -129,8 +123,8 @@ def behind(url: str) -> Iterator[Listed]:
         if owner is None:
             known = posixpath.splitext(one)[1].lower() in _CERTAIN | _LIKELY
             yield Listed(one, twins.get(one, "" if known else "no checkpoint by its name"))
-        elif owner not in told:
-            told.add(owner)
+        elif owner not in yielded:
+            yielded.add(owner)
             yield Listed(owner)
 
 
@@ -138,7 +132,7 @@ def manifest(path: str | os.PathLike[str]) -> list[str]:
     """Paths and URLs in a text file, one per line; `#` starts a comment, relative paths are relative to the file.
 
     Raises:
-        CheckpointError: it is no readable text, or names nothing.
+        CheckpointError: the file is not readable text, or is empty.
     """
     try:
         lines = [line.strip() for line in pathlib.Path(path).read_text("utf-8").splitlines()]
@@ -158,13 +152,13 @@ def _bare(urls: list[str]) -> list[str]:
 
 
 def _ancestors(url: str) -> Iterator[str]:
-    """The folders that a URL lies in, the outermost first."""
+    """The folders of a URL, the outermost first."""
     start = url.index("://") + 3
     yield from (url[:k] for k in range(start, len(url)) if url[k] == "/" and k > start)
 
 
 def _no_folder(entry: os.DirEntry[str]) -> str:
-    """Why nobody looks into a folder; empty where it is to be searched."""
+    """Why a folder is not searched; empty if it is."""
     if entry.is_symlink():
         return "a link to a folder, not followed"
     if entry.name.startswith("."):
@@ -173,7 +167,7 @@ def _no_folder(entry: os.DirEntry[str]) -> str:
 
 
 def _no_checkpoint(entry: os.DirEntry[str]) -> str:
-    """Why a file is no checkpoint; empty where it is one."""
+    """Why a file is not a checkpoint; empty if it is."""
     if not entry.is_file():
         return "no regular file"
     if entry.name.startswith("."):
@@ -186,7 +180,7 @@ def _no_checkpoint(entry: os.DirEntry[str]) -> str:
 
 
 def _shards(entries: list[os.DirEntry[str]]) -> dict[str, str]:
-    """Files that an index in the same folder names -> the reason why they do not count."""
+    """Files that an index in the same folder names -> the reason why they are skipped."""
     indexes = [entry for entry in entries if entry.name.endswith(sharded.INDEX_SUFFIX)]
     return {
         name: f"a shard of {entry.name}" for entry in indexes for name in sharded.files_named(pathlib.Path(entry.path))
@@ -194,9 +188,9 @@ def _shards(entries: list[os.DirEntry[str]]) -> dict[str, str]:
 
 
 def _twins(names: Collection[str], is_whole_fn: Callable[[str], bool]) -> dict[str, str]:
-    """Weights in a folder of Hugging Face's that lie there in a better format too -> the reason why they do not count.
+    """Weights that a Hugging Face folder also has in a preferred format -> the reason why they are skipped.
 
-    That both are the same model is their author's word: nobody compares them.
+    That both are the same model is the author's claim: they are not compared.
     """
     found: dict[str, str] = {}
     for stems in _SAME_MODEL if _CONFIG in names else ():
@@ -208,7 +202,7 @@ def _twins(names: Collection[str], is_whole_fn: Callable[[str], bool]) -> dict[s
 
 
 def _is_whole(path: pathlib.Path) -> bool:
-    """Whether a file looks like a checkpoint inside, and of an index, whether all shards are there."""
+    """Whether the content of a file is a checkpoint's, and for an index, whether all shards exist."""
     try:
         return formats.is_checkpoint(path) and all((path.parent / name).is_file() for name in sharded.files_named(path))
     except OSError:
@@ -216,7 +210,7 @@ def _is_whole(path: pathlib.Path) -> bool:
 
 
 def parts(path: str | os.PathLike[str]) -> list[str]:
-    """The files that a checkpoint consists of: of an index also its shards, of a directory all below it."""
+    """The files of a checkpoint: for an index also its shards, for a directory all files below it."""
     if os.path.isdir(path):
         return [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
     location = pathlib.Path(path)

@@ -1,4 +1,4 @@
-"""MessagePack as a stream of tokens: where everything lies, with nothing copied.
+"""MessagePack as a stream of tokens with their positions, without copies.
 
 The msgpack library copies every array while it decodes; this walk over a memory map visits headers only, so that
 leaves stay on disk until they are read. See https://github.com/msgpack/msgpack/blob/master/spec.md.
@@ -63,7 +63,7 @@ _LENGTHS = {
 
 
 class Stream:
-    """Tokens from `start` to `end` of a buffer; every length is checked before it is believed.
+    """Tokens from `start` to `end` of a buffer; every length is checked before it is used.
 
     Attributes:
         given: the path as the user wrote it.
@@ -115,7 +115,7 @@ class Stream:
             raise self.refusal("UTF-8 text", str(error)) from error
 
     def bytes(self, span: Span) -> bytes:
-        """A copy of what lies in a span."""
+        """A copy of a span."""
         return self._content[span.start : span.end].tobytes()
 
     def inside(self, token: Token) -> "Stream":

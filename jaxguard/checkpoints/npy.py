@@ -27,7 +27,7 @@ class Record:
 
     Attributes:
         shape: of the array.
-        stored: dtype of the elements as they lie in the file.
+        stored: dtype of the elements in the file.
         dtype: of the leaf they make; None where a leaf may not have it.
         fortran: whether the first axis varies fastest.
         start: bytes of the header.

@@ -1,4 +1,4 @@
-"""Names that turn a pickle into an attack: a file that refers to one is refused, whatever else it holds."""
+"""Names that make a pickle an attack: a file that refers to one is refused, with all its other content."""
 
 _MODULES = frozenset(
     {

@@ -24,7 +24,7 @@ class Machine:
     """Stack, memo and what opcodes do with them; all raise ValueError where the program breaks a rule.
 
     Attributes:
-        content: the program, and whatever lies around it.
+        content: the program, and the bytes around it.
         source: the same as a file.
         stack: what was pushed.
         marks: sizes of the stack when it was marked; the first one stays.
@@ -93,7 +93,7 @@ class Machine:
         return end
 
     def integer(self, value: int) -> None:
-        """Pushes an integer that is not meant to slow down whoever reckons with it."""
+        """Pushes an integer, unless it is so large that computing with it would be an attack."""
         if value.bit_length() > _MAX_INT_BITS:
             raise ValueError(f"an integer of {value.bit_length()} bits")
         self.stack.append(value)

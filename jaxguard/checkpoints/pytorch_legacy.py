@@ -44,7 +44,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
 
     Returns:
         A checkpoint with the model's names as PyTorch gave them; `read` returns read-only views of the file, or copies
-        where a storage does not lie on a multiple of its element size.
+        where the offset of a storage is not a multiple of its element size.
 
     Raises:
         CheckpointError: a stream or a pickle that is not sound, no model in it, or tensors beyond their storages.

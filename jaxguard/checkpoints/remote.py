@@ -173,7 +173,7 @@ def _from_file_system(given: str) -> pathlib.Path:
             raise CheckpointError(f"{given}: expected files below it, found {header.shown(name)}; download it yourself")
     state = [given, *(f"{name} {system.checksum(path)}" for path, name in sorted(names.items()))]
     key = hashlib.sha256("\n".join(state).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    # The same state has the same time, so that nobody takes what was downloaded again for another file.
+    # The same state has the same time, so that a repeated download does not count as another file.
     modified = int(key[:14], 16)
     cached = downloads.use(key)
     last = posixpath.basename(root.rstrip("/")) or "checkpoint"

@@ -1,7 +1,7 @@
-"""A folder with a model in it: what Hugging Face's `from_pretrained` opens, or a checkpoint among other files.
+"""A folder with a model: what Hugging Face's `from_pretrained` opens, or a checkpoint among other files.
 
-Of several weights the safest is taken: safetensors before msgpack before pickles. The folder's configuration is read as
-text; code that it may name, or that lies beside it, is never run.
+Of several weights the safest are read: safetensors before msgpack before pickles. The folder's configuration is read as
+text; code that it names or contains is never run.
 """
 
 import json
@@ -26,7 +26,7 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Names of Hugging Face and Keras, the one to be preferred first."""
+"""Names of Hugging Face and Keras, preferred ones first."""
 
 _MAX_FILES = 10_000
 _MAX_CONFIG_BYTES = 2**22
@@ -63,18 +63,18 @@ def weights_file(folder: pathlib.Path, given: str, is_checkpoint_fn: Callable[[p
         raise CheckpointError(
             f"{given}: expected one checkpoint in the folder, found {len(found)}: {names}; pass the file you mean"
         )
-    came = ", ".join(header.shown(path.name) for path in files[:5]) or "no files"
+    names = ", ".join(header.shown(path.name) for path in files[:5]) or "no files"
     raise CheckpointError(
         f"{given}: expected a checkpoint, found a directory without an Orbax index and without a checkpoint in it "
-        f"({came}); pass the folder or the file that holds the weights"
+        f"({names}); pass the folder or the file that holds the weights"
     )
 
 
 def configuration(folder: pathlib.Path, given: str) -> dict[str, str]:
-    """The short fields of `config.json` and `preprocessor_config.json`: text as it is, everything else as JSON.
+    """The short fields of `config.json` and `preprocessor_config.json`: text unchanged, everything else as JSON.
 
     Args:
-        folder: where they may lie.
+        folder: that may hold them.
         given: the path as the user wrote it.
 
     Returns:

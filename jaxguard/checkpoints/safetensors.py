@@ -1,7 +1,7 @@
 """The safetensors format: 8 bytes of header length, a JSON header, then the leaves back to back.
 
-Nothing in the header is believed before it is checked, and no leaf is read before it is asked for: reading is
-a memory map. See https://github.com/huggingface/safetensors for the format.
+The header is checked before it is used, and leaves are read on demand by a memory map. See
+https://github.com/huggingface/safetensors for the format.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _REMEDY = "the file is damaged or hostile, get it again from its author"
 
 
 def is_safetensors(path: pathlib.Path) -> bool:
-    """True where the ninth byte of a file opens a JSON object, whatever the file is called."""
+    """Whether the ninth byte of a file opens a JSON object."""
     if not path.is_file():
         return False
     with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""A checkpoint in several files: `model.safetensors.index.json`, and the like, says which leaf is in which.
+"""A checkpoint in several files: an index such as `model.safetensors.index.json` maps leaves to shards.
 
-The index is the claim, the shards are the facts: both have to name the same leaves. Shards lie beside the index, under
-names of their own, so that an index leads nowhere else. Each is safetensors, Flax msgpack or a PyTorch archive.
+Index and shards must name the same leaves. Shards are in the index's folder, so that an index cannot lead elsewhere.
+Each is safetensors, Flax msgpack or a PyTorch archive.
 """
 
 import pathlib
@@ -44,7 +44,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     """Checks the index and the header of every shard, and maps the leaves.
 
     Args:
-        path: the index; its shards lie in the same folder.
+        path: the index; its shards are in the same folder.
         given: the path as the user wrote it.
 
     Returns:

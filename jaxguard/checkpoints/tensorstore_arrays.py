@@ -65,7 +65,7 @@ def opened(directory: pathlib.Path, index: Index, value_fn: ValueFn, given: str,
     base = f"{directory.absolute()}/"
     file_name = zarr_metadata.file_name(is_zarr3=index.is_zarr3)
     context = tensorstore.Context(_CONTEXT)
-    batch = tensorstore.Batch()  # the metadata of all arrays lies close together in few files
+    batch = tensorstore.Batch()  # few files hold the metadata of all arrays
     pending = {}
     for name, key in index.keys.items():
         if is_ocdbt:
@@ -119,7 +119,7 @@ def _grid(shape: tuple[int, ...], part: tuple[int, ...]) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _damage_reported(given: str, name: str) -> Iterator[None]:
-    """Turns whatever is wrong with the leaf `name` into a CheckpointError."""
+    """Turns any error of the leaf `name` into a CheckpointError."""
     try:
         yield
     except (CheckpointError, KeyError, ValueError, OSError, RuntimeError, NotImplementedError, OverflowError) as error:
