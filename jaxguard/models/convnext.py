@@ -81,6 +81,8 @@ class ConvNeXt(layers.Classifier, kw_only=True):
     """
 
     default_size: ClassVar[tuple[int, int]] = (224, 224)
+    stem: ClassVar[str] = "stem_0"
+    head: ClassVar[str] = "head_fc"
 
     depths: tuple[int, ...]
     channels: tuple[int, ...] = (96, 192, 384, 768)
@@ -89,16 +91,6 @@ class ConvNeXt(layers.Classifier, kw_only=True):
     def dialects(self) -> Mapping[dialects.Name, Dialect]:
         """The names of torchvision, of timm and of the authors."""
         return DIALECTS
-
-    @property
-    def stem(self) -> str:
-        """Name of the layer that reads the image."""
-        return "stem_0"
-
-    @property
-    def head(self) -> str:
-        """Name of the dense layer that gives the logits."""
-        return "head_fc"
 
     @property
     def landmarks(self) -> Sequence[str]:

@@ -73,6 +73,8 @@ class DenseNet(layers.Classifier, kw_only=True):
     """
 
     default_size: ClassVar[tuple[int, int]] = (224, 224)
+    stem: ClassVar[str] = "features_conv0"
+    head: ClassVar[str] = "classifier"
 
     blocks: tuple[int, ...]
     growth: int = 32
@@ -82,16 +84,6 @@ class DenseNet(layers.Classifier, kw_only=True):
     def dialects(self) -> Mapping[dialects.Name, Dialect]:
         """Torchvision's names, those of its published weights too; timm has the same."""
         return DIALECTS
-
-    @property
-    def stem(self) -> str:
-        """Name of the layer that reads the image."""
-        return "features_conv0"
-
-    @property
-    def head(self) -> str:
-        """Name of the dense layer that gives the logits."""
-        return "classifier"
 
     @property
     def landmarks(self) -> Sequence[str]:

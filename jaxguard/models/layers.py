@@ -28,9 +28,13 @@ class Classifier(nn.Module, kw_only=True):
         dtype: compute dtype, such as `bfloat16`; parameters, batch statistics and the head stay float32.
             None computes in the dtype of images and parameters.
         default_size: `(H, W)` of the images that published networks take.
+        stem: name of the layer that reads the image.
+        head: name of the dense layer that gives the logits.
     """
 
     default_size: ClassVar[tuple[int, int]] = (32, 32)
+    stem: ClassVar[str] = "conv1"
+    head: ClassVar[str] = "linear"
 
     num_classes: int
     width: float = 1.0
@@ -40,16 +44,6 @@ class Classifier(nn.Module, kw_only=True):
     def dialects(self) -> Mapping[dialects.Name, Dialect]:
         """The leaf names of published implementations by layout, the best-known first."""
         return {"torch": Dialect()}
-
-    @property
-    def stem(self) -> str:
-        """Name of the layer that reads the image."""
-        return "conv1"
-
-    @property
-    def head(self) -> str:
-        """Name of the dense layer that gives the logits."""
-        return "linear"
 
     @property
     def landmarks(self) -> Sequence[str]:

@@ -1,6 +1,7 @@
 """Multilayer perceptron: flattened image, dense layers with ReLU, dense head."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 from flax import linen as nn
@@ -15,12 +16,9 @@ class MLP(layers.Classifier, kw_only=True):
         hidden: units of each hidden layer, before the width multiplier.
     """
 
-    hidden: tuple[int, ...] = (512, 512)
+    stem: ClassVar[str] = "fc1"
 
-    @property
-    def stem(self) -> str:
-        """Name of the layer that reads the image."""
-        return "fc1"
+    hidden: tuple[int, ...] = (512, 512)
 
     def flattened(self, input_shape: tuple[int, int, int]) -> Mapping[str, tuple[int, int]]:
         """The first layer reads the whole image."""

@@ -82,21 +82,13 @@ class MobileNetV2(layers.Classifier, kw_only=True):
     """
 
     default_size: ClassVar[tuple[int, int]] = (224, 224)
+    stem: ClassVar[str] = "features_0_0"
+    head: ClassVar[str] = "classifier_1"
 
     @property
     def dialects(self) -> Mapping[dialects.Name, Dialect]:
         """Torchvision's sequential modules, timm's named ones."""
         return {"torch": Dialect(), "timm": Dialect(_timm_names())}
-
-    @property
-    def stem(self) -> str:
-        """Name of the layer that reads the image."""
-        return "features_0_0"
-
-    @property
-    def head(self) -> str:
-        """Name of the dense layer that gives the logits."""
-        return "classifier_1"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

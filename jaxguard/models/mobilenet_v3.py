@@ -107,6 +107,8 @@ class MobileNetV3(layers.Classifier, kw_only=True):
     """
 
     default_size: ClassVar[tuple[int, int]] = (224, 224)
+    stem: ClassVar[str] = "features_0_0"
+    head: ClassVar[str] = "classifier_3"
 
     stages: Stages
     units: int
@@ -117,16 +119,6 @@ class MobileNetV3(layers.Classifier, kw_only=True):
         """Torchvision's sequential modules; timm's named ones, whose `classifier_0` is a 1x1 convolution."""
         windows, options = {"classifier_0/weight": (1, 1)}, {"epsilon": TIMM_EPSILON}
         return {"torch": Dialect(), "timm": Dialect(self._timm_names(), windows, options)}
-
-    @property
-    def stem(self) -> str:
-        """Name of the layer that reads the image."""
-        return "features_0_0"
-
-    @property
-    def head(self) -> str:
-        """Name of the dense layer that gives the logits."""
-        return "classifier_3"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

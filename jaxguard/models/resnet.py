@@ -65,17 +65,13 @@ class ResNet(layers.Classifier, kw_only=True):
     """
 
     default_size: ClassVar[tuple[int, int]] = (224, 224)
+    head: ClassVar[str] = "fc"
 
     blocks: tuple[int, ...]
     bottleneck: bool = True
     groups: int = 1
     base: int = 64
     entry: Literal["imagenet", "cifar"] = "imagenet"
-
-    @property
-    def head(self) -> str:
-        """Name of the dense layer that gives the logits."""
-        return "fc"
 
     def input_size(self, shape_of: Callable[[str], Shape | None]) -> tuple[int, int] | None:
         """A 3x3 entry is for images of 32x32."""

@@ -1,7 +1,7 @@
 """VGG: Simonyan and Zisserman, ICLR 2015, in torchvision's forms `vggN_bn` and `vggN`."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 from flax import linen as nn
@@ -39,6 +39,8 @@ class VGG(layers.Classifier, kw_only=True):
         norm: `batch`, or `none` as in the paper.
     """
 
+    stem: ClassVar[str] = "features_0"
+
     depth: int
     classifier: Literal["small", "torchvision"] = "small"
     norm: Literal["batch", "none"] = "batch"
@@ -49,12 +51,7 @@ class VGG(layers.Classifier, kw_only=True):
         return {"torch": Dialect()} if self.classifier == "small" else {"torch": Dialect(), "timm": TIMM}
 
     @property
-    def stem(self) -> str:
-        """Name of the layer that reads the image."""
-        return "features_0"
-
-    @property
-    def head(self) -> str:
+    def head(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Name of the dense layer that gives the logits."""
         return "classifier" if self.classifier == "small" else "classifier_6"
 

@@ -102,6 +102,8 @@ class VisionTransformer(layers.Classifier, kw_only=True):
     """
 
     default_size: ClassVar[tuple[int, int]] = (224, 224)
+    stem: ClassVar[str] = "patch_embed"
+    head: ClassVar[str] = "head"
 
     patch: int
     channels: int
@@ -112,16 +114,6 @@ class VisionTransformer(layers.Classifier, kw_only=True):
     def dialects(self) -> Mapping[dialects.Name, Dialect]:
         """Torchvision's names, which were changed after the weights were published, and timm's."""
         return DIALECTS
-
-    @property
-    def stem(self) -> str:
-        """Name of the layer that reads the image."""
-        return "patch_embed"
-
-    @property
-    def head(self) -> str:
-        """Name of the dense layer that gives the logits."""
-        return "head"
 
     @property
     def landmarks(self) -> Sequence[str]:

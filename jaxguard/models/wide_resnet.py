@@ -4,6 +4,8 @@ Zagoruyko and Komodakis, Wide Residual Networks (BMVC 2016): pre-activation bloc
 channels times the widening factor, (depth - 4) / 6 blocks each.
 """
 
+from typing import ClassVar
+
 import jax
 from flax import linen as nn
 
@@ -18,13 +20,10 @@ class WideResNet(layers.Classifier, kw_only=True):
         factor: how much wider than a ResNet the three stages are; the stem is not widened.
     """
 
+    head: ClassVar[str] = "fc"
+
     depth: int
     factor: int
-
-    @property
-    def head(self) -> str:
-        """Name of the dense layer that gives the logits."""
-        return "fc"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
