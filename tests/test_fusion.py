@@ -173,7 +173,7 @@ def test_models_of_other_shapes_are_refused():
     [
         ({"weight": 1.5}, ValueError, r"expected a weight in \[0, 1\], got 1.5"),
         ({"chain": "alphabet"}, GraphError, "expected chain 'dataflow', or 'parameter_order'"),
-        ({"layers": ["linear"]}, GraphError, "a dataflow follows the graph"),
+        ({"layers": ["linear"]}, GraphError, "leave out layers to follow the graph"),
         ({"chain": "parameter_order", "layers": ["nowhere"]}, GraphError, "got 'nowhere'"),
         ({"solver": "magic"}, ValueError, "expected a solver"),
     ],

@@ -77,7 +77,8 @@ def label_rows(labels: jax.Array | np.ndarray, num_classes: int) -> jax.Array:
     classes = jnp.arange(num_classes)
     answered = unit_rows(jax.nn.softmax(jnp.where(classes == 0, 1.0, OTHER_CLASS)))  # the row of class 0
     known = (labels >= 0) & (labels < num_classes)
-    rows = jnp.where(labels[..., None] == classes, answered[0], answered[-1])
+    is_class = jax.nn.one_hot(labels, num_classes, dtype=bool)
+    rows = jnp.where(is_class, answered[0], answered[-1])
     return jnp.where(known[..., None], rows, jnp.nan)
 
 

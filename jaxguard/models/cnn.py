@@ -23,4 +23,4 @@ class CNN(layers.Classifier, kw_only=True):
             for i in (2 * stage + 1, 2 * stage + 2):
                 x = layers.conv(layers.scaled(channels, self.width), 3, dtype=self.dtype, name=f"conv{i}")(x)
                 x = nn.relu(layers.batch_norm(train, dtype=self.dtype, name=f"bn{i}")(x))
-        return nn.Dense(self.num_classes, name="linear")(layers.global_mean(x))
+        return layers.logits(layers.global_mean(x), self.num_classes, name="linear")

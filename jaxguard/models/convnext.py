@@ -67,7 +67,8 @@ class Block(nn.Module, kw_only=True):
         y = layers.layer_norm(dtype=self.dtype, name="norm")(y)
         y = nn.gelu(nn.Dense(4 * channels, dtype=self.dtype, name="mlp_fc1")(y), approximate=False)
         y = nn.Dense(channels, dtype=self.dtype, name="mlp_fc2")(y)
-        return x + y * self.param("gamma", nn.initializers.constant(1e-6), (channels,)).astype(y.dtype)
+        gamma = self.param("gamma", nn.initializers.constant(1e-6), (channels,))
+        return x + y * gamma.astype(y.dtype)[None, None, None]
 
 
 class ConvNeXt(layers.Classifier, kw_only=True):
@@ -114,4 +115,4 @@ class ConvNeXt(layers.Classifier, kw_only=True):
             for i in range(depth):
                 x = Block(dtype=self.dtype, name=f"stages_{stage}_blocks_{i}")(x)
         x = layers.layer_norm(dtype=self.dtype, name="head_norm")(layers.global_mean(x))
-        return nn.Dense(self.num_classes, name="head_fc")(x)
+        return layers.logits(x, self.num_classes, name="head_fc")

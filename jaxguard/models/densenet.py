@@ -59,7 +59,7 @@ class Transition(nn.Module, kw_only=True):
         features = max(1, x.shape[-1] // 2)
         x = nn.relu(layers.batch_norm(train, dtype=self.dtype, name="norm")(x))
         x = layers.conv(features, 1, dtype=self.dtype, name="conv")(x)
-        return nn.avg_pool(x, (2, 2), strides=(2, 2))
+        return layers.mean_pool(x)
 
 
 class DenseNet(layers.Classifier, kw_only=True):
@@ -106,4 +106,4 @@ class DenseNet(layers.Classifier, kw_only=True):
                 layer = DenseLayer(growth=growth, dtype=self.dtype, name=f"features_denseblock{block}_denselayer{i}")
                 x = jnp.concatenate([x, layer(x, train)], axis=-1)
         x = nn.relu(layers.batch_norm(train, dtype=self.dtype, name=f"features_norm{len(self.blocks) + 1}")(x))
-        return nn.Dense(self.num_classes, name="classifier")(layers.global_mean(x))
+        return layers.logits(layers.global_mean(x), self.num_classes, name="classifier")

@@ -144,6 +144,16 @@ def max_pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (2, 2), strides=(2, 2))
 
 
+def mean_pool(x: jax.Array) -> jax.Array:
+    """2x2 mean with stride 2; an odd last row or column is dropped."""
+    return nn.pool(x, 0.0, lax.add, (2, 2), (2, 2), "VALID") / 4  # `nn.avg_pool` divides by an integer array
+
+
+def logits(x: jax.Array, num_classes: int, *, name: str) -> jax.Array:
+    """Dense head, `[B, D] -> [B, K]`, in at least float32."""
+    return nn.Dense(num_classes, name=name)(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+
+
 def global_mean(x: jax.Array) -> jax.Array:
     """`[B, H, W, C] -> [B, C]`, the mean over positions."""
     return jnp.mean(x, axis=(1, 2))

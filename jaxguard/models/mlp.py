@@ -31,4 +31,4 @@ class MLP(layers.Classifier, kw_only=True):
         x = images.reshape(images.shape[0], -1)
         for i, units in enumerate(self.hidden, start=1):
             x = nn.relu(nn.Dense(layers.scaled(units, self.width), dtype=self.dtype, name=f"fc{i}")(x))
-        return nn.Dense(self.num_classes, name="linear")(x)
+        return layers.logits(x, self.num_classes, name="linear")

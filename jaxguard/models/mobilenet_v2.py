@@ -106,7 +106,7 @@ class MobileNetV2(layers.Classifier, kw_only=True):
             )(x, train)
         x = layers.conv(divisible(LAST * max(1.0, self.width)), 1, dtype=self.dtype, name="features_18_0")(x)
         x = nn.relu6(layers.batch_norm(train, dtype=self.dtype, name="features_18_1")(x))
-        return nn.Dense(self.num_classes, name="classifier_1")(layers.global_mean(x))
+        return layers.logits(layers.global_mean(x), self.num_classes, name="classifier_1")
 
 
 def _timm_names() -> Mapping[str, str]:

@@ -132,7 +132,7 @@ class MobileNetV3(layers.Classifier, kw_only=True):
         x = layers.conv(TAIL * rows[-1].features, 1, dtype=self.dtype, name=f"{last}_0")(x)
         x = layers.global_mean(nn.hard_swish(self._norm(train, f"{last}_1")(x)))
         x = nn.hard_swish(nn.Dense(divisible(self.units * self.width), dtype=self.dtype, name="classifier_0")(x))
-        return nn.Dense(self.num_classes, name="classifier_3")(x)
+        return layers.logits(x, self.num_classes, name="classifier_3")
 
     def _norm(self, train: bool, name: str) -> nn.BatchNorm:
         return layers.batch_norm(train, epsilon=self.epsilon, dtype=self.dtype, name=name)

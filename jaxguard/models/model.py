@@ -107,9 +107,9 @@ class Model:
                 f"expected floating-point images in [0, 1] for {self.spec}, got {images.dtype}; divide 8-bit by 255"
             )
         if self.mean is not None:
-            images = images - jnp.asarray(self.mean, images.dtype)
+            images = images - jnp.asarray(self.mean, images.dtype)[None, None, None]
         if self.std is not None:
-            images = images / jnp.asarray(self.std, images.dtype)
+            images = images / jnp.asarray(self.std, images.dtype)[None, None, None]
         return images
 
 

@@ -65,4 +65,4 @@ class PreActResNet(layers.Classifier, kw_only=True):
                     dtype=self.dtype,
                     name=f"layer{stage}_{i}",
                 )(x, train)
-        return nn.Dense(self.num_classes, name="linear")(layers.global_mean(x))
+        return layers.logits(layers.global_mean(x), self.num_classes, name="linear")

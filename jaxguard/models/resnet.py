@@ -96,7 +96,7 @@ class ResNet(layers.Classifier, kw_only=True):
         for stage, blocks in enumerate(self.blocks):
             for i in range(blocks):
                 x = self._block(stage, 2 if stage > 0 and i == 0 else 1, name=f"layer{stage + 1}_{i}")(x, train)
-        return nn.Dense(self.num_classes, name="fc")(layers.global_mean(x))
+        return layers.logits(layers.global_mean(x), self.num_classes, name="fc")
 
     def _block(self, stage: int, strides: int, name: str) -> Bottleneck | resnet_cifar.BasicBlock:
         channels = layers.scaled(CHANNELS[stage], self.width)

@@ -81,9 +81,9 @@ class VGG(layers.Classifier, kw_only=True):
             x = layers.max_pool(x)
             index += 1
         if self.classifier == "small":
-            return nn.Dense(self.num_classes, name="classifier")(layers.global_mean(x))
+            return layers.logits(layers.global_mean(x), self.num_classes, name="classifier")
         x = layers.adaptive_mean(x, GRID)
         x = x.reshape(x.shape[0], -1)
         for name in ("classifier_0", "classifier_3"):
             x = nn.relu(nn.Dense(layers.scaled(4096, self.width), dtype=self.dtype, name=name)(x))
-        return nn.Dense(self.num_classes, name="classifier_6")(x)
+        return layers.logits(x, self.num_classes, name="classifier_6")

@@ -156,7 +156,7 @@ class VisionTransformer(layers.Classifier, kw_only=True):
         for i in range(self.depth):
             x = EncoderBlock(heads=heads, dtype=self.dtype, name=f"blocks_{i}")(x)
         x = layers.layer_norm(dtype=self.dtype, name="norm")(x)
-        return nn.Dense(self.num_classes, name="head")(x[:, 0])
+        return layers.logits(x[:, 0], self.num_classes, name="head")
 
 
 def heads_of(channels: int) -> int:

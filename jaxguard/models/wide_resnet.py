@@ -39,4 +39,4 @@ class WideResNet(layers.Classifier, kw_only=True):
                     name=f"block{stage}_layer_{i}",
                 )(x, train)
         x = nn.relu(layers.batch_norm(train, dtype=self.dtype, name="bn1")(x))
-        return nn.Dense(self.num_classes, name="fc")(layers.global_mean(x))
+        return layers.logits(layers.global_mean(x), self.num_classes, name="fc")

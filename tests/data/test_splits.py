@@ -101,7 +101,7 @@ def test_resize_matches_the_hand_computed_bilinear_average():
         ("pack.npz", {}, "add the prefix"),
         ("npz:", {}, "unknown specification"),
         ("tfds:", {}, "unknown specification"),
-        ("digits:8", {}, "drop it"),
+        ("digits:8", {}, "remove it"),
         ("digits", {"seed": -1}, "seed: expected an integer of at least 0, found -1"),
         ("digits", {"clean": 5}, r"clean: expected a fraction.*found 5; .*clean_per_class"),
         ("digits", {"clean": float("nan")}, "clean: expected a fraction"),

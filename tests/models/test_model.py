@@ -80,7 +80,7 @@ def test_a_model_without_running_statistics_trains():
 def test_normalization_happens_inside():
     plain, normalized = small(), small(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     variables, images = plain.init(jax.random.key(0)), images_for(plain)
-    by_hand = (images - np.float32([0.1, 0.2, 0.3])) / np.float32([0.5, 0.6, 0.7])
+    by_hand = (images - np.float32([[[[0.1, 0.2, 0.3]]]])) / np.float32([[[[0.5, 0.6, 0.7]]]])
     np.testing.assert_allclose(
         normalized.apply_fn(variables, images), plain.apply_fn(variables, by_hand), rtol=1e-5, atol=1e-6
     )

@@ -45,7 +45,7 @@ def silent(copy):
 @pytest.mark.parametrize(("dormancy", "expected"), [("magnitude", [2.0, 1.5]), ("mean", [-1.0, -1.5])])
 def test_activations_by_hand(dormancy, expected):
     def apply_fn(v, x):
-        return jax.nn.relu(x.reshape(len(x), -1) @ v["w1"] + v["b1"]) @ v["w2"]
+        return jax.nn.relu(x.reshape(len(x), -1) @ v["w1"] + v["b1"][None]) @ v["w2"]
 
     variables = {"w1": jnp.array([[1.0, -1.0], [0.0, 2.0]]), "b1": jnp.array([0.0, -4.0]), "w2": jnp.ones((2, 3))}
     images = jnp.array([[1.0, 1.0], [-3.0, 0.5]]).reshape(2, 2, 1, 1)
@@ -67,7 +67,9 @@ def test_convolutions_are_measured_behind_their_norm():
     x = jax.lax.conv_general_dilated(
         images, params["conv1"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    x = (x - running["mean"]) / np.sqrt(running["var"] + 1e-5) * params["bn1"]["scale"] + params["bn1"]["bias"]
+    norm = running | params["bn1"]
+    mean, var, scale, bias = (np.asarray(norm[name]) for name in ("mean", "var", "scale", "bias"))
+    x = (np.asarray(x) - mean) / np.sqrt(var + 1e-5) * scale + bias
     np.testing.assert_allclose(
         activations(owner.graph, layers, owner.variables, images)[0], np.abs(x).mean((0, 1, 2)), rtol=1e-4
     )

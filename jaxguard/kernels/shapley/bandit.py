@@ -79,7 +79,7 @@ def _top_k(
     log = jnp.log(2 / delta)
 
     def undecided(moments: Moments) -> jax.Array:
-        count = jnp.maximum(moments.samples, 2)
+        count = jnp.maximum(moments.samples, 2).astype(jnp.float32)
         half = jnp.sqrt(2 * moments.variance() * log / count) + 7 * value_range * log / (3 * (count - 1))
         half = jnp.where(moments.samples > 1, half, jnp.inf)
         bar = jnp.sort(moments.mean)[-k - 1 : players - k + 1].mean()

@@ -90,7 +90,8 @@ def _sinkhorn(problem: Problem, *, epsilon: float, threshold: float, max_iterati
         max_iterations=max_iterations,
         implicit_diff=None,
     )
-    output = solver(LinearProblem(geometry, left, wanted))
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # OTT promotes implicitly
+        output = solver(LinearProblem(geometry, left, wanted))
     matrix = kept + jnp.where(moves, output.matrix * unit, 0)
     return *_finished(matrix, problem), output.converged | ~moves
 
@@ -125,13 +126,13 @@ def _finished(matrix: jax.Array, problem: Problem) -> tuple[jax.Array, jax.Array
     matrix = _spread(matrix.T, target, target_ties).T
     sums = matrix.sum(0)
     empty = (target <= 0) | (sums <= 0)
-    nearest = source_ties[:, None] == source_ties[cost.argmin(0)]
-    columns = jnp.where(empty, nearest / nearest.sum(0), matrix / jnp.where(empty, 1, sums))
+    nearest = (source_ties[:, None] == source_ties[cost.argmin(0)][None]).astype(matrix.dtype)
+    columns = jnp.where(empty, nearest / nearest.sum(0, keepdims=True), matrix / jnp.where(empty, 1, sums)[None])
     return matrix, columns, error
 
 
 def _spread(matrix: jax.Array, masses: jax.Array, ties: jax.Array) -> jax.Array:
-    equal = (ties[:, None] == ties).astype(matrix.dtype)
+    equal = (ties[:, None] == ties[None]).astype(matrix.dtype)
     share = masses / _or_one(equal @ masses)
     return share[:, None] * jnp.matmul(equal, matrix, precision=jax.lax.Precision.HIGHEST)
 

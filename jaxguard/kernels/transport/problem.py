@@ -138,7 +138,7 @@ def equal_rows(points: jax.typing.ArrayLike) -> Any:
     if is_traced(points):
         # Sorting, as below, takes a comparison of whole rows; here all pairs are compared, N at a time.
         rows = jnp.asarray(points)
-        return jax.lax.map(lambda row: jnp.argmax((rows == row).all(-1)), rows)
+        return jax.lax.map(lambda row: jnp.argmax((rows == row[None]).all(-1)), rows)
     rows = np.asarray(points) + 0.0  # -0.0 is 0.0
     _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     return first[inverse.reshape(-1)]
