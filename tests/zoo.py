@@ -178,7 +178,7 @@ def scanned_layers() -> Case:
     def apply_fn(v, x):
         x = x @ v["embed"]
         x, norms = jax.lax.scan(
-            lambda h, p: (h + jax.nn.gelu(h @ p["up"] + p["bias"]) @ p["down"], jnp.max(h)), x, v["layers"]
+            lambda h, p: (h + jax.nn.gelu(h @ p["up"] + p["bias"][None, None]) @ p["down"], jnp.max(h)), x, v["layers"]
         )
 
         def cell(h, token):

@@ -119,7 +119,7 @@ def test_disguises_that_keep_the_function_keep_the_score(theft, statistic):
 def test_constants_and_a_scale_of_the_outputs_do_not_count():
     method, probes = tafa_hinge(**QUICK), convnets_probes()
     (answers,) = outputs([convnet()], probes)
-    changed = jnp.stack([answers + jnp.arange(10.0), 2.5 * answers])
+    changed = jnp.stack([answers + jnp.arange(10.0)[None], 2.5 * answers])
     assert judged(method, probes, answers, changed) == pytest.approx(1, abs=1e-4)
 
 
