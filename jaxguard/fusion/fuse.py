@@ -22,8 +22,8 @@ class Fused(NamedTuple):
     """A fused model.
 
     Attributes:
-        network: of the second one's structure, shapes and dtypes.
-        alignments: how the first model's channels were carried over, in program order.
+        network: with the second one's structure, shapes and dtypes.
+        alignments: of the first one's channels, in program order.
     """
 
     network: Network
@@ -45,10 +45,10 @@ def fuse(
     solver: Solver = "exact",
     **settings: Any,
 ) -> Fused:
-    """Carries the channels of network `a` over to those of `b` and averages: `weight a' + (1 - weight) b`.
+    """Transports the channels of network `a` to those of `b` and averages: `weight a' + (1 - weight) b`.
 
     Args:
-        a: the network that is carried over.
+        a: the network to transport.
         b: the network whose order of channels is kept, of the same architecture.
         weight: of `a`, in [0, 1].
         source: producer name -> `[C]` masses of `a`'s channels; uniform by default.
@@ -75,7 +75,7 @@ def fuse(
         >>> mlp = lambda v, x: jax.nn.relu(x @ v["w1"]) @ v["w2"]
         >>> v = {"w1": jnp.array([[1.0, 0.0], [0.0, 2.0]]), "w2": jnp.array([[3.0], [4.0]])}
         >>> a = Network(v, mlp, (2,))
-        >>> b = a.with_variables({"w1": v["w1"][:, ::-1], "w2": v["w2"][::-1]})  # its channels exchanged
+        >>> b = a.with_variables({"w1": v["w1"][:, ::-1], "w2": v["w2"][::-1]})  # its channels swapped
         >>> fuse(a, b).network.variables["w1"].tolist()
         [[0.0, 1.0], [2.0, 0.0]]
     """
