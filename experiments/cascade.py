@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import fleet_detection
 import machine
 import numpy as np
-from fleet_detection import ALPHA, BUCKET, TIERS, Setting, roc_auc
+from fleet_detection import ALPHA, GROUP, TIERS, Setting, roc_auc
 from third_party import RESULTS
 
 from jaxguard.conformal import adjusted_p_values, as_high
@@ -81,15 +81,14 @@ def fleets(setting: Setting, kind: str) -> list[Fleet]:
         judged = np.concatenate([side[part::PARTS] for side in shuffled])
         known = [[rows[k] for k in side if k not in judged] for side in shuffled]
         guilty = known[1] if kind == "log-odds" else []
-        made = calibration.calibrate(known[0], guilty, names={BUCKET: names["weights"]}, deep_names=deep_names)
-        one = made.buckets[BUCKET]
-        assert one.deep is not None and one.deep.clean.sha256 == one.weights.clean.sha256
-        features = (np.stack([getattr(rows[k], side) for k in judged]) for side in ("features", "deep"))
-        weights = cross_scores(one.weights.combinations, next(features))
-        deep = cross_scores(one.deep.combinations, next(features), weights)
-        references = np.stack([one.weights.clean.scores, one.deep.clean.scores])
+        one = calibration.calibrate(known[0], guilty).groups[GROUP]
+        assert one.triggers is not None and one.triggers.clean.sha256 == one.first.clean.sha256
+        features = (np.stack([rows[k].features[look].values for k in judged]) for look in ("weights", "triggers"))
+        weights = cross_scores(one.first.combinations, next(features))
+        deep = cross_scores(one.triggers.combinations, next(features), weights)
+        references = np.stack([one.first.clean.scores, one.triggers.clean.scores])
         truth = setting.groups[judged] != "clean"
-        found.append(Fleet(weights, deep, references, one.deep.clean.folds, truth))
+        found.append(Fleet(weights, deep, references, one.triggers.clean.folds, truth))
     return found
 
 

@@ -35,11 +35,12 @@ from scipy import stats
 from third_party import RESULTS
 
 from jaxguard import suspects
-from jaxguard.detection import calibration, deep, judging
-from jaxguard.detection.profile import Profile, Record
+from jaxguard.detection import calibration, judging, triggers
+from jaxguard.detection.profile import Profile
+from jaxguard.detection.records import TRIGGERS, WEIGHTS, Features, Record
 from jaxguard.graph import pairing
 from jaxguard.scores import responses, weights
-from jaxguard.types import Verdict
+from jaxguard.types import Finding, Provenance, Verdict
 
 ALPHA = 0.05
 RATES = (0.01, 0.05)
@@ -53,7 +54,7 @@ SHOWN = 12
 """Single features in the result."""
 
 KEY = 0
-BUCKET = "fleet"
+GROUP = "fleet"
 TIERS = ("weights", "response", "inversion")
 GROUPS = ("badnets", "blended")
 
@@ -82,13 +83,17 @@ def measure(folder: pathlib.Path, tiers: Sequence[str]) -> tuple[list[dict[str, 
     opened = suspects.load(folder / records[0]["file"])
     network = opened.require_network()
     graph, layers = network.graph, pairing.layers(network.graph)
-    names = {"weights": weights.feature_names(layers), "response": responses.NAMES, "inversion": deep.INVERSION_NAMES}
+    names = {
+        "weights": weights.feature_names(layers),
+        "response": responses.NAMES,
+        "inversion": triggers.INVERSION_NAMES,
+    }
     program = jax.jit(lambda variables: weights.weight_features(graph, layers, variables).features)
     key = jax.random.key(KEY)
     looks = {
         "weights": program,
         "response": lambda variables: responses.response_features(graph, variables),
-        "inversion": lambda variables: deep.inversion_features(deep.inverted(graph, variables, key)),
+        "inversion": lambda variables: triggers.inversion_features(triggers.inverted(graph, variables, key)),
     }
     for tier in tiers:
         looks[tier](network.variables)  # compiles
@@ -177,15 +182,19 @@ class Setting:
             [rows[k] for k in np.flatnonzero(self.even & side)]
             for side in (self.groups == "clean", self.groups != "clean")
         ]
-        return calibration.calibrate(*chosen, names={BUCKET: tuple(names)}, deep_names=tuple(deep_names))
+        return calibration.calibrate(*chosen)
 
     def members(self, names: Sequence[str], deep_names: Sequence[str], searched: np.ndarray) -> list[Record]:
-        """Records for `jaxguard.detection`; only the searched ones have deep features."""
+        """Records for `jaxguard.detection`; only the searched ones have features of a search."""
+        names, deep_names = tuple(names), tuple(deep_names)
         features, deeper = self.columns(names), self.columns(deep_names) if deep_names else None
-        return [
-            Record(BUCKET, sha256, features[k], deeper[k] if deeper is not None and searched[k] else None)
-            for k, sha256 in enumerate(self.sha256)
-        ]
+        found = []
+        for k, sha256 in enumerate(self.sha256):
+            looks = {WEIGHTS: Features(names, features[k])}
+            if deeper is not None and searched[k]:
+                looks[TRIGGERS] = Features(deep_names, deeper[k])
+            found.append(Record(Provenance(sha256, sha256), GROUP, looks))
+        return found
 
     def judge(
         self, names: Sequence[str], deep_names: Sequence[str] = (), part: float = 1.0
@@ -198,9 +207,9 @@ class Setting:
             part: of the odd ones that may.
         """
         profile, odd = self.calibrate(names, deep_names), np.flatnonzero(~self.even)
-        options: dict[str, Any] = {"names": {BUCKET: tuple(names)}, "deep_names": tuple(deep_names), "alpha": ALPHA}
+        options: dict[str, Any] = {"trigger_names": tuple(deep_names), "alpha": ALPHA}
 
-        def looked(control: str) -> tuple[np.ndarray, judging.Judgements]:
+        def looked(control: str) -> tuple[np.ndarray, list[Finding]]:
             searched = np.zeros(len(self.groups), bool)
             if deep_names:
                 members = self.members(names, deep_names, searched)
@@ -209,17 +218,17 @@ class Setting:
             return searched, judging.judge([members[k] for k in odd], profile, **options, control=control)
 
         searched, told = looked(judging.EACH)
-        together = looked(judging.FDR)[1].verdicts
-        groups = self.groups[odd]
+        together = looked(judging.FDR)[1]
+        groups, scores = self.groups[odd], np.array([one.score for one in told])
         rates = np.array([self.records[k].get("rate", np.nan) for k in odd])
         deeper = {self.names[name][0] for name in deep_names}
-        accused = np.array([one == Verdict.SUSPECTED for one in told.verdicts])
-        among = groups[np.array([one == Verdict.SUSPECTED for one in together])]
+        accused = np.array([one.verdict == Verdict.SUSPECTED for one in told])
+        among = groups[np.array([one.verdict == Verdict.SUSPECTED for one in together])]
         row = {
             "features": len(names) + len(deep_names),
             "searched": int(searched.sum()),
             "seconds of the search": round(sum(self.found[f"{tier} seconds"][searched].sum() for tier in deeper), 1),
-            "roc": curve(told.scores, groups),
+            "roc": curve(scores, groups),
             f"accused at alpha {ALPHA:g}": {name: share(accused[groups == name]) for name in ("clean", *GROUPS)}
             | {"backdoored": share(accused[groups != "clean"])},
             "accused by poison rate": {
@@ -232,7 +241,7 @@ class Setting:
                 if not is_accused and self.groups[k] != "clean"
             ],
         }
-        return told.scores, row
+        return scores, row
 
 
 def undecided(
@@ -240,8 +249,8 @@ def undecided(
 ) -> np.ndarray:
     """Places of the networks that get the deep look: not suspected without it, the smallest p-values first."""
     told = judging.judge(members, profile, **options, control=control)
-    left = [k for k, says in enumerate(told.verdicts) if says != Verdict.SUSPECTED]
-    ranked = sorted(left, key=lambda k: (told.p_values[k], -told.scores[k]))
+    left = [k for k, one in enumerate(told) if one.verdict != Verdict.SUSPECTED]
+    ranked = sorted(left, key=lambda k: (told[k].p_value, -told[k].score))
     return np.array(ranked[: round(part * len(members))], int)
 
 

@@ -8,7 +8,7 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from jaxguard import audit
+from jaxguard.environment import environment as versions
 
 
 def processor() -> str:
@@ -18,7 +18,7 @@ def processor() -> str:
 
 
 def environment(*packages: str, **more: Any) -> dict[str, Any]:
-    """`audit.environment` and what a timing needs besides.
+    """`jaxguard.environment` and what a timing needs besides.
 
     Args:
         *packages: whose versions matter here, besides jaxguard's, jax's, flax's and numpy's.
@@ -29,7 +29,7 @@ def environment(*packages: str, **more: Any) -> dict[str, Any]:
     """
     return {
         "command": shlex.join(["python", *map(_shown, sys.argv)]),
-        **audit.environment(),
+        **versions(),
         "processor": f"{processor()}, {os.cpu_count()} cores",
         "load_average": round(os.getloadavg()[0], 2),
         **{name: metadata.version(name) for name in packages},

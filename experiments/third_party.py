@@ -41,7 +41,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxguard import audit, data, evaluation, repairs, suspects
+from jaxguard import data, evaluation, repairs, scanning, suspects
 from jaxguard.attacks import Attack, patch
 from jaxguard.defenses import clp
 from jaxguard.graph.pairing import Pairing
@@ -128,7 +128,7 @@ def scan(case: Case, evaluate: Evaluator) -> dict[str, Any]:
     del evaluate
     rows = {}
     for pairing in PAIRINGS:
-        finding = audit.scan(case.suspect, u=U, pairing=pairing)
+        (finding,) = scanning.scan(case.suspect, pairing=pairing).findings
         by_layer = [layer.z for layer in finding.layers]
         highest = finding.layers[int(np.nanargmax(by_layer))]
         rows[pairing] = {

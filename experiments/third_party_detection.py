@@ -5,7 +5,7 @@
 
 A profile says nothing of an architecture that it has no references of: `inconclusive`. Beside the verdicts stands
 Neural Cleanse's own rule, which needs none: an anomaly index above 2, of patches sought briefly on noise
-(`jaxguard.detection.deep`).
+(`jaxguard.detection.triggers`).
 
 Needs the third-party checkpoints in JAXGUARD_SHARED_DATA, else ../shared/data.
 Hardware: any. Time: 45 minutes on two CPU cores that others use too, most of it compiling and ResNets' inversion.
@@ -26,21 +26,22 @@ from third_party import RESULTS, SHARED
 from third_party_table import known_network
 
 from jaxguard import inversion
-from jaxguard.detection import deep, judging
-from jaxguard.detection.profile import Profile, Record, from_json
-from jaxguard.types import Verdict
+from jaxguard.detection import judging, triggers
+from jaxguard.detection.profile import Profile, from_json
+from jaxguard.detection.records import Record
+from jaxguard.types import Provenance, Verdict
 
 
 def judged(path: pathlib.Path, profile: Profile | None) -> dict[str, Any]:
     """A checkpoint's verdict by the profile, and by the index."""
     card = json.loads(path.with_suffix(".json").read_text())
     suspect = known_network(path, card)
-    record = Record(f"{suspect.architecture}, {card['arch']}", hashlib.sha256(path.read_bytes()).hexdigest(), None)
-    told = judging.judge([record], profile, names={})
-    row: dict[str, Any] = {"label": card["label"], "verdict": told.verdicts[0]}
+    provenance = Provenance(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    (finding,) = judging.judge([Record(provenance, f"{suspect.architecture}, {card['arch']}")], profile)
+    row: dict[str, Any] = {"label": card["label"], "verdict": finding.verdict}
     if suspect.network is not None and len(card["input_hwc"] or ()) == 3:
         start = time.perf_counter()
-        found = deep.inverted(suspect.network.graph, suspect.network.variables, jax.random.key(0))
+        found = triggers.inverted(suspect.network.graph, suspect.network.variables, jax.random.key(0))
         trigger = inversion.recovered_trigger(found, source="noise")
         row |= {
             "flagged": trigger.target,

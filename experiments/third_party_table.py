@@ -28,7 +28,7 @@ import third_party_networks as networks
 from rich.console import Console
 from rich.table import Table
 
-from jaxguard import audit, checkpoints, data, models, suspects
+from jaxguard import checkpoints, data, evaluation, models, scanning, suspects
 from jaxguard.attacks import Attack, patch
 from jaxguard.errors import ArchitectureError
 from jaxguard.suspects import Suspect
@@ -87,7 +87,7 @@ def identified(path: pathlib.Path) -> str | None:
 
 
 def largest_z(suspect: Suspect) -> float:
-    return round(audit.scan(suspect).z, 3)
+    return round(scanning.scan(suspect).findings[0].z, 3)
 
 
 def row(path: pathlib.Path, card: dict[str, Any], packs: pathlib.Path) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def row(path: pathlib.Path, card: dict[str, Any], packs: pathlib.Path) -> dict[s
     suspect = known_network(path, card)
     test, attack = test_images(card, packs)
     if test is not None:
-        metrics = audit.measure(suspect, test, attack)
+        metrics = evaluation.evaluate(suspect.require_network(), test, attack)
         rates = {"acc": metrics.acc, "asr": metrics.asr}
     else:
         rates = tabular_rates(suspect) if card["arch"] == "mlp_pdf6_tanh" else {"acc": None, "asr": None}

@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from jaxguard.adapters.haiku import from_haiku, to_haiku
     from jaxguard.adapters.linen import from_linen
     from jaxguard.adapters.nnx import from_nnx, to_nnx
-    from jaxguard.audit import scan
     from jaxguard.fusion import fuse
     from jaxguard.ownership import certify, matrix, verify
     from jaxguard.repairs import repair
+    from jaxguard.scanning import calibrate, scan
     from jaxguard.suspects import load, save
     from jaxguard.types import Network, Verdict
 
@@ -51,6 +51,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Network": "types",
     "Verdict": "types",
+    "calibrate": "scanning",
     "certify": "ownership",
     "from_equinox": "adapters.equinox",
     "from_haiku": "adapters.haiku",
@@ -61,7 +62,7 @@ _HOMES = {
     "matrix": "ownership",
     "repair": "repairs",
     "save": "suspects",
-    "scan": "audit",
+    "scan": "scanning",
     "to_equinox": "adapters.equinox",
     "to_haiku": "adapters.haiku",
     "to_nnx": "adapters.nnx",
@@ -76,6 +77,7 @@ __all__ = [
     "Network",
     "Verdict",
     "attacks",
+    "calibrate",
     "certify",
     "checkpoints",
     "data",

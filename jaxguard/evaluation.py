@@ -7,7 +7,7 @@ from jax import lax
 
 from jaxguard.attacks import Attack
 from jaxguard.errors import DataError
-from jaxguard.types import Batch, Metrics, Network
+from jaxguard.types import Batch, Metrics, Network, TriggerExample
 
 
 @jax.jit
@@ -191,3 +191,27 @@ def defense_effectiveness_rate(before: Metrics, after: Metrics) -> float:
             "defense_effectiveness_rate(); evaluate both with attack="
         )
     return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2
+
+
+def trigger_example(attack: Attack, test: Batch, *, count: int = 8) -> TriggerExample:
+    """Pictures of a trigger on the first test images it could change.
+
+    Args:
+        attack: the trigger.
+        test: images.
+        count: how many at most.
+
+    Returns:
+        Images without and with the trigger.
+
+    Raises:
+        DataError: no test image has a label that the attack changes.
+    """
+    labels = np.asarray(test.labels)
+    chosen = np.flatnonzero(np.asarray(attack.relabel(labels)) != labels)[:count]
+    if not chosen.size:
+        raise DataError(
+            f"expected test images with other labels than {attack.name}'s target, got none; give more images"
+        )
+    images = np.asarray(test.images)[chosen]
+    return TriggerExample(images, np.asarray(attack.stamp(jnp.asarray(images))), attack.name, attack.target)

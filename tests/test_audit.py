@@ -1,13 +1,12 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import zoo
 
-from jaxguard import audit, checkpoints, data, evaluation, models, repairs, suspects
+from jaxguard import checkpoints, data, evaluation, models, repairs, suspects
 from jaxguard.attacks import badnets
-from jaxguard.errors import CheckpointError, OptionError, UnscorableError
-from jaxguard.types import Network
+from jaxguard.environment import environment
+from jaxguard.errors import CheckpointError, OptionError
 
 
 @pytest.fixture(scope="module")
@@ -19,39 +18,6 @@ def digits():
 def suspect():
     model = models.build("cnn:width=0.5", num_classes=10, input_shape=(16, 16, 1))
     return suspects.load(model.network(zoo.randomise(model.shapes())))
-
-
-@pytest.mark.parametrize("name", ["nnx", "per_example", "vit", "scanned_layers"])
-def test_models_of_any_library_are_scanned_and_repaired(name):
-    apply_fn, variables, images = zoo.ZOO[name]()
-    suspect = suspects.load(Network(variables, apply_fn, jax.ShapeDtypeStruct(images.shape[1:], images.dtype)))
-    finding = audit.scan(suspect, u=1)
-    assert finding.verdict == "inconclusive"
-    assert np.isfinite(finding.z)
-    cut = sum(layer.above for layer in finding.layers)
-    assert cut
-    repaired, repair = repairs.repair(suspect, "clp", jax.random.key(0), options={"u": 1})
-    assert sum(int(layer.mask.sum()) for layer in repair.layers) == cut
-    assert repair.change
-    logits = [np.asarray(apply_fn(v, images)) for v in (variables, repaired.network.variables)]
-    assert not np.allclose(*logits)
-
-
-def test_the_score_is_the_largest_z_score(suspect):
-    finding = audit.scan(suspect)
-    z = [(layer.scores - layer.scores.mean()) / layer.scores.std(ddof=1) for layer in finding.layers]
-    assert finding.z == pytest.approx(max(map(np.max, z)), rel=1e-5)
-
-
-def test_scores_permute_along_with_the_channels(suspect):
-    from jaxguard import surgery
-
-    (group,) = [g for g in suspect.network.graph.groups if g.name == "conv3"]
-    order = np.roll(np.arange(group.size), 3)
-    permuted = suspect.with_variables(surgery.permute(suspect.network.variables, group, order))
-    for before, after in zip(audit.scan(suspect).layers, audit.scan(permuted).layers, strict=True):
-        expected = before.scores[order] if before.name.startswith("conv3 ") else before.scores
-        np.testing.assert_allclose(after.scores, expected, rtol=1e-4)
 
 
 def test_repair_measures_before_and_after_and_leaves_the_suspect_alone(suspect, digits):
@@ -70,12 +36,6 @@ def test_repair_measures_before_and_after_and_leaves_the_suspect_alone(suspect, 
 def test_without_test_data_nothing_is_measured(suspect):
     _, report = repairs.repair(suspect, "clp", jax.random.key(0))
     assert report.before is report.after is report.der is None
-
-
-def test_equal_channels_are_unscorable(suspect):
-    same = jax.tree.map(jnp.ones_like, suspect.network)
-    with pytest.raises(UnscorableError, match="every score is undefined or the same"):
-        audit.scan(suspects.load(same))
 
 
 def test_unknown_methods_and_options_are_refused(suspect):
@@ -108,6 +68,6 @@ def test_normalisation_travels_with_the_checkpoint(tmp_path):
 
 
 def test_the_environment_names_what_a_figure_depends_on():
-    environment = audit.environment(seed=3)
-    assert {"date", "python", "jax", "flax", "jaxguard", "device", "machine"} <= environment.keys()
-    assert environment["seed"] == "3"
+    found = environment(seed=3)
+    assert {"date", "python", "jax", "flax", "jaxguard", "device", "machine"} <= found.keys()
+    assert found["seed"] == "3"

@@ -244,31 +244,38 @@ def test_an_unknown_architecture_cannot_be_run_or_repaired(jaxguard, stranger, t
 
 
 def test_missing_file(jaxguard, tmp_path):
-    code, _, err = jaxguard("scan", tmp_path / "absent.safetensors", "--arch", "cnn")
-    assert code == 2
-    assert "no such file" in err
+    code, out, err = jaxguard("scan", tmp_path / "absent.safetensors", "--arch", "cnn")
+    assert code == 3
+    assert "no such file" in " ".join(out.split())
+    code, out, err = jaxguard("scan", tmp_path / "absent.safetensors", "--json")
+    assert code == 3
+    assert "no such file" in json.loads(out)["findings"][0]["reason"]
+    assert "no such file" in " ".join(err.split())
+    assert jaxguard("repair", tmp_path / "absent.safetensors", "--out", tmp_path / "x.safetensors")[0] == 2
 
 
 def test_truncated_safetensors(jaxguard, checkpoint):
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    code, _, err = jaxguard("scan", checkpoint)
+    code, out, _ = jaxguard("scan", checkpoint, "--json")
+    assert code == 3
+    assert json.loads(out)["findings"][0]["verdict"] == "error"
+    code, _, err = jaxguard("inspect", checkpoint)
     assert code == 2
     assert err.startswith("CheckpointError")
 
 
 def test_wrong_shape(jaxguard, checkpoint):
     path = rewritten(checkpoint, params__conv2__kernel=np.zeros((3, 3, 8, 9), np.float32))
-    code, _, err = jaxguard("scan", path)
-    assert code == 2
-    assert "conv2" in err
-    assert "(3, 3, 8, 9)" in err
-    assert "(3, 3, 8, 8)" in err
+    code, out, _ = jaxguard("scan", path, "--json")
+    assert code == 3
+    reason = json.loads(out)["findings"][0]["reason"]
+    assert all(told in reason for told in ("conv2", "(3, 3, 8, 9)", "(3, 3, 8, 8)"))
 
 
 def test_wrong_architecture(jaxguard, checkpoint):
-    code, _, err = jaxguard("scan", checkpoint, "--arch", "resnet20")
-    assert code == 2
-    assert "resnet20" in err
+    code, out, _ = jaxguard("scan", checkpoint, "--arch", "resnet20", "--json")
+    assert code == 3
+    assert "resnet20" in json.loads(out)["findings"][0]["reason"]
     code, _, err = jaxguard("scan", checkpoint, "--arch", "resnet2O")
     assert code == 2
     assert "resnet20" in err
@@ -277,9 +284,9 @@ def test_wrong_architecture(jaxguard, checkpoint):
 def test_nothing_to_score(jaxguard, tmp_path):
     path = tmp_path / "table.safetensors"
     safetensors.numpy.save_file({"a.weight": np.zeros((2, 3), np.float32)}, path)
-    code, _, err = jaxguard("scan", path)
+    code, out, _ = jaxguard("scan", path)
     assert code == 3
-    assert "expected hidden kernels" in err
+    assert "xpected hidden kernels" in " ".join(out.split())
 
 
 def test_nan_weights(jaxguard, checkpoint, tmp_path):
@@ -320,9 +327,9 @@ def test_nothing_to_score_is_code_3(jaxguard, model, tmp_path):
     path = tmp_path / "constant.safetensors"
     ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), model.shapes())
     checkpoints.save(path, checkpoints.flatten(ones), metadata=suspects.description(model))
-    code, _, err = jaxguard("scan", path)
+    code, out, _ = jaxguard("scan", path)
     assert code == 3
-    assert "nothing could be scored" in err
+    assert "every score undefined or the same" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 LONGEST = 360
 
 LEVELS = (
-    {"errors", "execution", "logs"},
+    {"environment", "errors", "execution", "logs"},
     {"checkpoints", "conformal", "graph", "kernels", "methods"},
     {"types"},
     {"adapters", "attacks", "data", "endpoints", "models", "report", "surgery", "training"},
@@ -22,7 +22,7 @@ LEVELS = (
     {"defenses", "suspects", "theft"},
     {"detection", "fingerprints"},
     {"fleet"},
-    {"audit", "ownership", "repairs"},
+    {"ownership", "repairs", "scanning"},
     {"demo"},
     {"cli"},
     {"__init__", "__main__"},

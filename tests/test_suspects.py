@@ -6,8 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxguard import audit, checkpoints, models, repairs, suspects
+from jaxguard import checkpoints, models, repairs, scanning, suspects
 from jaxguard.errors import ArchitectureError, CheckpointError
+from jaxguard.fleet import local
 
 RNG = np.random.default_rng(0)
 
@@ -141,11 +142,11 @@ def test_an_unknown_network_is_scanned_but_not_run(tmp_path):
     suspect = suspects.load(tmp_path / "own.safetensors")
     assert (suspect.architecture, suspect.network) == (suspects.UNKNOWN, None)
     assert suspect.leaves["a/weight" if "a/weight" in suspect.leaves else "a.weight"].shape == (6, 3, 3, 3)
-    finding = audit.scan(suspect)
+    (finding,) = scanning.scan(suspect).findings
     assert [layer.name for layer in finding.layers] == ["a"]
     assert finding.notes == suspect.notes
     with pytest.raises(ArchitectureError, match="module_order"):
-        audit.scan(suspect, pairing="module_order")
+        local.examine(suspect, "module_order")
     with pytest.raises(ArchitectureError, match="--apply"):
         repairs.repair(suspect, "clp", jax.random.key(0))
 

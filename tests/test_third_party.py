@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxguard import audit, data, evaluation, repairs, suspects
+from jaxguard import data, evaluation, repairs, scanning, suspects
 from jaxguard.attacks import Attack, patch
 from jaxguard.scores import structural
 from jaxguard.suspects import Suspect
@@ -76,7 +76,7 @@ def test_accuracy_and_attack_success_are_the_published_ones(published: Published
 
 
 def test_scan_scores_every_batch_norm_and_concludes_nothing(published: Published):
-    finding = audit.scan(published.suspect)
+    (finding,) = scanning.scan(published.suspect).findings
     scored = sum(layer.channels for layer in finding.layers)
     normalised = sum(affine.channels for affine in published.suspect.network.graph.affines)
     assert scored == normalised
@@ -146,7 +146,7 @@ def test_files_as_they_were_published_open_and_are_scanned(name: str, shared_dat
     suspect = suspects.load(shared_data / "checkpoints" / "originals" / name)
     assert suspect.checkpoint is not None
     assert (suspect.checkpoint.format, suspect.architecture) == ORIGINALS[name]
-    assert np.isfinite(audit.scan(suspect).z)
+    assert np.isfinite(scanning.scan(suspect).findings[0].z)
 
 
 def test_the_scan_of_a_published_file_is_that_of_its_safetensors_twin(shared_data: pathlib.Path):
@@ -158,7 +158,7 @@ def test_the_scan_of_a_published_file_is_that_of_its_safetensors_twin(shared_dat
     }
     for original, twin in twins.items():
         paths = (folder / "originals" / original, folder / f"{twin}.safetensors")
-        findings = [audit.scan(suspects.load(path)) for path in paths]
+        findings = scanning.scan(paths).findings
         for published, converted in zip(*(finding.layers for finding in findings), strict=True):
             assert published.name == converted.name
             np.testing.assert_array_equal(published.scores, converted.scores)

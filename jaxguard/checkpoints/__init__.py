@@ -7,7 +7,7 @@ writes atomically. `flatten` and `unflatten` convert from and to nested variable
 from jaxguard.checkpoints.checkpoint import DTYPES, Checkpoint, LeafSpec
 from jaxguard.checkpoints.finite import check_finite
 from jaxguard.checkpoints.formats import FORMATS, Format, is_checkpoint, load, save
-from jaxguard.checkpoints.listing import Listed, behind, below, manifest, parts
+from jaxguard.checkpoints.listing import Listed, behind, below, manifest, parts, text_of
 from jaxguard.checkpoints.raw import read_into
 from jaxguard.checkpoints.remote import is_url
 from jaxguard.checkpoints.trees import flatten, unflatten
@@ -30,5 +30,6 @@ __all__ = [
     "parts",
     "read_into",
     "save",
+    "text_of",
     "unflatten",
 ]

@@ -134,17 +134,26 @@ def manifest(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         CheckpointError: the file is not readable text, or is empty.
     """
-    try:
-        lines = [line.strip() for line in pathlib.Path(path).read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{path}: expected a text file with one path or URL per line, found {error}; its suffix says manifest"
-        ) from error
+    lines = [line.strip() for line in text_of(path).splitlines()]
     named = [line for line in lines if line and not line.startswith("#")]
     if not named:
         raise CheckpointError(f"{path}: expected at least one path or URL, found none; is this the right manifest?")
     folder = pathlib.Path(path).parent
     return [line if remote.is_url(line) else str(folder / line) for line in named]
+
+
+def text_of(path: str | os.PathLike[str]) -> str:
+    """A manifest or profile as text.
+
+    Raises:
+        CheckpointError: it is no readable text.
+    """
+    try:
+        return pathlib.Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: expected a text file in UTF-8, got {getattr(error, 'strerror', None) or error}; check the path"
+        ) from error
 
 
 def _bare(urls: list[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """The command line; `main` turns errors into messages and exit codes.
 
-Exit codes: 0 nothing found, 1 findings, 2 error, 3 something could not be scored, 4 usage.
+Exit codes: 0 nothing found, 1 findings, 2 error, 3 something could not be scored, 4 usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
+import traceback
 
 from jaxguard.errors import JaxguardError, OptionError, UnscorableError
 
@@ -37,6 +38,13 @@ def main() -> None:
     except KeyboardInterrupt:
         console.error("interrupted", "nothing was written half")
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        # A crash must not read as "findings", which is Python's own exit code for it.
+        if os.environ.get("JAXGUARD_DEBUG"):
+            traceback.print_exc()
+        message = " ".join(str(error).split()) or "no message"
+        console.error(f"unexpected {type(error).__name__}", f"{message}; JAXGUARD_DEBUG=1 shows where it happened")
+        sys.exit(ERROR)
 
 
 def _keep_compiled_programs() -> None:

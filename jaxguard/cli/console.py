@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from jaxguard.fleet.progress import State, Watch
+    from jaxguard.fleet.progress import Progress as ScanProgress
+    from jaxguard.fleet.progress import Watch
     from jaxguard.training import Progress
     from jaxguard.types import Report
 
@@ -76,7 +77,7 @@ def fleet_progress(title: str) -> Iterator[Watch]:
         title: what is going on.
 
     Yields:
-        What a scan tells how far it is.
+        What a scan calls with its progress.
     """
     from rich.filesize import decimal
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -91,7 +92,7 @@ def fleet_progress(title: str) -> Iterator[Watch]:
     with Bars(*columns, TextColumn("{task.fields[speed]}"), console=err, transient=True) as bars:
         task = bars.add_task(title, total=None, speed="")
 
-        def watch(state: State) -> None:
+        def watch(state: ScanProgress) -> None:
             speed = f"{state.checkpoints_per_second:.0f}/s, {decimal(int(state.bytes_per_second))}/s"
             failed = f", {state.failed} failed" if state.failed else ""
             bars.update(task, completed=state.done, total=state.total, speed=speed + failed)

@@ -12,7 +12,6 @@ import typer
 from jaxguard.cli import console, options
 
 if TYPE_CHECKING:
-    from jaxguard.suspects import Suspect
     from jaxguard.types import Batch
 
 app = typer.Typer(
@@ -53,9 +52,12 @@ def make(
         typer.Option(help="Checkpoint known to be independent, or a pattern such as 'others/*'; repeatable."),
     ] = None,
     arch: options.Arch = None,
+    apply: options.Apply = None,
+    init: options.Init = None,
     input_: options.Input = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    models: options.Models = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing certificate.")] = False,
     seed: options.Seed = 0,
 ) -> None:
@@ -68,20 +70,25 @@ def make(
     from jaxguard import ownership
     from jaxguard.errors import CheckpointError
     from jaxguard.fingerprints import certificate
+    from jaxguard.suspects import normalization
 
     if out.exists() and not overwrite:
         raise CheckpointError(f"{out}: expected a path that is free, found a file; pass --overwrite, or another path")
-    opened = [
-        options.suspect(path, arch, input_, mean=mean, std=std, apply=None, init=None)
-        for path in [owner, *_files(independent or [])]
-    ]
+    given = options.model_options(arch, apply, init, input_, mean=mean, std=std)
+    path, opening = options.opening(owner, given, models)
+    mine, independents = opening.load(path), options.suspects(_files(independent or []), given, models)
+    images = _images(data, seed)
+    if images is not None:
+        images = opening.relabelled(images)
+        for doubt in normalization.doubts(mine, images) if mine.network is not None else ():
+            console.say(f"{path}: {doubt}")
     with console.progress(f"fingerprint by {method}") as progress:
         made = ownership.certify(
-            opened[0],
+            mine,
             method,
             jax.random.key(seed),
-            data=_images(data, seed),
-            independents=opened[1:],
+            data=images,
+            independents=independents,
             options=options.hyperparameters(assignments or []),
             progress=progress,
         )
@@ -99,9 +106,12 @@ def verify(
     suspects: Suspects,
     alpha: Alpha = 0.05,
     arch: options.Arch = None,
+    apply: options.Apply = None,
+    init: options.Init = None,
     input_: options.Input = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    models: options.Models = None,
     gives: Annotated[str, typer.Option(help="What an endpoint answers: logits or probs.")] = "logits",
     endpoint: Annotated[
         list[str] | None,
@@ -117,7 +127,8 @@ def verify(
     as_json: options.AsJson = False,
 ) -> None:
     """Judge suspects by a certificate, each with a p-value."""
-    from jaxguard import audit, endpoints, methods, ownership
+    from jaxguard import endpoints, methods, ownership
+    from jaxguard.environment import environment
     from jaxguard.fingerprints.certificate import load
     from jaxguard.types import Report, Verdict
 
@@ -125,16 +136,17 @@ def verify(
         raise typer.BadParameter(f"expected logits or probs, got {gives!r}", param_hint="--gives")
     held = load(certificate)
     settings = methods.check(endpoints.http, options.hyperparameters(endpoint or []))
-    models: list[Any] = [
+    given = options.model_options(arch, apply, init, input_, mean=mean, std=std)
+    opened: list[Any] = [
         endpoints.http(path, headers=_headers(header or []), **settings)
         if path.startswith(("http://", "https://"))
-        else options.suspect(path, arch, input_, mean=mean, std=std, apply=None, init=None)
-        for path in suspects
+        else opening.load(path)
+        for path, opening in options.openings(suspects, given, models)
     ]
-    found = ownership.verify(held, models, alpha=alpha, gives=gives)
+    found = ownership.verify(held, opened, alpha=alpha, gives=gives)
     title = f"Is it a copy of {pathlib.Path(held.owner).name}?"
     console.show(
-        Report(title, console.command(), ownerships=(found,), environment=audit.environment()),
+        Report(title, console.command(), ownerships=(found,), environment=environment()),
         "json" if as_json else "table",
         folder=report,
     )
@@ -145,7 +157,7 @@ def verify(
 
 @app.command()
 def matrix(
-    models: Annotated[list[str], typer.Argument(help="Owners; also the suspects where none are named.")],
+    owners: Annotated[list[str], typer.Argument(help="Owners; also the suspects where none are named.")],
     against: Annotated[
         list[str] | None, typer.Option(help="Suspect, or a pattern such as 'market/*'; repeatable.")
     ] = None,
@@ -153,9 +165,12 @@ def matrix(
     assignments: Assignments = None,
     data: Data = None,
     arch: options.Arch = None,
+    apply: options.Apply = None,
+    init: options.Init = None,
     input_: options.Input = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    models: options.Models = None,
     seed: options.Seed = 0,
     report: options.Report = None,
     as_json: options.AsJson = False,
@@ -163,19 +178,16 @@ def matrix(
     """Compare every owner with every suspect."""
     import jax
 
-    from jaxguard import audit, ownership
+    from jaxguard import ownership
+    from jaxguard.environment import environment
     from jaxguard.types import Report
 
-    def opened(paths: list[str]) -> list[Suspect]:
-        return [
-            options.suspect(path, arch, input_, mean=mean, std=std, apply=None, init=None) for path in _files(paths)
-        ]
-
-    owners = opened(models)
-    others = opened(against) if against else owners
+    given = options.model_options(arch, apply, init, input_, mean=mean, std=std)
+    mine = options.suspects(_files(owners), given, models)
+    others = options.suspects(_files(against), given, models) if against else mine
     with console.progress(f"matrix by {method}") as progress:
         found = ownership.matrix(
-            owners,
+            mine,
             others,
             method,
             jax.random.key(seed),
@@ -184,7 +196,7 @@ def matrix(
             progress=progress,
         )
     title = f"{len(found.owners)} owners, {len(found.suspects)} suspects"
-    whole = Report(title, console.command(), matrices=(found,), environment=audit.environment(seed=seed))
+    whole = Report(title, console.command(), matrices=(found,), environment=environment(seed=seed))
     console.show(whole, "json" if as_json else "table", folder=report)
 
 

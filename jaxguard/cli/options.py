@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-import importlib
-import operator
+import os
 import pathlib
-import sys
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jaxguard.attacks import Attack
-    from jaxguard.fleet.scoring import Settings
     from jaxguard.graph.pairing import Pairing
-    from jaxguard.suspects import Suspect
+    from jaxguard.suspects import ModelOptions, Suspect
     from jaxguard.types import Dataset
 
 Checkpoint = Annotated[
     str,
     typer.Argument(
-        help="File, folder or URL of a checkpoint; its format is told from its content.", show_default=False
+        help="File, folder or URL of a checkpoint; its format is recognised by its content.", show_default=False
     ),
 ]
 Checkpoints = Annotated[
     list[str],
     typer.Argument(
-        help="Checkpoints, folders of them, patterns such as 'store/**/*.safetensors', manifests (.txt), URLs. Of what "
-        "is downloaded, to ~/.cache/jaxguard, the latest 16 GiB are kept; JAXGUARD_CACHE_BYTES changes that.",
+        help="Checkpoints, folders of them, patterns such as 'store/**/*.safetensors', manifests of paths (.txt) or of "
+        "models with options of their own (.toml), URLs. Downloads go to ~/.cache/jaxguard, "
+        "where the latest 16 GiB are kept; JAXGUARD_CACHE_BYTES changes that.",
         show_default=False,
     ),
 ]
 Arch = Annotated[
     str | None,
-    typer.Option(help="Architecture, such as wideresnet-16-1 or resnet20:width=0.5; told from the leaves otherwise."),
+    typer.Option(help="Architecture, such as wideresnet-16-1 or resnet20:width=0.5; by default by the leaves."),
 ]
 Apply = Annotated[
     str | None, typer.Option(help="Your own model, MODULE:FUNCTION, called with (variables, images) for logits.")
@@ -43,9 +44,16 @@ Init = Annotated[
     str | None,
     typer.Option(help="MODULE:FUNCTION giving that model's variables, for their shapes; else as in the file."),
 ]
-Input = Annotated[str | None, typer.Option("--input", help="Image shape HxWxC; by default what the leaves tell.")]
-Mean = Annotated[str | None, typer.Option(help="Per channel, subtracted from images in [0, 1]: 0.49,0.48,0.45.")]
-Std = Annotated[str | None, typer.Option(help="Per channel, what they are divided by: 0.25,0.24,0.26.")]
+Input = Annotated[str | None, typer.Option("--input", help="Image shape HxWxC; by default inferred from the leaves.")]
+Mean = Annotated[
+    str | None, typer.Option(help="Subtracted from images in [0, 1]: 0.5, or one value per channel, 0.49,0.48,0.45.")
+]
+Std = Annotated[str | None, typer.Option(help="What they are divided by: 0.5, or 0.25,0.24,0.26.")]
+Models = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="Manifest models.toml: architecture, function, normalisation and labels for each path."),
+]
+Pairs = Annotated[str, typer.Option("--pairing", help="dataflow, or module_order as in the reference code.")]
 Data = Annotated[
     str | None, typer.Option(help="digits, tfds:NAME or npz:PATH; its test split is measured on.", show_default=False)
 ]
@@ -64,7 +72,7 @@ AttackName = Annotated[str | None, typer.Option("--attack", help="A known attack
 Trigger = Annotated[
     pathlib.Path | None, typer.Option(help="A known trigger to measure: npz with `mask` and `pattern` in [0, 1].")
 ]
-Target = Annotated[int, typer.Option(help="Class that the known trigger leads to.")]
+Target = Annotated[int | None, typer.Option(help="Class that the known trigger leads to.", show_default="0")]
 Seed = Annotated[int, typer.Option(help="For everything random.")]
 Report = Annotated[pathlib.Path | None, typer.Option(help="Folder for report.html and report.json.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -98,30 +106,6 @@ def shape(text: str | None) -> tuple[int, ...] | None:
     return tuple(map(int, parts))
 
 
-def function(spec: str | None, option: str) -> Callable[..., Any] | None:
-    """Import `module:function`, also from the current folder: the user's own code, which the user names.
-
-    Raises:
-        typer.BadParameter: no such module or function.
-    """
-    if spec is None:
-        return None
-    module, _, name = spec.partition(":")
-    if not module or not name:
-        raise typer.BadParameter(f"expected MODULE:FUNCTION, got {spec!r}", param_hint=option)
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found = operator.attrgetter(name)(importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise typer.BadParameter(
-            f"expected MODULE:FUNCTION that can be imported, got {spec!r}: {error}", param_hint=option
-        ) from error
-    if not callable(found):
-        raise typer.BadParameter(f"expected a function, got {spec} = {found!r}", param_hint=option)
-    return found
-
-
 def hyperparameters(assignments: list[str]) -> dict[str, str]:
     """Parse `["u=2", "pairing=module_order"]` into names and texts, which the method's row converts and checks.
 
@@ -137,23 +121,15 @@ def hyperparameters(assignments: list[str]) -> dict[str, str]:
     return options
 
 
-def suspect(
-    path: str,
-    arch: str | None,
-    input_: str | None,
-    *,
-    mean: str | None = None,
-    std: str | None = None,
-    apply: str | None,
-    init: str | None,
-) -> Suspect:
-    """Open the checkpoint a command is about.
+def model_options(
+    arch: str | None, apply: str | None, init: str | None, input_: str | None, *, mean: str | None, std: str | None
+) -> ModelOptions:
+    """How checkpoints are opened, but for those that a manifest names.
 
     Raises:
-        typer.BadParameter: options that contradict each other.
+        typer.BadParameter: options that contradict each other, or a function that cannot be imported.
+        ArchitectureError: no such architecture.
     """
-    from jaxguard import suspects
-
     input_shape = shape(input_)
     if apply is None and input_shape is not None and len(input_shape) != 3:
         raise typer.BadParameter(f"expected HEIGHTxWIDTHxCHANNELS, got {input_!r}", param_hint="--input")
@@ -163,29 +139,125 @@ def suspect(
         raise typer.BadParameter(
             "expected it without --arch, --mean and --std: the function does all", param_hint="--apply"
         )
-    return suspects.load(
-        path,
-        arch=arch,
-        input_shape=input_shape,
-        mean=numbers(mean, "--mean"),
-        std=numbers(std, "--std"),
-        apply_fn=function(apply, "--apply"),
-        init_fn=function(init, "--init"),
-    )
+    means, stds = numbers(mean, "--mean"), numbers(std, "--std")
+
+    from jaxguard.suspects import ModelOptions
+
+    return ModelOptions(arch, input_shape, means, stds, function(apply, "--apply"), function(init, "--init"))
 
 
-def fleet_settings(arch: str | None, input_: str | None, pairing: str) -> Settings:
-    """How the checkpoints of a fleet are scored.
+def function(spec: str | None, option: str) -> Callable[..., Any] | None:
+    """Import `module:function`, also from the current folder: the user's own code, which the user names.
 
     Raises:
-        typer.BadParameter: no such pairing, or no shape of an image.
+        typer.BadParameter: no such module or function.
     """
-    from jaxguard.fleet.scoring import Settings
+    if spec is None:
+        return None
 
-    input_shape = shape(input_)
-    if input_shape is not None and len(input_shape) != 3:
-        raise typer.BadParameter(f"expected HEIGHTxWIDTHxCHANNELS, got {input_!r}", param_hint="--input")
-    return Settings(arch, input_shape, checked_pairing(pairing))
+    from jaxguard.errors import ArchitectureError
+    from jaxguard.suspects import manifest
+
+    try:
+        return manifest.function(spec)
+    except ArchitectureError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def manifests(models: pathlib.Path | None) -> list[str]:
+    """Targets of `--models`, whose options go before those of the command line."""
+    return [] if models is None else [str(models)]
+
+
+def openings(paths: list[str], given: ModelOptions, models: pathlib.Path | None) -> list[tuple[str, ModelOptions]]:
+    """Paths and how each is opened: as a manifest says of it, else as the command line does.
+
+    Raises:
+        CheckpointError: a manifest cannot be read.
+    """
+    from jaxguard.suspects import manifest
+
+    known = {} if models is None else dict(manifest.read(models))
+    found = []
+    for path in paths:
+        if path.lower().endswith(manifest.SUFFIX):
+            found += manifest.read(path)
+        else:
+            found.append((path, known.get(os.path.normpath(path), given)))
+    return found
+
+
+def opening(path: str, given: ModelOptions, models: pathlib.Path | None) -> tuple[str, ModelOptions]:
+    """The one model that a command is about, see `openings`.
+
+    Raises:
+        typer.BadParameter: a manifest that names several.
+    """
+    found = openings([path], given, models)
+    if len(found) != 1:
+        raise typer.BadParameter(f"expected one model, got the {len(found)} of {path}; pass --models {path} and a path")
+    return found[0]
+
+
+def suspects(paths: list[str], given: ModelOptions, models: pathlib.Path | None) -> list[Suspect]:
+    """Open several checkpoints.
+
+    Raises:
+        CheckpointError: one cannot be opened.
+    """
+    return [one.load(path) for path, one in openings(paths, given, models)]
+
+
+def output_format(format_: str | None, *, as_json: bool, output: pathlib.Path | None) -> str:
+    """The one format that the options ask for.
+
+    Raises:
+        typer.BadParameter: an unknown one, two, or a binary one for standard output.
+    """
+    from jaxguard.report import files
+
+    if as_json and format_ not in (None, "json"):
+        raise typer.BadParameter(f"expected --json or --format {format_}, got both", param_hint="--json")
+    chosen = format_ or ("json" if as_json else "table")
+    if chosen not in files.FORMATS:
+        raise typer.BadParameter(f"expected one of {', '.join(files.FORMATS)}, got {chosen!r}", param_hint="--format")
+    if chosen in files.BINARY and output is None:
+        raise typer.BadParameter(f"expected --output FILE with --format {chosen}", param_hint="--format")
+    return chosen
+
+
+def part(shard: str) -> tuple[int, int]:
+    """Parse `0/4`.
+
+    Raises:
+        typer.BadParameter: that is no part.
+    """
+    index, slash, count = shard.partition("/")
+    if not slash or not index.isdecimal() or not count.isdecimal() or not int(index) < int(count):
+        raise typer.BadParameter(
+            f"expected i/n with 0 <= i < n, got {shard!r}; the first of four is 0/4", param_hint="--shard"
+        )
+    return int(index), int(count)
+
+
+def size(text: str | None) -> int:
+    """Parse `512MB`, `2GiB`, `1073741824`.
+
+    Raises:
+        typer.BadParameter: that is no size.
+    """
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kmgt]?)(i?)b?", (text or "768MiB").strip().lower())
+    if match is None or not float(match[1]):
+        raise typer.BadParameter(f"expected a size such as 512MB or 2GiB, got {text!r}", param_hint="--memory")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " kmgt".index(match[2] or " "))
+
+
+def clean_images(data: str | None, seed: int) -> np.ndarray | None:
+    """The defender's clean images of a data set."""
+    import numpy as np
+
+    return None if data is None else np.asarray(dataset(data, seed).clean.images)
 
 
 def checked_pairing(pairing: str) -> Pairing:
@@ -205,21 +277,25 @@ def dataset(spec: str, seed: int, clean: float = 0.05, clean_per_class: int | No
     return data.load(spec, seed=seed, clean=clean, clean_per_class=clean_per_class)
 
 
-def attack(name: str | None, trigger: pathlib.Path | None, target: int, found: Dataset | None) -> Attack | None:
+def attack(name: str | None, trigger: pathlib.Path | None, target: int | None, found: Dataset | None) -> Attack | None:
     """The known attack a command measures, if any.
 
     Raises:
         typer.BadParameter: two attacks, an unknown one, or one without data to measure it on.
     """
+    if name is not None and trigger is not None:
+        raise typer.BadParameter("expected --attack or --trigger, got both")
+    if name is None and trigger is None:
+        if target is not None:
+            raise typer.BadParameter("expected --attack or --trigger with it, got none", param_hint="--target")
+        return None
+    if found is None:
+        raise typer.BadParameter("expected --data to measure the trigger on, got none", param_hint="--data")
+
     from jaxguard import data, methods
     from jaxguard.attacks import ATTACKS, patch
 
-    if name is not None and trigger is not None:
-        raise typer.BadParameter("expected --attack or --trigger, got both")
-    if (name or trigger) and found is None:
-        raise typer.BadParameter("expected --data to measure the trigger on, got none", param_hint="--data")
+    target = target or 0
     if trigger is not None:
         return patch(*data.load_trigger(trigger), target=target)
-    if name is None:
-        return None
-    return methods.find(ATTACKS, name, "attack")(target=target)
+    return methods.find(ATTACKS, name or "", "attack")(target=target)

@@ -1,1 +1,5 @@
-"""Is there a backdoor in it? What weights and answers give away, and how it is turned into one calibrated score."""
+"""Is there a backdoor in it? Features of networks, and how references make a verdict with an error rate of them.
+
+A *look* is one kind of evidence: the weights, the responses to noise, or the triggers that a search finds.
+records -> calibration -> profile; records, profile -> comparison -> judging -> findings
+"""

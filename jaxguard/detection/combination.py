@@ -42,7 +42,7 @@ class Combination:
 
     Attributes:
         kind: `FITTED` or `ONE_CLASS`.
-        usable: `[F]` bool; the others are never looked at.
+        usable: `[F]` bool; the others are never read.
         centre: `[U]` mean of each usable feature over the clean references.
         scale: `[U]` its standard deviation, > 0.
         coefficients: `[1, U]` weights of a fitted one; of a one-class one `[P, U]` principal axes of the references,
@@ -108,11 +108,11 @@ def fit(clean: np.ndarray, backdoored: np.ndarray, usable: np.ndarray) -> Combin
     guilty = guilty[~np.isnan(guilty).any(1)]
     if not len(guilty):
         raise DataError(
-            f"expected backdoored checkpoints with all {int(usable.sum())} features, came none among "
+            f"expected backdoored checkpoints with all {int(usable.sum())} features, got none among "
             f"{len(backdoored)} in fit(); calibrate with clean ones alone"
         )
     truth = np.repeat([0, 1], [len(innocent), len(guilty)])
-    # On cores that others use too, the default solver took up to 24 times as long as this one.
+    # On busy cores the default solver, lbfgs, took up to 24 times as long.
     model = LogisticRegression(C=STRENGTH, class_weight="balanced", solver="newton-cg", max_iter=1000, tol=1e-6)
     model.fit(np.concatenate([innocent, guilty]), truth)
     return Combination(
@@ -186,7 +186,7 @@ def _reference_frame(clean: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray,
         varies = usable & np.isfinite(centre) & np.isfinite(scale) & (scale > CONSTANT * np.abs(centre))
     if not varies.any():
         raise DataError(
-            f"expected features that vary among the references, came {int(usable.sum())} constant ones of "
+            f"expected features that vary among the references, got {int(usable.sum())} constant ones of "
             f"{len(clean)} references in fit(); are they copies of one checkpoint?"
         )
     centre, scale = centre[varies], scale[varies]

@@ -1,4 +1,4 @@
-"""Cross-conformal p-values: checkpoints of one bucket compared with its references.
+"""Cross-conformal p-values: checkpoints of one group compared with its references.
 
 A new checkpoint is scored by the combination of every fold and compared with the references of that fold (Vovk,
 Cross-conformal predictors, Annals of Mathematics and Artificial Intelligence 2015). How often a clean one then gets a
@@ -7,8 +7,8 @@ p-value of `alpha` or less: `alpha`, if all combinations were one; near it in pr
 folds' p-values is at most doubly too small (Vovk, Wang, Combining p-values via averaging, Biometrika 2020). All of it
 holds for checkpoints that are drawn like the references.
 
-Where some checkpoints are searched for triggers, both looks make one score, see `jaxguard.detection.cascade`; all of
-this holds whoever is searched.
+Where triggers are searched in some checkpoints, both stages make one score, see `jaxguard.detection.cascade`; all of
+this holds whichever are searched.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import numpy as np
 from jaxguard import conformal
 from jaxguard.detection.cascade import cascade
 from jaxguard.detection.combination import FEWEST_CLEAN, cross_scores
-from jaxguard.detection.profile import BucketProfile, Record, Scored, Stage, feature_rows
+from jaxguard.detection.profile import GroupProfile, ReferenceScores, Stage
+from jaxguard.detection.records import TRIGGERS, Record, feature_rows
 
-WEIGHTS, DEEP = "weights", "deep"
-"""Names of the stages: by the weights alone, or by a search for triggers too."""
+FIRST, SEARCH = "first", "search"
+"""Names of the stages: by the weights and perhaps the responses, or by a trigger search too."""
 
 
-class Yardstick(NamedTuple):
-    """What one stage compares with.
+class Null(NamedTuple):
+    """The scores that one stage compares with.
 
     Attributes:
         references: the clean ones that count.
@@ -37,20 +38,20 @@ class Yardstick(NamedTuple):
         backdoored: likewise.
     """
 
-    references: Scored
-    clean: Scored
-    backdoored: Scored
+    references: ReferenceScores
+    clean: ReferenceScores
+    backdoored: ReferenceScores
 
 
 class Comparison(NamedTuple):
-    """What became of one checkpoint.
+    """One checkpoint compared with the references of its group.
 
     Attributes:
         note: why there is no p-value; else what a reader must know of it, or nothing; in words.
         score: mean over the folds, higher is more suspicious; NaN without a comparison.
         p_value: NaN without one.
         references: how many it was compared with.
-        stage: `WEIGHTS` or `DEEP`; empty without a comparison.
+        stage: `FIRST` or `SEARCH`; empty without a comparison.
     """
 
     note: str
@@ -60,67 +61,71 @@ class Comparison(NamedTuple):
     stage: str = ""
 
 
-def unusable(known: BucketProfile | None, names: Sequence[str], deep_names: Sequence[str], alpha: float) -> str:
-    """Why a bucket's references cannot be compared with.
+def unusable(known: GroupProfile | None, record: Record, trigger_names: Sequence[str], alpha: float) -> str:
+    """Why the references of a group cannot be compared with.
 
     Args:
-        known: of the profile, None where it has no such bucket.
-        names: of the features that checkpoints have by their weights.
-        deep_names: of those by a search for triggers.
+        known: of the profile, None where it has no such group.
+        record: one of the group, whose features are named like those of the others.
+        trigger_names: of the features of a trigger search; empty without one.
         alpha: accepted error rate.
 
     Returns:
         The reason, or nothing.
     """
     if known is None:
-        return "the reference profile has no checkpoints of its bucket"
-    count, needed = len(known.weights.clean.sha256), max(conformal.needed_references(alpha), FEWEST_CLEAN)
+        return "the reference profile has no checkpoints of its group"
+    count, needed = len(known.first.clean.sha256), max(conformal.needed_references(alpha), FEWEST_CLEAN)
     if count < needed:
-        return f"its bucket has {count} references, at least {needed} are needed at alpha {alpha:g}"
-    if not known.weights.combinations:
-        return "no feature of its bucket's references can be compared; the profile's notes tell"
-    deep = () if known.deep is None or not deep_names else known.deep.names[1:]
-    if known.weights.names != tuple(names) or (deep and deep != tuple(deep_names)):
+        return f"its group has {count} references, at least {needed} are needed at alpha {alpha:g}"
+    if not known.first.combinations:
+        return "no feature of its group's references can be compared; the notes of the profile say why"
+    missing = [look for look in known.looks if look not in record.features]
+    if missing and record.features:
+        return f"its references were also examined by their {' and '.join(missing)}, it was not"
+    names = sum((record.features[look].names for look in known.looks if look in record.features), ())
+    searched = () if known.triggers is None or not trigger_names else known.triggers.names[1:]
+    if (names and names != known.first.names) or (searched and searched != tuple(trigger_names)):
         return "the reference profile was made with other features; calibrate again with this version"
     return ""
 
 
-def yardsticks(known: BucketProfile, alpha: float) -> dict[str, Yardstick]:
-    """What checkpoints of a bucket are compared with.
+def nulls(known: GroupProfile, alpha: float) -> dict[str, Null]:
+    """What checkpoints of a group are compared with.
 
     Args:
-        known: of the profile; without its deep stage where no checkpoint is searched for triggers.
+        known: of the profile; without its trigger stage where no triggers are searched.
         alpha: accepted error rate.
 
     Returns:
-        By stage. `DEEP` is among them where enough references were searched; `WEIGHTS` then compares with the same
+        By stage. `SEARCH` is among them where enough references were searched; `FIRST` then compares with the same
         ones, so that a checkpoint may be of either stage.
     """
-    weights, deep = known.weights, known.deep
-    if deep is None or len(deep.clean.sha256) < conformal.needed_references(alpha):
-        return {WEIGHTS: Yardstick(weights.clean, weights.clean, weights.backdoored)}
+    first, search = known.first, known.triggers
+    if search is None or len(search.clean.sha256) < conformal.needed_references(alpha):
+        return {FIRST: Null(first.clean, first.clean, first.backdoored)}
     both = cascade(known)
     clean, backdoored = (
         replace(one, scores=both.higher(one.scores, np.full(len(one.scores), np.nan)))
-        for one in (weights.clean, weights.backdoored)
+        for one in (first.clean, first.backdoored)
     )
-    first = _scores(weights.backdoored)
-    own = np.array([first.get(sha256, np.nan) for sha256 in deep.backdoored.sha256], np.float64)
-    guilty = replace(deep.backdoored, scores=both.higher(own, deep.backdoored.scores))
+    by_hash = _scores(first.backdoored)
+    own = np.array([by_hash.get(sha256, np.nan) for sha256 in search.backdoored.sha256], np.float64)
+    guilty = replace(search.backdoored, scores=both.higher(own, search.backdoored.scores))
     return {
-        WEIGHTS: Yardstick(both.references, clean, backdoored),
-        DEEP: Yardstick(both.references, both.references, guilty),
+        FIRST: Null(both.references, clean, backdoored),
+        SEARCH: Null(both.references, both.references, guilty),
     }
 
 
-def compare(records: Sequence[Record], known: BucketProfile, alpha: float) -> list[Comparison]:
-    """Compares checkpoints with the references of their bucket.
+def compare(records: Sequence[Record], known: GroupProfile, alpha: float) -> list[Comparison]:
+    """Compares checkpoints with the references of their group.
 
-    By their weights; and where the references were searched for triggers, as many as `alpha` needs, also by what a
-    search found in them, if there was one.
+    By the first stage; and where triggers were searched in as many references as `alpha` needs, also by what a search
+    found in the checkpoint, if there was one.
 
     Args:
-        records: of this bucket.
+        records: of this group.
         known: of the profile; not `unusable`.
         alpha: accepted error rate.
 
@@ -128,73 +133,74 @@ def compare(records: Sequence[Record], known: BucketProfile, alpha: float) -> li
         One comparison per record.
 
     Raises:
-        DataError: a record has another number of features than the references.
+        DataError: a record has other features than the references.
     """
-    rows = feature_rows(records, known.weights.names)
-    by_fold = cross_scores(known.weights.combinations, rows)
-    yard, stages = yardsticks(known, alpha), [WEIGHTS] * len(records)
+    rows = feature_rows(records, known.looks, known.first.names)
+    by_fold = cross_scores(known.first.combinations, rows)
+    null, stages = nulls(known, alpha), [FIRST] * len(records)
     incomplete: list[int] = []
-    if DEEP in yard:
-        searched, deep_by_fold = _searched(records, known, by_fold)
-        complete = np.asarray(~np.isnan(deep_by_fold).any(axis=1))
-        stages = [DEEP if is_complete else WEIGHTS for is_complete in complete]
+    if SEARCH in null:
+        searched, search_by_fold = _searched(records, known, by_fold)
+        complete = np.asarray(~np.isnan(search_by_fold).any(axis=1))
+        stages = [SEARCH if is_complete else FIRST for is_complete in complete]
         incomplete = [k for k in searched if not complete[k]]
-        by_fold = cascade(known).higher(by_fold, np.where(complete[:, None], deep_by_fold, np.nan))
-    found = _compared([one.sha256 for one in records], yard, stages, by_fold, conformal.needed_references(alpha))
+        by_fold = cascade(known).higher(by_fold, np.where(complete[:, None], search_by_fold, np.nan))
+    found = _compared([one.sha256 for one in records], null, stages, by_fold, conformal.needed_references(alpha))
     for k in incomplete:
-        why = "its search for triggers is incomplete, so by its weights alone"
+        why = "its trigger search is incomplete, so it is judged without"
         found[k] = found[k]._replace(note=f"{why}{': ' * bool(found[k].note)}{found[k].note}")
     for k in np.flatnonzero(np.isnan(by_fold).any(1)):
-        found[k] = Comparison(_undefined(rows[k], known.weights))
+        found[k] = Comparison(_undefined(rows[k], known.first))
     return found
 
 
-def backdoored_p_values(yard: Yardstick) -> np.ndarray:
+def backdoored_p_values(null: Null) -> np.ndarray:
     """P-values of the known backdoored, each by a combination that was not fitted on it.
 
     Args:
-        yard: of one stage.
+        null: of one stage.
 
     Returns:
         `[S]`, NaN for those that could not be scored.
     """
-    scores = yard.backdoored.scores
+    scores = null.backdoored.scores
     found, scored = np.full(len(scores), np.nan), ~np.isnan(scores)
-    found[scored] = conformal.p_values(scores[scored], yard.references.scores)
+    found[scored] = conformal.p_values(scores[scored], null.references.scores)
     return found
 
 
-def _searched(records: Sequence[Record], known: BucketProfile, by_fold: np.ndarray) -> tuple[list[int], np.ndarray]:
-    """Which checkpoints were searched, and scores of the search `[M, K]`; NaN for the others.
+def _searched(records: Sequence[Record], known: GroupProfile, by_fold: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """Rows of the checkpoints in which triggers were searched, and scores of the search `[M, K]`; NaN for the others.
 
-    One that the weights were fitted on has a deep score of its own, or none.
+    One that the first stage was fitted on counts only where the trigger stage holds a score of its own for it.
     """
     found = np.full_like(by_fold, np.nan)
-    if known.deep is None:
+    if known.triggers is None:
         return [], found
-    fitted_on = {*known.weights.clean.sha256, *known.weights.backdoored.sha256}
-    eligible = {*known.deep.clean.sha256, *known.deep.backdoored.sha256}
+    fitted_on = {*known.first.clean.sha256, *known.first.backdoored.sha256}
+    eligible = {*known.triggers.clean.sha256, *known.triggers.backdoored.sha256}
     searched = [
         k
         for k, one in enumerate(records)
-        if one.deep is not None
-        and not np.isnan(one.deep).all()
+        if TRIGGERS in one.features
+        and not np.isnan(one.features[TRIGGERS].values).all()
         and (one.sha256 in eligible or one.sha256 not in fitted_on)
     ]
-    rows = feature_rows([records[k] for k in searched], known.deep.names[1:], deep=True)
-    found[searched] = cross_scores(known.deep.combinations, rows, by_fold[searched])
+    rows = feature_rows([records[k] for k in searched], (TRIGGERS,), known.triggers.names[1:])
+    found[searched] = cross_scores(known.triggers.combinations, rows, by_fold[searched])
     return searched, found
 
 
-def _scores(known: Scored) -> dict[str, float]:
+def _scores(known: ReferenceScores) -> dict[str, float]:
     return dict(zip(known.sha256, known.scores.tolist(), strict=True))
 
 
 def _compared(
-    hashes: list[str], yard: dict[str, Yardstick], stages: list[str], by_fold: np.ndarray, needed: int
+    hashes: list[str], null: dict[str, Null], stages: list[str], by_fold: np.ndarray, needed: int
 ) -> list[Comparison]:
     """By the scores `[M, K]` of every fold; those that are known already, by their own score."""
-    known = yard[WEIGHTS].references
+    known = null[FIRST].references
+    # Each fold's combination is compared with the references it was not fitted on; the counts add up.
     above = np.zeros(len(hashes))
     for k in range(by_fold.shape[1]):
         above += conformal.as_high(by_fold[:, k], np.sort(known.scores[known.folds == k]))
@@ -204,7 +210,7 @@ def _compared(
         Comparison("", float(score), float(p_value), count, stage)
         for score, p_value, stage in zip(scores, p_values, stages, strict=True)
     ]
-    own = {stage: (_scores(one.clean), _scores(one.backdoored)) for stage, one in yard.items()}
+    own = {stage: (_scores(one.clean), _scores(one.backdoored)) for stage, one in null.items()}
     places = {sha256: k for k, sha256 in enumerate(known.sha256)}
     for row, (sha256, stage) in enumerate(zip(hashes, stages, strict=True)):
         clean, backdoored = own[stage]
@@ -225,9 +231,9 @@ def _compared(
     return found
 
 
-def _undefined(row: np.ndarray, weights: Stage) -> str:
-    usable = np.logical_or.reduce([one.usable for one in weights.combinations])
-    missing = [name for name, is_missing in zip(weights.names, usable & np.isnan(row), strict=True) if is_missing]
+def _undefined(row: np.ndarray, first: Stage) -> str:
+    usable = np.logical_or.reduce([one.usable for one in first.combinations])
+    missing = [name for name, is_missing in zip(first.names, usable & np.isnan(row), strict=True) if is_missing]
     if len(missing) == usable.sum():
         return "nothing in it could be scored"
     return (

@@ -1,7 +1,7 @@
-"""What checkpoints are judged by: scores of references whose truth is known, and the models that gave them.
+"""Reference profiles: scores of networks known to be clean or backdoored, and the models that gave them.
 
 A profile is text (JSON): numbers, names and hashes. Its digest covers all of it, so that a report can name the profile
-it was made with and a damaged one is noticed; whoever wants to forge one can, it proves no authorship.
+it was made with and damage is noticed. It proves no authorship: anybody can make another.
 """
 
 from __future__ import annotations
@@ -11,85 +11,21 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxguard.detection.combination import FITTED, ONE_CLASS, Combination
 from jaxguard.errors import DataError
-from jaxguard.types import LayerSummary
 
 NAME = "jaxguard reference profile"
 
-KIND = f"{NAME}, 1"
-"""What the text says it is."""
-
-
-class Record(NamedTuple):
-    """What is known of one checkpoint, to calibrate with it or to judge it.
-
-    Attributes:
-        bucket: what it is compared with.
-        sha256: content hash, hexadecimal; empty where unknown, and then it is taken to be like no other.
-        features: `[F]` by its weights, NaN where undefined; None where it could not be scored.
-        deep: `[D]` by searching triggers in it; None where none were searched.
-        layers: for the report, or none.
-    """
-
-    bucket: str
-    sha256: str
-    features: np.ndarray | None
-    deep: np.ndarray | None = None
-    layers: tuple[LayerSummary, ...] = ()
-
-
-def feature_rows(records: Sequence[Record], names: Sequence[str], *, deep: bool = False) -> np.ndarray:
-    """Features of several checkpoints of one bucket.
-
-    Args:
-        records: `M` of them.
-        names: of the `F` features.
-        deep: whether those of a search for triggers, in place of those of the weights.
-
-    Returns:
-        float64 `[M, F]`, NaN where undefined.
-
-    Raises:
-        DataError: a checkpoint has another number of features.
-    """
-    rows = np.full((len(records), len(names)), np.nan)
-    for k, one in enumerate(records):
-        given = one.deep if deep else one.features
-        if given is not None and np.shape(given) != (len(names),):
-            raise DataError(
-                f"expected {len(names)} features, came {np.shape(given)} for {one.sha256[:16] or 'a checkpoint'} of "
-                f"{one.bucket} in a record; score all of them with one version"
-            )
-        if given is not None:
-            rows[k] = given
-    return rows
-
-
-class LayerReference(NamedTuple):
-    """One layer over the clean references; NaN where fewer than two have a number.
-
-    Attributes:
-        name: see `LayerSummary`.
-        z_mean: of the largest z-score.
-        z_std: likewise, `ddof=1`.
-        largest_mean: of the largest bound.
-        largest_std: likewise, `ddof=1`.
-    """
-
-    name: str
-    z_mean: float
-    z_std: float
-    largest_mean: float
-    largest_std: float
+KIND = f"{NAME}, 2"
+"""What the text says it is; the number is raised with every change of its form."""
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ReferenceScores:
     """Checkpoints whose truth is known, each scored by the combination of its fold, which was fitted without it.
 
     Attributes:
@@ -116,37 +52,37 @@ class Stage:
 
     names: tuple[str, ...]
     combinations: tuple[Combination, ...]
-    clean: Scored
-    backdoored: Scored
+    clean: ReferenceScores
+    backdoored: ReferenceScores
 
 
 @dataclass(frozen=True, eq=False)
-class BucketProfile:
-    """What the checkpoints of one bucket are judged by.
+class GroupProfile:
+    """What the checkpoints of one group are judged by.
 
     Attributes:
-        bucket: its name.
-        weights: by the features of the weights.
-        deep: by `weights score` and the features of a search for triggers; None without enough of them.
-        layers: per layer of the clean references.
+        group: its name.
+        looks: what the first stage combines: the weights, perhaps the responses.
+        first: by the features of these looks.
+        triggers: by `first score` and the features of a trigger search; None without enough of them.
     """
 
-    bucket: str
-    weights: Stage
-    deep: Stage | None
-    layers: tuple[LayerReference, ...]
+    group: str
+    looks: tuple[str, ...]
+    first: Stage
+    triggers: Stage | None
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """References of many buckets.
+    """References of many groups.
 
     Attributes:
-        buckets: by name.
-        notes: what a reader must know, in whole sentences: checkpoints and buckets that were left out.
+        groups: by name.
+        notes: what a reader must know, in whole sentences: checkpoints and groups that were left out.
     """
 
-    buckets: Mapping[str, BucketProfile]
+    groups: Mapping[str, GroupProfile]
     notes: tuple[str, ...] = ()
 
     @property
@@ -173,7 +109,7 @@ def from_json(text: str | bytes, source: str) -> Profile:
 
     Args:
         text: of `to_json`.
-        source: where it came from, for errors.
+        source: where the text was read, for errors.
 
     Returns:
         The profile.
@@ -185,26 +121,26 @@ def from_json(text: str | bytes, source: str) -> Profile:
         body = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{source}: expected a {NAME} (JSON), found something else ({error}); `jaxguard calibrate` writes one"
+            f"{source}: expected a {NAME} (JSON), got something else ({error}); `jaxguard calibrate` writes one"
         ) from error
     kind = body.pop("kind", None) if isinstance(body, dict) else None
     if not isinstance(kind, str) or not kind.startswith(NAME):
-        raise DataError(f"{source}: expected a {NAME}, found kind {kind!r:.80}; `jaxguard calibrate` writes one")
+        raise DataError(f"{source}: expected a {NAME}, got kind {kind!r:.80}; `jaxguard calibrate` writes one")
     if kind != KIND:
-        raise DataError(f"{source}: expected a {KIND}, found {kind!r:.80}; calibrate again with this version")
+        raise DataError(f"{source}: expected a {KIND}, got {kind!r:.80}; calibrate again with this version")
     written = body.pop("digest", None)
     found = _digest(body)
     if written != found:
         raise DataError(
-            f"{source}: expected contents of digest {written!r:.80}, found {found}; the profile was changed or damaged "
+            f"{source}: expected contents of digest {written!r:.80}, got {found}; the profile was changed or damaged "
             "after it was made, take the original or calibrate again"
         )
     try:
-        buckets = {name: _bucket(name, told) for name, told in body["buckets"].items()}
-        return Profile(buckets, tuple(map(str, body["notes"])))
+        groups = {name: _group(name, told) for name, told in body["groups"].items()}
+        return Profile(groups, tuple(map(str, body["notes"])))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{source}: expected the contents of a {NAME}, found them incomplete or inconsistent ({error}); "
+            f"{source}: expected the contents of a {NAME}, got them incomplete or inconsistent ({error}); "
             "calibrate again"
         ) from error
 
@@ -214,15 +150,15 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 
 def _body(profile: Profile) -> dict[str, Any]:
-    buckets = {
+    groups = {
         name: {
-            "weights": _plain(asdict(one.weights)),
-            "deep": None if one.deep is None else _plain(asdict(one.deep)),
-            "layers": [_plain(layer) for layer in one.layers],
+            "looks": list(one.looks),
+            "first": _plain(asdict(one.first)),
+            "triggers": None if one.triggers is None else _plain(asdict(one.triggers)),
         }
-        for name, one in profile.buckets.items()
+        for name, one in profile.groups.items()
     }
-    return {"buckets": buckets, "notes": list(profile.notes)}
+    return {"groups": groups, "notes": list(profile.notes)}
 
 
 def _plain(value: Any) -> Any:
@@ -236,24 +172,23 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _bucket(name: str, told: Mapping[str, Any]) -> BucketProfile:
-    deep = None if told["deep"] is None else _stage(told["deep"])
-    layers = tuple(LayerReference(str(layer[0]), *map(_number, layer[1:])) for layer in told["layers"])
-    return BucketProfile(name, _stage(told["weights"]), deep, layers)
+def _group(name: str, told: Mapping[str, Any]) -> GroupProfile:
+    triggers = None if told["triggers"] is None else _stage(told["triggers"])
+    return GroupProfile(name, tuple(map(str, told["looks"])), _stage(told["first"]), triggers)
 
 
 def _stage(told: Mapping[str, Any]) -> Stage:
     names = tuple(map(str, told["names"]))
     combinations = tuple(_combination(one, len(names)) for one in told["combinations"])
-    clean, backdoored = (_scored(told[key], len(combinations)) for key in ("clean", "backdoored"))
+    clean, backdoored = (_reference_scores(told[key], len(combinations)) for key in ("clean", "backdoored"))
     return Stage(names, combinations, clean, backdoored)
 
 
-def _scored(told: Mapping[str, Any], num_folds: int) -> Scored:
+def _reference_scores(told: Mapping[str, Any], num_folds: int) -> ReferenceScores:
     sha256, folds, scores = tuple(map(str, told["sha256"])), np.array(told["folds"], int), _numbers(told["scores"])
     if not len(sha256) == len(folds) == len(scores) or (num_folds and not np.isin(folds, np.arange(num_folds)).all()):
         raise ValueError(f"{len(sha256)} hashes, {len(folds)} indices of {num_folds} folds, {len(scores)} scores")
-    return Scored(sha256, folds, scores)
+    return ReferenceScores(sha256, folds, scores)
 
 
 def _combination(told: Mapping[str, Any], num_features: int) -> Combination:
@@ -273,10 +208,6 @@ def _combination(told: Mapping[str, Any], num_features: int) -> Combination:
     if not one.centre.shape == one.scale.shape == (width,):
         raise ValueError(f"{one.centre.shape} means and {one.scale.shape} deviations of {width} features")
     return one
-
-
-def _number(told: float | None) -> float:
-    return math.nan if told is None else float(told)
 
 
 def _numbers(told: Sequence[Any]) -> np.ndarray:

@@ -19,8 +19,8 @@ from jaxguard.errors import FleetError
 from jaxguard.fleet.chunks import Chunks
 from jaxguard.fleet.pool import Pool
 from jaxguard.fleet.reading import Failure, Known, Stamp, stamp_of
-from jaxguard.fleet.scoring import Settings
-from jaxguard.fleet.stream import MEMORY, Scored
+from jaxguard.fleet.scoring import MEMORY, Settings
+from jaxguard.fleet.stream import Scored
 from jaxguard.fleet.worker import version
 
 LOCAL = "local"

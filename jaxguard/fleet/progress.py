@@ -1,4 +1,4 @@
-"""How far a scan is: for a bar on a terminal, or a line of JSON now and then where nobody watches."""
+"""How far a scan is: for a bar on a terminal, or a line of JSON every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
-class State(NamedTuple):
-    """A moment of a scan.
+class Progress(NamedTuple):
+    """How far a scan is at one moment.
 
     Attributes:
         done: checkpoints that are finished, reused and failed ones included.
@@ -30,12 +30,12 @@ class State(NamedTuple):
 
     @property
     def checkpoints_per_second(self) -> float:
-        """Of those that were read."""
+        """Rate of those that were read, not reused."""
         return (self.done - self.reused) / self.seconds if self.seconds else 0.0
 
     @property
     def bytes_per_second(self) -> float:
-        """Likewise."""
+        """Rate of reading."""
         return self.bytes_read / self.seconds if self.seconds else 0.0
 
     @property
@@ -45,8 +45,8 @@ class State(NamedTuple):
         return left / speed if speed else float("inf") if left else 0.0
 
 
-Watch = Callable[[State], None]
-"""Told about every batch."""
+Watch = Callable[[Progress], None]
+"""Called after every batch."""
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Heartbeat:
     every: float = 10.0
     _last: float = field(default_factory=time.monotonic)
 
-    def __call__(self, state: State) -> None:
+    def __call__(self, state: Progress) -> None:
         """A `Watch`."""
         now = time.monotonic()
         if now - self._last < self.every and state.done < state.total:

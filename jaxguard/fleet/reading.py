@@ -67,7 +67,7 @@ class Failure(NamedTuple):
     Attributes:
         uri: as it was found.
         stamp: its state, zeros where even that is not known.
-        error: what was expected, what came, what to do.
+        error: what was expected, what was found, what to do.
         format: row of FORMATS, where that was recognised.
         sha256: content hash, where it was read.
     """

@@ -1,18 +1,20 @@
-"""What is scored in the checkpoints of a structure, and how: traceable, compiled in whole or in parts."""
+"""How the checkpoints of a structure are scored: traceable, compiled in whole or in parts."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxguard import models, suspects
+from jaxguard.detection import groups
 from jaxguard.errors import ArchitectureError
 from jaxguard.fleet.structure import Structure
 from jaxguard.graph import pairing
@@ -21,6 +23,11 @@ from jaxguard.kernels.spectrum import Spectrum
 from jaxguard.models import Model
 from jaxguard.scores import structural, weights
 from jaxguard.scores.weights import Reduced, WeightFeatures
+from jaxguard.suspects import ModelOptions
+from jaxguard.types import LayerSummary
+
+MEMORY = 3 * 2**28
+"""Bytes that stacks of checkpoints may take together, by default."""
 
 SUMMARY = Spectrum._fields
 """What is kept of every layer, in the order of the last axis of `Scores.layers`."""
@@ -28,17 +35,47 @@ SUMMARY = Spectrum._fields
 
 @dataclass(frozen=True)
 class Settings:
-    """How a fleet is scored; results of other settings are not used again.
+    """How checkpoints are scored; results of other settings are not used again.
 
     Attributes:
-        arch: architecture of all checkpoints; by default told from each one's leaves.
-        input_shape: of one image, by default told likewise.
+        options: how they are opened; by default each one's leaves name its architecture.
         pairing: see `jaxguard.graph.pairing.layers`.
     """
 
-    arch: str | None = None
-    input_shape: tuple[int, ...] | None = None
+    options: ModelOptions = field(default_factory=ModelOptions)
     pairing: Pairing = "dataflow"
+
+    @property
+    def key(self) -> str:
+        """Short name: rows of equal ones can be compared."""
+        told = json.dumps([weights.VERSION, self.options.key, self.pairing])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+DEVIATIONS = 3.0
+"""Standard deviations above its layer's mean from which a channel stands out, as `spectrum` counts them."""
+
+
+def summary_of(layer: str, channels: int, row: Mapping[str, float], scores: np.ndarray | None = None) -> LayerSummary:
+    """The summary of a layer from its numbers by the names of `SUMMARY`."""
+    counts = {name: int(row[name]) for name in ("undefined", "channel", "above")}
+    numbers = {name: float(row[name]) for name in ("mean", "std", "largest", "z")}
+    threshold = numbers["mean"] + DEVIATIONS * numbers["std"]
+    threshold = threshold if math.isfinite(threshold) else math.inf
+    return LayerSummary(layer, channels, **counts, **numbers, threshold=threshold, scores=scores)
+
+
+UNDEFINED = (
+    "expected channels that differ in their Lipschitz bounds, got every score undefined or the same; is this a trained "
+    "model?"
+)
+"""Why a network has no z-score."""
+
+
+def largest_z(layers: np.ndarray) -> np.ndarray:
+    """The largest z-score of each network, of `[M, L, len(SUMMARY)]`; NaN where every layer's is undefined."""
+    z = layers[:, :, SUMMARY.index("z")]
+    return np.where(np.isnan(z).all(1), np.nan, np.nanmax(np.where(np.isnan(z), -np.inf, z), axis=1))
 
 
 class Scores(NamedTuple):
@@ -56,25 +93,25 @@ class Scores(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """What is scored in the checkpoints of a structure; plain data, which can be sent to another process.
+    """What is scored in the checkpoints of a structure; plain data that can be sent to another process.
 
     Attributes:
         architecture: specification, or `unknown`.
-        bucket: what its checkpoints are compared with, see `jaxguard.types.Finding`.
+        group: what its checkpoints are compared with, see `jaxguard.detection.groups`.
         layers: what is scored.
         feature_names: `F` names.
         notes: what a reader must know, in whole sentences.
     """
 
     architecture: str
-    bucket: str
+    group: str
     layers: tuple[Layer, ...]
     feature_names: tuple[str, ...]
     notes: tuple[str, ...]
 
 
 class Kernel(NamedTuple):
-    """A leaf of which nothing but its norms and sums is needed.
+    """A leaf of which only its norms and sums are needed.
 
     Attributes:
         shape: in which it is read, `(C, fan-in, taps)` or `(taps, fan-in, C)`.
@@ -142,10 +179,11 @@ def recipe_of(structure: Structure, settings: Settings) -> Recipe:
         ArchitectureError: there is no architecture of the name given.
         CheckpointError: the leaves do not fit the architecture that was named.
     """
-    described = json.loads(structure.description)
-    spec = settings.arch or described.get("architecture")
-    input_shape = settings.input_shape or tuple(described.get("input_shape") or ()) or None
-    specs = structure.specs()
+    described, options, specs = json.loads(structure.description), settings.options, structure.specs()
+    if options.apply_fn is not None:
+        return _of_function(structure, settings)
+    spec = options.arch or described.get("architecture")
+    input_shape = options.input_shape or tuple(described.get("input_shape") or ()) or None
     if spec is not None:
         return _of_model(structure, models.infer(spec, specs, input_shape=input_shape), settings, ())
     try:
@@ -175,9 +213,30 @@ def _of_model(structure: Structure, model: Model, settings: Settings, notes: tup
             is_first = path in binding.channels_first
             shape = (channels, fan_in, taps) if is_first else (taps, fan_in, channels)
             kernels[name] = Kernel(shape, is_first, specs[name].shape)
-    size = "x".join(map(str, model.input_shape))
-    bucket = f"{model.spec}, {model.num_classes} classes, {size}"
-    return Recipe(Scope(model.spec, bucket, layers, weights.feature_names(layers), notes), kernels, features_of)
+    scope = Scope(model.spec, groups.of_model(model), layers, weights.feature_names(layers), notes)
+    return Recipe(scope, kernels, features_of)
+
+
+def _of_function(structure: Structure, settings: Settings) -> Recipe:
+    """By a function of the user's own; its kernels are not known by their place in the file, so none is reduced."""
+    options, specs = settings.options, structure.specs()
+
+    def variables_of(leaves: Mapping[str, Any]) -> Any:
+        # A row holds floating-point leaves alone; the others do not count.
+        whole = {
+            name: leaves[name] if name in leaves else jnp.zeros(one.shape, one.dtype) for name, one in specs.items()
+        }
+        return suspects.variables_of(whole, options.init_fn)
+
+    shapes = jax.eval_shape(lambda: variables_of({}))
+    graph = suspects.network_of(shapes, options.apply_fn, options.input_shape).graph
+    layers = pairing.layers(graph, settings.pairing)
+
+    def features_of(leaves: Mapping[str, jax.Array], reduced: Mapping[str, Reduced]) -> WeightFeatures:
+        return weights.weight_features(graph, layers, variables_of(leaves))
+
+    group, name = groups.of_leaves(specs, is_traced=True), getattr(options.apply_fn, "__name__", "apply_fn")
+    return Recipe(Scope(name, group, layers, weights.feature_names(layers), ()), {}, features_of)
 
 
 def _structural(structure: Structure, reason: str) -> Recipe:
@@ -198,6 +257,6 @@ def _structural(structure: Structure, reason: str) -> Recipe:
         if sum(order, ()) == tuple(range(len(shape))):
             sizes = tuple(math.prod(shape[axis] for axis in axes) for axes in order)
             kernels[producer.kernel] = Kernel(sizes, producer.is_channels_first, shape)
-    bucket = f"{suspects.UNKNOWN}, leaves {structure.key}"
+    group = groups.of_leaves(structure.specs(), is_traced=False)
     notes = (suspects.structural_note(reason),)
-    return Recipe(Scope(suspects.UNKNOWN, bucket, layers, weights.feature_names(layers), notes), kernels, features_of)
+    return Recipe(Scope(suspects.UNKNOWN, group, layers, weights.feature_names(layers), notes), kernels, features_of)

@@ -1,8 +1,8 @@
 """Results on disk: Parquet parts that appear whole or not at all, so that a killed scan goes on where it was.
 
-A folder of results holds `checkpoints/`, one row per checkpoint, `layers/`, one row per layer and content, and `deep/`,
-one row per content in which triggers were searched. Several processes may write to it at once: each part has a name of
-its own, and of two rows about one checkpoint the later one holds.
+A folder of results holds `checkpoints/`, one row per checkpoint, `layers/`, one row per layer and content, and
+`looks/`, one row per content that was examined by another look than its weights. Several processes may write to it at
+once: each part has a name of its own, and of two rows about one checkpoint the later one holds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pathlib
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +22,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxguard.checkpoints import atomic
+from jaxguard.detection.records import WEIGHTS, Features, Record
 from jaxguard.errors import FleetError
 from jaxguard.fleet.reading import Failure, Stamp
-from jaxguard.fleet.scoring import SUMMARY
+from jaxguard.fleet.scoring import SUMMARY, UNDEFINED, largest_z, summary_of
 from jaxguard.fleet.stream import Scored
-from jaxguard.types import LayerSummary
+from jaxguard.types import LayerSummary, Provenance
 
 CHECKPOINTS = pa.schema(
     [
@@ -36,7 +37,7 @@ CHECKPOINTS = pa.schema(
         ("modified", pa.int64()),
         ("format", pa.string()),
         ("architecture", pa.string()),
-        ("bucket", pa.string()),
+        ("group", pa.string()),
         ("z", pa.float32()),
         ("features", pa.list_(pa.float32())),
         ("notes", pa.string()),
@@ -58,27 +59,12 @@ LAYERS = pa.schema(
 )
 """See `jaxguard.types.LayerSummary`."""
 
-DEEP = pa.schema([("sha256", pa.string()), ("features", pa.list_(pa.float32())), ("settings", pa.string())])
-"""Features of a search for triggers."""
+LOOKS = pa.schema([("sha256", pa.string()), ("features", pa.list_(pa.float32())), ("settings", pa.string())])
+"""Features of a look, which `settings` names."""
 
 _NAMES, _SETTINGS = b"jaxguard.features", b"jaxguard.settings"
 _FLUSH_SECONDS = 2.0
-_SCHEMAS = {"checkpoints": CHECKPOINTS, "layers": LAYERS, "deep": DEEP}
-
-
-class Row(NamedTuple):
-    """What is kept of one checkpoint; see `CHECKPOINTS`."""
-
-    uri: str
-    sha256: str
-    stamp: Stamp
-    format: str
-    architecture: str
-    bucket: str
-    z: float
-    features: np.ndarray | None
-    notes: tuple[str, ...]
-    error: str
+_SCHEMAS = {"checkpoints": CHECKPOINTS, "layers": LAYERS, "looks": LOOKS}
 
 
 class Store:
@@ -112,10 +98,10 @@ class Store:
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
-    def add_deep(self, features: Mapping[str, np.ndarray]) -> None:
-        """Write the features of searches for triggers, by content hash."""
-        columns = [list(features), list(features.values()), [self.settings] * len(features)]
-        self._write("deep", pa.table([pa.array(c, f.type) for c, f in zip(columns, DEEP, strict=True)], DEEP))
+    def add_look(self, title: str, features: Mapping[str, np.ndarray]) -> None:
+        """Write what a look gave, by content hash."""
+        columns = [list(features), list(features.values()), [self._of_look(title)] * len(features)]
+        self._write("looks", pa.table([pa.array(c, f.type) for c, f in zip(columns, LOOKS, strict=True)], LOOKS))
 
     def flush(self) -> None:
         """Write what is not written yet."""
@@ -128,39 +114,38 @@ class Store:
         if tables:
             self._write("layers", pa.concat_tables(tables))
         tables = [self._scored(result) for result in scored] + ([self._failed(failed)] if failed else [])
-        self._names |= {result.scope.bucket: result.scope.feature_names for result in scored}
+        self._names |= {result.scope.group: result.scope.feature_names for result in scored}
         # The layers first: a checkpoint whose row is there is complete.
         self._write("checkpoints", pa.concat_tables(tables))
         self._results.clear()
 
-    def rows(self) -> dict[str, Row]:
-        """The latest row of every checkpoint by its uri as `text` of this module writes it.
+    def records(self) -> dict[str, Record]:
+        """The latest record of every checkpoint by its uri as `text` of this module writes it.
 
         Raises:
             FleetError: a part is damaged.
         """
-        table = self._read("checkpoints")
-        found: dict[str, Row] = {}
+        table, names = self._read("checkpoints"), self.feature_names()
+        found: dict[str, Record] = {}
         features = _lists(table.column("features"))
         plain = table.drop_columns(["features", "settings"]).to_pydict()
         for number in np.argsort(np.asarray(plain["scanned"], np.int64), kind="stable"):
             row = {name: values[number] for name, values in plain.items()}
-            found[row["uri"]] = Row(
-                uri=row["uri"],
-                sha256=row["sha256"],
-                stamp=Stamp(row["size"], row["modified"]),
-                format=row["format"],
-                architecture=row["architecture"],
-                bucket=row["bucket"],
+            architecture = row["architecture"] or "unknown"
+            group, error = row["group"], row["error"]
+            found[row["uri"]] = Record(
+                Provenance(row["uri"], row["sha256"], row["size"], row["format"], architecture),
+                group,
+                {} if error else {WEIGHTS: Features(names[group], features[number])},
                 z=row["z"],
-                features=None if row["error"] else features[number],
                 notes=tuple(row["notes"].split("\n")) if row["notes"] else (),
-                error=row["error"],
+                error=error,
+                modified=row["modified"],
             )
         return found
 
     def feature_names(self) -> dict[str, tuple[str, ...]]:
-        """Names of the features by bucket.
+        """Names of the features by group.
 
         Raises:
             FleetError: a part is damaged.
@@ -175,28 +160,21 @@ class Store:
         """The layers of some checkpoints by content hash, in the order they were scored."""
         found: dict[str, dict[str, LayerSummary]] = {}
         for row in self._read("layers", hashes).to_pylist():
-            found.setdefault(row["sha256"], {})[row["layer"]] = LayerSummary(
-                name=row["layer"],
-                channels=row["channels"],
-                **{name: int(row[name]) for name in ("undefined", "channel", "above")},
-                **{name: row[name] for name in ("mean", "std", "largest", "z")},
-            )
+            found.setdefault(row["sha256"], {})[row["layer"]] = summary_of(row["layer"], row["channels"], row)
         return {sha256: tuple(layers.values()) for sha256, layers in found.items()}
 
-    def deep(self) -> dict[str, np.ndarray]:
-        """Features of searches for triggers by content hash."""
-        table = self._read("deep")
+    def look(self, title: str) -> dict[str, np.ndarray]:
+        """What a look gave earlier, by content hash."""
+        table = self._read("looks", settings=self._of_look(title))
         return dict(zip(table.column("sha256").to_pylist(), _lists(table.column("features")), strict=True))
 
     def _scored(self, result: Scored) -> pa.Table:
         count, scope = len(result.files), result.scope
-        z = result.scores.layers[:, :, SUMMARY.index("z")]
-        largest = np.where(np.isnan(z).all(1), np.nan, np.nanmax(np.where(np.isnan(z), -np.inf, z), axis=1))
+        largest = largest_z(result.scores.layers)
         features = np.ascontiguousarray(result.scores.features, np.float32)
         offsets = np.arange(count + 1, dtype=np.int32) * features.shape[1]
-        undefined = "expected channels that differ in their Lipschitz bounds, found every score undefined or the same; "
         errors = [
-            f"{file.uri}: {undefined}is this a trained model?" if np.isnan(score) else ""
+            f"{file.uri}: {UNDEFINED}" if np.isnan(score) else ""
             for file, score in zip(result.files, largest, strict=True)
         ]
         return self._checkpoints(
@@ -205,7 +183,7 @@ class Store:
             stamps=[file.stamp for file in result.files],
             format=[file.format for file in result.files],
             architecture=[scope.architecture] * count,
-            bucket=[scope.bucket] * count,
+            group=[scope.group] * count,
             z=largest.astype(np.float32),
             features=pa.ListArray.from_arrays(pa.array(offsets), pa.array(features.ravel())),
             notes=["\n".join(scope.notes)] * count,
@@ -220,7 +198,7 @@ class Store:
             stamps=[failure.stamp for failure in failures],
             format=[failure.format for failure in failures],
             architecture=[""] * count,
-            bucket=[""] * count,
+            group=[""] * count,
             z=np.full(count, np.nan, np.float32),
             features=pa.array([[]] * count, pa.list_(pa.float32())),
             notes=[""] * count,
@@ -255,7 +233,7 @@ class Store:
         return pa.table([pa.array(columns[f.name], f.type) for f in LAYERS], schema=LAYERS)
 
     def _write(self, name: str, table: pa.Table) -> None:
-        names = json.dumps({bucket: list(features) for bucket, features in self._names.items()})
+        names = json.dumps({group: list(features) for group, features in self._names.items()})
         if name == "checkpoints":
             table = table.replace_schema_metadata({_NAMES: names.encode(), _SETTINGS: self.settings.encode()})
         target = self.folder / name / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
@@ -271,13 +249,16 @@ class Store:
     def _parts(self, name: str) -> Iterator[pathlib.Path]:
         yield from sorted((self.folder / name).glob("*.parquet"))
 
-    def _read(self, name: str, hashes: Sequence[str] | None = None) -> pa.Table:
+    def _of_look(self, title: str) -> str:
+        return f"{self.settings}, {title}"
+
+    def _read(self, name: str, hashes: Sequence[str] | None = None, *, settings: str | None = None) -> pa.Table:
         """All rows of these settings, or those of some content hashes."""
         schema, tables = _SCHEMAS[name], []
         for path in self._parts(name):
             with _intact(path):
                 table = pq.ParquetFile(path).read(columns=schema.names).replace_schema_metadata(None).cast(schema)
-                table = table.filter(pc.field("settings") == self.settings)
+                table = table.filter(pc.field("settings") == (settings or self.settings))
                 if hashes is not None:
                     table = table.filter(pc.field("sha256").isin(list(hashes)))
                 tables.append(table)
@@ -286,7 +267,7 @@ class Store:
 
 @contextlib.contextmanager
 def _intact(path: pathlib.Path) -> Iterator[None]:
-    """Tells what is the matter with a part that cannot be read."""
+    """One clear error for a part that cannot be read."""
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
@@ -300,7 +281,7 @@ def _names_in(schema: pa.Schema, settings: str) -> dict[str, tuple[str, ...]]:
     told = schema.metadata or {}
     if told.get(_SETTINGS) != settings.encode():
         return {}
-    return {bucket: tuple(names) for bucket, names in json.loads(told.get(_NAMES, b"{}")).items()}
+    return {group: tuple(names) for group, names in json.loads(told.get(_NAMES, b"{}")).items()}
 
 
 def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
@@ -312,7 +293,7 @@ def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
 
 
 def text(value: str) -> str:
-    r"""What Parquet can hold of a text: bytes of a file name that are no UTF-8 are spelt out.
+    r"""A text as Parquet can hold it: bytes of a file name that are no UTF-8 are spelt out.
 
     >>> text("runs/\udcff.npz")
     'runs/\\xff.npz'

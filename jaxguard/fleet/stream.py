@@ -17,12 +17,9 @@ from jaxguard.fleet import piecewise, reading
 from jaxguard.fleet.compiling import Compiler, unscorable
 from jaxguard.fleet.programs import Scorer
 from jaxguard.fleet.reading import Failure, File, Known, Opened, Stamp
-from jaxguard.fleet.scoring import Scope, Scores, Settings
+from jaxguard.fleet.scoring import MEMORY, Scope, Scores, Settings
 from jaxguard.fleet.staging import Stack, Staging
 from jaxguard.fleet.structure import Structure
-
-MEMORY = 3 * 2**28
-"""Bytes that stacks may take together, by default."""
 
 _WINDOW, _WINDOW_OF_URLS = 4096, 64  # checkpoints whose headers are read before they are sorted by structure
 _MOST_ROWS = 256

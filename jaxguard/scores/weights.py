@@ -58,11 +58,13 @@ class WeightFeatures(NamedTuple):
         layers: summaries, one `[L]` for each of its fields.
         features: `[F]` float32, NaN where undefined; named by `feature_names`.
         finite: whether all weights that were read are finite numbers.
+        bounds: `[C]` of each layer's channels, NaN where undefined.
     """
 
     layers: Spectrum
     features: jax.Array
     finite: jax.Array
+    bounds: tuple[jax.Array, ...]
 
 
 class _Norm(NamedTuple):
@@ -155,7 +157,8 @@ def weight_features(
     norms = [_Norm() if layer.affine is None else _norm_of(graph.affines[layer.affine], leaves) for layer in layers]
     parts = [[weights(producer) for producer, _ in layer.sources] for layer in layers]
     summaries, features = _of_layers(scores, norms, parts)
-    return WeightFeatures(summaries, jnp.concatenate([features, head.head_features(graph, variables)]), ~suspicious)
+    features = jnp.concatenate([features, head.head_features(graph, variables)])
+    return WeightFeatures(summaries, features, ~suspicious, tuple(scores))
 
 
 def structural_features(
@@ -184,7 +187,7 @@ def structural_features(
     parts = [[_Weights(leaves[producer.kernel].size, sums[producer.kernel])] for producer in producers]
     summaries, features = _of_layers(scores, norms, parts)
     finite = jnp.isfinite(jnp.stack([row[0] for row in sums.values()])).all()
-    return WeightFeatures(summaries, features, finite)
+    return WeightFeatures(summaries, features, finite, tuple(scores))
 
 
 def feature_names(layers: Sequence[Layer]) -> tuple[str, ...]:

@@ -2,19 +2,24 @@
 
 from jaxguard.suspects.description import METADATA_KEY, described, description
 from jaxguard.suspects.opening import load, structural, structural_note
+from jaxguard.suspects.options import ModelOptions
+from jaxguard.suspects.own_model import network_of, variables_of
 from jaxguard.suspects.saving import require_writable, save, written_format
 from jaxguard.suspects.suspect import UNKNOWN, Suspect
 
 __all__ = [
     "METADATA_KEY",
     "UNKNOWN",
+    "ModelOptions",
     "Suspect",
     "described",
     "description",
     "load",
+    "network_of",
     "require_writable",
     "save",
     "structural",
     "structural_note",
+    "variables_of",
     "written_format",
 ]

@@ -32,14 +32,10 @@ def bind_function(
     """
     leaves = checkpoint.read_all()
     checkpoints.check_finite(leaves, checkpoint.path)
-    if init_fn is None:
-        variables, names = checkpoints.unflatten(leaves), {name: name for name in leaves}
-    else:
-        variables, names = _in_tree(leaves, jax.eval_shape(init_fn), checkpoint.path)
-    spec = jax.ShapeDtypeStruct(input_shape or DEFAULT_SHAPE, np.float32)
+    variables, names = _placed(leaves, init_fn, checkpoint.path)
     return Suspect(
         name=name,
-        network=Network(jax.device_put(variables), apply_fn, spec),
+        network=network_of(jax.device_put(variables), apply_fn, input_shape),
         architecture=getattr(apply_fn, "__name__", "apply_fn"),
         sha256=checkpoint.sha256,
         checkpoint=checkpoint,
@@ -47,7 +43,31 @@ def bind_function(
     )
 
 
-def _in_tree(leaves: Mapping[str, np.ndarray], tree: Any, source: str) -> tuple[Any, dict[str, str]]:
+def network_of(variables: Any, apply_fn: ApplyFn, input_shape: tuple[int, ...] | None) -> Network:
+    """The network of a function; the shape of one image is `DEFAULT_SHAPE` where none is given."""
+    return Network(variables, apply_fn, jax.ShapeDtypeStruct(input_shape or DEFAULT_SHAPE, np.float32))
+
+
+def variables_of(leaves: Mapping[str, Any], init_fn: Callable[[], Any] | None) -> Any:
+    """What a function of the user's own takes as variables; traceable.
+
+    Args:
+        leaves: of a checkpoint, by name; arrays or tracers.
+        init_fn: see `load`.
+
+    Raises:
+        CheckpointError: a leaf has no place in what `init_fn` gives.
+    """
+    return _placed(leaves, init_fn, "checkpoint")[0]
+
+
+def _placed(leaves: Mapping[str, Any], init_fn: Callable[[], Any] | None, source: str) -> tuple[Any, dict[str, str]]:
+    if init_fn is None:
+        return checkpoints.unflatten(leaves), {name: name for name in leaves}
+    return _in_tree(leaves, jax.eval_shape(init_fn), source)
+
+
+def _in_tree(leaves: Mapping[str, Any], tree: Any, source: str) -> tuple[Any, dict[str, str]]:
     """The tree filled with the leaves of its paths, torch's dots being as good as slashes."""
     wanted = dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
     names = {name: path for name in leaves if (path := name if name in wanted else name.replace(".", "/")) in wanted}

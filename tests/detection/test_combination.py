@@ -100,10 +100,10 @@ def test_incomplete_backdoored_ones_are_left_out():
     broken = np.full((3, 4), np.nan)
     with_broken = combination.fit(clean, np.concatenate([guilty, broken]), ALL)
     assert np.array_equal(with_broken.coefficients, combination.fit(clean, guilty, ALL).coefficients)
-    with pytest.raises(DataError, match="came none among 3"):
+    with pytest.raises(DataError, match="got none among 3"):
         combination.fit(clean, broken, ALL)
 
 
 def test_copies_of_one_checkpoint_are_no_references():
-    with pytest.raises(DataError, match="came 4 constant ones of 20 references"):
+    with pytest.raises(DataError, match="got 4 constant ones of 20 references"):
         combination.fit_one_class(np.ones((20, 4)), ALL)

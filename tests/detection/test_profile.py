@@ -2,31 +2,25 @@
 
 import dataclasses
 import json
-import math
 
 import numpy as np
 import pytest
-from references import DEEP_NAMES, NAMES, fleet
+from references import fleet, with_weights
 
 from jaxguard.detection.calibration import calibrate
 from jaxguard.detection.profile import KIND, Profile, from_json, to_json
 from jaxguard.errors import DataError
-from jaxguard.types import LayerSummary
 
 RNG = np.random.default_rng(0)
 
 
-def layer(z: float) -> LayerSummary:
-    return LayerSummary("conv1", 8, 0, 1.0, 0.1, 10 * z, 3, z, 0)
-
-
 @pytest.fixture(scope="module")
 def profile() -> Profile:
-    clean = [one._replace(layers=(layer(k),)) for k, one in enumerate(fleet(RNG, 25, deep=0))]
-    guilty = fleet(RNG, 12, shift=2, deep=2)
-    guilty[3] = guilty[3]._replace(features=np.full(4, np.nan))
-    few = fleet(RNG, 3, bucket="few")
-    return calibrate([*clean, *few], guilty, names=NAMES | {"few": tuple("abcd")}, deep_names=DEEP_NAMES)
+    clean = fleet(RNG, 25, triggers=0)
+    guilty = fleet(RNG, 12, shift=2, triggers=2)
+    guilty[3] = with_weights(guilty[3], np.full(4, np.nan))
+    few = fleet(RNG, 3, group="few")
+    return calibrate([*clean, *few], guilty)
 
 
 def equal(one: object, other: object) -> bool:
@@ -49,29 +43,22 @@ def test_a_profile_survives_as_text_to_the_last_bit(profile):
     assert equal(read, profile)
     assert read.digest == profile.digest == json.loads(text)["digest"]
     assert to_json(read) == text
-    assert read.buckets["small"].deep is not None
-    assert np.isnan(read.buckets["small"].weights.backdoored.scores).sum() == 1
+    assert read.groups["small"].triggers is not None
+    assert np.isnan(read.groups["small"].first.backdoored.scores).sum() == 1
     assert "NaN" not in text
 
 
 def test_the_digest_covers_everything(profile):
     digests = {profile.digest}
-    small = profile.buckets["small"]
+    small = profile.groups["small"]
     for name, changed in {
-        "layers": (small.layers[0]._replace(z_mean=math.nextafter(small.layers[0].z_mean, 9)),),
-        "deep": None,
-        "weights": dataclasses.replace(small.weights, names=("a", "b", "c", "e")),
+        "triggers": None,
+        "first": dataclasses.replace(small.first, names=("a", "b", "c", "e")),
     }.items():
         one = dataclasses.replace(small, **{name: changed})
-        digests.add(dataclasses.replace(profile, buckets=profile.buckets | {"small": one}).digest)
+        digests.add(dataclasses.replace(profile, groups=profile.groups | {"small": one}).digest)
     digests.add(dataclasses.replace(profile, notes=()).digest)
-    assert len(digests) == 5
-
-
-def test_layers_are_summed_up(profile):
-    (found,) = profile.buckets["small"].layers
-    assert found.name == "conv1"
-    assert found[1:] == pytest.approx((12, np.std(np.arange(25), ddof=1), 120, 10 * np.std(np.arange(25), ddof=1)))
+    assert len(digests) == 4
 
 
 def changed(text: str, *path: str | int, value: object) -> str:
@@ -88,9 +75,9 @@ def changed(text: str, *path: str | int, value: object) -> str:
     ("path", "value"),
     [
         (("notes",), ["another"]),
-        (("buckets", "small", "weights", "clean", "scores", 0), -9.0),
-        (("buckets", "small", "weights", "clean", "sha256", 0), "00"),
-        (("buckets", "small", "deep"), None),
+        (("groups", "small", "first", "clean", "scores", 0), -9.0),
+        (("groups", "small", "first", "clean", "sha256", 0), "00"),
+        (("groups", "small", "triggers"), None),
         (("digest",), "00"),
         (("digest",), None),
     ],
@@ -114,9 +101,9 @@ def test_a_cut_file_is_refused(profile):
 
 
 def test_another_version_is_refused(profile):
-    text = changed(to_json(profile), "kind", value=KIND.replace(", 1", ", 2"))
+    text = changed(to_json(profile), "kind", value=KIND.replace(", 2", ", 3"))
     with pytest.raises(
-        DataError, match="expected a jaxguard reference profile, 1, found 'jaxguard reference profile, 2'"
+        DataError, match="expected a jaxguard reference profile, 2, got 'jaxguard reference profile, 3'"
     ):
         from_json(text, "p.json")
 
@@ -124,13 +111,13 @@ def test_another_version_is_refused(profile):
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("buckets",), None),
-        (("buckets", "small", "weights", "combinations", 0, "usable"), [True]),
-        (("buckets", "small", "weights", "combinations", 0, "centre"), [0.0]),
-        (("buckets", "small", "weights", "combinations", 0, "kind"), "vote"),
-        (("buckets", "small", "weights", "combinations", 0, "coefficients"), "many"),
-        (("buckets", "small", "weights", "clean", "scores"), [0.5]),
-        (("buckets", "small", "weights", "clean", "folds", 0), 7),
+        (("groups",), None),
+        (("groups", "small", "first", "combinations", 0, "usable"), [True]),
+        (("groups", "small", "first", "combinations", 0, "centre"), [0.0]),
+        (("groups", "small", "first", "combinations", 0, "kind"), "vote"),
+        (("groups", "small", "first", "combinations", 0, "coefficients"), "many"),
+        (("groups", "small", "first", "clean", "scores"), [0.5]),
+        (("groups", "small", "first", "clean", "folds", 0), 7),
     ],
 )
 def test_inconsistent_contents_are_refused_even_with_their_digest(profile, path, value):
@@ -138,6 +125,6 @@ def test_inconsistent_contents_are_refused_even_with_their_digest(profile, path,
     try:
         from_json(text, "p.json")
     except DataError as error:
-        found = str(error).split("found ")[1].split(";")[0]
-    with pytest.raises(DataError, match="found them incomplete or inconsistent"):
+        found = str(error).split("got ")[1].split(";")[0]
+    with pytest.raises(DataError, match="got them incomplete or inconsistent"):
         from_json(changed(text, "digest", value=found), "p.json")

@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +13,23 @@ import stores
 
 from jaxguard.errors import FleetError
 from jaxguard.fleet import cluster
+from jaxguard.fleet.discovery import discover
+from jaxguard.fleet.executors import Ray, Stream
 from jaxguard.fleet.pool import share
 from jaxguard.fleet.reading import Known, Stamp, stamp_of
-from jaxguard.fleet.scan import scan
 from jaxguard.fleet.scoring import Settings
 from jaxguard.fleet.worker import Worker, version
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'jaxguard[ray]'")
 
 PLAIN = 40
+
+
+def run(targets, *, watch=None, **options):
+    """A scan of whatever lies there, on a cluster where there is an address."""
+    executor = Ray(**options) if "address" in options else Stream(**options)
+    names = [model.name for model in discover(targets, results=executor.out).models]
+    return executor.run(names, Settings(), watch=watch)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +59,9 @@ def fleet(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(fleet):
-    with scan([str(fleet)]) as found:
-        assert len(found.rows) == PLAIN + 17
-        return found.rows
+    with run([str(fleet)]) as found:
+        assert len(found.records) == PLAIN + 17
+        return found.records
 
 
 @pytest.fixture
@@ -66,15 +75,16 @@ def chunks(monkeypatch):
 
 
 def assert_same(rows, expected, *, folder):
-    assert [row.uri for row in rows] == [os.path.relpath(row.uri, folder) for row in expected]
+    assert [row.name for row in rows] == [os.path.relpath(row.name, folder) for row in expected]
     for row, other in zip(rows, expected, strict=True):
-        for name in ("sha256", "stamp", "format", "architecture", "bucket", "notes"):
-            assert getattr(row, name) == getattr(other, name)
+        assert row.provenance == replace(other.provenance, name=row.name)
+        assert (row.group, row.notes, row.modified) == (other.group, other.notes, other.modified)
         if other.error:
             assert row.error == other.error.replace(f"{folder}/", "")
         else:
             assert row.error == ""
-            np.testing.assert_allclose(row.features, other.features, rtol=1e-6)
+            values = [one.features["weights"].values for one in (row, other)]
+            np.testing.assert_allclose(*values, rtol=1e-6)
             np.testing.assert_allclose(row.z, other.z, rtol=1e-6)
 
 
@@ -87,21 +97,21 @@ def test_rows_are_those_of_a_local_scan_also_after_an_interruption(nodes, fleet,
 
     with (
         pytest.raises(KeyboardInterrupt),
-        scan(["*.safetensors"], out=tmp_path, address=nodes.address, watch=interrupt),
+        run(["*.safetensors"], out=tmp_path, address=nodes.address, watch=interrupt),
     ):
         pass
     assert not ray.is_initialized()
     states = []
-    with scan(["*.safetensors"], out=tmp_path, address=nodes.address, watch=states.append) as found:
+    with run(["*.safetensors"], out=tmp_path, address=nodes.address, watch=states.append) as found:
         assert 0 < found.reused < len(expected)
-        assert_same(found.rows, expected, folder=fleet)
-        layers = found.store.layers([row.sha256 for row in found.rows if not row.error])
+        assert_same(found.records, expected, folder=fleet)
+        layers = found.layers([row.sha256 for row in found.records if not row.error])
     assert len(layers) == len(expected) - 1
     assert [state.done for state in states] == sorted({state.done for state in states})
     assert (states[-1].done, states[-1].failed) == (len(expected), 1)
     # nothing is left to do: no cluster is asked
-    with scan(["0*.safetensors"], out=tmp_path, address="127.0.0.1:1") as found:
-        assert found.reused == len(found.rows) == PLAIN
+    with run(["0*.safetensors"], out=tmp_path, address="127.0.0.1:1") as found:
+        assert found.reused == len(found.records) == PLAIN
 
 
 def test_a_node_killed_in_mid_scan_loses_nothing_and_one_that_joins_takes_over(  # noqa: PLR0917
@@ -120,16 +130,16 @@ def test_a_node_killed_in_mid_scan_loses_nothing_and_one_that_joins_takes_over( 
             nodes.add()
 
     targets = ["00[01]*.safetensors", "cnn*.safetensors", "00[23]*.safetensors", "damaged.safetensors"]
-    with scan(targets, out=tmp_path, address=nodes.address, watch=kill) as found:
-        rows = found.rows
-        assert_same(sorted(rows), list(expected), folder=fleet)
+    with run(targets, out=tmp_path, address=nodes.address, watch=kill) as found:
+        rows = found.records
+        assert_same(sorted(rows, key=lambda row: row.name), list(expected), folder=fleet)
     ((node, out),) = killed
     # until Ray tells that the node is dead, it may have been given more
     assert [chunk for chunk, _ in chunks[0].losses][: len(out)] == out
     assert {where for _, where in chunks[0].losses} == {node}
     # as they were written, not only the latest of each
     tables = [pq.read_table(part) for part in (tmp_path / "checkpoints").glob("*.parquet")]
-    assert sorted(pa.concat_tables(tables).column("uri").to_pylist()) == sorted(row.uri for row in rows)
+    assert sorted(pa.concat_tables(tables).column("uri").to_pylist()) == sorted(row.name for row in rows)
 
 
 def test_one_checkpoint_that_kills_workers_does_not_stop_the_fleet(nodes, fleet, chunks, tmp_path):
@@ -152,9 +162,9 @@ def test_one_checkpoint_that_kills_workers_does_not_stop_the_fleet(nodes, fleet,
 
     ray.init(nodes.address, runtime_env={"worker_process_setup_hook": plant}, log_to_driver=False)
     try:
-        with scan([str(fleet / "00*.safetensors")], out=tmp_path, address=nodes.address) as found:
-            failed = {os.path.basename(row.uri): row.error for row in found.rows if row.error}
-            assert len(found.rows) == PLAIN
+        with run([str(fleet / "00*.safetensors")], out=tmp_path, address=nodes.address) as found:
+            failed = {os.path.basename(row.name): row.error for row in found.records if row.error}
+            assert len(found.records) == PLAIN
         # a program that is connected already stays so
         assert ray.is_initialized()
     finally:
@@ -172,7 +182,7 @@ def test_a_cluster_whose_nodes_have_another_version_is_refused(nodes, fleet, mon
     monkeypatch.setattr(cluster, "version", lambda: "jaxguard 9.9")
     with (
         pytest.raises(FleetError, match=r"expected jaxguard 9\.9, as where the scan was started, found jaxguard 0"),
-        scan([str(fleet)], address=nodes.address),
+        run([str(fleet)], address=nodes.address),
     ):
         pass
 

@@ -1,14 +1,17 @@
 """From what the user named to checkpoints: each once, in order, divided without talking, nothing lost in silence."""
 
 import os
+import re
 
 import fsspec
 import pytest
 import stores
 
-from jaxguard.errors import CheckpointError, FleetError
+from jaxguard import suspects
+from jaxguard.errors import ArchitectureError, CheckpointError, FleetError
 from jaxguard.fleet import discovery
 from jaxguard.fleet.discovery import discover
+from jaxguard.suspects import ModelOptions
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def folder(tmp_path):
 
 
 def names(found: discovery.Discovery, folder) -> list[str]:
-    return [os.path.relpath(uri, folder) for uri in found.uris]
+    return [os.path.relpath(uri, folder) for uri in found.names]
 
 
 ALL = ["0000.safetensors", "0001.safetensors", "0002.safetensors", "sub/x.npz"]
@@ -37,9 +40,8 @@ def test_folders_files_and_patterns(folder):
 
 def test_what_was_named_is_looked_into_whatever_it_is(folder):
     """A file that nobody would take for a checkpoint is an error of its own, not a file passed over."""
-    assert discover([f"{folder}/notes.md", f"{folder}/absent.pt"]) == (
-        (f"{folder}/notes.md", f"{folder}/absent.pt"), (),
-    )  # fmt: skip
+    found = discover([f"{folder}/notes.md", f"{folder}/absent.pt"])
+    assert (found.names, found.skipped) == ((f"{folder}/notes.md", f"{folder}/absent.pt"), ())
 
 
 def test_each_once_however_often_it_is_named(folder, monkeypatch):
@@ -48,12 +50,12 @@ def test_each_once_however_often_it_is_named(folder, monkeypatch):
     targets = [str(folder), f"{folder}/", f"{folder}/*/*.npz", f"{folder}/0001.safetensors", str(manifest)]
     assert names(discover(targets), folder) == ALL
     monkeypatch.chdir(folder)
-    assert discover(["0001.safetensors", "./0001.safetensors", "."]).uris == (ALL[1], ALL[0], *ALL[2:])
+    assert discover(["0001.safetensors", "./0001.safetensors", "."]).names == (ALL[1], ALL[0], *ALL[2:])
 
 
 def test_a_file_that_is_named_is_not_among_the_skipped(folder):
     found = discover([str(folder), f"{folder}/notes.md"])
-    assert f"{folder}/notes.md" in found.uris
+    assert f"{folder}/notes.md" in found.names
     assert found.skipped == ()
 
 
@@ -73,10 +75,10 @@ def test_a_manifest_in_a_manifest_is_no_manifest(folder):
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_shards_divide_a_store(tmp_path, count):
     targets = [f"{tmp_path}/{k}.npz" for k in range(50)]
-    parts = [discover(targets, shard=(k, count)).uris for k in range(count)]
+    parts = [discover(targets, shard=(k, count)).names for k in range(count)]
     assert sorted(uri for part in parts for uri in part) == sorted(targets)
     assert all(parts)
-    reversed_parts = [discover(targets[::-1], shard=(k, count)).uris for k in range(count)]
+    reversed_parts = [discover(targets[::-1], shard=(k, count)).names for k in range(count)]
     assert [set(part) for part in parts] == [set(part) for part in reversed_parts]
 
 
@@ -92,12 +94,6 @@ def test_skipped_files_are_told_by_one_shard_alone(folder):
 def test_a_shard_that_does_not_exist(shard):
     with pytest.raises(FleetError, match="the first of four is 0/4"):
         discover([], shard=shard)
-
-
-@pytest.mark.parametrize("text", ["", "1", "1/", "/2", "2/2", "-1/2", "a/b", "1/2/3", "0/0", "٣/٤x", "1.0/2"])
-def test_a_shard_that_is_none(text):
-    with pytest.raises(FleetError, match="expected a shard i/n"):
-        discovery.parse_shard(text)
 
 
 def test_nothing_is_one_error(tmp_path):
@@ -120,11 +116,11 @@ def test_urls_of_files_folders_and_patterns(memory, folder):
     memory.put(str(folder), "/bucket", recursive=True)
     urls = [f"memory://bucket/{name}" for name in ALL]
     found = discover(["memory://bucket"])
-    assert [uri.replace(":///", "://") for uri in found.uris] == urls
+    assert [uri.replace(":///", "://") for uri in found.names] == urls
     assert [path.rsplit("/")[-1] for path, _ in found.skipped] == ["notes.md"]
     found = discover(["memory://bucket/*.safetensors"])
-    assert [uri.replace(":///", "://") for uri in found.uris] == urls[:3]
-    assert len(discover([f"file://{folder}/sub/x.npz"]).uris) == 1
+    assert [uri.replace(":///", "://") for uri in found.names] == urls[:3]
+    assert len(discover([f"file://{folder}/sub/x.npz"]).names) == 1
 
 
 def test_directories_and_models_in_shards_behind_a_url_are_one_each(memory, tmp_path):
@@ -133,7 +129,7 @@ def test_directories_and_models_in_shards_behind_a_url_are_one_each(memory, tmp_
     stores.write(tmp_path / "store" / "a.npz", stores.leaves())
     memory.put(str(tmp_path / "store"), "/bucket", recursive=True)
     found = discover(["memory://bucket/"])
-    assert [uri.rpartition("bucket/")[2] for uri in found.uris] == ["a.npz", "large", "model"]
+    assert [uri.rpartition("bucket/")[2] for uri in found.names] == ["a.npz", "large", "model"]
     assert found.skipped == ()
 
 
@@ -144,7 +140,7 @@ def test_a_model_in_two_formats_behind_a_url_is_one_and_the_other_is_named(memor
         (tmp_path / "store" / name).write_text("{}")
     memory.put(str(tmp_path / "store"), "/bucket", recursive=True)
     found = discover(["memory://bucket/"])
-    there = [uri.rpartition("bucket/")[2] for uri in found.uris]
+    there = [uri.rpartition("bucket/")[2] for uri in found.names]
     assert there == ["alone/model.safetensors", "alone/pytorch_model.bin", "model.safetensors"]
     reasons = {path.rpartition("/")[2]: reason for path, reason in found.skipped}
     assert reasons.keys() == {"pytorch_model.bin", "config.json"}
@@ -156,7 +152,7 @@ def test_urls_in_a_manifest_are_checkpoints_and_nobody_asks_for_them_yet(tmp_pat
     manifest = tmp_path / "models.txt"
     manifest.write_text("memory://bucket/a.safetensors\ngs://bucket/orbax\nhf://owner/name\nmemory://bucket/*.npz\n")
     monkeypatch.setattr(fsspec.core, "url_to_fs", None)
-    assert discover([str(manifest)]).uris == (
+    assert discover([str(manifest)]).names == (
         "memory://bucket/a.safetensors", "gs://bucket/orbax", "hf://owner/name",
         "memory://bucket/*.npz",
     )  # fmt: skip
@@ -165,3 +161,60 @@ def test_urls_in_a_manifest_are_checkpoints_and_nobody_asks_for_them_yet(tmp_pat
 def test_a_url_that_cannot_be_reached_is_one_error():
     with pytest.raises(CheckpointError, match="nosuch"):
         discover(["nosuch://bucket"])
+
+
+def test_networks_in_memory_have_names(folder):
+    network = stores.model().network(stores.model().shapes())
+    assert discover(network).names == ("network 0",)
+    found = discover({"step 1": network, "step 2": suspects.load(network, name="other")})
+    assert found.names == ("step 1", "step 2")
+    assert [model.load().name for model in found.models] == ["step 1", "step 2"]
+    assert discover([folder / "0000.safetensors", network]).names == (f"{folder}/0000.safetensors", "network 1")
+
+
+MANIFEST = """
+[[model]]
+path = "store/0001.safetensors"
+arch = "mlp:hidden=8"
+mean = 0.5
+std = [0.25]
+labels = [2, 0, 1]
+
+[[model]]
+path = "https://example.org/model.npz"
+apply = "own_model_of_a_manifest:apply"
+input = [4, 4, 1]
+"""
+
+
+def test_models_with_options_of_their_own(folder):
+    (folder.parent / "own_model_of_a_manifest.py").write_text("def apply(variables, images):\n    return images\n")
+    (folder.parent / "models.toml").write_text(MANIFEST)
+    default = ModelOptions(arch="resnet20")
+    found = discover([folder, folder.parent / "models.toml"], options=default)
+    assert found.names == (*(f"{folder}/{name}" for name in ALL), "https://example.org/model.npz")
+    chosen = {model.name: model.options for model in found.models}
+    assert chosen[f"{folder}/0000.safetensors"] == default
+    assert chosen[f"{folder}/0001.safetensors"] == ModelOptions(
+        arch=stores.MLP, mean=(0.5,), std=(0.25,), labels=(2, 0, 1)
+    )
+    own = chosen["https://example.org/model.npz"]
+    assert (own.apply_fn(None, 3), own.input_shape, own.arch) == (3, (4, 4, 1), None)
+    assert len({one.key for one in chosen.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("model", "in TOML"), ("[model]\npath = 'x'", "[[model]] entries"), ("[[model]]", "expected a path"),
+        ("[[model]]\npath = 'x'\nmodel = 'y'", "expected keys among"),
+        ("[[model]]\npath = 'x'\nmean = 'y'", "expected numbers"),
+        ("[[model]]\npath = 'x'\narch = 'resnet2O'", "resnet20"),
+        ("[[model]]\npath = 'x'\napply = 'nosuchmodule:f'", "can be imported"),
+        ("[[model]]\npath = 'x'\ninit = 'json:loads'", "apply together with init"),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_makes_no_sense_is_one_error(tmp_path, text, told):
+    (tmp_path / "models.toml").write_text(text)
+    with pytest.raises((CheckpointError, ArchitectureError), match=re.escape(told)):
+        discover(tmp_path / "models.toml")

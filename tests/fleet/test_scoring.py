@@ -1,4 +1,4 @@
-"""A fleet's scores are those of `audit.scan`, whatever file the weights came in."""
+"""A stream's scores are those of one checkpoint alone, whatever file the weights came in."""
 
 import math
 
@@ -9,9 +9,9 @@ import pytest
 import stores
 from stores import CNN, MLP
 
-from jaxguard import audit, checkpoints, execution, models, suspects
-from jaxguard.fleet import reading, scoring
-from jaxguard.fleet import scan as fleet_scan
+from jaxguard import checkpoints, execution, models, suspects
+from jaxguard.fleet import local, reading, scoring
+from jaxguard.fleet.executors import Stream
 from jaxguard.fleet.scoring import SUMMARY, Settings
 from jaxguard.fleet.stream import Failure, Scored, stream
 from jaxguard.fleet.structure import structure_of
@@ -19,6 +19,7 @@ from jaxguard.graph import pairing
 from jaxguard.kernels import lipschitz
 from jaxguard.scores import structural, weights
 from jaxguard.scores.channel_bounds import bounds_of
+from jaxguard.suspects import ModelOptions
 from tests.zoo import randomise
 
 
@@ -45,14 +46,14 @@ def summary(scores: np.ndarray) -> dict[str, float]:
     }  # fmt: skip
 
 
-def assert_like_audit(path, result: Scored, rtol: float = 2e-5, **how) -> None:
+def assert_like_one_alone(path, result: Scored, rtol: float = 2e-5, **how) -> None:
     """Against one checkpoint alone, opened and scored on the other way."""
     suspect = suspects.load(path, **{k: v for k, v in how.items() if k != "pairing"})
-    finding = audit.scan(suspect, pairing=how.get("pairing", "dataflow"))
-    assert result.scope.architecture == finding.provenance.architecture
-    assert result.sha256 == (finding.provenance.sha256,)
-    assert [layer.name for layer in result.scope.layers] == [layer.name for layer in finding.layers]
-    for layer, row in zip(finding.layers, result.scores.layers[0], strict=True):
+    report = local.examine(suspect, how.get("pairing", "dataflow"))
+    assert result.scope.architecture == report.provenance.architecture
+    assert result.sha256 == (report.sha256,)
+    assert [layer.name for layer in result.scope.layers] == [layer.name for layer in report.layers]
+    for layer, row in zip(report.layers, result.scores.layers[0], strict=True):
         expected = summary(np.asarray(layer.scores))
         for name, value in zip(SUMMARY, row, strict=True):
             np.testing.assert_allclose(value, expected[name], rtol, 1e-6, err_msg=f"{layer.name} {name}")
@@ -72,7 +73,7 @@ def test_every_format_scores_like_one_checkpoint_alone(tmp_path, file, spec, lay
     result = scored(path)
     assert result.scope.architecture == spec
     assert is_raw(path) == file.endswith(".safetensors")
-    assert_like_audit(path, result)
+    assert_like_one_alone(path, result)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_kernels_as_they_lie_are_bounded_like_those_in_the_variables(tmp_path, s
     layers = pairing.layers(graph)
     path = stores.write(tmp_path / "a.safetensors", leaves)
     structure = structure_of(checkpoints.load(path))
-    kernels = scoring.recipe_of(structure, Settings(arch=spec, input_shape=(32, 32, 3))).kernels
+    kernels = scoring.recipe_of(structure, Settings(ModelOptions(spec, (32, 32, 3)))).kernels
     assert sum(np.prod(kernel.shape) for kernel in kernels.values()) > 0.6 * sum(leaf.size for leaf in leaves.values())
     grams = [
         lipschitz.scaled_grams(jnp.asarray(leaves[name]).reshape(one.shape), is_channels_first=one.is_channels_first)
@@ -111,16 +112,16 @@ def test_other_precisions(tmp_path, dtype):
     path = stores.write(tmp_path / "a.safetensors", stores.rounded(stores.leaves(2), dtype))
     result = scored(path)
     assert not is_raw(path)
-    assert_like_audit(path, result)
+    assert_like_one_alone(path, result)
 
 
 def test_shards_and_a_repository(tmp_path):
     index = stores.sharded(tmp_path / "model", stores.leaves(3, layout="torch"))
-    assert_like_audit(index, scored(index))
+    assert_like_one_alone(index, scored(index))
     folder = tmp_path / "repository"
     stores.write(folder / "model.safetensors", stores.leaves(3))
     (folder / "config.json").write_text('{"model_type": "mlp"}')
-    assert_like_audit(folder, scored(folder))
+    assert_like_one_alone(folder, scored(folder))
 
 
 def test_an_unknown_architecture_is_scored_by_its_leaves(tmp_path):
@@ -129,7 +130,7 @@ def test_an_unknown_architecture_is_scored_by_its_leaves(tmp_path):
     assert result.scope.architecture == "unknown"
     assert "names and shapes" in result.scope.notes[0]
     assert len(result.scope.feature_names) == result.scores.features.shape[1] == 2 * len(weights.LAYER)
-    assert_like_audit(path, result)
+    assert_like_one_alone(path, result)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
@@ -138,7 +139,7 @@ def test_leaves_of_other_types_are_passed_over(tmp_path, suffix):
     path = stores.write(tmp_path / f"a{suffix}", stores.stranger() | counted)
     result = scored(path)
     assert is_raw(path) == (suffix == ".safetensors")
-    assert_like_audit(path, result)
+    assert_like_one_alone(path, result)
 
 
 @pytest.mark.parametrize("odd", [np.array([True]), np.ones(3, np.float16), np.array([1, 2], np.uint8)])
@@ -148,7 +149,7 @@ def test_leaves_at_odd_addresses(tmp_path, odd):
     path.write_bytes(stores.safetensors_bytes([("odd", odd), *stores.stranger().items()]))
     result = scored(path)
     assert not is_raw(path)
-    assert_like_audit(path, result)
+    assert_like_one_alone(path, result)
 
 
 def test_leaves_in_another_order_than_their_names(tmp_path):
@@ -156,21 +157,21 @@ def test_leaves_in_another_order_than_their_names(tmp_path):
     path.write_bytes(stores.safetensors_bytes(list(reversed(stores.leaves(4).items()))))
     result = scored(path)
     assert is_raw(path)
-    assert_like_audit(path, result)
+    assert_like_one_alone(path, result)
 
 
 def test_the_description_in_a_file_names_its_architecture(tmp_path):
     path = stores.write(tmp_path / "a.safetensors", stores.leaves(5), described=MLP)
     result = scored(path)
-    assert result.scope.bucket == "mlp:hidden=8, 3 classes, 4x4x1"
-    assert_like_audit(path, result)
+    assert result.scope.group == "mlp:hidden=8, 3 classes, 4x4x1"
+    assert_like_one_alone(path, result)
 
 
 def test_the_settings_name_it_too(tmp_path):
     path = stores.write(tmp_path / "a.safetensors", stores.leaves(6, CNN))
-    result = scored(path, Settings(CNN, (8, 8, 1), "module_order"))
-    assert_like_audit(path, result, arch=CNN, input_shape=(8, 8, 1), pairing="module_order")
-    (failed,) = stream([str(path)], Settings("resnet20"))
+    result = scored(path, Settings(ModelOptions(CNN, (8, 8, 1)), "module_order"))
+    assert_like_one_alone(path, result, arch=CNN, input_shape=(8, 8, 1), pairing="module_order")
+    (failed,) = stream([str(path)], Settings(ModelOptions("resnet20")))
     assert isinstance(failed, Failure)
     assert "resnet20" in failed.error
 
@@ -218,13 +219,13 @@ def test_rows_may_be_scored_several_at_once_as_on_accelerators(tmp_path, monkeyp
 
 def test_the_score_of_a_row_is_the_largest_of_its_layers(tmp_path):
     path = stores.write(tmp_path / "a.safetensors", stores.leaves(8, CNN))
-    with fleet_scan.scan([str(path)]) as found:
-        (row,) = found.rows
-        layers = found.store.layers([row.sha256])[row.sha256]
-    finding = audit.scan(suspects.load(path))
-    np.testing.assert_allclose(row.z, finding.z, 2e-5)
-    assert [layer.name for layer in layers] == [layer.name for layer in finding.layers]
-    for layer, alone in zip(layers, finding.layers, strict=True):
+    with Stream().run([str(path)], Settings()) as found:
+        (row,) = found.records
+        layers = found.layers([row.sha256])[row.sha256]
+    report = local.examine(suspects.load(path))
+    np.testing.assert_allclose(row.z, report.z, 2e-5)
+    assert [layer.name for layer in layers] == [layer.name for layer in report.layers]
+    for layer, alone in zip(layers, report.layers, strict=True):
         expected = summary(np.asarray(alone.scores))
         assert layer.channels == len(alone.scores)
         assert (layer.channel, layer.above, layer.undefined) == (expected["channel"], expected["above"], 0)

@@ -13,6 +13,7 @@ from jaxguard.fleet.scoring import SUMMARY, Scope, Scores
 from jaxguard.fleet.store import Store, text
 from jaxguard.fleet.stream import Scored
 from jaxguard.graph.pairing import Layer
+from jaxguard.types import Provenance
 
 NAMES = ("one: z", "two: z", "head")
 SCOPE = Scope("mlp", "mlp, 3 classes", (Layer("one", (), None, 8), Layer("two", (), None, 4)), NAMES, ("A note.", "B."))
@@ -38,18 +39,20 @@ def test_rows_come_back_as_they_went(tmp_path):
     store.add(scored(["a", "b"]))
     store.add(Failure("c", Stamp(5, 6), "expected x\nfound y", "npz", "ff"))
     store.flush()
-    rows = Store(tmp_path / "out", "s").rows()
+    rows = Store(tmp_path / "out", "s").records()
     assert list(rows) == ["a", "b", "c"]
     b, c = rows["b"], rows["c"]
-    assert b[:6] == ("b", "b-hash", Stamp(11, 101), "npz", "mlp", "mlp, 3 classes")
+    assert b.provenance == Provenance("b", "b-hash", 11, "npz", "mlp")
+    assert (b.group, b.modified) == ("mlp, 3 classes", 101)
     place = SUMMARY.index("z")
     assert b.z == 1 + 3 * len(SUMMARY) + place
-    np.testing.assert_array_equal(b.features, [4, 5, 6])
+    assert b.features["weights"].names == NAMES
+    np.testing.assert_array_equal(b.features["weights"].values, [4, 5, 6])
     assert b.notes == ("A note.", "B.")
     assert b.error == ""
-    assert c[:4] == ("c", "ff", Stamp(5, 6), "npz")
+    assert (c.provenance, c.modified) == (Provenance("c", "ff", 5, "npz"), 6)
     assert c.error == "expected x\nfound y"
-    assert c.features is None
+    assert not c.features
     assert np.isnan(c.z)
     assert Store(tmp_path / "out", "s").feature_names() == {"mlp, 3 classes": NAMES}
 
@@ -77,8 +80,8 @@ def test_the_latest_row_holds(tmp_path):
     store.flush()
     store.add(scored(["b"], 3.0))
     store.flush()
-    rows = Store(tmp_path, "s").rows()
-    assert rows["a"].features[0] == 2.0
+    rows = Store(tmp_path, "s").records()
+    assert rows["a"].features["weights"].values[0] == 2.0
     assert rows["b"].error == ""
     assert len(parts(tmp_path)) == 4
 
@@ -90,12 +93,15 @@ def test_settings_do_not_mix(tmp_path):
         store.add(scored(["a"], value, scope))
         store.flush()
     first, second = Store(tmp_path, "s"), Store(tmp_path, "t")
-    assert (first.rows()["a"].features[0], second.rows()["a"].features[0]) == (1.0, 2.0)
+    assert (
+        first.records()["a"].features["weights"].values[0],
+        second.records()["a"].features["weights"].values[0],
+    ) == (1.0, 2.0)
     assert first.feature_names() == {"mlp, 3 classes": NAMES}
     assert second.feature_names() == {"mlp, 3 classes": ("other: z", "more")}
     assert first.layers(["a-hash"])["a-hash"][0].undefined == 1
     assert second.layers(["a-hash"])["a-hash"][0].undefined == 2
-    assert Store(tmp_path, "u").rows() == {}
+    assert Store(tmp_path, "u").records() == {}
 
 
 def test_feature_names_of_earlier_scans_are_still_known(tmp_path):
@@ -103,7 +109,7 @@ def test_feature_names_of_earlier_scans_are_still_known(tmp_path):
     store.add(scored(["a"]))
     store.flush()
     store = Store(tmp_path, "s")
-    store.add(scored(["b"], scope=SCOPE._replace(bucket="other", feature_names=("x",))))
+    store.add(scored(["b"], scope=SCOPE._replace(group="other", feature_names=("x",))))
     store.flush()
     assert store.feature_names() == {"mlp, 3 classes": NAMES, "other": ("x",)}
 
@@ -116,7 +122,7 @@ def test_checkpoints_in_which_nothing_is_defined_are_errors(tmp_path):
     store = Store(tmp_path, "s")
     store.add(result)
     store.flush()
-    a, b, c = store.rows().values()
+    a, b, c = store.records().values()
     assert "a: expected channels that differ" in a.error
     assert (b.error, c.error) == ("", "")
     assert b.z == result.scores.layers[1, 1, z]
@@ -128,7 +134,7 @@ def test_text_that_parquet_cannot_hold(tmp_path):
     store.add(scored(["a\udcff"], scope=scope, hashes=["k"]))
     store.add(Failure("b\ud800", Stamp(0, 0), "found \udcff"))
     store.flush()
-    rows = store.rows()
+    rows = store.records()
     assert list(rows) == [text("a\udcff"), text("b\ud800")] == ["a\\xff", "b\\ud800"]
     assert rows["b\\ud800"].error == "found \\xff"
     assert store.layers(["k"])["k"][0].name == "half \\ud800"
@@ -136,12 +142,12 @@ def test_text_that_parquet_cannot_hold(tmp_path):
 
 def test_results_of_searches_for_triggers(tmp_path):
     store = Store(tmp_path, "s")
-    assert store.deep() == {}
-    store.add_deep({"a": np.array([1, 2], np.float32), "b": np.array([3], np.float32)})
-    store.add_deep({"c": np.zeros(0, np.float32)})
-    found = Store(tmp_path, "s").deep()
+    assert store.look("triggers") == {}
+    store.add_look("triggers", {"a": np.array([1, 2], np.float32), "b": np.array([3], np.float32)})
+    store.add_look("triggers", {"c": np.zeros(0, np.float32)})
+    found = Store(tmp_path, "s").look("triggers")
     assert {name: values.tolist() for name, values in found.items()} == {"a": [1, 2], "b": [3], "c": []}
-    assert Store(tmp_path, "t").deep() == {}
+    assert Store(tmp_path, "t").look("triggers") == Store(tmp_path, "s").look("responses") == {}
 
 
 def test_results_are_written_every_two_seconds(tmp_path, monkeypatch):
@@ -154,7 +160,7 @@ def test_results_are_written_every_two_seconds(tmp_path, monkeypatch):
     for second in (0.5, 1.0, 2.1, 3.0, 4.5):
         now[0] = second
         store.add(scored([str(second)]))
-        counts.append(len(store.rows()))
+        counts.append(len(store.records()))
     assert counts == [0, 0, 3, 3, 5]
 
 
@@ -175,9 +181,9 @@ def test_what_a_kill_leaves_half_is_not_read(tmp_path, monkeypatch):
     half = tmp_path / "checkpoints" / ".00001.parquet.x.partial"
     half.mkdir()
     (half / "fresh").write_bytes(b"PAR1 half")
-    assert list(Store(tmp_path, "s").rows()) == ["a"]
+    assert list(Store(tmp_path, "s").records()) == ["a"]
     store.flush()
-    assert list(Store(tmp_path, "s").rows()) == ["a", "b"]
+    assert list(Store(tmp_path, "s").records()) == ["a", "b"]
 
 
 @pytest.mark.parametrize("kind", ["empty", "cut", "foreign", "text"])
@@ -193,7 +199,7 @@ def test_a_damaged_or_foreign_part_is_one_error(tmp_path, kind, table):
     else:
         bad.write_bytes({"empty": b"", "cut": good.read_bytes()[:-20], "text": b"hello"}[kind])
     with pytest.raises(FleetError, match=r"zz.parquet: expected a part of a scan's results, found .*; move it away"):
-        store.rows() if table == "checkpoints" else store.layers(["a-hash"])
+        store.records() if table == "checkpoints" else store.layers(["a-hash"])
     if table == "checkpoints" and kind != "foreign":
         with pytest.raises(FleetError, match=r"zz.parquet"):
             store.feature_names()
@@ -214,7 +220,7 @@ def test_a_folder_that_cannot_be_used_is_one_error(tmp_path, monkeypatch):
         store.flush()
     monkeypatch.undo()
     store.flush()
-    assert list(store.rows()) == ["a"]
+    assert list(store.records()) == ["a"]
 
 
 def test_several_processes_write_to_one_folder(tmp_path):
@@ -224,4 +230,4 @@ def test_several_processes_write_to_one_folder(tmp_path):
             store.add(scored([f"{number}-{k}"]))
             store.flush()
     assert len(parts(tmp_path)) == 9
-    assert sorted(stores[0].rows()) == [f"{number}-{k}" for number in range(3) for k in range(3)]
+    assert sorted(stores[0].records()) == [f"{number}-{k}" for number in range(3) for k in range(3)]

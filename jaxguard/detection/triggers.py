@@ -1,10 +1,10 @@
-"""The slow look at a checkpoint: its answers to noise, and the smallest patch that leads to each class.
+"""The trigger look: a network's responses to noise, and the smallest patch that leads to each class.
 
-    features = deep_features(graph, variables, key)                  # on noise
-    features = deep_features(graph, variables, key, images=images)   # on a few clean images
+    features = trigger_features(graph, variables, key)                  # on noise
+    features = trigger_features(graph, variables, key, images=images)   # on a few clean images
 
 Neural Cleanse's descent on few images and steps: what counts here is how the classes compare, not that every patch is
-the smallest there is. Features are summarised over the classes, in whatever order they come.
+the smallest there is. Features are summarised over the classes, in any order.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ LARGEST_INDEX = 20.0
 """Where the other classes are all alike, the index has no bound; above this it counts no further."""
 
 
-def deep_features(
+def trigger_features(
     graph: ChannelGraph,
     variables: Variables,
     key: jax.Array,
@@ -58,7 +58,7 @@ def deep_features(
     images: np.ndarray | None = None,
     steps: int = STEPS,
 ) -> np.ndarray:
-    """Answers to noise and trigger inversion over all classes.
+    """Responses to noise and trigger inversion over all classes.
 
     Args:
         graph: the model's channel graph.
@@ -75,8 +75,8 @@ def deep_features(
         DataError: the images do not fit the model, or its inputs are no images.
         JaxguardError: the model's logits are not finite.
     """
-    answers = responses.response_features(graph, variables)
-    return np.concatenate([answers, inversion_features(inverted(graph, variables, key, images=images, steps=steps))])
+    of_noise = responses.response_features(graph, variables)
+    return np.concatenate([of_noise, inversion_features(inverted(graph, variables, key, images=images, steps=steps))])
 
 
 def inverted(
@@ -93,7 +93,7 @@ def inverted(
         graph: the model's channel graph.
         variables: the model's.
         key: draws the first patches.
-        images: see `deep_features`.
+        images: see `trigger_features`.
         steps: most steps per class.
 
     Returns:

@@ -1,11 +1,11 @@
-"""The deep look: features of an inversion by hand, and a planted shortcut seen from noise alone."""
+"""The trigger search: features of an inversion by hand, and a planted shortcut seen from noise alone."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxguard.detection import deep
+from jaxguard.detection import triggers
 from jaxguard.errors import DataError
 from jaxguard.graph import channel_graph
 from jaxguard.inversion import Inversion
@@ -32,8 +32,10 @@ def patches(norms, reached=None):
 
 
 def named(found):
-    values = deep.inversion_features(found)
-    return {name.removeprefix("inversion: "): float(x) for name, x in zip(deep.INVERSION_NAMES, values, strict=True)}
+    values = triggers.inversion_features(found)
+    return {
+        name.removeprefix("inversion: "): float(x) for name, x in zip(triggers.INVERSION_NAMES, values, strict=True)
+    }
 
 
 def test_features_of_an_inversion_are_those_by_hand():
@@ -68,13 +70,13 @@ def test_a_class_that_everything_is_taken_for_needs_no_patch():
 def test_degenerate_patches_are_finite():
     assert all(np.isfinite(list(named(patches(np.full(5, 3.0))).values())))
     assert all(np.isfinite(list(named(patches([0.0, 3.0, 3.0, 3.0])).values())))
-    assert named(patches([0.1, *[30.0 + k * 1e-9 for k in range(9)]]))["anomaly index"] == deep.LARGEST_INDEX
+    assert named(patches([0.1, *[30.0 + k * 1e-9 for k in range(9)]]))["anomaly index"] == triggers.LARGEST_INDEX
 
 
 def test_order_of_classes_does_not_matter():
     norms = RNG.uniform(1, 60, 8)
     np.testing.assert_allclose(
-        deep.inversion_features(patches(norms[::-1])), deep.inversion_features(patches(norms)), rtol=1e-5
+        triggers.inversion_features(patches(norms[::-1])), triggers.inversion_features(patches(norms)), rtol=1e-5
     )
 
 
@@ -86,12 +88,12 @@ def test_a_shortcut_is_seen_from_noise_and_from_images():
     key = jax.random.key(0)
     images = RNG.uniform(size=(20, 8, 8, 1)).astype(np.float32)
     for given in (None, images):
-        found = deep.inverted(graph, variables, key, images=given)
+        found = triggers.inverted(graph, variables, key, images=given)
         assert np.argmin(np.where(found.reached, found.norms, PIXELS)) == 3
-        features = deep.deep_features(graph, variables, key, images=given)
-        assert features.shape == (len(deep.NAMES),) and np.isfinite(features).all()
-        np.testing.assert_allclose(features[len(responses.NAMES) :], deep.inversion_features(found), rtol=1e-5)
-        again = deep.deep_features(graph, variables, key, images=given)
+        features = triggers.trigger_features(graph, variables, key, images=given)
+        assert features.shape == (len(triggers.NAMES),) and np.isfinite(features).all()
+        np.testing.assert_allclose(features[len(responses.NAMES) :], triggers.inversion_features(found), rtol=1e-5)
+        again = triggers.trigger_features(graph, variables, key, images=given)
         np.testing.assert_array_equal(again, features)
 
 
@@ -99,4 +101,4 @@ def test_inputs_that_are_no_images_are_refused():
     variables = {"w": jnp.eye(4)}
     graph = channel_graph(lambda variables, vectors: vectors @ variables["w"], variables, jnp.zeros((1, 4)))
     with pytest.raises(DataError, match="model of images"):
-        deep.deep_features(graph, variables, jax.random.key(0))
+        triggers.trigger_features(graph, variables, jax.random.key(0))

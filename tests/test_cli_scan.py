@@ -1,15 +1,18 @@
-"""`jaxguard scan` on many checkpoints and `jaxguard calibrate`: exit codes, formats, verdicts, one error a mistake."""
+"""`jaxguard scan` and `jaxguard calibrate`: exit codes, formats, verdicts, options of models, one error a mistake."""
 
 import json
+import os
 import pathlib
 import re
+import subprocess
 import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jaxguard import checkpoints
+from jaxguard import checkpoints, models, suspects
+from tests.zoo import randomise
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "fleet"))
 import stores
@@ -19,7 +22,7 @@ SCHEMA = pathlib.Path(__file__).parent / "report" / "sarif-schema-2.1.0.json"
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Results go to the current folder by default."""
+    """In a folder of its own, which stays as it is."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -68,7 +71,7 @@ def test_a_folder_is_scanned_and_nothing_is_claimed(jaxguard, store):
     assert "notes.md: no checkpoint by its content" in out
     assert "is clean" not in out
     assert "no evidence" not in out
-    assert "results: jaxguard-scan" in err.replace("\n", "")
+    assert not pathlib.Path("jaxguard-scan").exists()
     assert json.loads(err.splitlines()[0])["done"] == 3
     assert jaxguard("scan", store, "--fail-on-inconclusive")[0] == 1
     assert jaxguard("scan", store, "--fail-on", "inconclusive")[0] == 1
@@ -99,7 +102,7 @@ def test_what_is_printed_parses(jaxguard, store, name):
         assert [one["provenance"]["name"] for one in report["findings"]] == [
             str(path) for path in sorted(store.glob("*.safe*"))
         ]
-        assert json.loads(jaxguard("scan", store, "--json")[1])["reused"] == 3
+        assert report["reused"] == 0
     else:
         import jsonschema
 
@@ -149,8 +152,9 @@ def test_parts_of_a_manifest(jaxguard, store):
         (("--alpha", "1.5", "--profile", "p"), "between 0 and 1"), (("--alpha", "0.1"), "--profile with it"),
         (("--memory", "much"), "--memory"), (("--memory", "0"), "--memory"), (("--memory", "9" * 400), "--memory"),
         (("--shard", "4/4"), "--shard"), (("--target", "3"), "--target"),
-        (("--pairing", "none"), "--pairing"), (("--readers", "0"), "--readers"), (("--mean", "0.5"), "--mean"),
-        (("--data", "digits"), "--data"), (("--u", "2"), "--u"),
+        (("--pairing", "none"), "--pairing"), (("--readers", "0"), "--readers"), (("--mean", "x"), "--mean"),
+        (("--images", "digits"), "--images"), (("--json", "--format", "sarif"), "--json"),
+        (("--deep", "3"), "--profile"),
     ],
 )  # fmt: skip
 def test_usage(jaxguard, store, options, named):
@@ -169,7 +173,6 @@ def test_options_of_a_fleet_hold_for_a_single_checkpoint_too(jaxguard, store):
         assert [one["provenance"]["name"] for one in json.loads(out)["findings"]] == [str(file)]
     for options, told in (
         (("--memory", "much"), "expected a size such as 512MB"), (("--alpha", "0.1"), "expected --profile with it"),
-        (("--u", "2", "--memory", "1MiB"), "with a single checkpoint, and without --memory"),
     ):  # fmt: skip
         code, _, err = jaxguard("scan", file, *options)
         assert code == 4
@@ -259,12 +262,12 @@ def test_calibrate_says_what_it_left_out_and_overwrites_nothing(jaxguard, fleet)
     assert json.loads(pathlib.Path("taken.json").read_text())
 
 
-def test_a_single_file_is_scanned_as_before(jaxguard, store):
-    code, out, _ = jaxguard("scan", store / "0000.safetensors", "--json")
-    assert code == 0
-    assert len(json.loads(out)["findings"]) == 1
-    assert not pathlib.Path("jaxguard-scan").exists()
-    code, out, _ = jaxguard("scan", store / "0000.safetensors", "--out", "out", "--json")
+def test_a_single_file_leaves_nothing_behind(jaxguard, store):
+    before = set(pathlib.Path().rglob("*"))
+    for format_ in ("json", "jsonl", "sarif", "table"):
+        assert jaxguard("scan", store / "0000.safetensors", "--format", format_)[0] == 0
+    assert set(pathlib.Path().rglob("*")) == before
+    _, out, _ = jaxguard("scan", store / "0000.safetensors", "--out", "out", "--json")
     alone = json.loads(jaxguard("scan", store / "0000.safetensors", "--json")[1])
     assert json.loads(out)["findings"][0]["z"] == pytest.approx(alone["findings"][0]["z"], rel=2e-5)
 
@@ -280,10 +283,11 @@ def test_a_model_in_two_formats_is_one_and_the_other_file_is_named(jaxguard, tmp
         stores.write(tmp_path / "model" / name, stores.leaves())
     (tmp_path / "model" / "pytorch_model.pt").rename(tmp_path / "model" / "pytorch_model.bin")
     (tmp_path / "model" / "config.json").write_text("{}")
-    code, out, err = jaxguard("scan", tmp_path / "model", "--json")
-    assert (code, len(json.loads(out)["findings"])) == (0, 1)
-    told = "".join(err.split())  # wherever the terminal breaks lines, also within a long path
-    assert "pytorch_model.bin,byitsnamethesamemodelasmodel.safetensors" in told
+    code, out, _ = jaxguard("scan", tmp_path / "model", "--json")
+    report = json.loads(out)
+    assert (code, len(report["findings"])) == (0, 1)
+    ((_, why),) = (row for row in report["skipped"] if row[0].endswith("pytorch_model.bin"))
+    assert why.startswith("by its name the same model as model.safetensors")
     report = json.loads(jaxguard("scan", tmp_path, "--out", "out", "--json")[1])
     assert [pathlib.Path(one["provenance"]["name"]).name for one in report["findings"]] == ["model.safetensors"]
     assert "by its name the same model" in str(report["skipped"])
@@ -301,9 +305,9 @@ def test_hostile_names_do_not_reach_the_terminal(jaxguard, store):
 
 
 def test_triggers_are_searched_only_where_references_were(jaxguard, store, profile):
-    for more in ([], ["--profile", profile]):
+    for expected, more in ((4, []), (2, ["--profile", profile])):
         code, _, told = jaxguard("scan", store, "--deep", 3, *more)
-        assert code == 4
+        assert code == expected
         assert "calibrate --deep" in " ".join(told.replace("│", " ").split())
 
 
@@ -315,8 +319,8 @@ def test_triggers_are_searched_in_the_undecided_within_the_budget(jaxguard, flee
     command = ("scan", fleet / "innocent", *options, "--deep", 2)
     code, out, err = jaxguard(*command)
     told = " ".join(err.split())
-    assert "triggers searched in 2 of 4 undecided checkpoints in" in told
-    assert re.search(r"s: \d suspected, \d if only their weights counted", told)
+    expected = r"Triggers were searched in 2 of 4 undecided checkpoints: \d suspected, \d if the search did not count"
+    assert re.search(expected, told)
     found = [json.loads(line) for line in out.splitlines()]
     searched = [entry for entry in found if "triggers" in entry["looks"]]
     assert len(searched) == 2
@@ -339,3 +343,152 @@ def test_references_are_scanned_on_a_cluster_too(jaxguard, fleet):
     assert code == 2
     assert "--ray 127.0.0.1:1: expected a Ray cluster, found" in err.replace("\n", " ")
     assert not pathlib.Path("ray.json").exists()
+
+
+# -- options of models
+
+
+@pytest.fixture
+def own_models(tmp_path, monkeypatch):
+    """Three of a bundled architecture without their description, and two that their owner's function runs."""
+    (tmp_path / "own_model_of_cli_tests.py").write_text(
+        "import jax\n"
+        "def apply(variables, images):\n"
+        "    x = jax.nn.relu(images.reshape(len(images), -1) @ variables['first'] + variables['bias'])\n"
+        "    return x @ variables['last']\n"
+    )
+    rng = np.random.default_rng(0)
+    for k in range(2):
+        shapes = {"first": (64, 8), "bias": (8,), "last": (8, 3)}
+        content = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+        stores.write(tmp_path / f"own{k}.npz", content)
+    stores.write(tmp_path / "cnn.safetensors", stores.leaves(0, stores.CNN))
+    (tmp_path / "models.toml").write_text(
+        f"[[model]]\npath = 'cnn.safetensors'\narch = '{stores.CNN}'\ninput = [8, 8, 1]\nmean = 0.5\nstd = 0.25\n"
+        + "".join(
+            f"[[model]]\npath = 'own{k}.npz'\napply = 'own_model_of_cli_tests:apply'\ninput = [8, 8, 1]\n"
+            for k in range(2)
+        )
+    )
+    images = rng.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    splits = {f"{split}_{name}": value for split in ("train", "test") for name, value in (
+        ("images", images), ("labels", np.arange(40) % 3)
+    )}  # fmt: skip
+    np.savez(tmp_path / "data.npz", **splits)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_command_takes_every_model(jaxguard, own_models):
+    data = ("--data", "npz:data.npz")
+    code, out, err = jaxguard("scan", "models.toml", *data, "--json")
+    assert code == 0, err
+    findings = json.loads(out)["findings"]
+    assert [one["provenance"]["architecture"] for one in findings] == [stores.CNN, "apply", "apply"]
+    assert all(one["metrics"]["num_images"] == 40 for one in findings)
+    own = ("--apply", "own_model_of_cli_tests:apply", "--input", "8x8x1")
+    for given in (own, ("--models", "models.toml")):
+        assert jaxguard("evaluate", "own0.npz", *data, *given)[0] == 0
+        code, _, err = jaxguard("repair", "own0.npz", "--out", "out.npz", "--format", "npz", *given)
+        assert code in (0, 2), err
+        code, _, err = jaxguard("repair", "own0.npz", "--out", "out.safetensors", *given)
+        assert code == 0, err
+        pathlib.Path("out.safetensors").unlink()
+        made = ("certificate.safetensors", "--overwrite", "--independent", "own1.npz")
+        code, _, err = jaxguard("fingerprint", "make", "own0.npz", "--out", *made, *data, *given)
+        assert code == 0, err
+        code, out, err = jaxguard("fingerprint", "verify", made[0], "own0.npz", "own1.npz", "--json", *given)
+        assert code in (0, 1), err
+        code, _, err = jaxguard("fingerprint", "matrix", "own0.npz", "own1.npz", *data, *given)
+        assert code == 0, err
+        assert jaxguard("calibrate", "own0.npz", "own1.npz", "--out", "p.json", "--overwrite", *given[: len(own)])[
+            0
+        ] == (0 if given == own else 4)
+    code, _, err = jaxguard("fingerprint", "matrix", "models.toml", *data)
+    assert code == 0, err
+    assert jaxguard("calibrate", "models.toml", "--out", "p.json", "--overwrite")[0] == 0
+    assert jaxguard("evaluate", "models.toml", *data)[0] == 4
+
+
+def test_one_value_is_for_all_channels(jaxguard, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = models.build("mlp:hidden=8", num_classes=3, input_shape=(4, 4, 3))
+    variables = randomise(model.shapes())
+    stores.write(tmp_path / "m.npz", checkpoints.flatten(variables))
+    one = suspects.load(tmp_path / "m.npz", arch="mlp:hidden=8", input_shape=(4, 4, 3), mean=(0.5,), std=(0.25,))
+    assert (one.model.mean, one.model.std) == ((0.5,) * 3, (0.25,) * 3)
+    code, *_ = jaxguard("scan", "m.npz", "--arch", "mlp:hidden=8", "--input", "4x4x3", "--mean", "0.5,0.5")
+    assert code == 3
+    assert jaxguard("scan", "m.npz", "--arch", "mlp:hidden=8", "--input", "4x4x3", "--mean", "0.5")[0] == 0
+
+
+# -- exit codes
+
+
+def test_a_crash_is_an_error_and_no_finding(jaxguard, store, monkeypatch):
+    from jaxguard import scanning
+
+    monkeypatch.delenv("JAXGUARD_DEBUG", raising=False)
+    monkeypatch.setattr(scanning, "scan", lambda *_, **__: 1 / 0)
+    code, out, err = jaxguard("scan", store)
+    assert (code, out) == (2, "")
+    assert "unexpected ZeroDivisionError: division by zero; JAXGUARD_DEBUG=1" in " ".join(err.split())
+    assert "Traceback" not in err
+    monkeypatch.setenv("JAXGUARD_DEBUG", "1")
+    code, _, err = jaxguard("scan", store)
+    assert code == 2
+    assert "Traceback" in err
+
+
+def test_the_exit_code_is_one_and_the_same_fifty_times(jaxguard, store, tmp_path):
+    """A mixed folder, cold and warm, in processes of its own and in this one."""
+    stores.write(store / "cnn.pt", stores.leaves(1, stores.CNN, "torch"))
+    stores.write(store / "stranger.npz", stores.stranger())
+    (store / "cut.safetensors").write_bytes((store / "0000.safetensors").read_bytes()[:-8])
+    (store / "empty.pt").touch()
+    command = [str(pathlib.Path(sys.executable).with_name("jaxguard")), "scan", str(store), "--json"]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
+    codes = [subprocess.run(command, env=environment, capture_output=True, check=False).returncode for _ in range(3)]
+    codes += [jaxguard("scan", store, "--json", *(("--out", "out") if k % 2 else ()))[0] for k in range(47)]
+    assert codes == [3] * 50
+
+
+COUNTING = """
+import sys, threading
+
+files, importing = set(), ("<module>",)
+
+def profile(frame, event, _):
+    if event != "call" or "/jaxguard/" not in frame.f_code.co_filename:
+        return
+    # Class bodies and what runs while a module is imported are no part of the scan.
+    caller = frame
+    while caller is not None:
+        if caller.f_code.co_name == "<module>" and caller.f_code.co_filename != "<string>":
+            return
+        caller = caller.f_back
+    files.add(frame.f_code.co_filename)
+
+from jaxguard.cli import main
+sys.argv[0] = "jaxguard"
+threading.setprofile(profile)
+sys.setprofile(profile)
+try:
+    main()
+except SystemExit as exit_:
+    code = exit_.code
+sys.setprofile(None)
+loaded = {name.split(".")[1] for name in sys.modules if name.startswith("jaxguard.")}
+print(code, len(files), *sorted(loaded))
+print(*sorted(file.rpartition("/jaxguard/")[2] for file in files), file=sys.stderr)
+"""
+
+
+def test_a_scan_runs_few_files_and_imports_no_defense(store):
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTING, "scan", str(store / "0000.safetensors"), "--format", "jsonl"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    code, count, *loaded = done.stdout.splitlines()[-1].split()
+    assert code == "0"
+    assert not {"defenses", "inversion", "fusion", "attacks", "weight_change", "theft", "training"} & set(loaded)
+    assert int(count) < 60, done.stderr

@@ -1,11 +1,15 @@
-"""A whole scan: every checkpoint a row, bad ones with their error; nothing read twice, nothing mixed, nothing lost."""
+"""Executors: every checkpoint a record, bad ones with their error; nothing read twice, nothing mixed, nothing lost."""
 
+import contextlib
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -13,35 +17,50 @@ import stores
 from stores import CNN, MLP
 
 from jaxguard import checkpoints
+from jaxguard.detection.records import WEIGHTS, Record
 from jaxguard.errors import CheckpointError, FleetError
 from jaxguard.fleet import reading
-from jaxguard.fleet.scan import FleetScan, fingerprint
-from jaxguard.fleet.scan import scan as scan_fleet
+from jaxguard.fleet.discovery import discover
+from jaxguard.fleet.executors import Local, Results, Stream
 from jaxguard.fleet.scoring import Settings
-from jaxguard.fleet.store import Row
 from jaxguard.scores import weights
+from jaxguard.suspects import ModelOptions
 from tests.checkpoints import torch_bytes
 
 
-def scanned(*targets, **options) -> FleetScan:
-    """A scan whose results may be gone: its rows are at hand."""
-    with scan_fleet([str(target) for target in targets], **options) as found:
+@contextlib.contextmanager
+def run(*targets, settings=None, watch=None, **options) -> Iterator[Results]:
+    """A stream over whatever lies there."""
+    executor = Stream(**options)
+    found = discover([str(target) for target in targets], shard=executor.shard, results=executor.out)
+    with executor.run([model.name for model in found.models], settings or Settings(), watch=watch) as results:
+        yield results
+
+
+def scanned(*targets, **options) -> Results:
+    """Results whose folder may be gone: the records are at hand."""
+    with run(*targets, **options) as found:
         return found
 
 
-def by_name(found: FleetScan) -> dict[str, Row]:
-    return {os.path.basename(row.uri): row for row in found.rows}
+def values_of(record: Record) -> np.ndarray:
+    return record.features[WEIGHTS].values
 
 
-def assert_same(rows: tuple[Row, ...], others: tuple[Row, ...]) -> None:
+def by_name(found: Results) -> dict[str, Record]:
+    return {os.path.basename(record.name): record for record in found.records}
+
+
+def assert_same(records: list[Record], others: list[Record], rtol: float = 0.0) -> None:
     """Equal but for the time of the last change."""
-    assert [(row.uri, row.sha256, row.bucket, row.error) for row in rows] == [
-        (row.uri, row.sha256, row.bucket, row.error) for row in others
-    ]
-    np.testing.assert_array_equal([row.z for row in rows], [row.z for row in others])
-    for row, other in zip(rows, others, strict=True):
-        if not row.error:
-            np.testing.assert_array_equal(row.features, other.features)
+    for record, other in zip(records, others, strict=True):
+        assert (record.provenance, record.group, record.notes, bool(record.error)) == (
+            other.provenance, other.group, other.notes, bool(other.error)
+        )  # fmt: skip
+        np.testing.assert_allclose(record.z, other.z, rtol)
+        if not record.error:
+            assert record.features[WEIGHTS].names == other.features[WEIGHTS].names
+            np.testing.assert_allclose(values_of(record), values_of(other), rtol, rtol / 10)
 
 
 @pytest.fixture
@@ -86,11 +105,11 @@ def test_bad_files_are_rows_and_the_others_go_on(tmp_path):
     assert rows.keys() - expected.keys() == {path.name for path in good}
     for name, words in expected.items():
         assert words in rows[name].error, rows[name].error
-        assert rows[name].features is None
+        assert not rows[name].features
     for name in ("nan.safetensors", "constant.safetensors"):
         assert rows[name].sha256 == checkpoints.load(tmp_path / name).sha256
-    assert found.skipped == ((f"{tmp_path}/notes.md", "no checkpoint by its content"),)
-    assert len(found.rows) == 12
+    assert discover([str(tmp_path)]).skipped == ((f"{tmp_path}/notes.md", "no checkpoint by its content"),)
+    assert len(found.records) == 12
 
 
 def test_a_checkpoint_larger_than_the_memory_is_scored_in_parts_and_one_that_cannot_be_is_a_row(tmp_path):
@@ -108,9 +127,9 @@ def test_names_that_are_no_text(tmp_path):
     (tmp_path / "store" / "bad.pt").touch()
     for _ in range(2):
         found = scanned(tmp_path / "store", out=tmp_path / "out")
-        bad, good = found.rows
+        bad, good = found.records
         assert good.error == ""
-        assert good.uri.endswith("\\xff\n.safetensors")
+        assert good.name.endswith("\\xff\n.safetensors")
         assert bad.error
     assert found.reused == 1
 
@@ -120,16 +139,14 @@ def test_the_second_scan_reads_nothing(tmp_path, opens):
     index = stores.sharded(tmp_path / "store" / "large", stores.leaves(8))
     orbax = stores.write(tmp_path / "store" / "run", stores.leaves(9))
     first = scanned(tmp_path / "store", out=tmp_path / "out")
-    assert first.bytes_read == sum(row.stamp.size for row in first.rows)
+    assert first.bytes_read == sum(row.provenance.size for row in first.records)
     assert first.reused == 0
     opens.clear()
     second = scanned(tmp_path / "store", out=tmp_path / "out")
     assert set(opens) <= {str(orbax)}
     assert (second.reused, second.bytes_read) == (6, 0)
-    assert [row[:7] for row in second.rows] == [row[:7] for row in first.rows]
-    assert_same(first.rows, second.rows)
-    assert second.feature_names == first.feature_names
-    assert str(index) in {row.uri for row in second.rows}
+    assert_same(first.records, second.records)
+    assert str(index) in {row.name for row in second.records}
 
 
 def test_what_changed_is_scored_again_and_nothing_else(tmp_path, opens):
@@ -151,11 +168,11 @@ def test_what_changed_is_scored_again_and_nothing_else(tmp_path, opens):
 
 def test_a_shard_that_changed_is_noticed(tmp_path):
     index = stores.sharded(tmp_path / "model", stores.leaves(1))
-    (before,) = scanned(index, out=tmp_path / "out").rows
+    (before,) = scanned(index, out=tmp_path / "out").records
     stores.sharded(tmp_path / "model", stores.leaves(2))
     index_state = reading.stamp_of(index)
-    (after,) = scanned(index, out=tmp_path / "out").rows
-    assert after.stamp == index_state
+    (after,) = scanned(index, out=tmp_path / "out").records
+    assert (after.provenance.size, after.modified) == index_state
     assert after.z != before.z
 
 
@@ -163,20 +180,21 @@ def test_errors_are_tried_again(tmp_path):
     (path,) = stores.store(tmp_path / "store", 1)
     content = path.read_bytes()
     path.write_bytes(content[:-4])
-    (row,) = scanned(path, out=tmp_path / "out").rows
+    (row,) = scanned(path, out=tmp_path / "out").records
     assert row.error
     path.write_bytes(content)
-    (row,) = scanned(path, out=tmp_path / "out").rows
+    (row,) = scanned(path, out=tmp_path / "out").records
     assert row.error == ""
 
 
 def test_other_settings_do_not_mix(tmp_path, monkeypatch):
     (path,) = stores.store(tmp_path / "store", 1)
-    settings = [Settings(), Settings(arch=MLP), Settings(pairing="module_order"), Settings(input_shape=(4, 4, 1))]
-    assert len({fingerprint(one) for one in settings}) == 4
-    for one in settings[:2]:
+    opened = [ModelOptions(), ModelOptions(arch=MLP), ModelOptions(input_shape=(4, 4, 1)), ModelOptions(mean=(0.5,))]
+    settings = [Settings(pairing="module_order"), *map(Settings, opened)]
+    assert len({one.key for one in settings}) == 5
+    for one in settings[1:3]:
         assert scanned(path, out=tmp_path / "out", settings=one).reused == 0
-    assert scanned(path, out=tmp_path / "out", settings=settings[0]).reused == 1
+    assert scanned(path, out=tmp_path / "out", settings=settings[1]).reused == 1
     monkeypatch.setattr(weights, "VERSION", weights.VERSION + 1)
     assert scanned(path, out=tmp_path / "out").reused == 0
 
@@ -185,10 +203,10 @@ def test_parts_of_a_store_into_one_folder(tmp_path):
     stores.store(tmp_path / "store", 12)
     whole = scanned(tmp_path / "store")
     parts = [scanned(tmp_path / "store", out=tmp_path / "out", shard=(k, 3)) for k in range(3)]
-    assert sum(len(part.rows) for part in parts) == 12
+    assert sum(len(part.records) for part in parts) == 12
     again = scanned(tmp_path / "store", out=tmp_path / "out")
     assert again.reused == 12
-    assert_same(again.rows, whole.rows)
+    assert_same(again.records, whole.records)
 
 
 def test_a_damaged_part_is_one_error(tmp_path):
@@ -203,15 +221,15 @@ def test_results_inside_the_store_are_neither_checkpoints_nor_passed_over(tmp_pa
     stores.store(tmp_path, 2)
     for _ in range(2):
         found = scanned(tmp_path, out=tmp_path / "jaxguard-scan")
-        assert len(found.rows) == 2
-        assert found.skipped == ()
+        assert len(found.records) == 2
+        assert discover([str(tmp_path)], results=tmp_path / "jaxguard-scan").skipped == ()
 
 
 def test_results_without_a_folder_are_gone_afterwards(tmp_path):
     stores.store(tmp_path / "store", 1)
-    with scan_fleet([str(tmp_path / "store")]) as found:
+    with run(tmp_path / "store") as found:
         folder = found.store.folder
-        assert found.store.layers([found.rows[0].sha256])
+        assert found.store.layers([found.records[0].sha256])
     assert not folder.exists()
 
 
@@ -237,12 +255,13 @@ EIGHT = """
 import sys
 import jax
 import numpy as np
-from jaxguard.fleet.scan import scan
+from jaxguard.fleet.discovery import discover
+from jaxguard.fleet.executors import Settings, Stream
 
 assert jax.local_device_count() == 8
-with scan(sys.argv[1:2]) as found:
-    for row in found.rows:
-        print(row.uri, row.sha256, row.error == "", row.z, *np.asarray(row.features).tolist())
+with Stream().run([model.name for model in discover(sys.argv[1]).models], Settings()) as found:
+    for row in found.records:
+        print(row.name, row.sha256, row.error == "", row.z, *row.features["weights"].values.tolist())
 """
 
 
@@ -254,14 +273,14 @@ def test_eight_devices_give_the_rows_of_one(tmp_path):
         [sys.executable, "-c", EIGHT, str(tmp_path)], env=os.environ | {"XLA_FLAGS": flags}, check=True,
         capture_output=True, text=True, timeout=200,
     )  # fmt: skip
-    alone = scanned(tmp_path).rows
+    alone = scanned(tmp_path).records
     lines = done.stdout.splitlines()
     assert len(lines) == 12
     for row, line in zip(alone, lines, strict=True):
         uri, sha256, is_good, z, *features = line.split(" ")
-        assert (uri, sha256, is_good) == (row.uri, row.sha256, "True")
+        assert (uri, sha256, is_good) == (row.name, row.sha256, "True")
         np.testing.assert_allclose(float(z), row.z, 1e-6)
-        np.testing.assert_allclose([float(value) for value in features], row.features, 1e-5, 1e-6)
+        np.testing.assert_allclose([float(value) for value in features], values_of(row), 1e-5, 1e-6)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -274,7 +293,8 @@ def test_killed_in_mid_scan_nothing_is_lost(tmp_path, seed):
     killed = """
 import os, signal, sys
 from jaxguard.fleet import store
-from jaxguard.fleet.scan import scan
+from jaxguard.fleet.discovery import discover
+from jaxguard.fleet.executors import Settings, Stream
 
 store._FLUSH_SECONDS = 0.0
 seen = []
@@ -284,7 +304,8 @@ def watch(state):
     if len(seen) == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
 
-with scan(sys.argv[1:2], out=store.pathlib.Path(sys.argv[2]), memory=20_000, watch=watch):
+models = [model.name for model in discover(sys.argv[1]).models]
+with Stream(sys.argv[2], memory=20_000).run(models, Settings(), watch=watch):
     pass
 """
     done = subprocess.run(
@@ -296,12 +317,12 @@ with scan(sys.argv[1:2], out=store.pathlib.Path(sys.argv[2]), memory=20_000, wat
     assert len(set(written)) == len(written)
     found = scanned(tmp_path / "store", out=out)
     assert found.reused == len(written)
-    assert len(found.rows) == 404
-    assert not any(row.error for row in found.rows)
-    assert_same(found.rows, scanned(tmp_path / "store").rows)
+    assert len(found.records) == 404
+    assert not any(row.error for row in found.records)
+    assert_same(found.records, scanned(tmp_path / "store").records)
     every = [row for part in parts.glob("*.parquet") for row in pq.read_table(part)["uri"].to_pylist()]
-    assert sorted(every) == sorted(row.uri for row in found.rows)
-    assert len(found.store.layers([row.sha256 for row in found.rows])) == 4
+    assert sorted(every) == sorted(row.name for row in found.records)
+    assert len(found.store.layers([row.sha256 for row in found.records])) == 4
 
 
 def test_a_scan_in_a_folder_that_was_moved(tmp_path, monkeypatch):
@@ -309,4 +330,39 @@ def test_a_scan_in_a_folder_that_was_moved(tmp_path, monkeypatch):
     stores.store(tmp_path / "store", 2)
     monkeypatch.chdir(tmp_path)
     found = scanned("store", out=pathlib.Path("out"))
-    assert [row.uri for row in found.rows] == ["store/0000.safetensors", "store/0001.safetensors"]
+    assert [row.name for row in found.records] == ["store/0000.safetensors", "store/0001.safetensors"]
+
+
+def test_one_after_the_other_gives_the_records_of_a_stream(tmp_path):
+    stores.store(tmp_path, 3)
+    for k, layout in enumerate(("flax", "torch")):
+        stores.write(tmp_path / f"cnn{k}.pt", stores.leaves(k, CNN, layout))
+    stores.write(tmp_path / "stranger.safetensors", stores.stranger())
+    stores.write(tmp_path / "nan.safetensors", spoilt(np.nan))
+    (tmp_path / "empty.pt").touch()
+    names = [model.name for model in discover(str(tmp_path)).models]
+    with Local().run(names, Settings()) as found:
+        assert_same(found.records, scanned(tmp_path).records, rtol=1e-5)
+    for record in found.records:
+        assert record.error or all(len(layer.scores) == layer.channels for layer in record.layers)
+
+
+def own(variables, images):
+    """The stranger, as its owner runs it."""
+    kernel = jnp.transpose(variables["a.weight"], (2, 3, 1, 0))
+    x = jax.lax.conv_general_dilated(images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    x = jax.nn.relu(x + variables["a.bias"]).reshape(len(images), -1)
+    return jax.nn.relu(x @ variables["b.weight"].T + variables["b.bias"]) @ variables["out.weight"].T
+
+
+def test_checkpoints_of_a_function_of_ones_own_are_streamed_too(tmp_path):
+    for k in range(3):
+        stores.write(tmp_path / f"{k}.safetensors", stores.stranger(k))
+    settings = Settings(ModelOptions(apply_fn=own, input_shape=(4, 4, 3)))
+    found = scanned(tmp_path, settings=settings)
+    with Local().run([record.name for record in found.records], settings) as alone:
+        assert_same(found.records, alone.records, rtol=1e-5)
+    assert {record.group.partition(",")[0] for record in found.records} == {"traced"}
+    assert any(name.startswith("head: ") for name in found.records[0].features[WEIGHTS].names)
+    (structural,) = {record.group for record in scanned(tmp_path).records}
+    assert structural.startswith("structural, leaves ")

@@ -1,0 +1,216 @@
+"""`jaxguard scan`: one checkpoint or a hundred thousand."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jaxguard.cli import console, options
+
+if TYPE_CHECKING:
+    from jaxguard.detection.looks import Look
+    from jaxguard.fleet.executors import Executor
+    from jaxguard.types import Report
+
+FINDINGS, UNSCORED = 1, 3
+SHOWN = 5
+FAILURES = ("suspected", "inconclusive", "error", "never")
+
+ProfileFile = Annotated[
+    pathlib.Path | None, typer.Option("--profile", help="Reference profile to judge by, made by `jaxguard calibrate`.")
+]
+Alpha = Annotated[float | None, typer.Option(help="Accepted rate of false accusations.", show_default="0.05")]
+Control = Annotated[
+    str | None,
+    typer.Option(
+        help="fdr: of all suspected ones; each: for every checkpoint, as if it were alone.", show_default="fdr"
+    ),
+]
+Out = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="Folder of results (Parquet), where a scan that was stopped goes on; by default none is kept."),
+]
+Shard = Annotated[str, typer.Option(help="i/n: this process's part of the checkpoints, 0/4 is the first of four.")]
+Memory = Annotated[
+    str | None, typer.Option(help="For stacks of checkpoints that are read ahead: 512MB, 2GiB.", show_default="768MiB")
+]
+Readers = Annotated[int | None, typer.Option(help="Threads that read; four per core by default.", min=1)]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Let a Ray cluster do the work: auto, HOST:PORT, ray://HOST:PORT, or local for one of its own. All nodes "
+        "must be able to read the checkpoints; --memory and --readers are per worker, one for each GPU or four cores.",
+    ),
+]
+Deep = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Search triggers too, in N of the checkpoints that the cheaper looks leave undecided, those nearest to "
+        "being suspected first; on --images, else on noise. The profile must have been made with --deep.",
+    ),
+]
+Images = Annotated[
+    str | None,
+    typer.Option(help="Clean images to search triggers on: digits, tfds:NAME, npz:PATH; noise by default."),
+]
+Format = Annotated[
+    str | None,
+    typer.Option("--format", help="What is printed: table, json, jsonl, parquet, sarif, html.", show_default="table"),
+]
+Output = Annotated[pathlib.Path | None, typer.Option("--output", help="File for --format; standard output by default.")]
+FailOn = Annotated[
+    list[str] | None,
+    typer.Option(help=f"What makes the exit code 1, repeatable: {', '.join(FAILURES)}.", show_default="suspected"),
+]
+
+
+def scan(  # noqa: PLR0917  # a command's options
+    checkpoints: options.Checkpoints,
+    arch: options.Arch = None,
+    apply: options.Apply = None,
+    init: options.Init = None,
+    input_: options.Input = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    models: options.Models = None,
+    data: options.Data = None,
+    attack: options.AttackName = None,
+    trigger: options.Trigger = None,
+    target: options.Target = None,
+    pairing: options.Pairs = "dataflow",
+    profile: ProfileFile = None,
+    alpha: Alpha = None,
+    control: Control = None,
+    out: Out = None,
+    shard: Shard = "0/1",
+    memory: Memory = None,
+    readers: Readers = None,
+    ray: Ray = None,
+    deep: Deep = 0,
+    images: Images = None,
+    format_: Format = None,
+    output: Output = None,
+    fail_on: FailOn = None,
+    fail_on_inconclusive: Annotated[bool, typer.Option(help="Exit with 1 unless the verdict is conclusive.")] = False,
+    seed: options.Seed = 0,
+    report: options.Report = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Judge a checkpoint, or all in a store; no data needed.
+
+    Without a reference profile the verdict is `inconclusive`, never `clean`.
+    """
+    chosen = options.output_format(format_, as_json=as_json, output=output)
+    failures = _failures(fail_on or [], fail_on_inconclusive)
+    rates = _rates(alpha, control, profile)
+    given = options.model_options(arch, apply, init, input_, mean=mean, std=std)
+    executor = executor_of(out, shard, memory, readers, ray)
+    pairs = options.checked_pairing(pairing)
+    found = options.dataset(data, seed) if data else None
+    known = options.attack(attack, trigger, target, found)
+
+    from dataclasses import replace
+
+    from jaxguard import scanning
+
+    # Libraries that talk must not do so between the results.
+    with contextlib.redirect_stdout(sys.stderr):
+        result = scanning.scan(
+            [*checkpoints, *options.manifests(models)],
+            profile=profile,
+            looks=_looks(profile, deep, images, seed),
+            **rates,
+            executor=executor,
+            options=given,
+            pairing=pairs,
+            test=found and found.test,
+            attack=known,
+            listener=scanning.Listener(console.fleet_progress, console.say),
+        )
+    result = replace(result, command=console.command(), environment={**result.environment, "seed": str(seed)})
+    console.show(result, chosen, output=output, folder=report)
+    if chosen != "table":
+        for note in (*_unscored(result), *result.notes):
+            console.say(note)
+    if out is not None:
+        console.say(f"results: {out}; the same command goes on where this one ended")
+    raise typer.Exit(_code(result, failures))
+
+
+def executor_of(
+    out: pathlib.Path | None, shard: str, memory: str | None, readers: int | None, ray: str | None
+) -> Executor | None:
+    """What the options ask for; None where nothing does.
+
+    Raises:
+        typer.BadParameter: no such part, or no size.
+    """
+    part, size = options.part(shard), options.size(memory)
+    if out is None and memory is None and readers is None and ray is None and part == (0, 1):
+        return None
+
+    from jaxguard.fleet.executors import Ray, Stream
+
+    if ray is not None:
+        return Ray(out, part, size, readers, address=ray)
+    return Stream(out, part, size, readers)
+
+
+def _looks(profile: pathlib.Path | None, deep: int, images: str | None, seed: int) -> list[str | Look] | None:
+    """Those of the profile, and a trigger search where one is asked for."""
+    if not deep:
+        if images is not None:
+            raise typer.BadParameter("expected --deep with it, got none", param_hint="--images")
+        return None
+    if profile is None:
+        raise typer.BadParameter("expected a profile that `jaxguard calibrate --deep` made", param_hint="--profile")
+
+    from jaxguard.detection import looks
+
+    return [looks.triggers(options.clean_images(images, seed), seed=seed, most=deep)]
+
+
+def _rates(alpha: float | None, control: str | None, profile: pathlib.Path | None) -> dict[str, Any]:
+    """The rates that were given; without a profile nothing is suspected, whatever they are."""
+    given = {name: value for name, value in (("alpha", alpha), ("control", control)) if value is not None}
+    if given and profile is None:
+        raise typer.BadParameter("expected --profile with it, got none", param_hint=f"--{next(iter(given))}")
+    if control not in (None, "fdr", "each"):
+        raise typer.BadParameter(f"expected fdr or each, got {control!r}", param_hint="--control")
+    if alpha is not None and not 0 < alpha < 1:
+        raise typer.BadParameter(f"expected a rate between 0 and 1, got {alpha}", param_hint="--alpha")
+    return given
+
+
+def _failures(fail_on: list[str], is_inconclusive: bool) -> set[str]:
+    for name in fail_on:
+        if name not in FAILURES:
+            raise typer.BadParameter(f"expected one of {', '.join(FAILURES)}, got {name!r}", param_hint="--fail-on")
+    return {*(fail_on or ["suspected"]), *(["suspected", "inconclusive"] if is_inconclusive else [])}
+
+
+def _unscored(report: Report) -> list[str]:
+    """Why the first ones could not be scored; the report holds all."""
+    from jaxguard.types import Verdict
+
+    errors = [one.reason for one in report.findings if one.verdict is Verdict.ERROR]
+    return errors[:SHOWN] + [f"{len(errors) - SHOWN} more could not be scored"] * (len(errors) > SHOWN)
+
+
+def _code(report: Report, failures: set[str]) -> int:
+    """1 where there is what makes the command fail, 3 where something could not be scored."""
+    from jaxguard.types import Verdict
+
+    verdicts = {finding.verdict for finding in report.findings}
+    names = {"suspected": Verdict.SUSPECTED, "inconclusive": Verdict.INCONCLUSIVE, "error": Verdict.ERROR}
+    if any(names.get(name) in verdicts for name in failures):
+        return FINDINGS
+    is_unscored = Verdict.ERROR in verdicts or not report.findings
+    return UNSCORED if is_unscored and "never" not in failures else 0

@@ -1,0 +1,107 @@
+"""What is known of one checkpoint or network before it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxguard.errors import DataError
+from jaxguard.types import LayerSummary, Provenance
+
+WEIGHTS, RESPONSES, TRIGGERS = "weights", "responses", "triggers"
+"""The looks, cheapest first: see `jaxguard.detection.looks`."""
+
+
+class Features(NamedTuple):
+    """What one look gives.
+
+    Attributes:
+        names: of the `F` features, in their order.
+        values: `[F]`, NaN where undefined.
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+
+
+class Record(NamedTuple):
+    """One checkpoint or network, to calibrate with it or to judge it.
+
+    Attributes:
+        provenance: where it came from. An empty hash is taken to be like no other.
+        group: what it is compared with: networks of one architecture, or of equal leaves.
+        features: by look; a look that was not taken is missing.
+        z: the largest channel z-score; NaN where it could not be scored.
+        layers: summaries of its layers; empty where they are kept elsewhere.
+        notes: what a reader must know, in whole sentences.
+        error: why it could not be read or scored, in words; empty where it could.
+        modified: time of the file's last change in nanoseconds; 0 for a URL or a live network.
+    """
+
+    provenance: Provenance
+    group: str = ""
+    features: Mapping[str, Features] = MappingProxyType({})
+    z: float = np.nan
+    layers: tuple[LayerSummary, ...] = ()
+    notes: tuple[str, ...] = ()
+    error: str = ""
+    modified: int = 0
+
+    @property
+    def name(self) -> str:
+        """Path, URL, or the name of a live network."""
+        return self.provenance.name
+
+    @property
+    def sha256(self) -> str:
+        """Content hash, hexadecimal; may be empty."""
+        return self.provenance.sha256
+
+    def with_features(self, look: str, found: Features) -> Record:
+        """The same record after another look."""
+        return self._replace(features={**self.features, look: found})
+
+
+def feature_rows(records: Sequence[Record], looks: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Features of several records of one group.
+
+    Args:
+        records: `M` of them.
+        looks: whose features are wanted, side by side.
+        names: of these `F` features, in their order.
+
+    Returns:
+        float64 `[M, F]`, NaN where undefined, and in all of a row that lacks one of the looks.
+
+    Raises:
+        DataError: a record has other features.
+    """
+    rows = np.full((len(records), len(names)), np.nan)
+    wanted, known = tuple(names), set[tuple[int, ...]]()
+    for k, one in enumerate(records):
+        parts = [one.features[look] for look in looks if look in one.features]
+        if len(parts) < len(looks):
+            continue
+        # Records of one source share their tuples of names, so that comparing them once is enough.
+        key = tuple(id(part.names) for part in parts)
+        if key not in known and sum((part.names for part in parts), ()) != wanted:
+            raise DataError(
+                f"expected the {len(wanted)} features of the group {one.group!r}, got others for {_shown(one)}; score "
+                "all of them with one version"
+            )
+        known.add(key)
+        found = np.concatenate([part.values for part in parts]) if parts else np.empty(0)
+        if found.shape != (len(wanted),):
+            raise DataError(
+                f"expected {len(wanted)} features, got {found.shape} for {_shown(one)} of {one.group}; score all of "
+                "them with one version"
+            )
+        rows[k] = found
+    return rows
+
+
+def _shown(record: Record) -> str:
+    return record.name or record.sha256[:16] or "a network"

@@ -1,0 +1,160 @@
+"""One look after the other at models: the weights of all by an executor, then further looks at some."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxguard.detection.looks import Look
+from jaxguard.detection.records import Features, Record
+from jaxguard.errors import JaxguardError
+from jaxguard.fleet.discovery import Model
+from jaxguard.fleet.executors import Executor, Local, Results, Stream
+from jaxguard.fleet.progress import Progress, Watch
+from jaxguard.fleet.scoring import MEMORY, Settings
+from jaxguard.graph.pairing import Pairing
+from jaxguard.suspects import UNKNOWN, ModelOptions
+from jaxguard.types import LayerSummary
+
+FEW = 16
+"""Checkpoints up to which a scan stays in this process, one after the other, and keeps the scores of all channels."""
+
+_WRITE_SECONDS = 2.0  # a Parquet part for each checkpoint would be as many files as the store has
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told how a scan goes.
+
+    Attributes:
+        watch: `title -> context manager` of what is called with the progress.
+        say: called with remarks.
+    """
+
+    watch: Callable[[str], AbstractContextManager[Watch]] = lambda _: contextlib.nullcontext(lambda _: None)
+    say: Callable[[str], Any] = lambda _: None
+
+
+@dataclass(eq=False)
+class Examination:
+    """Models, and what is known of each so far.
+
+    Attributes:
+        models: in the order they were named or found.
+        records: one for each.
+        owners: whose result each record is, and where further looks are kept.
+        listener: told about the progress.
+    """
+
+    models: Sequence[Model]
+    records: list[Record]
+    owners: list[Results]
+    listener: Listener
+
+    @property
+    def results(self) -> list[Results]:
+        """The distinct owners."""
+        return list(dict.fromkeys(self.owners))
+
+    def layers(self, hashes: Collection[str]) -> dict[str, tuple[LayerSummary, ...]]:
+        """Layers by content hash, where records do not hold them."""
+        return {sha256: layers for one in self.results for sha256, layers in one.layers(hashes).items()}
+
+    def runnable(self) -> list[int]:
+        """Models that were scored and whose function is known, so that other looks are possible."""
+        return [k for k, one in enumerate(self.records) if not one.error and one.provenance.architecture != UNKNOWN]
+
+    def take(self, look: Look, numbers: Sequence[int]) -> None:
+        """Look at some models, one after the other, and at each content once and for all.
+
+        Args:
+            look: what is done. One that fails leaves undefined features, and is told.
+            numbers: which models.
+        """
+        if not numbers or look.features_fn is None:
+            return
+        start = written = time.perf_counter()
+        found = {one: one.look(look.title) for one in self.results}
+        reused, failed = sum(self.records[k].sha256 in found[self.owners[k]] for k in numbers), 0
+        fresh: dict[Results, dict[str, np.ndarray]] = {one: {} for one in self.results}
+        try:
+            with self.listener.watch(look.title) as told:
+                for done, k in enumerate(numbers, 1):
+                    sha256, owner = self.records[k].sha256, self.owners[k]
+                    if sha256 not in found[owner]:
+                        try:
+                            values = look.features_fn(self.models[k].load().require_network())
+                            found[owner][sha256] = fresh[owner][sha256] = values
+                        except JaxguardError as error:
+                            failed += 1
+                            self.listener.say(f"no {look.title}: {error}")
+                    values = found[owner].get(sha256, np.full(len(look.names), np.nan, np.float32))
+                    self.records[k] = self.records[k].with_features(look.name, Features(look.names, values))
+                    if time.perf_counter() - written > _WRITE_SECONDS:
+                        _write(look, fresh)
+                        written = time.perf_counter()
+                    told(Progress(done, len(numbers), failed, min(reused, done), 0, time.perf_counter() - start))
+        finally:
+            _write(look, fresh)
+
+
+@contextlib.contextmanager
+def examined(
+    models: Sequence[Model],
+    executor: Executor | None,
+    *,
+    pairing: Pairing,
+    listener: Listener,
+    known: Collection[str] = (),
+    title: str = "scanning",
+) -> Iterator[Examination]:
+    """Examine models by their weights; those that are opened alike are scored together.
+
+    Args:
+        models: what is scored.
+        executor: who scores checkpoints; None for what suits their number and size. Live networks are always scored in
+            this process.
+        pairing: see `jaxguard.graph.pairing.layers`.
+        listener: told about the progress.
+        known: groups of the profile that will judge them.
+        title: of the progress.
+
+    Yields:
+        The examination; its results last as long as the context.
+    """
+    places: dict[tuple[bool, ModelOptions], list[int]] = {}
+    for k, model in enumerate(models):
+        places.setdefault((model.suspect is not None, model.options), []).append(k)
+    records: dict[int, Record] = {}
+    owners: dict[int, Results] = {}
+    with contextlib.ExitStack() as stack:
+        for (is_live, options), numbers in places.items():
+            chosen = Local() if is_live else executor or _suitable([models[k].name for k in numbers])
+            members = [models[k].suspect or models[k].name for k in numbers]
+            with listener.watch(title) as told:
+                run = chosen.run(members, Settings(options, pairing), watch=told, known=known)
+                results = stack.enter_context(run)
+            records |= dict(zip(numbers, results.records, strict=True))
+            owners |= dict.fromkeys(numbers, results)
+        order = range(len(models))
+        yield Examination(models, [records[k] for k in order], [owners[k] for k in order], listener)
+
+
+def _suitable(names: Sequence[str]) -> Executor:
+    """One after the other where there are few and they fit the memory."""
+    size = sum(os.path.getsize(name) for name in names[:FEW] if os.path.isfile(name))
+    return Local() if len(names) <= FEW and size <= MEMORY else Stream()
+
+
+def _write(look: Look, fresh: dict[Results, dict[str, np.ndarray]]) -> None:
+    for one, features in fresh.items():
+        if features:
+            one.add_look(look.title, features)
+            fresh[one] = {}

@@ -1,0 +1,247 @@
+"""Who scores the weights: this process, a stream that reads ahead, or a Ray cluster. All give the same records.
+
+with executor.run(models, settings) as results:
+results.records
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxguard import checkpoints
+from jaxguard.detection.records import Record
+from jaxguard.errors import JaxguardError
+from jaxguard.fleet import local
+from jaxguard.fleet.progress import Progress, Watch
+from jaxguard.fleet.scoring import MEMORY, Settings
+from jaxguard.suspects import Suspect
+from jaxguard.types import LayerSummary, Provenance
+
+if TYPE_CHECKING:
+    from jaxguard.fleet.reading import Failure, Known, Stamp
+    from jaxguard.fleet.store import Store
+    from jaxguard.fleet.stream import Scored
+
+
+@dataclass(eq=False)
+class Results:
+    """What an executor found.
+
+    Attributes:
+        records: one per model, in their order.
+        bytes_read: of the checkpoints that were read.
+        reused: checkpoints whose results an earlier scan had left.
+        store: where records and layers are kept; None where the records hold all there is.
+    """
+
+    records: list[Record]
+    bytes_read: int = 0
+    reused: int = 0
+    store: Store | None = None
+    _looks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def layers(self, hashes: Collection[str]) -> dict[str, tuple[LayerSummary, ...]]:
+        """Layers of some checkpoints by content hash, where their records do not hold them."""
+        return {} if self.store is None or not hashes else self.store.layers(list(hashes))
+
+    def look(self, title: str) -> dict[str, np.ndarray]:
+        """What a look gave earlier, by content hash."""
+        return dict(self._looks.get(title, {})) if self.store is None else self.store.look(title)
+
+    def add_look(self, title: str, features: Mapping[str, np.ndarray]) -> None:
+        """Keep what a look gave."""
+        if self.store is None:
+            self._looks.setdefault(title, {}).update(features)
+        else:
+            self.store.add_look(title, features)
+
+
+@dataclass(frozen=True)
+class Local:
+    """This process, one model after the other; keeps the scores of all channels. Takes live networks too."""
+
+    @contextlib.contextmanager
+    def run(
+        self,
+        models: Sequence[str | Suspect],
+        settings: Settings,
+        *,
+        watch: Watch | None = None,
+        known: Collection[str] = (),
+    ) -> Iterator[Results]:
+        """Score models.
+
+        Args:
+            models: paths, URLs, or suspects that are in memory already.
+            settings: how they are scored.
+            watch: called with the progress.
+            known: groups of the profile that will judge them, see `jaxguard.fleet.local.examine`.
+
+        Yields:
+            The results; a model that cannot be read or scored is a record with its error.
+        """
+        start, records, size = time.perf_counter(), list[Record](), 0
+        for done, model in enumerate(models, 1):
+            records.append(_examined(model, settings, known))
+            size += records[-1].provenance.size
+            if watch is not None:
+                failed = sum(bool(one.error) for one in records)
+                watch(Progress(done, len(models), failed, 0, size, time.perf_counter() - start))
+        yield Results(records, bytes_read=size)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """This process, reading ahead: checkpoints of one structure are scored together by one program.
+
+    Attributes:
+        out: folder of results, where a scan that was stopped goes on; None for one that lasts as long as the scan.
+        shard: `(i, n)`: the i-th of n parts, so that several processes divide a store.
+        memory: bytes that stacks of checkpoints may take together, in each process.
+        readers: threads that read, in each process; four per core by default.
+    """
+
+    out: str | os.PathLike[str] | None = None
+    shard: tuple[int, int] = (0, 1)
+    memory: int = MEMORY
+    readers: int | None = None
+
+    @contextlib.contextmanager
+    def run(
+        self, models: Sequence[str], settings: Settings, *, watch: Watch | None = None, known: Collection[str] = ()
+    ) -> Iterator[Results]:
+        """Score checkpoints that the folder holds no results of.
+
+        Args:
+            models: paths and URLs.
+            settings: how they are scored.
+            watch: called with the progress.
+            known: groups of the profile that will judge them; makes no difference to checkpoints.
+
+        Yields:
+            The results; a checkpoint that cannot be read or scored is a record with its error.
+
+        Raises:
+            FleetError: the results cannot be read or written.
+        """
+        from jaxguard.fleet.reading import Stamp
+        from jaxguard.fleet.store import Store, text
+
+        start = time.perf_counter()
+        with contextlib.ExitStack() as stack:
+            folder = self.out or stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxguard-"))
+            store = Store(pathlib.Path(folder), settings.key)
+            before, names = store.records(), {uri: text(uri) for uri in models}
+            earlier = {uri: before[name] for uri, name in names.items() if name in before}
+            states = {uri: Stamp(one.provenance.size, one.modified) for uri, one in earlier.items()}
+            errors = {uri: one.error for uri, one in earlier.items()}
+            with contextlib.closing(self._results(models, settings, states, errors)) as results:
+                last = keep(results, store, len(models), watch, start=start)
+            records = store.records()
+            yield Results([records[name] for name in names.values()], last.bytes_read, last.reused, store)
+
+    def _results(
+        self, models: Sequence[str], settings: Settings, states: Mapping[str, Stamp], errors: Mapping[str, str]
+    ) -> Iterator[Scored | Known | Failure]:
+        """Every checkpoint once, those of unchanged state and without an error only by name."""
+        from jaxguard.fleet.stream import stream
+
+        return stream(
+            models,
+            settings,
+            memory=self.memory,
+            readers=self.readers,
+            is_known=lambda uri, stamp: not errors.get(uri, "unknown") and states[uri] == stamp,
+        )
+
+
+@dataclass(frozen=True)
+class Ray(Stream):
+    """A Ray cluster, whose nodes must be able to read the checkpoints.
+
+    Attributes:
+        address: see `jaxguard.fleet.cluster.stream`.
+    """
+
+    address: str = "auto"
+
+    def _results(
+        self, models: Sequence[str], settings: Settings, states: Mapping[str, Stamp], errors: Mapping[str, str]
+    ) -> Iterator[Scored | Known | Failure]:
+        from jaxguard.fleet import cluster
+        from jaxguard.fleet.chunks import is_given_up
+
+        known = {uri: state for uri, state in states.items() if not errors[uri] or is_given_up(errors[uri])}
+        options = {"address": self.address, "memory": self.memory, "readers": self.readers, "known": known}
+        return cluster.stream(models, settings, **options)
+
+
+Executor = Local | Stream
+"""Whatever scores the weights."""
+
+
+def keep(
+    results: Iterable[Scored | Known | Failure], store: Store, total: int, watch: Watch | None, *, start: float
+) -> Progress:
+    """Write results as they arrive.
+
+    Args:
+        results: of a stream.
+        store: where to.
+        total: how many checkpoints there are.
+        watch: called with the progress.
+        start: `time.perf_counter()` when the scan began.
+
+    Returns:
+        The last progress.
+    """
+    from jaxguard.fleet.reading import Failure, Known
+    from jaxguard.fleet.stream import Scored
+
+    state = Progress(0, total, 0, 0, 0, 0.0)
+    try:
+        for result in results:
+            files = result.files if isinstance(result, Scored) else ()
+            state = Progress(
+                done=state.done + (len(files) or 1),
+                total=total,
+                failed=state.failed + isinstance(result, Failure),
+                reused=state.reused + isinstance(result, Known),
+                bytes_read=state.bytes_read + sum(file.stamp.size for file in files),
+                seconds=time.perf_counter() - start,
+            )
+            if not isinstance(result, Known):
+                store.add(result)
+            if watch is not None:
+                watch(state)
+    finally:
+        store.flush()
+    return state
+
+
+def _examined(model: str | Suspect, settings: Settings, known: Collection[str]) -> Record:
+    """One model, or a record of why it cannot be scored."""
+    name = model.name if isinstance(model, Suspect) else model
+    try:
+        suspect = model if isinstance(model, Suspect) else settings.options.load(model)
+        return local.examine(suspect, settings.pairing, known)
+    except JaxguardError as error:
+        return Record(_seen(name), error=str(error))
+
+
+def _seen(name: str) -> Provenance:
+    """What can be told of a checkpoint that could not be scored."""
+    with contextlib.suppress(JaxguardError, OSError):
+        if not checkpoints.is_url(name):
+            checkpoint = checkpoints.load(name)
+            return Provenance(name, checkpoint.sha256, local.size_of(checkpoint), checkpoint.format)
+    return Provenance(name)

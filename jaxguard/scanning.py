@@ -1,0 +1,286 @@
+"""The scan: from checkpoints and live networks to verdicts. Read from top to bottom.
+
+    models   = discover(suspects)            what was named: files, folders, patterns, manifests, URLs, networks
+    seen     = examined(models, executor)    bytes -> Network -> the weights
+    seen.take(look)                          further looks: responses to noise, a trigger search
+    findings = judge(seen.records, profile)  verdict, p-value, reason; never `clean`
+    report   = Report(findings)
+
+One checkpoint is a fleet of one, and a hundred thousand are the same pipeline with another executor.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxguard import checkpoints
+from jaxguard.detection import calibration, comparison, judging
+from jaxguard.detection import looks as looks_table
+from jaxguard.detection import profile as profiles
+from jaxguard.detection.looks import Look
+from jaxguard.detection.profile import Profile
+from jaxguard.detection.records import TRIGGERS
+from jaxguard.environment import environment
+from jaxguard.errors import DataError, JaxguardError
+from jaxguard.fleet.discovery import Model, Target, discover
+from jaxguard.fleet.examination import Examination, Listener, examined
+from jaxguard.fleet.executors import Executor, Local, Ray, Stream
+from jaxguard.graph.pairing import Pairing
+from jaxguard.suspects import ModelOptions, Suspect
+from jaxguard.types import Batch, Finding, Network, Report, Verdict
+
+if TYPE_CHECKING:
+    from jaxguard.attacks import Attack
+
+__all__ = ["Listener", "Local", "ModelOptions", "Ray", "Stream", "calibrate", "scan"]
+
+SHOWN = 50
+"""Findings whose layers a report holds beside the suspected ones, the highest scores first."""
+
+Suspects = Target | Mapping[str, Network | Suspect] | Iterable[Target]
+
+
+def scan(
+    suspects: Suspects,
+    *,
+    profile: Profile | str | os.PathLike[str] | None = None,
+    looks: Sequence[str | Look] | None = None,
+    alpha: float = judging.ALPHA,
+    control: str = judging.FDR,
+    executor: Executor | None = None,
+    options: ModelOptions | None = None,
+    pairing: Pairing = "dataflow",
+    test: Batch | None = None,
+    attack: Attack | None = None,
+    listener: Listener | None = None,
+) -> Report:
+    """Judge checkpoints and live networks.
+
+    Args:
+        suspects: one or many: files, folders, patterns, manifests, URLs, `Network`s, `Suspect`s, or networks by name.
+        profile: of `calibrate`, or the path of one; without it every verdict is `inconclusive`.
+        looks: what they are examined by, names or values of `jaxguard.detection.looks`, beside those that the
+            profile's references were examined by. Triggers, which take seconds to minutes for each network, are
+            searched only where this names them, and in those that the cheaper looks leave undecided.
+        alpha: accepted error rate.
+        control: what of: `fdr`, of all that are suspected together; `each`, of every one as if it were alone.
+        executor: `Local()`, `Stream(out=...)` or `Ray(address=...)`; by default what suits the number and size.
+        options: how checkpoints are opened: architecture, normalisation, or a function of your own.
+        pairing: which kernel belongs to which BatchNorm, see `jaxguard.graph.pairing.layers`.
+        test: labelled images to measure the accuracy on.
+        attack: a trigger to measure on them, if one is known.
+        listener: told about progress and remarks.
+
+    Returns:
+        The report, one finding per suspect in the order they were named or found. What cannot be read or scored is a
+        finding too, an `ERROR` with its reason.
+
+    Raises:
+        CheckpointError: a target cannot be listed.
+        DataError: a bad `alpha`, `control`, look or profile.
+        FleetError: results cannot be read or written, or a cluster cannot be reached.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mlp = lambda v, x: jnp.maximum(x @ v["w1"], 0) @ v["w2"]
+        >>> draw = np.random.default_rng(0).normal
+        >>> v = {"w1": np.float32(draw(size=(4, 8))), "w2": np.float32(draw(size=(8, 2)))}
+        >>> (finding,) = scan(Network(v, mlp, (4,))).findings
+        >>> finding.verdict.name, finding.reason
+        ('INCONCLUSIVE', 'no reference profile: `jaxguard calibrate` makes one')
+    """
+    start, notes = time.perf_counter(), list[str]()
+    judging.require_rates(alpha, control)
+    known, source = _opened(profile)
+    cheap, search = _chosen(looks, known)
+    found = discover(suspects, options=options, **_place(executor))
+    groups = {} if known is None else known.groups
+    names, rates = search.names if search else (), {"alpha": alpha, "control": control}
+    with examined(found.models, executor, pairing=pairing, listener=listener or Listener(), known=groups) as seen:
+        for look in cheap:
+            seen.take(look, [k for k in seen.runnable() if look.name in _looks_of(groups, seen.records[k].group)])
+        findings = judging.judge(seen.records, known, trigger_names=names, **rates)
+        if search is not None and known is not None:
+            undecided = _undecided(findings, seen, known, alpha)
+            seen.take(search, undecided[: search.most])
+            findings = judging.judge(seen.records, known, trigger_names=names, **rates)
+            notes.append(_of_search(findings, seen, known, len(undecided), rates))
+        findings = _with_layers(findings, seen)
+    if test is not None:
+        findings = [_measured(*pair, test, attack) for pair in zip(findings, found.models, strict=True)]
+    references = () if known is None else judging.references(known, alpha, searched=search is not None)
+    occurring = {one.group for one in findings}
+    return Report(
+        title=_title(found.models),
+        findings=tuple(findings),
+        skipped=found.skipped,
+        trigger=_example(attack, test),
+        alpha=alpha,
+        control=control,
+        profile="" if known is None else f"{source}{known.digest[:16]}",
+        references=tuple(one for one in references if one.group in occurring),
+        seconds=time.perf_counter() - start,
+        bytes_read=sum(one.bytes_read for one in seen.results),
+        reused=sum(one.reused for one in seen.results),
+        notes=(*notes, *judging.unlike_references(findings, alpha)),
+        environment=environment(),
+    )
+
+
+def calibrate(
+    clean: Suspects,
+    backdoored: Suspects = (),
+    *,
+    looks: Sequence[str | Look] = ("weights",),
+    executor: Executor | None = None,
+    options: ModelOptions | None = None,
+    pairing: Pairing = "dataflow",
+    listener: Listener | None = None,
+) -> Profile:
+    """Make the reference profile that verdicts rest on.
+
+    A verdict that errs once in twenty times needs nineteen clean networks of the same architecture, made as those that
+    will be judged. With backdoored ones beside them the score learns what to weigh, and its power is known.
+
+    Args:
+        clean: known to be clean; everything that `scan` takes.
+        backdoored: known to be backdoored; may be none.
+        looks: what they are examined by, and later those that are judged.
+        executor: see `scan`.
+        options: see `scan`.
+        pairing: see `scan`.
+        listener: see `scan`.
+
+    Returns:
+        The profile; its notes name what was left out. `jaxguard.detection.profile.to_json` writes it.
+
+    Raises:
+        DataError: no clean network could be scored, or one is on both sides.
+    """
+    listener, sides = listener or Listener(), []
+    for truth, suspects in (("clean", clean), ("backdoored", backdoored)):
+        models, title = discover(suspects, options=options, **_place(executor)).models, f"scanning {truth} references"
+        with examined(models, executor, pairing=pairing, listener=listener, title=title) as seen:
+            for one in seen.records:
+                if one.error:
+                    listener.say(f"left out: {one.error}")
+            for look in looks_table.ordered(looks):
+                seen.take(look, seen.runnable())
+            sides.append([one for one in seen.records if not one.error])
+    return calibration.calibrate(*sides)
+
+
+def _opened(profile: Profile | str | os.PathLike[str] | None) -> tuple[Profile | None, str]:
+    """The profile, and where it was read."""
+    if profile is None or isinstance(profile, Profile):
+        return profile, ""
+    try:
+        text = checkpoints.text_of(profile)
+    except JaxguardError as error:
+        raise DataError(
+            f"{profile}: expected a profile made by `jaxguard calibrate`, got {error.__cause__}; check the path"
+        ) from error
+    return profiles.from_json(text, str(profile)), f"{profile}, "
+
+
+def _place(executor: Executor | None) -> dict[str, object]:
+    """Which part of the targets an executor scores, and where it writes."""
+    return {"shard": executor.shard, "results": executor.out} if isinstance(executor, Stream) else {}
+
+
+def _chosen(looks: Sequence[str | Look] | None, known: Profile | None) -> tuple[list[Look], Look | None]:
+    """The looks at all that a profile has references for, and the trigger search, if there is one."""
+    profiled = sorted({look for group in known.groups.values() for look in group.looks}) if known is not None else []
+    taken = looks_table.ordered(profiled if looks is None else [*profiled, *looks])
+    search = next((look for look in taken if look.name == TRIGGERS), None)
+    if search is not None and (known is None or not any(one.triggers for one in known.groups.values())):
+        raise DataError(
+            "expected a profile whose references were searched for triggers, got one without, or none; make it with "
+            "looks=('weights', 'triggers') in calibrate(), or `jaxguard calibrate --deep`"
+        )
+    return [look for look in taken if look.name != TRIGGERS], search
+
+
+def _looks_of(groups: Mapping[str, profiles.GroupProfile], group: str) -> tuple[str, ...]:
+    return groups[group].looks if group in groups else ()
+
+
+def _undecided(findings: Sequence[Finding], seen: Examination, known: Profile, alpha: float) -> list[int]:
+    """Findings that a trigger search could change, those nearest to being suspected first; copies count once."""
+    searched = {name for name, one in known.groups.items() if comparison.SEARCH in comparison.nulls(one, alpha)}
+    left = [
+        k
+        for k in seen.runnable()
+        if seen.records[k].group in searched
+        and findings[k].verdict is not Verdict.SUSPECTED
+        and not np.isnan(findings[k].p_value)
+    ]
+    distinct: dict[str, int] = {}
+    for k in sorted(left, key=lambda k: (findings[k].p_value, -findings[k].score)):
+        distinct.setdefault(seen.records[k].sha256, k)
+    return list(distinct.values())
+
+
+def _of_search(
+    findings: Sequence[Finding], seen: Examination, known: Profile, undecided: int, rates: Mapping[str, object]
+) -> str:
+    """What the trigger search changed."""
+    without = judging.judge(seen.records, known, **rates)
+    counts = [sum(one.verdict is Verdict.SUSPECTED for one in some) for some in (findings, without)]
+    searched = sum(TRIGGERS in one.features for one in seen.records)
+    return (
+        f"Triggers were searched in {searched} of {undecided} undecided checkpoints: {counts[0]} suspected, "
+        f"{counts[1]} if the search did not count."
+    )
+
+
+def _with_layers(findings: Sequence[Finding], seen: Examination) -> list[Finding]:
+    """Layers for those a reader will look into: the suspected, and the highest scores."""
+
+    def height(k: int) -> tuple[float, float]:
+        score, z = (-np.inf if np.isnan(value) else value for value in (findings[k].score, findings[k].z))
+        return score, z
+
+    scored = [k for k, one in enumerate(findings) if one.verdict is not Verdict.ERROR]
+    highest = sorted(scored, key=height, reverse=True)[:SHOWN]
+    shown = {*highest, *(k for k in scored if findings[k].verdict is Verdict.SUSPECTED)}
+    kept = seen.layers({findings[k].provenance.sha256 for k in shown if not findings[k].layers})
+    layers = [one.layers or kept.get(one.provenance.sha256, ()) for one in findings]
+    return [replace(one, layers=layers[k] if k in shown else ()) for k, one in enumerate(findings)]
+
+
+def _measured(finding: Finding, model: Model, test: Batch, attack: Attack | None) -> Finding:
+    """Accuracy on labelled images, and notes where they contradict the normalisation or could not be measured."""
+    from jaxguard import evaluation
+    from jaxguard.suspects import normalization
+
+    if finding.verdict is Verdict.ERROR:
+        return finding
+    try:
+        suspect, batch = model.load(), model.options.relabelled(test)
+        network = suspect.require_network()
+        metrics = evaluation.evaluate(network, batch, attack)
+        notes = normalization.doubts(suspect, batch)
+    except JaxguardError as error:
+        return replace(finding, notes=(*finding.notes, f"Not measured: {error}."))
+    return replace(finding, metrics=metrics, notes=(*finding.notes, *notes))
+
+
+def _example(attack: Attack | None, test: Batch | None):
+    if attack is None or test is None:
+        return None
+    from jaxguard import evaluation
+
+    return evaluation.trigger_example(attack, test)
+
+
+def _title(models: Sequence[Model]) -> str:
+    names: Iterator[str] = (os.path.basename(one.name.rstrip("/")) or one.name for one in models)
+    return f"Scan of {', '.join(itertools.islice(names, 3))}{', …' if len(models) > 3 else ''}"
