@@ -295,7 +295,7 @@ def _per_channel(name: str, values: Sequence[float] | None, channels: int) -> tu
     lowest = 0.0 if name == "std" else -math.inf
     if len(result) != channels or not all(math.isfinite(value) and value > lowest for value in result):
         raise DataError(
-            f"expected {channels} finite{' and positive' if name == 'std' else ''} values of {name}, one or one per channel, "
-            f"got {result}; they apply to images in [0, 1]"
+            f"expected {channels} finite{' and positive' if name == 'std' else ''} values of {name}, one per "
+            f"channel or one for all, got {result}; they apply to images in [0, 1]"
         )
     return result
