@@ -114,8 +114,8 @@ def _active_marginals(
     def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         block, values, _ = state
         chosen = jax.lax.dynamic_slice_in_dim(wanted, block * chunk, chunk)
-        place = rank[chosen][:, None, None] + jnp.arange(2)[:, None]  # with the player, and without
-        gates = (rank >= place).reshape(2 * chunk, players)
+        place = rank[chosen][:, None, None] + jnp.arange(2)[None, :, None]  # with the player, and without
+        gates = (rank[None, None] >= place).reshape(2 * chunk, players)
         before, after = values_fn(gates.astype(values.dtype)).reshape(chunk, 2).T
         spent = jnp.zeros(chunk, bool) if threshold is None else before <= threshold
         return block + 1, values.at[chosen].set(jnp.where(spent, 0, before - after)), spent.any()
