@@ -16,13 +16,13 @@ from jaxguard import evaluation, methods
 from jaxguard.attacks import Attack
 from jaxguard.defenses import DEFENSES, Data
 from jaxguard.errors import DefenseError
-from jaxguard.suspects import Suspect
+from jaxguard.suspects import Suspect, load
 from jaxguard.training import Progress
-from jaxguard.types import Batch, Repair, Variables
+from jaxguard.types import Batch, Network, Repair, Variables
 
 
 def repair(
-    suspect: Suspect,
+    suspect: Suspect | Network,
     method: str,
     key: jax.Array,
     *,
@@ -38,7 +38,7 @@ def repair(
     The defense gets the clean and the mixed images alone; test images and trigger are for the proof.
 
     Args:
-        suspect: the model; not modified.
+        suspect: of `jaxguard.load`, or a live network; not modified.
         method: row of `jaxguard.defenses.DEFENSES`.
         key: for methods that draw; the same key gives the same result.
         clean: the few images the defender owns, for methods that need them.
@@ -60,6 +60,7 @@ def repair(
     """
     defense = methods.find(DEFENSES, method, "defense")
     chosen = defense.options(options)
+    suspect = load(suspect) if isinstance(suspect, Network) else suspect
     network = suspect.require_network()
     before = None if test is None else evaluation.evaluate(network, test, attack)
     start = time.perf_counter()
