@@ -165,10 +165,13 @@ def options(values: Mapping[str, Any]) -> str:
 def sentence(text: str) -> str:
     """Text with a capital and a full stop; empty stays empty.
 
-    >>> sentence("no profile"), sentence("It ends."), sentence("")
-    ('No profile.', 'It ends.', '')
+    >>> sentence("no profile"), sentence("It ends."), sentence("a/b.pt: gone"), sentence("")
+    ('No profile.', 'It ends.', 'a/b.pt: gone.', '')
     """
-    return text and f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+    first = text.split(" ", 1)[0]
+    # A path or a name of code stays as it is.
+    text = f"{text[:1].upper()}{text[1:]}" if re.fullmatch(r"[A-Za-z'-]+[,;]?", first) else text
+    return text and f"{text}{'' if text.endswith(('.', '!', '?')) else '.'}"
 
 
 def _alike(parts: Sequence[Sequence[str]]) -> int:
