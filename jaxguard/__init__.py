@@ -1,12 +1,12 @@
 """Audit neural-network checkpoints in JAX: find backdoors, take them out, recognise stolen copies.
 
     suspect = jaxguard.load("model.safetensors")                           # bytes -> Network and where it came from
-    finding = jaxguard.scan(suspect)                                       # a verdict, never a bare threshold
+    report = jaxguard.scan(suspect)                                        # a verdict, never a bare threshold
     repaired, report = jaxguard.repair(suspect, "clp", jax.random.key(0))  # a row of defenses.DEFENSES
     jaxguard.save(repaired, "repaired.safetensors")                        # in the source's layout and format
 
     network = jaxguard.from_nnx(model, example)                            # a live model of any JAX library
-    finding = jaxguard.scan(jaxguard.load(network))
+    report = jaxguard.scan(network)
     jaxguard.to_nnx(network, model)                                        # back, in place
 
 Names are imported when they are first used, so that `import jaxguard` and `jaxguard --help` are instant.

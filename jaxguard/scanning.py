@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -190,7 +190,7 @@ def _opened(profile: Profile | str | os.PathLike[str] | None) -> tuple[Profile |
     return profiles.from_json(text, str(profile)), f"{profile}, "
 
 
-def _place(executor: Executor | None) -> dict[str, object]:
+def _place(executor: Executor | None) -> dict[str, Any]:
     """Which part of the targets an executor scores, and where it writes."""
     return {"shard": executor.shard, "results": executor.out} if isinstance(executor, Stream) else {}
 
@@ -229,7 +229,7 @@ def _undecided(findings: Sequence[Finding], seen: Examination, known: Profile, a
 
 
 def _of_search(
-    findings: Sequence[Finding], seen: Examination, known: Profile, undecided: int, rates: Mapping[str, object]
+    findings: Sequence[Finding], seen: Examination, known: Profile, undecided: int, rates: Mapping[str, Any]
 ) -> str:
     """What the trigger search changed."""
     without = judging.judge(seen.records, known, **rates)

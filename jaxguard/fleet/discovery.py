@@ -111,7 +111,7 @@ def _as_list(targets: Target | Mapping[str, Network | Suspect] | Iterable[Target
         yield targets
     elif isinstance(targets, Mapping):
         for name, one in targets.items():
-            yield dataclasses.replace(_suspect(one, name), name=name)
+            yield dataclasses.replace(_suspect(one, str(name)), name=str(name))
     else:
         yield from targets
 

@@ -137,7 +137,7 @@ def examined(
     with contextlib.ExitStack() as stack:
         for (is_live, options), numbers in places.items():
             chosen = Local() if is_live else executor or _suitable([models[k].name for k in numbers])
-            members = [models[k].suspect or models[k].name for k in numbers]
+            members: list[Any] = [models[k].suspect or models[k].name for k in numbers]
             with listener.watch(title) as told:
                 run = chosen.run(members, Settings(options, pairing), watch=told, known=known)
                 results = stack.enter_context(run)

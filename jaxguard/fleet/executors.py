@@ -11,7 +11,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -151,7 +151,7 @@ class Stream:
 
     def _results(
         self, models: Sequence[str], settings: Settings, states: Mapping[str, Stamp], errors: Mapping[str, str]
-    ) -> Iterator[Scored | Known | Failure]:
+    ) -> Generator[Scored | Known | Failure, None, None]:
         """Every checkpoint once, those of unchanged state and without an error only by name."""
         from jaxguard.fleet.stream import stream
 
@@ -176,7 +176,7 @@ class Ray(Stream):
 
     def _results(
         self, models: Sequence[str], settings: Settings, states: Mapping[str, Stamp], errors: Mapping[str, str]
-    ) -> Iterator[Scored | Known | Failure]:
+    ) -> Generator[Scored | Known | Failure, None, None]:
         from jaxguard.fleet import cluster
         from jaxguard.fleet.chunks import is_given_up
 

@@ -58,11 +58,20 @@ DEVIATIONS = 3.0
 
 def summary_of(layer: str, channels: int, row: Mapping[str, float], scores: np.ndarray | None = None) -> LayerSummary:
     """The summary of a layer from its numbers by the names of `SUMMARY`."""
-    counts = {name: int(row[name]) for name in ("undefined", "channel", "above")}
-    numbers = {name: float(row[name]) for name in ("mean", "std", "largest", "z")}
-    threshold = numbers["mean"] + DEVIATIONS * numbers["std"]
-    threshold = threshold if math.isfinite(threshold) else math.inf
-    return LayerSummary(layer, channels, **counts, **numbers, threshold=threshold, scores=scores)
+    threshold = row["mean"] + DEVIATIONS * row["std"]
+    return LayerSummary(
+        layer,
+        channels,
+        undefined=int(row["undefined"]),
+        mean=float(row["mean"]),
+        std=float(row["std"]),
+        largest=float(row["largest"]),
+        channel=int(row["channel"]),
+        z=float(row["z"]),
+        above=int(row["above"]),
+        threshold=float(threshold) if math.isfinite(threshold) else math.inf,
+        scores=scores,
+    )
 
 
 UNDEFINED = (
@@ -220,6 +229,7 @@ def _of_model(structure: Structure, model: Model, settings: Settings, notes: tup
 def _of_function(structure: Structure, settings: Settings) -> Recipe:
     """By a function of the user's own; its kernels are not known by their place in the file, so none is reduced."""
     options, specs = settings.options, structure.specs()
+    assert options.apply_fn is not None
 
     def variables_of(leaves: Mapping[str, Any]) -> Any:
         # A row holds floating-point leaves alone; the others do not count.
