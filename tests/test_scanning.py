@@ -196,7 +196,7 @@ def test_what_cannot_be_scored_says_so():
     network = live(0)
     same = network.with_variables(jax.tree.map(jnp.ones_like, network.variables))
     spoilt = network.with_variables(jax.tree.map(lambda leaf: leaf * jnp.nan, network.variables))
-    for one, told in ((same, "every score undefined or the same"), (spoilt, "non-finite values")):
+    for one, told in ((same, "every score undefined or the same"), (spoilt, "expected finite values")):
         (finding,) = scan(one).findings
         assert finding.verdict is Verdict.ERROR
         assert told in finding.reason
