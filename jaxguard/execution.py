@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -47,7 +47,7 @@ def workers() -> int:
 
 def in_threads(
     compute_fn: Callable[[Item], Result], items: Iterable[Item], *, threads: int | None = None
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Compute several items at once.
 
     Closing the iterator, or an error, drops the items that have not begun.

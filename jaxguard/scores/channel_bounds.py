@@ -133,10 +133,10 @@ def layer_scores(bounds: ChannelBounds, u: float) -> tuple[LayerScores, ...]:
     results = []
     for layer, scores in zip(bounds.layers, bounds.scores, strict=True):
         threshold: Any = lipschitz.thresholds(scores, u)
-        numpy: Any = jnp
-        if not isinstance(threshold, Tracer):
-            threshold, numpy = float(threshold), np
-        results.append(LayerScores(layer.name, scores, threshold, scores > threshold, numpy.isnan(scores)))
+        is_traced = isinstance(threshold, Tracer)
+        threshold = threshold if is_traced else float(threshold)
+        undefined: Any = jnp.isnan(scores) if is_traced else np.isnan(scores)
+        results.append(LayerScores(layer.name, scores, threshold, scores > threshold, undefined))
     return tuple(results)
 
 

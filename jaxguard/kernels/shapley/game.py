@@ -10,6 +10,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_jaxpr
 from jax.tree_util import Partial
 
 ValuesFn = Callable[[jax.Array], jax.Array]
@@ -46,11 +47,11 @@ class _Traced:
 
     programs: tuple[tuple[int, Program], ...]
 
-    def __call__(self, *arrays: Sequence[jax.Array]) -> jax.Array:
+    def __call__(self, *arrays: Any) -> jax.Array:
         *closed_over, gates = arrays
         for (rows, program), own in zip(self.programs, closed_over, strict=True):
             if rows == gates.shape[0]:
-                return jax.core.eval_jaxpr(program.jaxpr, own, gates)[0]
+                return eval_jaxpr(program.jaxpr, own, gates)[0]
         raise ValueError(f"expected coalitions [{' or '.join(str(rows) for rows, _ in self.programs)}, N]")
 
 

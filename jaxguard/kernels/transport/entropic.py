@@ -6,6 +6,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -91,7 +92,7 @@ def _sinkhorn(problem: Problem, *, epsilon: float, threshold: float, max_iterati
         implicit_diff=None,
     )
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # OTT promotes implicitly
-        output = solver(LinearProblem(geometry, left, wanted))
+        output: Any = solver(LinearProblem(geometry, left, wanted))
     matrix = kept + jnp.where(moves, output.matrix * unit, 0)
     return *_finished(matrix, problem), output.converged | ~moves
 

@@ -38,7 +38,7 @@ def plans(problems: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
             matrices[k], columns[k], converged[k] = plan(Problem(*one))
     matrices, columns = (found.reshape(given.cost.shape) for found in (matrices, columns))
     gaps = (matrices.sum(-1) - given.source, matrices.sum(-2) - given.target)
-    return matrices, columns, sum(np.abs(gap).sum(-1) for gap in gaps), converged.reshape(given.stack)
+    return matrices, columns, np.sum([np.abs(gap).sum(-1) for gap in gaps], axis=0), converged.reshape(given.stack)
 
 
 def plan(problem: Problem) -> tuple[np.ndarray, np.ndarray, bool]:

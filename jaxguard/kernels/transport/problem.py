@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 class Problem(NamedTuple):
@@ -63,7 +64,7 @@ def problem(
     *stack, rows, columns = cost.shape
 
     def labels(ties: jax.typing.ArrayLike | None, size: int) -> Any:
-        if is_traced(ties):
+        if ties is not None and is_traced(ties):
             return jnp.broadcast_to(ties, (*stack, size))
         return np.broadcast_to(np.arange(size) if ties is None else np.asarray(ties), (*stack, size))
 
@@ -78,7 +79,7 @@ def problem(
 
 def is_traced(*values: Any) -> bool:
     """Whether a value is not known yet, inside a transformed function."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
 
 
 def _masses(masses: jax.typing.ArrayLike | None, shape: tuple[int, ...], name: str) -> Any:
