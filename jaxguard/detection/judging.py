@@ -81,7 +81,7 @@ def judge(
         ...     return Record(Provenance(name, name), "small", {"weights": found})
         >>> profile = calibrate([record(f"{k:04x}", 0) for k in range(40)])
         >>> judge([record("beef", 9)], profile)[0].verdict
-        <Verdict.SUSPECTED: 'backdoor suspected'>
+        <Verdict.SUSPECTED: 'suspected'>
     """
     require_rates(alpha, control)
     compared, powers = [Comparison("")] * len(records), dict[tuple[str, str], str]()

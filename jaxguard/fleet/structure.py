@@ -124,7 +124,7 @@ def structure_of(checkpoint: Checkpoint) -> Structure:
     if not floating:
         raise CheckpointError(
             f"{checkpoint.path}: expected floating-point leaves, found {len(specs)} of other types; "
-            "de-quantise the checkpoint before auditing it"
+            "dequantise the checkpoint before auditing it"
         )
     first_bytes = checkpoint.first_bytes
     start = min(first_bytes.values(), default=0)

@@ -159,14 +159,17 @@ def staged(progress: Progress | None, stage: str) -> Progress | None:
     return progress and (lambda done, total, metrics: progress(done, total, {**metrics, "stage": stage}))
 
 
-def require_finite_loss(losses: np.ndarray, where: str, remedy: str, error: type[JaxguardError]) -> None:
+def require_finite_loss(
+    losses: np.ndarray, where: str, remedy: str, error: type[JaxguardError], *, total: int | None = None
+) -> None:
     """Refuses the result of a descent that diverged.
 
     Args:
-        losses: `[steps]`.
+        losses: `[steps]` so far.
         where: what descended.
         remedy: what to do about it.
         error: class of the error.
+        total: steps in all, where they are more.
 
     Raises:
         JaxguardError: a loss is NaN or infinite; of the class given.
@@ -175,6 +178,6 @@ def require_finite_loss(losses: np.ndarray, where: str, remedy: str, error: type
     if not finite.all():
         at = int(np.argmin(finite))
         raise error(
-            f"expected a finite loss, got {losses[at]} at step {at} of {len(losses)} in {where}; {remedy}, or check "
-            "the model and the images for NaN"
+            f"expected a finite loss, got {losses[at]} at step {at} of {total or len(losses)} in {where}; {remedy}, or "
+            "check the model and the images for NaN"
         )

@@ -142,7 +142,7 @@ def fit(
             if stop > first:
                 seconds, timed = seconds + time.perf_counter() - begun, timed + stop - done
             losses = np.concatenate([losses[:done], metrics["loss"], losses[stop:]])
-            descent.require_finite_loss(losses[:stop], "fit()", "lower learning_rate", JaxguardError)
+            descent.require_finite_loss(losses[:stop], "fit()", "lower learning_rate", JaxguardError, total=total)
             done = stop
             if folder is not None and (stop % every == 0 or stop == total):
                 folder.save(stop, (carry, losses))

@@ -133,7 +133,7 @@ def test_bad_specifications_say_what_exists(spec, message):
         ({"num_classes": 0}, ArchitectureError, "expected num_classes >= 1, got 0"),
         ({"input_shape": (1, 32, 32, 3)}, DataError, "leave out the batch axis"),
         ({"input_shape": (32, 0, 3)}, DataError, "all positive"),
-        ({"mean": (0.5,)}, DataError, "expected 3 finite values of mean"),
+        ({"mean": (0.5, 0.5)}, DataError, "expected 3 finite values of mean"),
         ({"std": (0.2, 0.2, 0.0)}, DataError, "finite and positive values of std"),
         ({"mean": (0.5, np.nan, 0.5)}, DataError, "finite values of mean"),
     ],
