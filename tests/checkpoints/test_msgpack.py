@@ -188,12 +188,12 @@ HOSTILE = {
 def test_hostile_bytes_are_one_clear_error(name, tmp_path):
     content, message = HOSTILE[name]
     path = written(tmp_path / "x.msgpack", content)
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(CheckpointError, match=message) as caught:
         checkpoints.load(path)
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 1000
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10
 
 
 CHUNKED = {
