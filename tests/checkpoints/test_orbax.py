@@ -52,7 +52,8 @@ def test_chunks_smaller_than_a_shard(layout, tmp_path):
 
 def test_what_the_next_interface_of_orbax_writes_opens(tmp_path):
     v1 = pytest.importorskip("orbax.checkpoint.experimental.v1")
-    v1.save_pytree(tmp_path / "model", TREE)
+    save = getattr(v1, "save", None) or v1.save_pytree  # deprecated since there is the former
+    save(tmp_path / "model", TREE)
     assert_holds(checkpoints.load(tmp_path / "model"))
 
 
