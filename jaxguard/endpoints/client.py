@@ -95,7 +95,9 @@ class Client:
         self._timeout = timeout
         self._max_bytes = max_bytes
         self._attempts = retries + 1
-        backoff_fn = tenacity.wait_exponential_jitter(initial=backoff, max=_MAX_BACKOFF_SECONDS, jitter=backoff)
+        backoff_fn = tenacity.wait_exponential(multiplier=backoff, max=_MAX_BACKOFF_SECONDS) + tenacity.wait_random(
+            0, backoff
+        )
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_TemporaryError),
             stop=tenacity.stop_after_attempt(self._attempts) | tenacity.stop_before_delay(patience),
