@@ -114,10 +114,10 @@ def test_preactresnet18_is_traced_in_under_a_third_of_a_second():
     model = models.build("preactresnet18", num_classes=10, input_shape=(32, 32, 3))
     shapes, images = model.shapes(), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
     seconds = []
-    for _ in range(5):
-        start = time.process_time()  # not the wall's, in which other processes take turns
+    for _ in range(10):
+        start = time.thread_time()  # not the wall's, in which other processes and threads take turns
         channel_graph(model.apply_fn, shapes, images)
-        seconds.append(time.process_time() - start)
+        seconds.append(time.thread_time() - start)
     assert min(seconds) < 0.3
 
 
