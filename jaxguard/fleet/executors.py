@@ -89,12 +89,12 @@ class Local:
         Yields:
             The results; a model that cannot be read or scored is a record with its error.
         """
-        start, records, size = time.perf_counter(), list[Record](), 0
+        start, records, size, failed = time.perf_counter(), list[Record](), 0, 0
         for done, model in enumerate(models, 1):
             records.append(_examined(model, settings, known))
             size += records[-1].provenance.size
+            failed += bool(records[-1].error)
             if watch is not None:
-                failed = sum(bool(one.error) for one in records)
                 watch(Progress(done, len(models), failed, 0, size, time.perf_counter() - start))
         yield Results(records, bytes_read=size)
 
