@@ -63,6 +63,9 @@ class Checkpoint:
         shards: files in the folder of `location` that hold the leaves, where that is an index.
         first_bytes: where each leaf begins in the file `location`, for formats that hold all leaves there as they lie
             in memory, little-endian and without gaps; empty for others.
+        left_out: stored entries that are no leaves, `{name: reason}`: training state, and what is not supported. A
+            large collection is one entry, named by its prefix and `*`, with count and bytes in the reason.
+        aliases: `{leaf: its other names}`: tensors that share storage, offset, shape and strides are one leaf.
     """
 
     path: str
@@ -73,6 +76,8 @@ class Checkpoint:
     read_fn: ReadFn = field(repr=False)
     shards: Sequence[pathlib.Path] = field(default=(), repr=False)
     first_bytes: Mapping[str, int] = field(default_factory=dict, repr=False)
+    left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def sha256(self) -> str:
