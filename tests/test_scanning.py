@@ -17,6 +17,7 @@ from jaxguard.detection.profile import from_json, to_json
 from jaxguard.errors import ArchitectureError, DataError, JaxguardError, VerdictError
 from jaxguard.fleet import local
 from jaxguard.fleet.executors import Local, Stream
+from jaxguard.report.schema import to_json as to_json_report
 from jaxguard.scanning import Listener, calibrate, scan
 from jaxguard.suspects import ModelOptions
 from jaxguard.types import Batch, Network, Verdict
@@ -204,6 +205,20 @@ def test_what_cannot_be_scored_says_so():
             local.examine(suspects.load(one))
     stranger = suspects.load(Network({"w": np.ones((4, 3), np.float32)}, lambda v, x: x @ v["w"], (4,)))
     assert scan(stranger).findings[0].verdict is Verdict.ERROR
+
+
+def test_what_is_not_analysed_is_in_the_notes_of_a_finding():
+    def apply_fn(v, x):
+        h = jax.lax.while_loop(lambda h: h.sum() > 1, lambda h: jnp.tanh(h @ v["inside"]), x @ v["before"])
+        return jax.nn.relu(h @ v["behind"]) @ v["head"]
+
+    shapes = {"before": (3, 4), "inside": (4, 4), "behind": (4, 5), "head": (5, 2)}
+    variables = zoo.randomise({name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()})
+    report = scan(Network(variables, apply_fn, (3,)))
+    (note,) = report.findings[0].notes
+    assert re.match(r"`while` at .*test_scanning\.py.*; not scored, since it reads them: inside; channels that", note)
+    assert [layer.name for layer in report.findings[0].layers] == ["before", "behind"]
+    assert "not scored, since it reads them: inside" in to_json_report(report)
 
 
 def test_another_pairing_needs_an_architecture(store):

@@ -63,7 +63,8 @@ def channels(graph: ChannelGraph, architecture: str) -> Group:
             group.name, str(group.size), str(len(group.members)), "yes" if group.permutable else group.frozen
         )
     title = Text(f"\n{architecture}: {graph}", style="bold")
-    return Group(title, Text(), made, Text(), scored, Text(), groups)
+    remarks = [Text(remark) for remark in graph.remarks]
+    return Group(title, *remarks, Text(), made, Text(), scored, Text(), groups)
 
 
 def _table(*headings: str) -> Table:

@@ -45,7 +45,7 @@ def examine(suspect: Suspect, how: Pairing = "dataflow", known: Collection[str] 
         ArchitectureError: another pairing where the architecture is not known.
         GraphError: the channel graph cannot be derived.
     """
-    group, layers, found = _scored(suspect, how, known)
+    group, layers, found, remarks = _scored(suspect, how, known)
     summaries = np.stack([np.asarray(field) for field in found.layers], axis=1)
     z = float(scoring.largest_z(summaries[None])[0])
     if not found.finite:
@@ -58,7 +58,7 @@ def examine(suspect: Suspect, how: Pairing = "dataflow", known: Collection[str] 
         {WEIGHTS: Features(weights.feature_names(layers), np.asarray(found.features))},
         z=z,
         layers=tuple(map(_summary, layers, summaries, found.bounds)),
-        notes=suspect.notes,
+        notes=(*suspect.notes, *remarks),
     )
 
 
@@ -76,10 +76,12 @@ def size_of(checkpoint: checkpoints.Checkpoint) -> int:
     return sum(os.path.getsize(file) for file in checkpoints.parts(checkpoint.location))
 
 
-def _scored(suspect: Suspect, how: Pairing, known: Collection[str]) -> tuple[str, tuple[Layer, ...], WeightFeatures]:
-    """Group, layers and features."""
+def _scored(
+    suspect: Suspect, how: Pairing, known: Collection[str]
+) -> tuple[str, tuple[Layer, ...], WeightFeatures, tuple[str, ...]]:
+    """Group, layers, features, and remarks about the channel graph."""
     if suspect.network is None:
-        return _by_names(suspect.leaves, suspect.name, how)
+        return *_by_names(suspect.leaves, suspect.name, how), ()
     network, group = suspect.network, ""
     if suspect.model is not None:
         group = groups.of_model(suspect.model)
@@ -92,9 +94,9 @@ def _scored(suspect: Suspect, how: Pairing, known: Collection[str]) -> tuple[str
             if model is not None:
                 group, network = groups.of_model(model), model.network(models.bind(model, flat)[0])
             elif by_names in known:
-                return _by_names(flat, suspect.name, how)
+                return *_by_names(flat, suspect.name, how), ()
     layers = pairing.layers(network.graph, how)
-    return group, layers, _of_graph(network.graph, layers, network.variables)
+    return group, layers, _of_graph(network.graph, layers, network.variables), network.graph.remarks
 
 
 def _identified(specs: dict[str, LeafSpec], input_shape: tuple[int, ...]) -> models.Model | None:

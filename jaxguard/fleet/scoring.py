@@ -246,7 +246,7 @@ def _of_function(structure: Structure, settings: Settings) -> Recipe:
         return weights.weight_features(graph, layers, variables_of(leaves))
 
     group, name = groups.of_leaves(specs, is_traced=True), getattr(options.apply_fn, "__name__", "apply_fn")
-    return Recipe(Scope(name, group, layers, weights.feature_names(layers), ()), {}, features_of)
+    return Recipe(Scope(name, group, layers, weights.feature_names(layers), graph.remarks), {}, features_of)
 
 
 def _structural(structure: Structure, reason: str) -> Recipe:

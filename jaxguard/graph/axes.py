@@ -239,6 +239,15 @@ def cut(node: Axis, sizes: Sequence[int]) -> tuple[Axis, ...] | None:
     return tuple(result)
 
 
+def factors(node: Axis) -> Iterator[Axis]:
+    """Atoms of an axis, without the places of their elements."""
+    node = find(node)
+    if node.kind == "atom":
+        yield node
+    for part in node.parts:
+        yield from factors(part)
+
+
 def atoms(node: Axis) -> list[tuple[Axis, np.ndarray]]:
     """Atoms of an axis with the positions `[repeats, atom size]` of their elements along it."""
     return list(_walk(node, np.arange(find(node).size)[None]))

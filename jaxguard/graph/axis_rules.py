@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from jaxguard.errors import GraphError
 from jaxguard.graph import axes
 from jaxguard.graph.axes import Axis, freeze, tie
 from jaxguard.graph.program import Equation
@@ -263,14 +262,61 @@ def iota(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> No
     freeze(results[0][eqn.params["dimension"]], "iota")
 
 
+def fft(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
+    """The last axes are transformed, the others pass."""
+    leading(len(eqn.params["fft_lengths"]))(eqn, operands, results)
+
+
+def reduce_by_function(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
+    """A reduction by a function of the model's own, which may depend on the order."""
+    along = eqn.params["dimensions"]
+    for operand, result in zip(operands[: len(results)], results, strict=True):
+        _freeze_all((operand[k] for k in along), eqn.name)
+        _tie_equal_sizes((axis for k, axis in enumerate(operand) if k not in along), result)
+
+
+def leading(rank: int) -> Rule:
+    """Matrices or vectors along the last `rank` axes, one for each position of the leading axes."""
+
+    def rule(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
+        first = operands[0][: len(operands[0]) - rank]
+        for nodes in (*operands, *results):
+            _tie_equal_sizes(first, nodes[: len(first)])
+            _freeze_all(nodes[len(first) :], eqn.name)
+
+    return rule
+
+
+def scatter(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
+    """The mirror of `gather`: axes written whole pass through, indexed ones are written by position."""
+    numbers = eqn.params["dimension_numbers"]
+    operand, indices, updates = operands
+    _tie_equal_sizes(operand, results[0])
+    batching = tuple(numbers.operand_batching_dims)
+    # Window axes of the updates are the operand's axes that are neither indexed by one element nor batched, in order.
+    kept = [k for k in range(len(operand)) if k not in (*numbers.inserted_window_dims, *batching)]
+    for k, position in zip(kept, numbers.update_window_dims, strict=True):
+        if updates[position].size == operand[k].size:
+            tie(operand[k], updates[position])
+        else:
+            _freeze_all((operand[k], updates[position]), eqn.name)
+    _freeze_all((operand[k] for k in numbers.inserted_window_dims), eqn.name)
+    batch = [axis for k, axis in enumerate(updates) if k not in numbers.update_window_dims]
+    _tie_equal_sizes(indices[:-1], batch)
+    for k, where in zip(batching, numbers.scatter_indices_batching_dims, strict=True):
+        tie(operand[k], indices[where])
+    # Of two updates of one element the later one stays, so that their order matters.
+    _freeze_all((axis for k, axis in enumerate(indices) if k not in numbers.scatter_indices_batching_dims), eqn.name)
+
+
 def freeze_everything(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
     """Order-dependent in ways not worth a rule."""
     for nodes in (*operands, *results):
         _freeze_all(nodes, eqn.name)
 
 
-def laid_flat(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
-    """For equations that stand for others: `trace` replaces them, so none is left to be tied."""
-    raise GraphError(
-        f"expected `{eqn.name}` at {eqn.where} to be laid flat by trace(), got it whole; report this model"
-    )
+def opaque(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
+    """Nothing is known of it, so every axis may be read by position."""
+    reason = f"`{eqn.name}` at {eqn.where}"
+    for nodes in (*operands, *results):
+        _freeze_all(nodes, reason)

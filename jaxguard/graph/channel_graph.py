@@ -15,6 +15,9 @@ from jaxguard.graph.axis_rules import Axes
 from jaxguard.graph.channels import KernelDims, Producer, kernel_dims
 from jaxguard.graph.dataflow import find_channels
 from jaxguard.graph.groups import find_groups
+from jaxguard.graph.left_out import find_left_out
+from jaxguard.graph.mixing import mixing_equations
+from jaxguard.graph.outputs import output_producers
 from jaxguard.graph.program import ApplyFn, Equation, Program, Value, Variables, leaf_paths
 from jaxguard.graph.ties import tie_program
 from jaxguard.graph.tracing import trace
@@ -43,7 +46,9 @@ class ChannelGraph:
         affines: channelwise affines (BatchNorm), in program order.
         groups: sets of channels that are permuted together; spatial axes are not channels and are left out.
         outputs: numbers of the producers whose channels are the model's logits; these are never cut.
+        left_out: equations that are evaluated as they are and not analysed, and which layers that concerns.
         batch_axes: value -> its axis that runs over the images, where it has one.
+        mixes_images: numbers of the equations whose results are not known to belong to one image each.
     """
 
     def __init__(self, apply_fn: ApplyFn, variables: Variables, images: jax.ShapeDtypeStruct):
@@ -52,17 +57,29 @@ class ChannelGraph:
         self._variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
         self._programs = {(images.shape, images.dtype): self.program}
         nodes = tie_program(self.program)
-        self.producers, self.affines = find_channels(self.program)
+        self.producers, self.affines, unread = find_channels(self.program)
         self.groups = find_groups(self.program, nodes, self.producers)
-        self.outputs = _output_producers(self.program, nodes, self.producers)
+        self.outputs = output_producers(self.program, nodes, self.producers)
+        self.left_out = find_left_out(self.program, nodes, self.producers, self.affines, unread)
         self.batch_axes = _batch_axes(self.program, nodes)
+        self.mixes_images = mixing_equations(self.program, nodes, self.batch_axes)
 
     def __repr__(self) -> str:
         permutable = sum(group.permutable for group in self.groups)
+        left_out = (
+            f"; not analysed: {', '.join(f'`{one.primitive}`' for one in self.left_out)}" if self.left_out else ""
+        )
         return (
             f"ChannelGraph({len(self.producers)} producers, {len(self.affines)} affines, "
-            f"{len(self.groups)} groups, {permutable} permutable)"
+            f"{len(self.groups)} groups, {permutable} permutable{left_out})"
         )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of a report must know of the analysis, in whole sentences."""
+        dropped = ", ".join(dict.fromkeys(f"`{eqn.name}` at {eqn.where}" for eqn in self.program.effects))
+        effects = (f"Left out of every run, since nothing reads what they return: {dropped}.",) if dropped else ()
+        return (*map(str, self.left_out), *effects)
 
     def producer(self, name: str) -> Producer:
         """The producer of a given name.
@@ -196,19 +213,24 @@ class ChannelGraph:
         return gate_value
 
 
-def channel_graph(apply_fn: ApplyFn, variables: Variables, images: Any) -> ChannelGraph:
+def channel_graph(apply_fn: ApplyFn, variables: Variables, images: Any, *, strict: bool = False) -> ChannelGraph:
     """Derive the channel graph of any JAX model from its trace alone.
+
+    An equation that nothing is known of, such as a `pallas_call`, is *opaque*: it is evaluated as it is, the channels
+    that flow into it are frozen, and `ChannelGraph.left_out` names it. The model is traced and never run, so its
+    callbacks are not called; `ChannelGraph.run` calls those whose results it needs, as the model does.
 
     Args:
         apply_fn: `(variables, images) -> logits`, in evaluation mode.
         variables: pytree of arrays or `jax.ShapeDtypeStruct`s.
         images: an example `[B, ...]`, array or struct; the batch size does not matter.
+        strict: refuse a model with opaque equations.
 
     Returns:
         The graph.
 
     Raises:
-        GraphError: a primitive has no rule.
+        GraphError: something is left out, and `strict` is set.
         UnscorableError: the model has no convolution or dense layer that could be scored.
 
     Example:
@@ -224,22 +246,19 @@ def channel_graph(apply_fn: ApplyFn, variables: Variables, images: Any) -> Chann
     # A batch of one would hide the batch axis among the unit axes.
     example = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
     graph = ChannelGraph(apply_fn, variables, example)
+    if strict and graph.left_out:
+        first = graph.left_out[0]
+        raise GraphError(
+            f"expected a model that can be analysed as a whole, got `{first.primitive}` at {first.where}: {first.why}; "
+            "express it in primitives with a row in jaxguard.graph.primitives.PRIMITIVES, or leave out strict=True"
+        )
     if not graph.producers:
         raise UnscorableError(
             "expected a model with convolutions or dense layers applied to its images, got none in "
-            f"{len(graph.program.equations)} equations; is apply_fn using the variables it is given?"
+            f"{len(graph.program.equations)} equations; "
+            f"{' '.join(graph.remarks) or 'is apply_fn using the variables it is given?'}"
         )
     return graph
-
-
-def _output_producers(program: Program, nodes: dict[Value, Axes], producers: Sequence[Producer]) -> frozenset[int]:
-    batch = {atom for atom, _ in axes.atoms(nodes[program.images][0])}
-    logits = {atom for node in nodes[program.logits] for atom, _ in axes.atoms(node)} - batch
-    made = (
-        {atom for k in producer.gate_axes for atom, _ in axes.atoms(nodes[producer.result][k])}
-        for producer in producers
-    )
-    return frozenset(k for k, channels in enumerate(made) if channels & logits)
 
 
 def _batch_axes(program: Program, nodes: dict[Value, Axes]) -> dict[Value, int]:

@@ -92,7 +92,7 @@ class Coalitions:
             logits.
         fold: versions that go through a segment together, one number for each of `producers` in program order, or one
             for all; by default `jaxguard.execution.coalitions_abreast()`. Where an array has no axis for the images
-            alone, versions go one by one in any case.
+            alone, or an equation mixes images or may do so, versions go one by one in any case.
 
     Attributes:
         graph: as given.
@@ -277,7 +277,8 @@ class Coalitions:
         """Versions that go through each segment together."""
         folds = []
         for k, segment in enumerate(self._segments):
-            can_fold = self.graph.batch_axes.keys() >= {*segment.writes, *(v for _, v in segment.reads)}
+            keeps_axis = self.graph.batch_axes.keys() >= {*segment.writes, *(v for _, v in segment.reads)}
+            can_fold = keeps_axis and self.graph.mixes_images.isdisjoint(segment.equations)
             folds.append(self._fold[k] if can_fold else 1)
         return tuple(folds)
 

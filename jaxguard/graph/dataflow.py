@@ -14,7 +14,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from jaxguard.errors import GraphError
 from jaxguard.graph import axis_rules
 from jaxguard.graph.channels import Affine, KernelDims, Producer, is_convolution, kernel_dims, result_channel_dims
 from jaxguard.graph.primitives import Channels, Form, makes_channels, row
@@ -44,7 +43,7 @@ class _Fact(NamedTuple):
 
 
 class _Analysis:
-    """One pass over a program; `producers` and `affines` are its results."""
+    """One pass over a program; `producers`, `affines` and `unread` are its results."""
 
     def __init__(self, program: Program):
         self.program = program
@@ -58,6 +57,7 @@ class _Analysis:
         self.on_images = program.dependents({program.images})
         self.producers: list[Producer] = []
         self.affines: list[Affine] = []
+        self.unread: list[tuple[Equation, str]] = []
         facts = interpret(program.equations, {}, self._follow)
         self.chains = {value: fact.chain for value, fact in facts.items() if fact.chain}
         # A chain is finished at the values behind which nothing prolongs it.
@@ -99,7 +99,12 @@ class _Analysis:
             return None
         dims = kernel_dims(eqn, side, len(self.program.shapes[operand]))
         result_dims = result_channel_dims(eqn, side, dims, len(self.program.shapes[result]))
-        kernel, in_axes = self._kernel(eqn, operand, dims)
+        found = self._kernel(operand, dims)
+        if found is None:
+            paths = ", ".join(sorted(self.leaf_paths[leaf] for leaf, _ in self._leaves_under(operand)))
+            self.unread.append((eqn, f"its kernel lies in no one leaf, but is computed from {paths}"))
+            return None
+        kernel, in_axes = found
         number = len(self.producers)
         self.producers.append(
             Producer(
@@ -122,7 +127,7 @@ class _Analysis:
         )
         return _Fact(Stream(result_dims, ((number, 0),)))
 
-    def _kernel(self, eqn: Equation, operand: Value, dims: KernelDims) -> tuple[LeafView, tuple[int, ...]]:
+    def _kernel(self, operand: Value, dims: KernelDims) -> tuple[LeafView, tuple[int, ...]] | None:
         """Where the output channels of a kernel lie in its leaf, and the leaf axes of its input channels."""
         leaves = sorted(self._leaves_under(operand))
         size = math.prod(self.program.shapes[operand])
@@ -132,11 +137,7 @@ class _Analysis:
                 outputs, inputs = (find_view(self.program, leaf, operand, axes) for axes in (dims.outputs, dims.inputs))
                 if outputs is not None and inputs is not None:
                     return outputs, inputs.axes
-        paths = ", ".join(self.leaf_paths[leaf] for leaf, _ in leaves)
-        raise GraphError(
-            f"expected the kernel of `{eqn.name}` at {eqn.where} to lie in one parameter leaf, got one computed "
-            f"from {paths}; apply the leaves one by one, so that each layer has a kernel leaf of its own"
-        )
+        return None
 
     def _leaves_under(
         self, value: Value, under_root: bool = False, skip: Collection[Channels] = ()
@@ -256,8 +257,22 @@ class _Analysis:
         return replace(producer, gate=gate, affine=own[0] if own else None)
 
 
-def find_channels(program: Program) -> tuple[tuple[Producer, ...], tuple[Affine, ...]]:
-    """Producers and affines of a program, each in program order; a kernel used twice is `name` and `name#2`."""
+class Found(NamedTuple):
+    """What makes and scales a program's channels, each in program order.
+
+    Attributes:
+        producers: convolutions and dense layers; a kernel used twice is `name` and `name#2`.
+        affines: channelwise affines.
+        unread: convolutions and products that are no producers, since their kernel lies in no one leaf, and why.
+    """
+
+    producers: tuple[Producer, ...]
+    affines: tuple[Affine, ...]
+    unread: tuple[tuple[Equation, str], ...]
+
+
+def find_channels(program: Program) -> Found:
+    """Producers and affines of a program."""
     analysis = _Analysis(program)
     uses: dict[str, int] = defaultdict(int)
     producers = []
@@ -265,4 +280,4 @@ def find_channels(program: Program) -> tuple[tuple[Producer, ...], tuple[Affine,
         uses[producer.name] += 1
         use = uses[producer.name]
         producers.append(replace(producer, name=f"{producer.name}#{use}") if use > 1 else producer)
-    return tuple(producers), tuple(analysis.affines)
+    return Found(tuple(producers), tuple(analysis.affines), tuple(analysis.unread))

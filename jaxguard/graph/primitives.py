@@ -1,7 +1,7 @@
 """The table of primitives: one row states everything the package has to know about one.
 
 To support a new primitive, add its row to `PRIMITIVES`; nothing else in jaxguard lists primitives. One without a row
-raises a `GraphError` that names it and the line that uses it.
+is *opaque*: it is evaluated as it is, and all channels that flow into it are frozen.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
-from jaxguard.errors import GraphError
 from jaxguard.graph import axis_rules
 from jaxguard.graph.axis_rules import Rule
 from jaxguard.graph.program import Equation
@@ -114,7 +113,7 @@ def _rows(names: str, ties: Rule, channels: Channels, form: Form, jax: str = "an
 
 def _calls(names: str, expansion: Expansion, jaxpr: str | None, jax: str = "any") -> list[Primitive]:
     call = Call(expansion, jaxpr)
-    return [Primitive(name, axis_rules.laid_flat, Channels.ENDS, Form.OPAQUE, call, jax) for name in names.split()]
+    return [Primitive(name, axis_rules.opaque, Channels.ENDS, Form.OPAQUE, call, jax) for name in names.split()]
 
 
 _LAYERS = [
@@ -142,10 +141,10 @@ _ELEMENTWISE = [
     *_rows("pow rsqrt sqrt", axis_rules.elementwise, Channels.ENDS, Form.ROOT),
     *_rows(
         """
-        acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil conj cos cosh digamma erf erf_inv erfc
-        exp exp2 expm1 floor igamma igammac imag integer_pow is_finite lgamma log log1p logistic nextafter
-        polygamma population_count real regularized_incomplete_beta rem round shift_left shift_right_arithmetic
-        shift_right_logical sin sinh square tan tanh
+        acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clz complex conj cos cosh digamma erf
+        erf_inv erfc exp exp2 expm1 floor igamma igammac imag integer_pow is_finite lgamma log log1p logistic mulhi
+        nextafter polygamma population_count real regularized_incomplete_beta rem round shift_left
+        shift_right_arithmetic shift_right_logical sin sinh square tan tanh zeta
         """,
         axis_rules.elementwise,
         Channels.ENDS,
@@ -183,6 +182,24 @@ _REDUCTIONS = [
     *_rows("cumlogsumexp cumprod", axis_rules.along_axis("axis"), Channels.ENDS, Form.OPAQUE),
     *_rows("sort", axis_rules.along_axis("dimension"), Channels.ENDS, Form.OPAQUE),
     *_rows("top_k", axis_rules.top_k, Channels.ENDS, Form.OPAQUE),
+    *_rows("reduce", axis_rules.reduce_by_function, Channels.ENDS, Form.OPAQUE),
+]
+
+_BY_POSITION = [
+    *_rows(
+        "scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub",
+        axis_rules.scatter,
+        Channels.ENDS,
+        Form.OPAQUE,
+    ),
+    *_rows("fft", axis_rules.fft, Channels.ENDS, Form.OPAQUE),
+    *_rows(
+        "cholesky eig eigh geqrf hessenberg householder_product lu qr schur svd triangular_solve tridiagonal",
+        axis_rules.leading(2),
+        Channels.ENDS,
+        Form.OPAQUE,
+    ),
+    *_rows("lu_pivots_to_permutation", axis_rules.leading(1), Channels.ENDS, Form.OPAQUE),
 ]
 
 _CALLS = [
@@ -197,26 +214,19 @@ _CALLS = [
     *_calls("unstack", Expansion.UNSTACK, None),
 ]
 
-PRIMITIVES = {row.name: row for row in (*_LAYERS, *_ELEMENTWISE, *_SHAPES, *_REDUCTIONS, *_CALLS)}
+PRIMITIVES = {row.name: row for row in (*_LAYERS, *_ELEMENTWISE, *_SHAPES, *_REDUCTIONS, *_BY_POSITION, *_CALLS)}
 """Name -> row."""
 
 
-def row(eqn: Equation) -> Primitive:
-    """The row of an equation's primitive.
+UNKNOWN = Primitive("", axis_rules.opaque, Channels.ENDS, Form.OPAQUE, None, "any")
+"""What is known of a primitive without a row."""
 
-    Raises:
-        GraphError: it has none.
-    """
-    found = PRIMITIVES.get(eqn.name)
-    if found is None:
-        raise GraphError(
-            f"expected primitives with a row in jaxguard.graph.primitives.PRIMITIVES, got `{eqn.name}` at {eqn.where}; "
-            "add its row, or express the model without it"
-        )
-    return found
+
+def row(eqn: Equation) -> Primitive:
+    """The row of an equation's primitive; `UNKNOWN` where it has none."""
+    return PRIMITIVES.get(eqn.name, UNKNOWN)
 
 
 def makes_channels(eqn: Equation) -> bool:
     """Whether an equation is a convolution or a product of matrices."""
-    found = PRIMITIVES.get(eqn.name)
-    return found is not None and found.channels is Channels.MAKES
+    return row(eqn).channels is Channels.MAKES

@@ -30,6 +30,7 @@ class Equation:
     Attributes:
         sources: where it was traced from, then the calls it was inlined through, innermost first.
         body: for a custom-derivative call, the equations inside; they read and write the same values.
+        opaque: why it is not followed, where nothing is known of what it computes; otherwise empty.
     """
 
     primitive: jex.Primitive
@@ -38,6 +39,7 @@ class Equation:
     params: Mapping[str, Any]
     sources: tuple[Any, ...]
     body: tuple[Equation, ...] = ()
+    opaque: str = ""
 
     @property
     def name(self) -> str:
@@ -87,6 +89,7 @@ class Program:
         constants: arrays the model closes over, and literals.
         shapes: shape of each value.
         dtypes: dtype of each value.
+        effects: equations that were left out: they have effects, such as printing, and no results.
     """
 
     paths: tuple[str, ...] = ()
@@ -97,6 +100,7 @@ class Program:
     constants: dict[Value, Any] = field(default_factory=dict)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     dtypes: list[Any] = field(default_factory=list)
+    effects: list[Equation] = field(default_factory=list)
 
     def primitive_equations(self) -> Iterator[Equation]:
         """All equations, custom-derivative calls replaced by their bodies."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from jaxguard.graph.axes import Axis, freeze
@@ -24,9 +26,6 @@ def tie_equations(
 
     Returns:
         `nodes`, with the axes of every value the equations read or write.
-
-    Raises:
-        GraphError: an equation's primitive has no row.
     """
 
     def apply_rule(eqn: Equation, operands: list[Axes | None]) -> list[Axes]:
@@ -49,7 +48,7 @@ def tie_program(program: Program) -> dict[Value, Axes]:
     # A constant that varies along an axis, such as a positional code, pins the order of its elements.
     for value, array in program.constants.items():
         for axis, node in enumerate(nodes.get(value, ())):
-            if node.size > 1 and _varies(np.asarray(array), axis):
+            if node.size > 1 and _varies(array, axis):
                 freeze(node, "constant array")
     for value in (*program.leaves, program.images, program.logits):
         nodes.setdefault(value, axes_of(program.shapes[value]))
@@ -59,5 +58,8 @@ def tie_program(program: Program) -> dict[Value, Axes]:
     return nodes
 
 
-def _varies(array: np.ndarray, axis: int) -> bool:
+def _varies(array: Any, axis: int) -> bool:
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):  # random keys
+        return True
+    array = np.asarray(array)
     return bool(np.any(array != np.take(array, [0], axis)))

@@ -4,6 +4,10 @@ Calls (`jit`, `remat`, ...) are inlined with fresh values at every call site, `s
 select between its branches, `stack`, `split` and `unstack` become concatenation and slices, so that every convolution
 of a model is one equation and few primitives need an axis rule. A custom-derivative call without a layer inside is
 evaluated whole, which keeps its gradient rule, but shows its body to the analyses.
+
+What cannot be laid flat, such as a loop whose number of steps depends on data, stays one *opaque* equation. Nothing of
+a model is run: callbacks are opaque too, and run when the program does, as they would in the model. Those that have no
+results, such as `jax.debug.print`, are left out and listed in `Program.effects`.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ def trace(apply_fn: ApplyFn, variables: Any, images: Any) -> Program:
         The program.
 
     Raises:
-        GraphError: the model returns anything but one array, or loops in a way that cannot be unrolled.
+        GraphError: the model returns anything but one array, or writes to mutable arrays.
     """
     structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.result_type(x)), (variables, images))
     closed, result = jax.make_jaxpr(apply_fn, return_shape=True)(*structs)
@@ -50,13 +54,29 @@ def trace(apply_fn: ApplyFn, variables: Any, images: Any) -> Program:
     program = tracer.program
     arguments = [program.new_value(v.aval.shape, v.aval.dtype) for v in _open(closed)[0].invars]
     program.leaves, program.images = tuple(arguments[:-1]), arguments[-1]
+    tracer.on_images.add(program.images)
     (program.logits,) = tracer.inline(closed, arguments)
+    _drop_unused_opaque(program)
     return program
+
+
+def _drop_unused_opaque(program: Program) -> None:
+    """Removes opaque equations on which the logits do not depend, with all that depends on them alone."""
+    opaque = [value for eqn in program.equations if eqn.opaque for value in eqn.outputs]
+    if opaque:
+        behind, needed = program.dependents(opaque), set(program.cone(program.logits))
+        unused = [eqn for eqn in program.equations if eqn not in needed and behind.intersection(eqn.outputs)]
+        program.equations = [eqn for eqn in program.equations if eqn not in set(unused)]
+        program.effects += [eqn for eqn in unused if "callback" in eqn.name]
 
 
 def _open(closed: Any) -> tuple[Any, Sequence[Any]]:
     """Jaxpr and constants; from JAX 0.11 on they are one object."""
     return getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
+
+
+class _NotFollowed(Exception):
+    """An equation that stands for others and cannot be laid flat, and why."""
 
 
 class _Tracer:
@@ -65,11 +85,13 @@ class _Tracer:
     Attributes:
         program: the program.
         callers: source of each call that is being inlined, outermost first.
+        on_images: values that depend on the images.
     """
 
     def __init__(self, program: Program):
         self.program = program
         self.callers: list[Any] = []
+        self.on_images: set[Value] = set()
 
     def inline(self, closed: Any, arguments: Sequence[Value]) -> list[Value]:
         """Append the equations of a jaxpr, applied to values; returns the values of its results."""
@@ -81,18 +103,31 @@ class _Tracer:
             return self.program.new_constant(atom.val) if isinstance(atom, jex.Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
-            inputs = [read(atom) for atom in eqn.invars]
-            found = PRIMITIVES.get(eqn.primitive.name)
-            if found is None or found.call is None:
-                structs = [(var.aval.shape, getattr(var.aval, "dtype", None)) for var in eqn.outvars]
-                outputs = self._emit(eqn.primitive, inputs, structs, eqn.params, eqn.source_info)
-            else:
-                inner = None if found.call.jaxpr is None else eqn.params[found.call.jaxpr]
-                self.callers.append(eqn.source_info)
-                outputs = _EXPANSIONS[found.call.expansion](self, eqn, inner, inputs)
-                self.callers.pop()
+            outputs = self._lay_flat(eqn, [read(atom) for atom in eqn.invars])
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
+
+    def _lay_flat(self, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+        """Append an equation, or those that it stands for; returns the values of its results."""
+        found = PRIMITIVES.get(eqn.primitive.name)
+        start, why = len(self.program.equations), "" if found else "there is no rule for this primitive"
+        if found is not None and found.call is not None:
+            inner = None if found.call.jaxpr is None else eqn.params[found.call.jaxpr]
+            self.callers.append(eqn.source_info)
+            try:
+                return _EXPANSIONS[found.call.expansion](self, eqn, inner, inputs)
+            except _NotFollowed as error:
+                del self.program.equations[start:]
+                why = str(error)
+            finally:
+                self.callers.pop()
+        if any(_is_mutable(var.aval) for var in (*eqn.invars, *eqn.outvars)):
+            raise GraphError(
+                f"expected a function of arrays, got `{eqn.primitive.name}` of a mutable one (jax.Ref) at "
+                f"{source_info_util.summarize(eqn.source_info)}; write the model without it"
+            )
+        structs = [(getattr(var.aval, "shape", ()), getattr(var.aval, "dtype", None)) for var in eqn.outvars]
+        return self._emit(eqn.primitive, inputs, structs, eqn.params, eqn.source_info, opaque=why)
 
     def custom_derivative(self, eqn: Any, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
         equations = self.program.equations
@@ -110,11 +145,10 @@ class _Tracer:
 
     def unroll(self, eqn: Any, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
         length, (num_consts, num_carry) = eqn.params["length"], _scan_counts(eqn.params)
+        if not num_carry and self.on_images.issuperset(inputs[num_consts:]):
+            return self._mapped(jaxpr, inputs, num_consts)
         if length > MAX_UNROLL:
-            raise GraphError(
-                f"expected a scan of at most {MAX_UNROLL} steps, got {length} at "
-                f"{source_info_util.summarize(eqn.source_info)}; audit a shorter form of the model"
-            )
+            raise _NotFollowed(f"it has {length} steps, more than {MAX_UNROLL}")
         constants, stacked = list(inputs[:num_consts]), inputs[num_consts + num_carry :]
         carry = list(inputs[num_consts : num_consts + num_carry])
         steps: dict[int, list[Value]] = {}
@@ -125,8 +159,25 @@ class _Tracer:
         results = zip(*(steps[step] for step in range(length)), strict=True)
         return carry + [self._stacked(values, eqn.source_info) for values in results]
 
+    def _mapped(self, jaxpr: Any, inputs: Sequence[Value], num_consts: int) -> list[Value]:
+        """A loop over data without a carry, as of `lax.map`, takes all its steps at once at any batch size."""
+        in_axes = (None,) * num_consts + (0,) * (len(inputs) - num_consts)
+        try:
+            return self._retraced(jax.vmap(jex.jaxpr_as_fun(jaxpr), in_axes), inputs)
+        except NotImplementedError as error:
+            raise _NotFollowed(f"it maps something that has no batched form ({error})") from error
+
+    def _retraced(self, function: Callable[..., Any], inputs: Sequence[Value]) -> list[Value]:
+        """Append the equations of a function of arrays."""
+        shapes, dtypes = self.program.shapes, self.program.dtypes
+        return self.inline(
+            jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(shapes[v], dtypes[v]) for v in inputs)), inputs
+        )
+
     def select(self, eqn: Any, jaxprs: Any, inputs: Sequence[Value]) -> list[Value]:
         which, *operands = inputs
+        if any(_has_callback(branch) for branch in jaxprs):
+            raise _NotFollowed("a branch calls Python, which must not run where it is not taken")
         branches = [self.inline(branch, operands) for branch in jaxprs]
         return [
             self._append(lax_primitives.select_n_p, (which, *cases), {}, eqn.source_info)
@@ -179,14 +230,36 @@ class _Tracer:
         results: Sequence[tuple[tuple[int, ...], Any]],
         params: Mapping[str, Any],
         source: Any,
+        *,
+        opaque: str = "",
     ) -> list[Value]:
         outputs = [self.program.new_value(shape, dtype) for shape, dtype in results]
-        self.program.equations.append(Equation(primitive, tuple(inputs), tuple(outputs), params, self._sources(source)))
+        if not self.on_images.isdisjoint(inputs):
+            self.on_images.update(outputs)
+        eqn = Equation(primitive, tuple(inputs), tuple(outputs), params, self._sources(source), opaque=opaque)
+        (self.program.equations if outputs else self.program.effects).append(eqn)
         return outputs
 
     def _sources(self, innermost: Any) -> tuple[Any, ...]:
         """Where an equation comes from, through the calls that are being inlined."""
         return (innermost, *reversed(self.callers))
+
+
+def _is_mutable(aval: Any) -> bool:
+    return hasattr(aval, "inner_aval")
+
+
+def _has_callback(closed: Any) -> bool:
+    """Whether a jaxpr calls Python."""
+    return any(
+        "callback" in eqn.primitive.name or any(map(_has_callback, _inner(eqn))) for eqn in _open(closed)[0].eqns
+    )
+
+
+def _inner(eqn: Any) -> list[Any]:
+    """The jaxprs that an equation holds."""
+    held = [one for value in eqn.params.values() for one in (value if isinstance(value, tuple) else (value,))]
+    return [one for one in held if hasattr(_open(one)[0], "eqns")]
 
 
 def _scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:

@@ -162,33 +162,18 @@ def test_nothing_scorable_is_an_error_and_not_an_empty_report():
         channel_graph(lambda v, x: x * 2, jnp.ones((3, 2)), jnp.ones((1, 3)))
 
 
-def test_an_unknown_primitive_is_named_with_its_source_line():
-    def model(v, x):
-        return jnp.linalg.cholesky(x.T @ x) @ v
-
-    with pytest.raises(GraphError, match=r"`cholesky` at .*test_channel_graph.py"):
-        channel_graph(model, jnp.ones((3, 2)), jnp.ones((2, 3)))
-
-
 def test_a_model_with_several_results_is_refused():
     with pytest.raises(GraphError, match="one array of logits"):
         channel_graph(lambda v, x: (x @ v, x), jnp.ones((3, 2)), jnp.ones((2, 3)))
 
 
-def test_a_kernel_made_of_two_leaves_is_refused():
-    def model(v, x):
-        return jax.nn.relu(x @ jnp.concatenate([v["a"], v["b"]], axis=1)) @ v["head"]
-
-    v = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 2)), "head": jnp.ones((4, 2))}
-    with pytest.raises(GraphError, match="one parameter leaf, got one computed from a, b"):
-        channel_graph(model, v, jnp.ones((2, 3)))
-
-
-def test_a_scan_too_long_to_unroll_is_refused():
+def test_a_scan_too_long_to_unroll_is_named():
     def model(v, x):
         return jax.lax.scan(lambda h, _: (jnp.tanh(h @ v), None), x, None, length=1000)[0]
 
-    with pytest.raises(GraphError, match="at most 256 steps, got 1000"):
+    with pytest.raises(
+        GraphError, match=r"`scan` at .* has 1000 steps, more than 256; not scored, since it reads them: the variables"
+    ):
         channel_graph(model, jnp.ones((3, 3)), jnp.ones((2, 3)))
 
 
