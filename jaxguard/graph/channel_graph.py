@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from jaxguard.graph import axes
 from jaxguard.graph.axis_rules import Axes
 from jaxguard.graph.channels import KernelDims, Producer, kernel_dims
 from jaxguard.graph.dataflow import find_channels
+from jaxguard.graph.expressions import number_expressions
 from jaxguard.graph.groups import find_groups
 from jaxguard.graph.left_out import find_left_out
 from jaxguard.graph.mixing import mixing_equations
@@ -80,6 +82,17 @@ class ChannelGraph:
         dropped = ", ".join(dict.fromkeys(f"`{eqn.name}` at {eqn.where}" for eqn in self.program.effects))
         effects = (f"Left out of every run, since nothing reads what they return: {dropped}.",) if dropped else ()
         return (*map(str, self.left_out), *effects)
+
+    @functools.cached_property
+    def first_uses(self) -> tuple[int, ...]:
+        """For each producer, the number of the first one that applies the same kernel, itself in most models.
+
+        A kernel is what is applied, not the leaf that it is computed from: two mixtures of one bank are two kernels,
+        and a recurrent layer, whose kernel is computed in every step alike, has one.
+        """
+        numbers, first = number_expressions(self.program), dict[Any, int]()
+        keys = [(numbers[one.operand], one.kernel.axes, one.in_axes) for one in self.producers]
+        return tuple(first.setdefault(key, k) for k, key in enumerate(keys))
 
     def producer(self, name: str) -> Producer:
         """The producer of a given name.

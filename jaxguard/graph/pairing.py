@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -22,16 +22,21 @@ class Layer:
         sources: `(producer number, offset)`: producer channel `c` is layer channel `offset + c`.
         affine: number of the affine that scales the channels, or None.
         channels: number of channels `C`.
+        uses: numbers of the affines, or of the producers where there is none, that apply the same weights, such as in
+            every step of a recurrent layer; the first is the layer's own.
     """
 
     name: str
     sources: tuple[tuple[int, int], ...]
     affine: int | None
     channels: int
+    uses: tuple[int, ...] = ()
 
 
 def alone(graph: ChannelGraph, producer: str) -> Layer:
     """A producer's channels with the norm that follows it alone: what its gate switches off.
+
+    Where the same weights are applied several times, they are one layer, and its channels are those of all uses.
 
     Args:
         graph: the model's channel graph.
@@ -44,7 +49,13 @@ def alone(graph: ChannelGraph, producer: str) -> Layer:
         GraphError: there is no such producer.
     """
     found = graph.producer(producer)
-    return Layer(found.name, ((graph.producers.index(found), 0),), found.affine, found.channels)
+    number = graph.producers.index(found)
+    same = [k for k, first in enumerate(graph.first_uses) if first == graph.first_uses[number]]
+    if found.affine is None:
+        return Layer(found.name, ((number, 0),), None, found.channels, (number, *(k for k in same if k != number)))
+    own = _affine_key(graph, found.affine)
+    uses = (k for k in range(len(graph.affines)) if k != found.affine and _affine_key(graph, k) == own)
+    return Layer(found.name, ((number, 0),), found.affine, found.channels, (found.affine, *uses))
 
 
 def layers(graph: ChannelGraph, pairing: Pairing = "dataflow") -> tuple[Layer, ...]:
@@ -78,7 +89,7 @@ def layers(graph: ChannelGraph, pairing: Pairing = "dataflow") -> tuple[Layer, .
 
 
 def _by_dataflow(graph: ChannelGraph) -> tuple[Layer, ...]:
-    found: list[tuple[int, Layer]] = []
+    found: dict[Any, tuple[int, Layer]] = {}
     covered: set[int] = set()
     for number, affine in enumerate(graph.affines):
         # A norm counts only if every one of its channels comes from a producer.
@@ -86,16 +97,31 @@ def _by_dataflow(graph: ChannelGraph) -> tuple[Layer, ...]:
         for producer, offset in affine.sources:
             reached[offset : offset + graph.producers[producer].channels] = True
         if affine.sources and reached.all():
-            covered.update(producer for producer, _ in affine.sources)
+            covered.update(graph.first_uses[producer] for producer, _ in affine.sources)
             names = " + ".join(graph.producers[producer].name for producer, _ in affine.sources)
-            layer = Layer(f"{names} -> {affine.name}", affine.sources, number, affine.channels)
-            found.append((affine.position, layer))
-    seen = {repr(graph.producers[number].kernel) for number in covered}
+            layer = Layer(f"{names} -> {affine.name}", affine.sources, number, affine.channels, (number,))
+            _add(found, _affine_key(graph, number), affine.position, layer)
     for number, producer in enumerate(graph.producers):
-        if number not in graph.outputs and repr(producer.kernel) not in seen:
-            seen.add(repr(producer.kernel))
-            found.append((producer.position, Layer(producer.name, ((number, 0),), None, producer.channels)))
-    return tuple(layer for _, layer in sorted(found, key=lambda item: item[0]))
+        if number not in graph.outputs and graph.first_uses[number] not in covered:
+            layer = Layer(producer.name, ((number, 0),), None, producer.channels, (number,))
+            _add(found, graph.first_uses[number], producer.position, layer)
+    return tuple(layer for _, layer in sorted(found.values(), key=lambda item: item[0]))
+
+
+def _affine_key(graph: ChannelGraph, number: int) -> Any:
+    """Equal for affines that scale the channels of the same kernels by the same leaves."""
+    affine = graph.affines[number]
+    kernels = tuple((graph.first_uses[producer], offset) for producer, offset in affine.sources)
+    return kernels, repr((affine.scale, affine.var, affine.mean, affine.bias))
+
+
+def _add(found: dict[Any, tuple[int, Layer]], key: Any, position: int, layer: Layer) -> None:
+    """Keep a layer, or note that it is another use of one that was found before."""
+    if key in found:
+        begin, first = found[key]
+        found[key] = begin, replace(first, uses=(*first.uses, *layer.uses))
+    else:
+        found[key] = position, layer
 
 
 def _by_module_order(graph: ChannelGraph) -> tuple[Layer, ...]:
@@ -111,5 +137,5 @@ def _by_module_order(graph: ChannelGraph) -> tuple[Layer, ...]:
                 f"expected the last convolution before {affine.name} to have its {affine.channels} channels, "
                 f"got {producer.name} with {producer.channels} at {producer.where}; take pairing='dataflow'"
             )
-        found.append(Layer(f"{producer.name} -> {affine.name}", ((before[-1], 0),), number, affine.channels))
+        found.append(Layer(f"{producer.name} -> {affine.name}", ((before[-1], 0),), number, affine.channels, (number,)))
     return tuple(found)

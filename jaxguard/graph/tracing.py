@@ -23,6 +23,7 @@ from jax.extend import source_info_util
 from jax.extend.core import primitives as lax_primitives
 
 from jaxguard.errors import GraphError
+from jaxguard.graph.indices import settle_indices
 from jaxguard.graph.primitives import PRIMITIVES, Expansion, makes_channels
 from jaxguard.graph.program import ApplyFn, Equation, Program, Value, leaf_paths, open_bodies
 
@@ -57,6 +58,7 @@ def trace(apply_fn: ApplyFn, variables: Any, images: Any) -> Program:
     tracer.on_images.add(program.images)
     (program.logits,) = tracer.inline(closed, arguments)
     _drop_unused_opaque(program)
+    settle_indices(program)
     return program
 
 

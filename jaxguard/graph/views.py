@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxguard.graph import axes
-from jaxguard.graph.program import Program, Value, open_bodies
+import numpy as np
+
+from jaxguard.graph import axes, axis_rules
+from jaxguard.graph.primitives import Channels, Form, row
+from jaxguard.graph.program import Equation, Program, Value, open_bodies
 from jaxguard.graph.ties import axes_of, tie_equations
 
 LEAF_NAMES = ("kernel", "weight", "scale", "var")
@@ -49,10 +52,9 @@ def find_view(program: Program, leaf: Value, value: Value, dims: Sequence[int]) 
     used = {atom for node in nodes[value] for atom, _ in axes.atoms(node)}
     runs = [[atom for atom, _ in axes.atoms(node) if atom.size > 1 and atom in used] for node in nodes[leaf]]
     wanted = [atom for dim in dims for atom, _ in axes.atoms(nodes[value][dim]) if atom.size > 1]
-    index = tuple(slice(0, size) for size in program.shapes[leaf])
-    slices = [eqn for eqn in cone if eqn.name == "slice" and eqn.inputs[0] == leaf]
-    for eqn in slices:
-        index = tuple(map(slice, eqn.params["start_indices"], eqn.params["limit_indices"]))
+    index = _run_of(program, leaf, cone)
+    if index is None:
+        return None
     found: list[int] = []
     while wanted:
         axis = next((k for k, run in enumerate(runs) if run and run == wanted[: len(run)]), None)
@@ -61,9 +63,62 @@ def find_view(program: Program, leaf: Value, value: Value, dims: Sequence[int]) 
         found.append(axis)
         wanted = wanted[len(runs[axis]) :]
     shape = tuple(index[axis].stop - index[axis].start for axis in found)
-    if len(slices) > 1 or math.prod(shape) != math.prod(program.shapes[value][dim] for dim in dims):
+    if math.prod(shape) != math.prod(program.shapes[value][dim] for dim in dims):
         return None
     return LeafView(program.paths[program.leaves.index(leaf)], index, tuple(found), shape)
+
+
+def _run_of(program: Program, leaf: Value, cone: Sequence[Equation]) -> tuple[slice, ...] | None:
+    """The run of each leaf axis that a cone reads, through slices and reshapes in any order.
+
+    Returns:
+        One slice per axis; None if the cone reads several runs, or what is no run of every axis.
+    """
+    # NumPy follows strides through views of memory that is reserved and never touched.
+    whole = np.empty(program.shapes[leaf], np.int8)
+    views = {leaf: whole}
+    runs: set[tuple[tuple[int, int], ...] | None] = set()
+    for eqn in open_bodies(cone):
+        for value in set(eqn.inputs) & views.keys():
+            moved = _moved_view(eqn, views[value], program.shapes[eqn.outputs[0]])
+            if moved is None:
+                runs.add(_corners(whole, views[value]))
+            else:
+                views[eqn.outputs[0]] = moved
+    read = {value for eqn in open_bodies(cone) for value in eqn.inputs}
+    runs |= {_corners(whole, view) for value, view in views.items() if value not in read}
+    if len(runs) != 1 or (corners := runs.pop()) is None:
+        return None
+    return tuple(slice(*corner) for corner in corners)
+
+
+def _moved_view(eqn: Equation, view: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The same elements as an equation arranges them; None if it does more than arrange them."""
+    if row(eqn).channels is Channels.KEEPS and view.shape == shape:
+        return view
+    if row(eqn).ties is axis_rules.slice_:
+        strides = eqn.params["strides"] or (1,) * view.ndim
+        return view[tuple(map(slice, eqn.params["start_indices"], eqn.params["limit_indices"], strides))]
+    if row(eqn).ties is axis_rules.transpose:
+        return view.transpose(eqn.params["permutation"])
+    if row(eqn).form is Form.LINEAR and row(eqn).channels in (Channels.MOVES, Channels.SPREADS):
+        # A reshape, or an axis of one that is added or dropped: a view, if the elements lie in one order.
+        is_unit = [size for size in view.shape if size != 1] == [size for size in shape if size != 1]
+        if is_unit or row(eqn).ties is axis_rules.reshape:
+            arranged = view.reshape(shape)
+            return arranged if np.shares_memory(arranged, view) else None
+    return None
+
+
+def _corners(whole: np.ndarray, view: np.ndarray) -> tuple[tuple[int, int], ...] | None:
+    """Start and stop of the run along each axis of the whole array that a view of it takes; None if it is no run."""
+    if not whole.size or not view.size:
+        return tuple((0, size) for size in whole.shape)
+    first = view.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
+    last = first + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=True))
+    low, high = (np.unravel_index(place, whole.shape) for place in (first, last))
+    corners = tuple((int(a), int(b) + 1) for a, b in zip(low, high, strict=True))
+    return corners if math.prod(b - a for a, b in corners) == view.size else None
 
 
 def stem(path: str) -> str:

@@ -96,9 +96,12 @@ def test_a_leaf_that_is_unstacked_keeps_one_view_per_layer():
         np.testing.assert_array_equal(cut[1 - layer], v["layers"][1 - layer])
 
 
-def test_kernels_that_are_parts_of_one_leaf_keep_their_place_in_it():
+@pytest.mark.parametrize(
+    "parts_of", [lambda w: jnp.split(w, 3, axis=1), lambda w: [w.reshape(5, 3, 4)[:, k] for k in range(3)]]
+)
+def test_kernels_that_are_parts_of_one_leaf_keep_their_place_in_it(parts_of):
     def apply_fn(v, x):
-        query, key, value = jnp.split(v["qkv"], 3, axis=1)
+        query, key, value = parts_of(v["qkv"])
         return jax.nn.relu(x @ query) * (x @ key) * (x @ value) @ v["head"]
 
     v, images = variables(qkv=(5, 12), head=(4, 2)), zoo.images(5)
@@ -110,7 +113,7 @@ def test_kernels_that_are_parts_of_one_leaf_keep_their_place_in_it():
 
 
 @pytest.mark.parametrize(
-    "kernel_of", [lambda w: w.reshape(5, 3, 4)[:, 1], lambda w: w[:, :4] + w[:, 4:8], lambda w: w[:, ::3]]
+    "kernel_of", [lambda w: w.reshape(5, 4, 3)[:, :, 1], lambda w: w[:, :4] + w[:, 4:8], lambda w: w[:, ::3]]
 )
 def test_a_kernel_that_is_no_run_of_its_leaf_is_left_out(kernel_of):
     v, images = variables(w=(5, 12), head=(4, 2)), zoo.images(5)
