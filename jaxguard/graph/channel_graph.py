@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,7 +82,9 @@ class ChannelGraph:
         """What a reader of a report must know of the analysis, in whole sentences."""
         dropped = ", ".join(dict.fromkeys(f"`{eqn.name}` at {eqn.where}" for eqn in self.program.effects))
         effects = (f"Left out of every run, since nothing reads what they return: {dropped}.",) if dropped else ()
-        return (*map(str, self.left_out), *effects)
+        meshes = "; ".join(dict.fromkeys(self.program.meshes))
+        sharded = (f"Analysed on whole arrays, as if on one device: {meshes}.",) if meshes else ()
+        return (*map(str, self.left_out), *effects, *sharded)
 
     @functools.cached_property
     def first_uses(self) -> tuple[int, ...]:
@@ -256,9 +259,7 @@ def channel_graph(apply_fn: ApplyFn, variables: Variables, images: Any, *, stric
         >>> [(member.path, member.axis) for group in graph.groups if group.permutable for member in group.members]
         [('b1', 0), ('w1', 1), ('w2', 0)]
     """
-    # A batch of one would hide the batch axis among the unit axes.
-    example = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
-    graph = ChannelGraph(apply_fn, variables, example)
+    graph = ChannelGraph(apply_fn, variables, _example(apply_fn, variables, images))
     if strict and graph.left_out:
         first = graph.left_out[0]
         raise GraphError(
@@ -272,6 +273,22 @@ def channel_graph(apply_fn: ApplyFn, variables: Variables, images: Any, *, stric
             f"{' '.join(graph.remarks) or 'is apply_fn using the variables it is given?'}"
         )
     return graph
+
+
+def _example(apply_fn: ApplyFn, variables: Variables, images: Any) -> jax.ShapeDtypeStruct:
+    """A batch that the model takes; one of a single image would hide the batch axis among the unit axes."""
+    example = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
+    try:
+        jax.eval_shape(apply_fn, variables, example)
+    except ValueError:
+        # Where devices share a batch, its size must be divisible by theirs.
+        for size in {images.shape[0], 8, 64, 512} - {1, 2}:
+            larger = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype)
+            with contextlib.suppress(ValueError):
+                jax.eval_shape(apply_fn, variables, larger)
+                return larger
+        raise
+    return example
 
 
 def _batch_axes(program: Program, nodes: dict[Value, Axes]) -> dict[Value, int]:

@@ -64,6 +64,12 @@ class Expansion(Enum):
     """Likewise if it contains a layer; else kept whole, its equations beside it, so that its gradient rule holds."""
     UNROLL = auto()
     """The equations of its jaxpr once per step, between slices and a concatenation."""
+    REPEAT = auto()
+    """The equations of its jaxpr once per step, while the condition of the loop is a constant."""
+    SHARDS = auto()
+    """The equations of its jaxpr on whole arrays, see `jaxguard.graph.shards`."""
+    COLLECTIVE = auto()
+    """Inside `SHARDS` alone: what it does along axes of the mesh."""
     SELECT = auto()
     """All branches, and a select between their results."""
     STACK = auto()
@@ -206,8 +212,16 @@ _CALLS = [
     *_calls("jit", Expansion.INLINE, "jaxpr"),
     *_calls("closed_call", Expansion.INLINE, "call_jaxpr", jax="< 0.11"),
     *_calls("remat2", Expansion.INLINE, "jaxpr"),
+    *_calls("custom_partitioning custom_vmap_call", Expansion.INLINE, "call"),
     *_calls("custom_jvp_call custom_vjp_call", Expansion.CUSTOM_DERIVATIVE, "call_jaxpr"),
     *_calls("scan", Expansion.UNROLL, "jaxpr"),
+    *_calls("while", Expansion.REPEAT, None),
+    *_calls("shard_map", Expansion.SHARDS, "jaxpr"),
+    *_calls(
+        "all_gather all_gather_invariant all_to_all axis_index pmax pmin ppermute psum psum_invariant reduce_scatter",
+        Expansion.COLLECTIVE,
+        None,
+    ),
     *_calls("cond", Expansion.SELECT, "branches"),
     *_calls("stack", Expansion.STACK, None),
     *_calls("split", Expansion.SPLIT, None),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -52,6 +52,12 @@ class Equation:
         return next(filter(None, map(source_info_util.summarize, self.sources)), "an unknown line")
 
 
+def apply(eqn: Equation, arguments: Sequence[Any]) -> list[Any]:
+    """Results of an equation's primitive for other arguments than its own."""
+    results = eqn.primitive.bind(*arguments, **eqn.primitive.get_bind_params(eqn.params))
+    return results if eqn.primitive.multiple_results else [results]
+
+
 def interpret(
     equations: Iterable[Equation],
     facts: dict[Value, Fact],
@@ -90,6 +96,8 @@ class Program:
         shapes: shape of each value.
         dtypes: dtype of each value.
         effects: equations that were left out: they have effects, such as printing, and no results.
+        meshes: what runs over several devices in the model, and where; the program does it on one.
+        results: all results; `logits` is the only one of a model.
     """
 
     paths: tuple[str, ...] = ()
@@ -101,6 +109,8 @@ class Program:
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     dtypes: list[Any] = field(default_factory=list)
     effects: list[Equation] = field(default_factory=list)
+    meshes: list[str] = field(default_factory=list)
+    results: tuple[Value, ...] = ()
 
     def primitive_equations(self) -> Iterator[Equation]:
         """All equations, custom-derivative calls replaced by their bodies."""
@@ -124,8 +134,7 @@ class Program:
         """
 
         def bind(eqn: Equation, arguments: list[Any]) -> list[Any]:
-            results = eqn.primitive.bind(*arguments, **eqn.primitive.get_bind_params(eqn.params))
-            results = results if eqn.primitive.multiple_results else [results]
+            results = apply(eqn, arguments)
             return (
                 results if after is None else [after(v, array) for v, array in zip(eqn.outputs, results, strict=True)]
             )

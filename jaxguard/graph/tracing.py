@@ -1,9 +1,10 @@
 """Tracing a model into a `Program`.
 
-Calls (`jit`, `remat`, ...) are inlined with fresh values at every call site, `scan` is unrolled, `cond` becomes a
-select between its branches, `stack`, `split` and `unstack` become concatenation and slices, so that every convolution
-of a model is one equation and few primitives need an axis rule. A custom-derivative call without a layer inside is
-evaluated whole, which keeps its gradient rule, but shows its body to the analyses.
+Calls (`jit`, `remat`, ...) are inlined with fresh values at every call site, `scan` is unrolled, and `while` where its
+condition is a constant; `shard_map` becomes a map over whole arrays, `cond` a select between its branches, `stack`,
+`split` and `unstack` become concatenation and slices, so that every convolution of a model is one equation and few
+primitives need an axis rule. A custom-derivative call without a layer inside is evaluated whole, which keeps its
+gradient rule, but shows its body to the analyses.
 
 What cannot be laid flat, such as a loop whose number of steps depends on data, stays one *opaque* equation. Nothing of
 a model is run: callbacks are opaque too, and run when the program does, as they would in the model. Those that have no
@@ -12,20 +13,23 @@ results, such as `jax.debug.print`, are left out and listed in `Program.effects`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 from jax.extend import source_info_util
 from jax.extend.core import primitives as lax_primitives
 
 from jaxguard.errors import GraphError
+from jaxguard.graph import shards
 from jaxguard.graph.indices import settle_indices
 from jaxguard.graph.primitives import PRIMITIVES, Expansion, makes_channels
-from jaxguard.graph.program import ApplyFn, Equation, Program, Value, leaf_paths, open_bodies
+from jaxguard.graph.program import ApplyFn, Equation, Program, Value, apply, leaf_paths, open_bodies
 
 MAX_UNROLL = 256
 
@@ -57,19 +61,19 @@ def trace(apply_fn: ApplyFn, variables: Any, images: Any) -> Program:
     program.leaves, program.images = tuple(arguments[:-1]), arguments[-1]
     tracer.on_images.add(program.images)
     (program.logits,) = tracer.inline(closed, arguments)
-    _drop_unused_opaque(program)
+    _drop_unused(program, tracer.replaced)
     settle_indices(program)
     return program
 
 
-def _drop_unused_opaque(program: Program) -> None:
-    """Removes opaque equations on which the logits do not depend, with all that depends on them alone."""
-    opaque = [value for eqn in program.equations if eqn.opaque for value in eqn.outputs]
-    if opaque:
-        behind, needed = program.dependents(opaque), set(program.cone(program.logits))
-        unused = [eqn for eqn in program.equations if eqn not in needed and behind.intersection(eqn.outputs)]
-        program.equations = [eqn for eqn in program.equations if eqn not in set(unused)]
-        program.effects += [eqn for eqn in unused if "callback" in eqn.name]
+def _drop_unused(program: Program, replaced: Sequence[Equation]) -> None:
+    """Removes opaque and replaced equations on which the logits do not depend, with all that depends on them alone."""
+    droppable = [value for eqn in program.equations if eqn.opaque or eqn in replaced for value in eqn.outputs]
+    if droppable:
+        behind, needed = program.dependents(droppable), set(program.cone(program.logits))
+        unused = {eqn for eqn in program.equations if eqn not in needed and behind.intersection(eqn.outputs)}
+        program.effects += [eqn for eqn in program.equations if eqn in unused and "callback" in eqn.name]
+        program.equations = [eqn for eqn in program.equations if eqn not in unused]
 
 
 def _open(closed: Any) -> tuple[Any, Sequence[Any]]:
@@ -88,12 +92,18 @@ class _Tracer:
         program: the program.
         callers: source of each call that is being inlined, outermost first.
         on_images: values that depend on the images.
+        in_shards: whether the program is that of one shard.
+        replaced: equations in whose place there is another, unless something else reads them.
     """
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, *, in_shards: bool = False):
         self.program = program
         self.callers: list[Any] = []
         self.on_images: set[Value] = set()
+        self.in_shards = in_shards
+        self.replaced: list[Equation] = []
+        self._written_by: dict[Value, Equation] = {}
+        self._known: dict[Value, Any] = {}
 
     def inline(self, closed: Any, arguments: Sequence[Value]) -> list[Value]:
         """Append the equations of a jaxpr, applied to values; returns the values of its results."""
@@ -102,7 +112,10 @@ class _Tracer:
         env.update(zip(jaxpr.invars, arguments, strict=True))
 
         def read(atom: Any) -> Value:
-            return self.program.new_constant(atom.val) if isinstance(atom, jex.Literal) else env[atom]
+            if not isinstance(atom, jex.Literal):
+                return env[atom]
+            # A literal inside a shard_map belongs to its mesh, a NumPy array to none.
+            return self.program.new_constant(np.asarray(atom.val) if self.in_shards else atom.val)
 
         for eqn in jaxpr.eqns:
             outputs = self._lay_flat(eqn, [read(atom) for atom in eqn.invars])
@@ -138,7 +151,9 @@ class _Tracer:
         body = equations[start:]
         written = {value for equation in body for value in equation.outputs}
         # A call that hands on an input, or one array twice, writes no value of its own and cannot be kept whole.
-        if any(map(makes_channels, body)) or len(set(outputs)) < len(outputs) or not written.issuperset(outputs):
+        # What names an axis of a mesh means something else when it is mapped over whole arrays.
+        is_whole = not self.in_shards and not any(map(makes_channels, body))
+        if not is_whole or len(set(outputs)) < len(outputs) or not written.issuperset(outputs):
             return outputs
         sources = self._sources(eqn.source_info)
         whole = Equation(eqn.primitive, tuple(inputs), tuple(outputs), eqn.params, sources, tuple(open_bodies(body)))
@@ -160,6 +175,89 @@ class _Tracer:
             carry, steps[step] = outputs[:num_carry], outputs[num_carry:]
         results = zip(*(steps[step] for step in range(length)), strict=True)
         return carry + [self._stacked(values, eqn.source_info) for values in results]
+
+    def repeat(self, eqn: Any, _: Any, inputs: Sequence[Value]) -> list[Value]:
+        num_cond, num_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        for_cond, for_body = inputs[:num_cond], inputs[num_cond : num_cond + num_body]
+        carry = list(inputs[num_cond + num_body :])
+        for _ in range(MAX_UNROLL + 1):
+            start = len(self.program.equations)
+            (condition,) = self.inline(eqn.params["cond_jaxpr"], [*for_cond, *carry])
+            goes_on = self._constant(condition)
+            del self.program.equations[start:]
+            if goes_on is None:
+                raise _NotFollowed("the number of its steps depends on data")
+            if not goes_on:
+                return carry
+            carry = self.inline(eqn.params["body_jaxpr"], [*for_body, *carry])
+        raise _NotFollowed(f"it has more than {MAX_UNROLL} steps")
+
+    def _constant(self, value: Value) -> Any:
+        """The array that a value is whatever the leaves and the images; None if it depends on them."""
+        if value not in self._known:
+            eqn, found = self._written_by.get(value), self.program.constants.get(value)
+            if eqn is not None and not eqn.opaque:
+                operands = [self._constant(operand) for operand in eqn.inputs]
+                if all(operand is not None for operand in operands):
+                    with jax.ensure_compile_time_eval():
+                        self._known.update(zip(eqn.outputs, apply(eqn, operands), strict=True))
+                    return self._known[value]
+            self._known[value] = found
+        return self._known[value]
+
+    def shards(self, eqn: Any, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
+        manual, sizes = eqn.params.get("newly_manual_axes"), dict(eqn.params["mesh"].shape)
+        mesh = {name: size for name, size in sizes.items() if manual is None or name in manual}
+        specs = [[shards.spec_of(spec, var.aval.ndim) for spec, var in zip(eqn.params[side], own, strict=True)]
+                 for side, own in (("in_specs", eqn.invars), ("out_specs", eqn.outvars))]  # fmt: skip
+        inner = _Tracer(Program(), in_shards=True)
+        part = inner.program
+        part.leaves = tuple(part.new_value(var.aval.shape, var.aval.dtype) for var in _open(jaxpr)[0].invars)
+        part.results = tuple(inner.inline(jaxpr, part.leaves))
+        if part.effects or any("callback" in one.name for one in part.equations):
+            raise _NotFollowed("it calls Python once for each shard")
+        try:
+            results = self._retraced(shards.whole(part, mesh, *specs), inputs)
+        except (NotImplementedError, NameError, TypeError, ValueError) as error:
+            raise _NotFollowed(f"its shards cannot be mapped ({error})") from error
+        if math.prod(mesh.values()) > 1:
+            over = ", ".join(f"{name} of {size}" for name, size in mesh.items())
+            self.program.meshes.append(
+                f"`{eqn.primitive.name}` at {source_info_util.summarize(eqn.source_info)}, axis {over}"
+            )
+        return results
+
+    def collective(self, eqn: Any, _: Any, inputs: Sequence[Value]) -> list[Value]:
+        if not self.in_shards:
+            along = eqn.params.get("axes", ("",))
+            if any(isinstance(axis, str) for axis in along):
+                raise _NotFollowed("it names an axis of a mesh outside of a shard_map that is followed")
+            return [self._reduced(eqn, value, along) for value in inputs]
+        structs = [(var.aval.shape, var.aval.dtype) for var in eqn.outvars]
+        return self._emit(eqn.primitive, inputs, structs, eqn.params, eqn.source_info)
+
+    def _reduced(self, eqn: Any, value: Value, along: tuple[int, ...]) -> Value:
+        """A collective that was mapped over shards: a reduction along the axes that hold them."""
+        name, product = eqn.primitive.name.removeprefix("p"), self._written_by.get(value)
+        if product is not None and product.name == "transpose":
+            order = product.params["permutation"]
+            before = self._reduced(eqn, product.inputs[0], tuple(order[k] for k in along))
+            self.replaced.append(product)
+            kept = [axis for k, axis in enumerate(order) if k not in along]
+            order = tuple(sorted(kept).index(axis) for axis in kept)
+            return self._append(product.primitive, (before,), {"permutation": order}, product.sources[0])
+        if name == "sum" and product is not None and product.name == "dot_general":
+            contracting, batch = product.params["dimension_numbers"]
+            if max(along) < len(batch[0]):
+                # Each device has a part of the inner dimension: the sum of its products is one product of whole arrays.
+                summed = [tuple(side[k] for k in along) for side in batch]
+                kept = [tuple(axis for k, axis in enumerate(side) if k not in along) for side in batch]
+                inner = tuple((*more, *own) for own, more in zip(contracting, summed, strict=True))
+                self.replaced.append(product)
+                params = {**product.params, "dimension_numbers": (inner, tuple(kept))}
+                return self._append(product.primitive, product.inputs, params, product.sources[0])
+        (result,) = self._retraced(lambda x: [getattr(jnp, name)(x, along)], [value])
+        return result
 
     def _mapped(self, jaxpr: Any, inputs: Sequence[Value], num_consts: int) -> list[Value]:
         """A loop over data without a carry, as of `lax.map`, takes all its steps at once at any batch size."""
@@ -239,6 +337,7 @@ class _Tracer:
         if not self.on_images.isdisjoint(inputs):
             self.on_images.update(outputs)
         eqn = Equation(primitive, tuple(inputs), tuple(outputs), params, self._sources(source), opaque=opaque)
+        self._written_by.update(dict.fromkeys(outputs, eqn))
         (self.program.equations if outputs else self.program.effects).append(eqn)
         return outputs
 
@@ -276,6 +375,9 @@ _EXPANSIONS: dict[Expansion, Callable[[_Tracer, Any, Any, Sequence[Value]], list
     Expansion.INLINE: lambda tracer, _, jaxpr, inputs: tracer.inline(jaxpr, inputs),
     Expansion.CUSTOM_DERIVATIVE: _Tracer.custom_derivative,
     Expansion.UNROLL: _Tracer.unroll,
+    Expansion.REPEAT: _Tracer.repeat,
+    Expansion.SHARDS: _Tracer.shards,
+    Expansion.COLLECTIVE: _Tracer.collective,
     Expansion.SELECT: _Tracer.select,
     Expansion.STACK: _Tracer.stack,
     Expansion.SPLIT: _Tracer.split,

@@ -250,3 +250,24 @@ def test_mutable_arrays_are_refused_by_name():
 
     with pytest.raises(GraphError, match=r"mutable one \(jax.Ref\)"):
         channel_graph(apply_fn, {"w": jnp.ones((3, 2))}, zoo.images(3))
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        lambda w, x: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.tanh(c[1] @ w[c[0]])), (0, x))[1],
+        lambda w, x: lax.while_loop(lambda c: c[0] >= 0, lambda c: (c[0] - 1, jnp.tanh(c[1] @ w[2 - c[0]])), (2, x))[1],
+        lambda w, x: lax.fori_loop(jnp.int32(0), jnp.asarray(6) // 2, lambda i, h: jnp.tanh(h @ w[i]), x),
+        lambda w, x: lax.fori_loop(0, 3, lambda i, h: jnp.tanh(h @ w[i]), x),
+    ],
+)
+def test_a_loop_whose_number_of_steps_is_a_constant_is_followed(loop):
+    shapes = {"a": (3, 4), "w": (3, 4, 4), "head": (4, 2)}
+    v = zoo.randomise({name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()})
+    images = zoo.images(3)
+    graph = channel_graph(lambda v, x: loop(v["w"], x @ v["a"]) @ v["head"], v, images, strict=True)
+    assert len(graph.producers) == 5
+    h = images @ v["a"]
+    for k in range(3):
+        h = np.tanh(h @ v["w"][k])
+    np.testing.assert_allclose(graph.run(v, images), h @ v["head"], rtol=1e-5, atol=1e-6)
