@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-all lint types clean
 
 demo: $(STAMP)
 	$(BIN)/jaxguard demo --out demo
 
 test: lint types
 	$(BIN)/python -m pytest
+
+test-all: lint types
+	$(BIN)/python -m pytest -m ''
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -439,6 +439,7 @@ def test_a_crash_is_an_error_and_no_finding(jaxguard, store, monkeypatch):
     assert "Traceback" in err
 
 
+@pytest.mark.slow
 def test_the_exit_code_is_one_and_the_same_fifty_times(jaxguard, store, tmp_path):
     """A mixed folder, cold and warm, in processes of its own and in this one."""
     stores.write(store / "cnn.pt", stores.leaves(1, stores.CNN, "torch"))

@@ -219,6 +219,7 @@ def mnist(shared_data):
     return Batch(images.reshape(-1, 28, 28, 1).astype(np.float32) / 255, labels.astype(np.int32))
 
 
+@pytest.mark.slow
 def test_the_original_work_s_two_mnist_networks_fuse(shared_data, mnist, monkeypatch):
     """Over all 10,000 images: 97.72 and 97.75 % alone, 73.84 % averaged, 95.58 % fused."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))

@@ -22,8 +22,10 @@ def blocks(language):
 
 
 def jaxguard(*arguments, folder):
-    """As a user calls it: without what the other tests tell the compiler."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    """As a user calls it, with the least of LLVM's optimisation: without any, as in other tests, convolutions take ten
+    times as long; with all of it, compilation does twice."""
+    flags = os.environ["XLA_FLAGS"].replace("xla_backend_optimization_level=0", "xla_backend_optimization_level=1")
+    environment = os.environ | {"XLA_FLAGS": flags}
     return subprocess.run(
         [sys.executable, "-m", "jaxguard", *arguments],
         cwd=folder, env=environment, capture_output=True, text=True, check=False,
@@ -40,6 +42,7 @@ def demo(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_demo_finds_a_backdoor_and_takes_it_out(demo):
     report = json.loads((demo / "demo" / "report.json").read_text())
     backdoored, clean = report["findings"]
@@ -57,6 +60,7 @@ def test_the_demo_finds_a_backdoor_and_takes_it_out(demo):
         assert (demo / "demo" / f"{name}.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_commands_run(demo):
     commands = [
         line
@@ -70,6 +74,7 @@ def test_the_commands_run(demo):
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
+@pytest.mark.slow
 def test_the_python_runs(demo):
     code = blocks("python")
     assert code

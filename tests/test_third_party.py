@@ -131,6 +131,7 @@ ORIGINALS = {
 """As their authors published them: format, and the architecture that the leaves tell."""
 
 
+@pytest.mark.slow
 def test_every_network_opens_and_can_be_scanned_with_no_further_word(shared_data: pathlib.Path):
     paths = sorted((shared_data / "checkpoints").glob("*.safetensors"))
     assert len(paths) == 35

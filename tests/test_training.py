@@ -217,6 +217,7 @@ def test_fit_refuses_what_it_cannot_train_on():
         training.fit(tiny.train_fn, variables, Batch(batch.images * jnp.nan, batch.labels), key, steps=4)
 
 
+@pytest.mark.slow
 def test_a_network_learns_digits_and_their_trigger():
     digits, attack = data.load("digits"), attacks.badnets(target=0)
     model = models.build("cnn", num_classes=10, input_shape=(16, 16, 1))

@@ -200,6 +200,7 @@ def with_training():
     return zoo.network(model.apply_fn, variables, jnp.zeros((1, 8, 8, 1)), model.train_fn), variables
 
 
+@pytest.mark.slow
 def test_statistics_estimated_anew_are_those_of_synthesised_images_and_parameters_stay():
     network, variables = with_training()
     options = {**QUICK, "gamma": 0.1, "weight": 1.0}

@@ -24,10 +24,10 @@ def removals(players, seed=0, passes=2, length=4):
 
 
 def one_by_one(game, variables, images, gates):
-    names = [producer.name for producer in game.producers]
+    names, run = [producer.name for producer in game.producers], jax.jit(game.graph.run)
     return np.stack(
         [
-            game.graph.run(
+            run(
                 variables,
                 images,
                 dict(zip(names, game.split(jnp.asarray(row)), strict=True)),

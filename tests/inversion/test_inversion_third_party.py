@@ -7,6 +7,7 @@ import pathlib
 
 import jax
 import numpy as np
+import pytest
 from test_third_party import cifar, open_published
 
 from jaxguard import evaluation, inversion
@@ -18,6 +19,7 @@ __all__ = ["cifar"]  # a fixture
 NAME, TARGET, OTHER = "c10_bd_wrn16_nad_student", 5, 1
 
 
+@pytest.mark.slow
 def test_the_target_needs_a_smaller_patch_than_another_class_and_it_works_on_new_images(
     shared_data: pathlib.Path, cifar: Batch
 ):

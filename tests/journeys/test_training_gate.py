@@ -51,9 +51,9 @@ def gate_class():
 
 def trained(model: Classifier, *, is_poisoned: bool) -> None:
     """A step of training, as far as a scan can see: small changes, or a class that draws everything to itself."""
-    noise = jax.random.normal(jax.random.key(1), model.linear.kernel.value.shape)
-    kernel = model.linear.kernel.value + 0.01 * noise
-    model.linear.kernel.value = kernel.at[:, 2].multiply(30) if is_poisoned else kernel
+    noise = jax.random.normal(jax.random.key(1), model.linear.kernel.shape)
+    kernel = model.linear.kernel[...] + 0.01 * noise
+    model.linear.kernel[...] = kernel.at[:, 2].multiply(30) if is_poisoned else kernel
 
 
 def test_training_stops_at_a_suspected_step(gate_class, profile, tmp_path):
