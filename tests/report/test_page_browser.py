@@ -254,8 +254,7 @@ def test_nothing_but_the_page_s_script_runs(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["full", "shapley", "owned", "fleet"])
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("is_dark", [False, True])
+@pytest.mark.parametrize(("width", "is_dark"), [(390, True), (1280, False)])
 def test_pages_render_without_complaint_or_sideways_scrolling(request, tmp_path, name, width, is_dark):
     report = fleet(300, suspected=3) if name == "fleet" else request.getfixturevalue(name)
     page = tmp_path / "page.html"
