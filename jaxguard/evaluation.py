@@ -16,6 +16,7 @@ def _classes(network: Network, chunks: jax.Array) -> tuple[jax.Array, jax.Array]
 
     def chunk_classes(images):
         logits = network(images)
+        network.require_classes(logits)
         classes = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         defined = ~jnp.isnan(logits).any(axis=-1)
         return jnp.where(defined, classes, -1), jnp.int32(logits.shape[-1])
