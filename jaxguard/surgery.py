@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard.errors import GraphError
-from jaxguard.graph import ChannelGraph, Group, LeafView
+from jaxguard.graph import ChannelGraph, Group, LeafView, cuts
 from jaxguard.graph.pairing import Layer
 from jaxguard.graph.program import leaf_paths
+from jaxguard.graph.views import laid_out
 from jaxguard.types import Variables
 
 Edit = Callable[[jax.Array], jax.Array]
@@ -126,18 +128,17 @@ def _edited(view: LeafView, per_channel: jax.Array, change: Callable[[jax.Array,
 
     def apply(leaf: jax.Array) -> jax.Array:
         leaf = jnp.asarray(leaf)
-        shape = [1] * leaf.ndim
-        for axis, size in zip(view.axes, view.shape, strict=True):
-            shape[axis] = size
-        grid = jnp.asarray(per_channel).reshape(view.shape)
-        in_leaf_order = jnp.transpose(grid, np.argsort(view.axes).tolist()).reshape(shape)
+        in_leaf_order = laid_out(jnp.asarray(per_channel), view.axes, view.shape, leaf.ndim)
         return leaf.at[view.index].set(change(leaf[view.index], in_leaf_order).astype(leaf.dtype))
 
     return apply
 
 
-def cut(graph: ChannelGraph, variables: Variables, layer: Layer, mask: np.ndarray) -> Any:
-    """Make the masked channels of a layer zero: the BatchNorm's scale and bias, or else the kernel's and its bias.
+def cut(graph: ChannelGraph, variables: Variables, layer: Layer, mask: np.ndarray | jax.Array) -> Any:
+    """Make the masked channels of a layer zero, as a gate of 0 behind its bias and norm does.
+
+    The leaves are those of `jaxguard.graph.cuts`: the BatchNorm's scale and bias, or else the kernel's and its bias,
+    and whatever else the kernel is computed from.
 
     Args:
         graph: the model's channel graph.
@@ -149,17 +150,17 @@ def cut(graph: ChannelGraph, variables: Variables, layer: Layer, mask: np.ndarra
         The edited variables.
 
     Raises:
-        GraphError: the layer has a norm without a scale, through which no channel can be cut.
+        GraphError: no edit of the leaves does what a gate of 0 does.
     """
-    if layer.affine is None:
-        ((number, _),) = layer.sources
-        views = [graph.producers[number].kernel, graph.producers[number].bias]
-    else:
-        affine = graph.affines[layer.affine]
-        views = [affine.scale, affine.bias]
-        if affine.scale is None:
-            raise GraphError(
-                f"expected a BatchNorm with a scale to set to zero, got {affine.name} without one at {affine.where}; "
-                "train it with use_scale=True, or gate its channels with ChannelGraph.run"
-            )
-    return edit(variables, {view.path: zero(view, jnp.asarray(mask)) for view in views if view})
+    found, mask = cuts.find_cut(graph, layer), jnp.asarray(mask)
+    edits = {part.view.path: zero(part.view, mask) for part in found.parts if part.fill is None}
+    known = graph.leaves(graph.program, variables)
+    for part in found.parts:
+        if part.fill is not None:
+            point = graph.program.evaluate(known, graph.program.cone(part.fill))[part.fill].reshape(())
+            edits[part.view.path] = _edited(part.view, mask, functools.partial(_replace, point))
+    return edit(variables, edits)
+
+
+def _replace(point: jax.Array, run: jax.Array, masked: jax.Array) -> jax.Array:
+    return jnp.where(masked, point.astype(run.dtype), run)

@@ -7,11 +7,15 @@ heuristic: it leaves out stride, padding and everything behind the layer.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
+import numpy as np
 from jax.core import Tracer
 
 from jaxguard import methods, surgery
 from jaxguard.defenses.protocol import NO_DATA, Data, DefenseReport
+from jaxguard.graph import cuts
 from jaxguard.graph.pairing import Pairing
 from jaxguard.scores.channel_bounds import channel_bounds, layer_scores
 from jaxguard.types import LayerScores, Network
@@ -44,6 +48,7 @@ def clp(
 
     Raises:
         UnscorableError: a parameter is not finite, or nothing can be scored.
+        GraphError: under a trace, a layer cannot be cut; otherwise the report's notes name it.
     """
     del data, key
     graph = network.graph
@@ -51,11 +56,20 @@ def clp(
     scored = layer_scores(bounds, u)
     is_traced = any(isinstance(layer.mask, Tracer) for layer in scored)
     repaired = network.variables
+    results, uncut = [], []
     for layer, result in zip(bounds.layers, scored, strict=True):
         # Under a trace nothing is known of the mask, and a cut of no channel changes nothing.
         if is_traced or result.mask.any():
-            repaired = surgery.cut(graph, repaired, layer, result.mask)
-    return network.with_variables(repaired), DefenseReport(scored, () if is_traced else tuple(_notes(scored, u)))
+            why = None if is_traced else cuts.why_uncuttable(graph, layer)
+            if why is None:
+                repaired = surgery.cut(graph, repaired, layer, result.mask)
+            else:
+                uncut.append(f"{int(result.mask.sum())} channels of {layer.name} stand out and were not cut: {why}.")
+                results.append(replace(result, mask=np.zeros_like(result.mask)))
+                continue
+        results.append(result)
+    notes = () if is_traced else (*_notes(scored, u), *uncut)
+    return network.with_variables(repaired), DefenseReport(tuple(results), notes)
 
 
 def _notes(layers: tuple[LayerScores, ...], u: float) -> list[str]:

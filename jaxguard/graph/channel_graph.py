@@ -24,6 +24,7 @@ from jaxguard.graph.outputs import output_producers
 from jaxguard.graph.program import ApplyFn, Equation, Program, Value, Variables, leaf_paths
 from jaxguard.graph.ties import tie_program
 from jaxguard.graph.tracing import trace
+from jaxguard.graph.zeroing import Zeroing
 
 
 @jax.tree_util.register_dataclass
@@ -87,14 +88,29 @@ class ChannelGraph:
         return (*map(str, self.left_out), *effects, *sharded)
 
     @functools.cached_property
+    def expressions(self) -> dict[Value, int]:
+        """Number of each value that does not depend on the images; equal computations have equal numbers."""
+        return number_expressions(self.program)
+
+    @functools.cached_property
+    def zeroing(self) -> Zeroing:
+        """Proposals of how its channels become zero."""
+        return Zeroing(self.program, self.producers)
+
+    @functools.cached_property
+    def known_cuts(self) -> dict[Any, Any]:
+        """What `jaxguard.graph.cuts` found, by layer."""
+        return {}
+
+    @functools.cached_property
     def first_uses(self) -> tuple[int, ...]:
         """For each producer, the number of the first one that applies the same kernel, itself in most models.
 
         A kernel is what is applied, not the leaf that it is computed from: two mixtures of one bank are two kernels,
         and a recurrent layer, whose kernel is computed in every step alike, has one.
         """
-        numbers, first = number_expressions(self.program), dict[Any, int]()
-        keys = [(numbers[one.operand], one.kernel.axes, one.in_axes) for one in self.producers]
+        first: dict[Any, int] = {}
+        keys = [(self.expressions[one.operand], one.kernel.axes, one.in_axes) for one in self.producers]
         return tuple(first.setdefault(key, k) for k, key in enumerate(keys))
 
     def producer(self, name: str) -> Producer:

@@ -14,6 +14,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from jaxguard.graph import axis_rules
 from jaxguard.graph.channels import Affine, KernelDims, Producer, is_convolution, kernel_dims, result_channel_dims
 from jaxguard.graph.primitives import Channels, Form, makes_channels, row
@@ -137,6 +139,13 @@ class _Analysis:
                 outputs, inputs = (find_view(self.program, leaf, operand, axes) for axes in (dims.outputs, dims.inputs))
                 if outputs is not None and inputs is not None:
                     return outputs, inputs.axes
+        for leaf, _ in leaves:
+            # Several inputs may be packed into one integer; they lie along no axis then, but outputs do.
+            ratio, rest = divmod(size, math.prod(self.program.shapes[leaf]) or size + 1)
+            if 1 < ratio <= 8 and not rest and jnp.issubdtype(self.program.dtypes[leaf], jnp.integer):
+                outputs = find_view(self.program, leaf, operand, dims.outputs)
+                if outputs is not None:
+                    return outputs, ()
         return None
 
     def _leaves_under(

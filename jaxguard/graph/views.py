@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxguard.graph import axes, axis_rules
@@ -66,6 +68,22 @@ def find_view(program: Program, leaf: Value, value: Value, dims: Sequence[int]) 
     if math.prod(shape) != math.prod(program.shapes[value][dim] for dim in dims):
         return None
     return LeafView(program.paths[program.leaves.index(leaf)], index, tuple(found), shape)
+
+
+def laid_out(per_channel: jax.Array, axes: Sequence[int], shape: Sequence[int], rank: int) -> jax.Array:
+    """One value per channel, in a shape that broadcasts against an array that the channels lie in.
+
+    Args:
+        per_channel: `[C]`.
+        axes: of the array, slowest first.
+        shape: sizes of those axes.
+        rank: of the array.
+    """
+    sizes = [1] * rank
+    for axis, size in zip(axes, shape, strict=True):
+        sizes[axis] = size
+    # The grid has its axes in the channels' order; the array may have them in another.
+    return jnp.transpose(per_channel.reshape(shape), np.argsort(axes).tolist()).reshape(sizes)
 
 
 def _run_of(program: Program, leaf: Value, cone: Sequence[Equation]) -> tuple[slice, ...] | None:

@@ -19,7 +19,7 @@ import optax
 
 from jaxguard import surgery, training
 from jaxguard.errors import DefenseError, UnscorableError
-from jaxguard.graph import ChannelGraph, LeafView, pairing
+from jaxguard.graph import ChannelGraph, LeafView, cuts, pairing
 from jaxguard.graph.pairing import Layer
 from jaxguard.types import ApplyFn, Batch, TrainFn, Variables
 
@@ -135,7 +135,7 @@ def gating(graph: ChannelGraph, layers: Layers, form: Form) -> Gating:
     Raises:
         UnscorableError: no layer is left.
     """
-    found = tuple(layer for layer in pairing.layers(graph) if _views(graph, layer)[0] is not None)
+    found = tuple(layer for layer in pairing.layers(graph) if _is_gated(graph, layer))
     chosen = tuple(layer for layer in found if layers == "all" or layer.affine is not None)
     if not chosen:
         raise UnscorableError(
@@ -154,11 +154,12 @@ def ungated(graph: ChannelGraph) -> tuple[str, ...]:
     Returns:
         The note; nothing where there is no such layer.
     """
-    names = [layer.name for layer in pairing.layers(graph) if _views(graph, layer)[0] is None]
+    names = [layer.name for layer in pairing.layers(graph) if not _is_gated(graph, layer)]
     if not names:
         return ()
     return (
-        f"{len(names)} layers behind a norm without a scale cannot be cut and were left alone: {', '.join(names)}.",
+        f"{len(names)} layers behind a norm without a scale, or with a kernel of several leaves, have no gates and "
+        f"were left alone: {', '.join(names)}.",
     )
 
 
@@ -246,6 +247,15 @@ def learn(
     last, curves = training.descend(step.on(data, key), carry, steps, progress=progress)
     training.require_finite_loss(curves["loss"], "learning gates", "lower its learning rate", DefenseError)
     return [np.asarray(gate) for gate in last.params], curves
+
+
+def _is_gated(graph: ChannelGraph, layer: Layer) -> bool:
+    """Whether the layer's cut is in its weight and bias and in no other leaf."""
+    if _views(graph, layer)[0] is None or cuts.why_uncuttable(graph, layer) is not None:
+        return False
+    found = cuts.find_cut(graph, layer)
+    views = set(map(repr, _views(graph, layer)))
+    return all(part.fill is None and repr(part.view) in views for part in found.parts)
 
 
 def _views(graph: ChannelGraph, layer: Layer) -> tuple[LeafView | None, LeafView | None]:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from jaxguard import models
 from jaxguard.defenses.clp import clp
-from jaxguard.errors import GraphError, OptionError, UnscorableError
+from jaxguard.errors import OptionError, UnscorableError
 from jaxguard.graph import channel_graph
 from jaxguard.kernels import lipschitz
 from jaxguard.repairs import relative_change
@@ -381,15 +381,16 @@ class Norms(nn.Module):
         return nn.Dense(3)(x.mean((1, 2)))
 
 
-def test_a_norm_without_a_scale_is_scored_but_cannot_be_cut_through():
+def test_a_norm_without_a_scale_is_scored_and_cut_before_it():
     apply_fn, variables, images = zoo.linen(Norms(), 8, 8, 3)
     graph = channel_graph(apply_fn, variables, images)
     _, second = channel_bounds(graph, variables).scores
     kernel = np.asarray(variables["params"]["Conv_1"]["kernel"], np.float64).reshape(9, 8, 8)
     expected = np.linalg.norm(kernel, 2, (0, 1)) / np.sqrt(variables["batch_stats"]["BatchNorm_1"]["var"])
     np.testing.assert_allclose(second, expected, rtol=1e-5)
-    with pytest.raises(GraphError, match="expected a BatchNorm with a scale to set to zero, got BatchNorm_1"):
-        run(graph, variables, u=0.5)
+    repaired, report = run(graph, variables, u=0.5)
+    gates = {one.name: jnp.asarray(~layer.mask) for one, layer in zip(graph.producers, report.layers, strict=False)}
+    np.testing.assert_allclose(apply_fn(repaired, images), graph.run(variables, images, gates), rtol=1e-5, atol=1e-6)
     assert not any(layer.mask.any() for layer in run(graph, variables, u=3.0)[1].layers)
 
 
