@@ -26,7 +26,7 @@ from jax.tree_util import Partial
 
 from jaxguard import methods, training
 from jaxguard.defenses.protocol import Data, DefenseReport, require_clean
-from jaxguard.graph import Coalitions, State
+from jaxguard.graph import Coalitions, State, cuts, pairing
 from jaxguard.inversion.recovery import recover
 from jaxguard.inversion.restoration import SHIFT, restore
 from jaxguard.kernels import shapley as estimators
@@ -143,7 +143,7 @@ def shapley(
         DefenseError: `target` is no class, or there is no image of another class.
         UnscorableError: a parameter is not finite.
         DataError: images or labels do not fit the model.
-        GraphError: a channel lies behind a norm without a scale and cannot be cut.
+        GraphError: no layer can be cut.
     """
     variables = network.variables
     require_finite(variables)
@@ -159,7 +159,12 @@ def shapley(
         steps=inversion_steps,
         progress=data.progress,
     )
-    game = Coalitions(network.graph)
+    hidden = [one.name for k, one in enumerate(network.graph.producers) if k not in network.graph.outputs]
+    why = {name: cuts.why_uncuttable(network.graph, pairing.alone(network.graph, name)) for name in hidden}
+    game = Coalitions(network.graph, [name for name in hidden if why[name] is None])
+    uncut = tuple(
+        f"The channels of {name} cannot be cut and did not play: {reason}." for name, reason in why.items() if reason
+    )
     value = Partial(
         AttackValue(game, recovered.target, worth), variables, game.start(variables, recovered.stamped_others())
     )
@@ -209,7 +214,7 @@ def shapley(
         f"{game.players:,} channels; the trigger's whole worth was {whole:.2f}."
     )
     return network.with_variables(repaired), DefenseReport(
-        layers, (*recovered.notes, note), trigger=recovered.trigger, path=path
+        layers, (*recovered.notes, note, *uncut), trigger=recovered.trigger, path=path
     )
 
 
