@@ -9,6 +9,7 @@ import jaxguard
 from jaxguard import evaluation
 from jaxguard.errors import GraphError
 from jaxguard.graph import channel_graph
+from jaxguard.suspects import ModelOptions
 from jaxguard.types import Batch, Network, Verdict
 
 V = {
@@ -70,3 +71,10 @@ def test_sequences_of_classes_are_known_by_their_axes():
         _ = network.num_classes
     with pytest.raises(GraphError, match=r"expected floating-point logits \[B, K\]"):
         _ = Network(V, logits, (5, 4), outputs="classes").graph
+
+
+def test_outputs_are_declared_of_a_checkpoint_too(tmp_path):
+    np.savez(tmp_path / "own.npz", **V)
+    options = ModelOptions(apply_fn=WRONG["one number"], input_shape=(4,), outputs="regression")
+    (finding,) = jaxguard.scan(tmp_path / "own.npz", options=options).findings
+    assert [layer.name for layer in finding.layers] == ["a"]

@@ -239,7 +239,7 @@ def _of_function(structure: Structure, settings: Settings) -> Recipe:
         return suspects.variables_of(whole, options.init_fn)
 
     shapes = jax.eval_shape(lambda: variables_of({}))
-    graph = suspects.network_of(shapes, options.apply_fn, options.input_shape).graph
+    graph = suspects.network_of(shapes, options.apply_fn, options.input_shape, options.outputs).graph
     layers = pairing.layers(graph, settings.pairing)
 
     def features_of(leaves: Mapping[str, jax.Array], reduced: Mapping[str, Reduced]) -> WeightFeatures:

@@ -11,6 +11,7 @@ path = "own.safetensors"
 apply = "own_model:apply"         # MODULE:FUNCTION, imported
 init = "own_model:init"
 input = [32, 32, 3]
+outputs = "classes"               # or "sequence", "regression", "embedding"
 labels = [3, 5, 8]                # class of the data set that each logit stands for
 """
 
@@ -30,7 +31,7 @@ from jaxguard.errors import ArchitectureError, CheckpointError
 from jaxguard.suspects.options import ModelOptions
 
 SUFFIX = ".toml"
-KEYS = ("path", "arch", "apply", "init", "input", "mean", "std", "labels")
+KEYS = ("path", "arch", "apply", "init", "input", "mean", "std", "labels", "outputs")
 
 
 def read(path: str | os.PathLike[str]) -> list[tuple[str, ModelOptions]]:
@@ -74,6 +75,7 @@ def _entry(entry: Mapping[str, Any], manifest: pathlib.Path, number: int) -> tup
             apply_fn=function(entry.get("apply"), manifest.parent),
             init_fn=function(entry.get("init"), manifest.parent),
             labels=_numbers(entry.get("labels"), int),
+            outputs=entry.get("outputs"),
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{place}: expected numbers for input, mean, std and labels, got {error}") from error

@@ -12,6 +12,7 @@ from jaxguard.suspects import own_model
 from jaxguard.suspects.description import described as described_by
 from jaxguard.suspects.suspect import Suspect
 from jaxguard.types import ApplyFn, Network
+from jaxguard.types.network import Outputs
 
 
 def load(
@@ -24,6 +25,7 @@ def load(
     std: tuple[float, ...] | None = None,
     apply_fn: ApplyFn | None = None,
     init_fn: Callable[[], Any] | None = None,
+    outputs: Outputs | None = None,
 ) -> Suspect:
     """Open a checkpoint and bind it to its architecture; nothing in the file is executed.
 
@@ -41,6 +43,7 @@ def load(
         apply_fn: the caller's own model, `(variables, images) -> logits`, in evaluation mode.
         init_fn: `() -> variables` of that model, traced for its shapes only; without it `apply_fn` gets the leaves
             in dictionaries nested at `/`, so that torch's dotted names are keys.
+        outputs: what `apply_fn` returns, see `jaxguard.types.Network`.
 
     Returns:
         The suspect.
@@ -66,7 +69,7 @@ def load(
     checkpoint = checkpoints.load(source)
     name = name or checkpoint.path
     if apply_fn is not None:
-        return own_model.bind_function(checkpoint, apply_fn, init_fn, input_shape, name)
+        return own_model.bind_function(checkpoint, apply_fn, init_fn, input_shape, name, outputs=outputs)
     described = described_by(checkpoint)
     chosen = {
         "input_shape": input_shape or _as_tuple(described.get("input_shape")),

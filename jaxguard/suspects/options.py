@@ -15,6 +15,7 @@ from jaxguard.models import architecture
 from jaxguard.suspects import opening
 from jaxguard.suspects.suspect import Suspect
 from jaxguard.types import ApplyFn, Batch
+from jaxguard.types.network import Outputs
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ModelOptions:
         std: what they are divided by, likewise.
         apply_fn: the user's own model, `(variables, images) -> logits`, in place of `arch`.
         init_fn: `() -> variables` of that model.
+        outputs: what `apply_fn` returns: `classes`, a `sequence` of them, a `regression` or an `embedding`.
         labels: `[K]` class of the data set that each logit stands for; by default the logit's own number.
 
     Raises:
@@ -41,6 +43,7 @@ class ModelOptions:
     apply_fn: ApplyFn | None = None
     init_fn: Callable[[], Any] | None = None
     labels: tuple[int, ...] | None = None
+    outputs: Outputs | None = None
 
     def __post_init__(self) -> None:
         if self.arch is not None:

@@ -13,6 +13,7 @@ from jaxguard.errors import CheckpointError
 from jaxguard.graph.program import leaf_paths
 from jaxguard.suspects.suspect import Suspect
 from jaxguard.types import ApplyFn, Network
+from jaxguard.types.network import Outputs
 
 DEFAULT_SHAPE = (32, 32, 3)
 """Of one image, where none is given."""
@@ -24,6 +25,8 @@ def bind_function(
     init_fn: Callable[[], Any] | None,
     input_shape: tuple[int, ...] | None,
     name: str,
+    *,
+    outputs: Outputs | None = None,
 ) -> Suspect:
     """The suspect that a function makes of a checkpoint's leaves; for the arguments see `load`.
 
@@ -35,7 +38,7 @@ def bind_function(
     variables, names = _placed(leaves, init_fn, checkpoint.path)
     return Suspect(
         name=name,
-        network=network_of(jax.device_put(variables), apply_fn, input_shape),
+        network=network_of(jax.device_put(variables), apply_fn, input_shape, outputs),
         architecture=getattr(apply_fn, "__name__", "apply_fn"),
         sha256=checkpoint.sha256,
         checkpoint=checkpoint,
@@ -43,9 +46,11 @@ def bind_function(
     )
 
 
-def network_of(variables: Any, apply_fn: ApplyFn, input_shape: tuple[int, ...] | None) -> Network:
+def network_of(
+    variables: Any, apply_fn: ApplyFn, input_shape: tuple[int, ...] | None, outputs: Outputs | None = None
+) -> Network:
     """The network of a function; the shape of one image is `DEFAULT_SHAPE` where none is given."""
-    return Network(variables, apply_fn, jax.ShapeDtypeStruct(input_shape or DEFAULT_SHAPE, np.float32))
+    return Network(variables, apply_fn, jax.ShapeDtypeStruct(input_shape or DEFAULT_SHAPE, np.float32), outputs=outputs)
 
 
 def variables_of(leaves: Mapping[str, Any], init_fn: Callable[[], Any] | None) -> Any:
