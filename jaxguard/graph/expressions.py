@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -51,4 +52,4 @@ def _constant_key(value: Value, array: Any) -> Any:
 
 
 def _is_key(array: Any) -> bool:
-    return jax.dtypes.issubdtype(getattr(array, "dtype", np.float32), jax.dtypes.extended)
+    return jnp.issubdtype(getattr(array, "dtype", np.float32), jax.dtypes.extended)

@@ -68,8 +68,8 @@ def _clamped(program: Program, eqn: Equation, starts: list[int]) -> list[int]:
 
 
 def _dynamic_slice(program: Program, eqn: Equation, known: _Constants) -> list[Equation] | None:
-    starts = [known.get(value) for value in eqn.inputs[1:]]
-    if any(start is None for start in starts):
+    starts = [start for value in eqn.inputs[1:] if (start := known.get(value)) is not None]
+    if len(starts) < len(eqn.inputs) - 1:
         return None
     return [_slice(program, eqn, _clamped(program, eqn, [int(start) for start in starts]), *eqn.outputs)]
 
@@ -97,4 +97,4 @@ def _gather(program: Program, eqn: Equation, known: _Constants) -> list[Equation
     ]
 
 
-_READS = {axis_rules.dynamic_slice: _dynamic_slice, axis_rules.gather: _gather}
+_READS: dict[Any, Any] = {axis_rules.dynamic_slice: _dynamic_slice, axis_rules.gather: _gather}
