@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxguard import checkpoints
+from jaxguard import checkpoints, codescan
 from jaxguard.detection import calibration, comparison, judging
 from jaxguard.detection import looks as looks_table
 from jaxguard.detection import profile as profiles
@@ -112,7 +112,7 @@ def scan(
             seen.take(search, undecided[: search.most])
             findings = judging.judge(seen.records, known, trigger_names=names, **rates)
             notes.append(_of_search(findings, seen, known, len(undecided), rates))
-        findings = _with_layers(findings, seen)
+        findings = _with_code(_with_layers(findings, seen), found.models)
     if test is not None:
         findings = [_measured(*pair, test, attack) for pair in zip(findings, found.models, strict=True)]
     references = () if known is None else judging.references(known, alpha, searched=search is not None)
@@ -254,6 +254,16 @@ def _with_layers(findings: Sequence[Finding], seen: Examination) -> list[Finding
     kept = seen.layers({findings[k].provenance.sha256 for k in shown if not findings[k].layers})
     layers = [one.layers or kept.get(one.provenance.sha256, ()) for one in findings]
     return [replace(one, layers=layers[k] if k in shown else ()) for k, one in enumerate(findings)]
+
+
+def _with_code(findings: Sequence[Finding], models: Sequence[Model]) -> list[Finding]:
+    """What loaders of the files would run, which is the verdict wherever there is anything."""
+
+    def path_of(finding: Finding, model: Model) -> str:
+        is_fetched = finding.verdict is not Verdict.ERROR or not checkpoints.is_url(model.name)
+        return model.name if model.suspect is None and is_fetched else ""
+
+    return codescan.with_code(findings, [path_of(*pair) for pair in zip(findings, models, strict=True)])
 
 
 def _measured(finding: Finding, model: Model, test: Batch, attack: Attack | None) -> Finding:

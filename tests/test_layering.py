@@ -21,7 +21,7 @@ LEVELS = (
     {"weight_change", "fusion", "pruning"},
     {"defenses", "suspects", "theft"},
     {"detection", "fingerprints"},
-    {"fleet"},
+    {"codescan", "fleet"},
     {"ownership", "repairs", "scanning"},
     {"demo"},
     {"cli"},
@@ -129,6 +129,7 @@ def test_few_modules_touch_files():
 THREADS = {
     "execution.py": "compute, for everything else",
     "checkpoints/zarr.py": "reads chunks",
+    "codescan.py": "reads the starts of files",
     "endpoints/endpoint.py": "waits for answers",
     "fleet/cluster.py": "asks for the state of files",
     "fleet/compiling.py": "waits for the compiler",

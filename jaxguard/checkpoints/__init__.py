@@ -2,26 +2,63 @@
 
 `load` recognises a format by its content, checks every announced size, and reads leaves on demand; `save`
 writes atomically. `flatten` and `unflatten` convert from and to nested variables.
+
+Names are imported when they are first used: looking for code in a file needs neither JAX nor NumPy.
 """
 
-from jaxguard.checkpoints.checkpoint import DTYPES, Checkpoint, LeafSpec
-from jaxguard.checkpoints.finite import check_finite
-from jaxguard.checkpoints.formats import FORMATS, Format, is_checkpoint, load, save
-from jaxguard.checkpoints.listing import Listed, behind, below, manifest, parts, text_of
-from jaxguard.checkpoints.raw import read_into
-from jaxguard.checkpoints.remote import is_url
-from jaxguard.checkpoints.trees import flatten, unflatten
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxguard.checkpoints.checkpoint import DTYPES, Checkpoint, LeafSpec
+    from jaxguard.checkpoints.code import Code, examine
+    from jaxguard.checkpoints.finite import check_finite
+    from jaxguard.checkpoints.formats import FORMATS, Format, is_checkpoint, load, save
+    from jaxguard.checkpoints.listing import Listed, behind, below, manifest, parts, text_of
+    from jaxguard.checkpoints.pickle_calls import Call
+    from jaxguard.checkpoints.raw import read_into
+    from jaxguard.checkpoints.remote import is_url
+    from jaxguard.checkpoints.trees import flatten, unflatten
+
+_HOMES = {
+    "Call": "pickle_calls",
+    "Checkpoint": "checkpoint",
+    "Code": "code",
+    "DTYPES": "checkpoint",
+    "FORMATS": "formats",
+    "Format": "formats",
+    "LeafSpec": "checkpoint",
+    "Listed": "listing",
+    "behind": "listing",
+    "below": "listing",
+    "check_finite": "finite",
+    "examine": "code",
+    "flatten": "trees",
+    "is_checkpoint": "formats",
+    "is_url": "remote",
+    "load": "formats",
+    "manifest": "listing",
+    "parts": "listing",
+    "read_into": "raw",
+    "save": "formats",
+    "text_of": "listing",
+    "unflatten": "trees",
+}
+"""Name -> module that it is imported from."""
 
 __all__ = [
     "DTYPES",
     "FORMATS",
+    "Call",
     "Checkpoint",
+    "Code",
     "Format",
     "LeafSpec",
     "Listed",
     "behind",
     "below",
     "check_finite",
+    "examine",
     "flatten",
     "is_checkpoint",
     "is_url",
@@ -33,3 +70,9 @@ __all__ = [
     "text_of",
     "unflatten",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"jaxguard.checkpoints.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'jaxguard.checkpoints' has no attribute {name!r}")

@@ -10,6 +10,8 @@ from functools import cached_property
 import ml_dtypes
 import numpy as np
 
+from jaxguard.checkpoints import code
+from jaxguard.checkpoints.pickle_calls import Call
 from jaxguard.errors import CheckpointError
 
 DTYPES: Mapping[str, np.dtype] = {
@@ -78,6 +80,11 @@ class Checkpoint:
     first_bytes: Mapping[str, int] = field(default_factory=dict, repr=False)
     left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def code(self) -> tuple[Call, ...]:
+        """Code that a loader of the file would run, such as a call of `os.system` in a pickle; empty for most."""
+        return code.examine(self.location).calls
 
     @cached_property
     def sha256(self) -> str:

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxguard.checkpoints import header
-from jaxguard.checkpoints.pickle_danger import runs_code
 from jaxguard.checkpoints.pickle_objects import Builders, Global, Record, entry_key
-from jaxguard.errors import CheckpointError
 
 _MAX_INT_BITS = 1024
 _MAX_MEMO_INDEX = 2**32
@@ -30,6 +28,8 @@ class Machine:
         marks: sizes of the stack when it was marked; the first one stays.
         memo: what the program remembers, by number.
         foreign: names outside of the allow-list, in order of appearance.
+        at: position of the opcode that is acted on.
+        result: what was on top of the stack at the STOP.
     """
 
     def __init__(self, content: bytes | mmap.mmap, given: str, builders: Builders, persistent_fn: PersistentFn | None):
@@ -41,6 +41,8 @@ class Machine:
         self.globals: dict[tuple[str, str], Global] = {}
         self.foreign: dict[str, None] = {}
         self.handed_over = 0
+        self.at = 0
+        self.result: Any = None
 
     def last(self, count: int) -> list[Any]:
         """Takes the topmost values off the stack; never reaches below a mark."""
@@ -92,6 +94,23 @@ class Machine:
         self.stack.append(str(self.content[start:end], "utf-8", "surrogatepass"))
         return end
 
+    def long_bytes(self, position: int, width: int) -> int:
+        """Pushes bytes behind their length in `width` bytes."""
+        start = position + width
+        end = start + int.from_bytes(self.content[position:start], "little")
+        if end > len(self.content):
+            raise ValueError(f"expected {end - start} bytes of content, found {len(self.content) - start}")
+        self.content_bytes(start, end)
+        return end
+
+    def content_bytes(self, start: int, end: int) -> None:
+        """Pushes bytes of the program."""
+        self.stack.append(bytes(self.content[start:end]))
+
+    def extension(self, code: int) -> Global:
+        """A number of the extension registry, whose names are not in the file."""
+        return self.found_global("copyreg", f"extension_{code}")
+
     def integer(self, value: int) -> None:
         """Pushes an integer, unless it is so large that computing with it would be an attack."""
         if value.bit_length() > _MAX_INT_BITS:
@@ -131,7 +150,7 @@ class Machine:
         target.update(entries(flat))
 
     def found_global(self, module: Any, name: Any) -> Global:
-        """A name as data; raises CheckpointError where it is one that runs code."""
+        """A name as data."""
         if not isinstance(module, str) or not isinstance(name, str) or max(len(module), len(name)) > _MAX_NAME:
             raise ValueError(f"a global whose name is no text of at most {_MAX_NAME} characters")
         if (known := self.globals.get((module, name))) is not None:
@@ -140,21 +159,18 @@ class Machine:
             raise ValueError(f"more than {_MAX_GLOBALS} names of classes and functions")
         full = f"{module}.{name}"
         if full not in self.builders:
-            if runs_code(module, name):
-                raise CheckpointError(
-                    f"{self.given}: expected a checkpoint, found a code-execution pickle: it refers to "
-                    f"{header.shown(full)}, which no model needs; nothing was run, do not load it elsewhere"
-                )
             self.foreign[full] = None
         found = self.globals[module, name] = Global(full)
         return found
 
     def called(self, function: Any, args: Any) -> Any:
         """What a builder of the allow-list makes of the arguments, else a record of them."""
-        if not isinstance(function, Global):
+        if not isinstance(function, Global | Record):
             raise ValueError(f"a call of a {type(function).__name__} in place of a named class or function")
         if not isinstance(args, tuple):
             raise ValueError(f"arguments that are a {type(args).__name__}")
+        if isinstance(function, Record):
+            return Record(f"{function.name}()", args)
         builder = self.builders.get(function.name)
         if builder is None:
             return Record(function.name, args)

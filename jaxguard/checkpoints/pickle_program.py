@@ -63,18 +63,28 @@ def read(
         start: position of the pickle.
 
     Raises:
-        CheckpointError: no pickle, one that breaks the stack machine's rules or exceeds its limits, or one that
-            refers to a function that runs code.
+        CheckpointError: no pickle, or one that breaks the stack machine's rules or exceeds its limits.
 
     >>> read(b"(dp0\nVlr\np1\nF0.5\ns.", "demo", {}).result
     {'lr': 0.5}
     """
     machine = Machine(content, given, builders, persistent_fn)
-    steps, size = _STEPS, len(content)
+    end = run(machine, start)
+    return Program(machine.result, tuple(machine.foreign), end)
+
+
+def run(machine: Machine, start: int) -> int:
+    """Lets a machine act on one opcode after the other, up to the STOP, and returns the position behind that.
+
+    Raises:
+        CheckpointError: as `read`.
+    """
+    steps, content, given = _STEPS, machine.content, machine.given
+    size = len(content)
     at = position = start
     try:
         for _ in range(MAX_OPCODES):
-            at = position
+            at = machine.at = position
             width, act = steps[content[at]]
             position = at + 1 + width
             if width == 0:
@@ -88,7 +98,8 @@ def read(
             elif width == _VARIABLE:
                 position = act(machine, at + 1)
             else:
-                return Program(machine.pop(), tuple(machine.foreign), at + 1)
+                machine.result = machine.pop()
+                return at + 1
         raise ValueError(f"more than {MAX_OPCODES} opcodes")
     except _BROKEN as error:
         found = str(error) or type(error).__name__
@@ -103,7 +114,7 @@ def read(
 
 _VALUES = (
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BININT1", "BININT2", "FLOAT", "BINFLOAT"),
+    *("SHORT_BINBYTES", "BININT1", "BININT2", "FLOAT", "BINFLOAT"),
 )
 _ACTS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(_VALUES, lambda m, value: m.stack.append(value)),
@@ -111,13 +122,17 @@ _ACTS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("PROTO", "FRAME"), lambda m, number: None),
     **dict.fromkeys(("BINPUT", "LONG_BINPUT"), Machine.memoise),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, index: m.stack.append(m.memo[index])),
-    **dict.fromkeys(("EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER", "PERSID"), Machine.refuse),
+    **dict.fromkeys(("NEXT_BUFFER", "READONLY_BUFFER", "PERSID"), Machine.refuse),
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), lambda m, code: m.stack.append(m.extension(code))),
     **dict.fromkeys(("EMPTY_LIST", "EMPTY_SET"), lambda m: m.stack.append([])),
     **dict.fromkeys(("LIST", "FROZENSET"), lambda m: m.stack.append(m.since_mark())),
     **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda m: m.extend(m.since_mark())),
     **dict.fromkeys(("REDUCE", "NEWOBJ"), Machine.reduce),
     "BININT": lambda m, value: m.stack.append(value - 2**32 if value >= 2**31 else value),
     "BINUNICODE": Machine.text,
+    "BINBYTES": lambda m, position: m.long_bytes(position, 4),
+    "BINBYTES8": lambda m, position: m.long_bytes(position, 8),
+    "BYTEARRAY8": lambda m, position: m.long_bytes(position, 8),
     "NONE": lambda m: m.stack.append(None),
     "NEWTRUE": lambda m: m.stack.append(True),
     "NEWFALSE": lambda m: m.stack.append(False),
@@ -158,7 +173,7 @@ def _step(opcode: pickletools.OpcodeInfo) -> tuple[int, Callable[..., Any]]:
         return _STOP, act
     if argument is None:
         return 0, act
-    if opcode.name == "BINUNICODE":
+    if opcode.name in ("BINUNICODE", "BINBYTES", "BINBYTES8", "BYTEARRAY8"):
         return _VARIABLE, act
     if argument.n > 0 and argument.name != "float8":
         return argument.n, act

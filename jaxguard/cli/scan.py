@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 FINDINGS, UNSCORED = 1, 3
 SHOWN = 5
-FAILURES = ("suspected", "inconclusive", "error", "never")
+FAILURES = ("code", "suspected", "inconclusive", "error", "never")
 
 ProfileFile = Annotated[
     pathlib.Path | None, typer.Option("--profile", help="Reference profile to judge by, made by `jaxguard calibrate`.")
@@ -67,7 +69,9 @@ Format = Annotated[
 Output = Annotated[pathlib.Path | None, typer.Option("--output", help="File for --format; standard output by default.")]
 FailOn = Annotated[
     list[str] | None,
-    typer.Option(help=f"What makes the exit code 1, repeatable: {', '.join(FAILURES)}.", show_default="suspected"),
+    typer.Option(
+        help=f"What makes the exit code 1, repeatable: {', '.join(FAILURES)}.", show_default="code and suspected"
+    ),
 ]
 
 
@@ -98,6 +102,10 @@ def scan(  # noqa: PLR0917  # a command's options
     format_: Format = None,
     output: Output = None,
     fail_on: FailOn = None,
+    code_only: Annotated[
+        bool,
+        typer.Option("--code-only", help="Look only for code that loading a file would run; reads no weight."),
+    ] = False,
     fail_on_inconclusive: Annotated[bool, typer.Option(help="Exit with 1 unless the verdict is conclusive.")] = False,
     seed: options.Seed = 0,
     report: options.Report = None,
@@ -109,14 +117,19 @@ def scan(  # noqa: PLR0917  # a command's options
     """
     chosen = options.output_format(format_, as_json=as_json, output=output)
     failures = _failures(fail_on or [], fail_on_inconclusive)
+    if code_only:
+        from jaxguard import codescan
+
+        found = codescan.scan_code(checkpoints)
+        console.show(replace(found, command=console.command()), chosen, output=output, folder=report)
+        raise typer.Exit(_code(found, failures))
     rates = _rates(alpha, control, profile)
+    _warn_of_code(checkpoints)
     given = options.model_options(arch, apply, init, input_, mean=mean, std=std)
     executor = executor_of(out, shard, memory, readers, ray)
     pairs = options.checked_pairing(pairing)
     found = options.dataset(data, seed) if data else None
     known = options.attack(attack, trigger, target, found)
-
-    from dataclasses import replace
 
     from jaxguard import scanning
 
@@ -142,6 +155,16 @@ def scan(  # noqa: PLR0917  # a command's options
     if out is not None:
         console.say(f"results: {out}; the same command goes on where this one ended")
     raise typer.Exit(_code(result, failures))
+
+
+def _warn_of_code(paths: list[str]) -> None:
+    """Says at once, before JAX is imported, what loading one of the files would run."""
+    from jaxguard.checkpoints import examine
+
+    for path in paths[:SHOWN]:
+        calls = examine(path).calls if os.path.isfile(path) else ()
+        if calls:
+            console.error("code execution", f"{path}: loading it calls {calls[0]}; do not load it elsewhere")
 
 
 def executor_of(
@@ -193,7 +216,7 @@ def _failures(fail_on: list[str], is_inconclusive: bool) -> set[str]:
     for name in fail_on:
         if name not in FAILURES:
             raise typer.BadParameter(f"expected one of {', '.join(FAILURES)}, got {name!r}", param_hint="--fail-on")
-    return {*(fail_on or ["suspected"]), *(["suspected", "inconclusive"] if is_inconclusive else [])}
+    return {*(fail_on or ["code", "suspected"]), *(["code", "suspected", "inconclusive"] if is_inconclusive else [])}
 
 
 def _unscored(report: Report) -> list[str]:
@@ -209,7 +232,12 @@ def _code(report: Report, failures: set[str]) -> int:
     from jaxguard.types import Verdict
 
     verdicts = {finding.verdict for finding in report.findings}
-    names = {"suspected": Verdict.SUSPECTED, "inconclusive": Verdict.INCONCLUSIVE, "error": Verdict.ERROR}
+    names = {
+        "code": Verdict.CODE_EXECUTION,
+        "suspected": Verdict.SUSPECTED,
+        "inconclusive": Verdict.INCONCLUSIVE,
+        "error": Verdict.ERROR,
+    }
     if any(names.get(name) in verdicts for name in failures):
         return FINDINGS
     is_unscored = Verdict.ERROR in verdicts or not report.findings

@@ -42,6 +42,7 @@ class Sign(NamedTuple):
 
 
 SIGNS: dict[str, Sign] = {
+    Verdict.CODE_EXECUTION: Sign("bad", "✗", "code execution"),
     Verdict.SUSPECTED: Sign("bad", "✗", "suspected"),
     Verdict.NO_EVIDENCE: Sign("open", "○", "no evidence"),
     Verdict.INCONCLUSIVE: Sign("open", "?", "inconclusive"),
@@ -128,12 +129,13 @@ def scan_headline(report: Report) -> Headline:
     left = [f"{errors:,} could not be scored"] if 0 < errors < len(report.findings) else []
     left += [f"{wording.plural(counts[SKIPPED], 'file')} skipped"] if counts[SKIPPED] else []
     lead = "; ".join([lead, *([", ".join(left)] if left else [])])
-    tone = "bad" if counts[Verdict.SUSPECTED] else "open"
+    tone = "bad" if counts[Verdict.SUSPECTED] or counts[Verdict.CODE_EXECUTION] else "open"
     return Headline(tone, lead, " ".join([*detail, *_error_rates(report, counts)]))
 
 
 def _alone(finding: Finding) -> tuple[str, list[str]]:
     leads = {
+        Verdict.CODE_EXECUTION: "Code execution: do not load this file elsewhere",
         Verdict.SUSPECTED: "Backdoor suspected",
         Verdict.NO_EVIDENCE: "No evidence of a backdoor",
         Verdict.INCONCLUSIVE: "Inconclusive",
@@ -147,6 +149,9 @@ def _alone(finding: Finding) -> tuple[str, list[str]]:
 def _together(report: Report, counts: dict[str, int]) -> str:
     count = len(report.findings)
     total = wording.plural(count, "checkpoint")
+    if counts[Verdict.CODE_EXECUTION]:
+        others = f", backdoor suspected in {counts[Verdict.SUSPECTED]:,}" if counts[Verdict.SUSPECTED] else ""
+        return f"Code execution in {counts[Verdict.CODE_EXECUTION]:,} of {total}{others}"
     if counts[Verdict.SUSPECTED]:
         return f"Backdoor suspected in {counts[Verdict.SUSPECTED]:,} of {total}"
     if counts[Verdict.NO_EVIDENCE]:
@@ -237,6 +242,7 @@ def verification_headline(report: OwnershipReport, found: Verification) -> Headl
     """
     owner = wording.shorten(report.owner.rstrip("/").rpartition("/")[2])
     leads = {
+        Verdict.CODE_EXECUTION: "Code execution: do not load this file elsewhere",
         Verdict.SUSPECTED: f"Copy of {owner} suspected",
         Verdict.NO_EVIDENCE: f"No evidence of a copy of {owner}",
         Verdict.INCONCLUSIVE: f"Inconclusive: too few models independent of {owner}",

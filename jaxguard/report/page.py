@@ -30,6 +30,8 @@ from jaxguard.types import (
     Verdict,
 )  # fmt: skip
 
+_ACCUSED = (Verdict.CODE_EXECUTION, Verdict.SUSPECTED)
+
 Shown = dict[str, Any]
 """What a section of the template shows, by name."""
 
@@ -93,7 +95,7 @@ def to_html(report: Report, *, written: datetime.datetime | None = None) -> str:
         subjects.setdefault(subject, []).append(headline)
     groups, left_out = _groups(ranked, report)
     detailed = _detailed(ranked)
-    suspected = sum(one.verdict is Verdict.SUSPECTED for one in ranked)
+    suspected = sum(one.verdict in _ACCUSED for one in ranked)
     return (
         _environment()
         .get_template("page.html.jinja")
@@ -198,7 +200,7 @@ def _detailed(ranked: Sequence[Finding]) -> list[Shown]:
     """Few findings all; of many those that are suspected."""
     scored = [one for one in ranked if one.verdict is not Verdict.ERROR]
     if len(ranked) > MAX_ALL:
-        scored = [one for one in scored if one.verdict is Verdict.SUSPECTED]
+        scored = [one for one in scored if one.verdict in _ACCUSED]
     details = []
     for index, one in enumerate(scored[:MAX_DETAILED]):
         has_channels = bool(one.layers) and all(layer.scores is not None for layer in one.layers)

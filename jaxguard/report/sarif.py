@@ -1,6 +1,7 @@
 """Reports as SARIF 2.1.0, the format in which static analysis tools talk to dashboards and code scanning.
 
-Two rules: `JG001` of findings, `JG002` of suspects judged by a certificate. Who is suspected fails the rule (level
+Three rules: `JG001` of findings, `JG002` of suspects judged by a certificate, `JG003` of code that a loader would run,
+first of all results. Who is suspected fails the rule (level
 `error`); one that is inconclusive leaves it *open*, which the standard (section 3.27.10) grants no level. A checkpoint
 without evidence has no result, only its place among the artifacts: a `pass` would acquit it. What could not be scored
 makes the run a failed one (3.20.21), for then the results are not complete; skipped files are warnings. The format has
@@ -9,6 +10,7 @@ no place for repairs and matrices: notes say what became of them.
 Reference: Static Analysis Results Interchange Format (SARIF) Version 2.1.0 Plus Errata 01, OASIS, 2023.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -20,13 +22,15 @@ from jaxguard.report import headlines, sarif_uri, wording
 from jaxguard.types import Finding, LayerSummary, OwnershipReport, Report, Verdict, Verification
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-BACKDOOR, COPY = "JG001", "JG002"
+BACKDOOR, COPY, CODE = "JG001", "JG002", "JG003"
 UNREADABLE, SKIPPED, NOTE = "JGN01", "JGN02", "JGN03"
 
 Key = tuple[str, str, int]
 """Path, content hash and size: artifacts of a run are unique."""
 
-_INDEX = {name: index for names in ((BACKDOOR, COPY), (UNREADABLE, SKIPPED, NOTE)) for index, name in enumerate(names)}
+_INDEX = {
+    name: index for names in ((BACKDOOR, COPY, CODE), (UNREADABLE, SKIPPED, NOTE)) for index, name in enumerate(names)
+}
 
 
 def to_sarif(report: Report) -> str:
@@ -104,6 +108,14 @@ def _driver() -> dict[str, Any]:
                 "Ask for its origin. Compare it with more independent models, and by another method of 'jaxguard "
                 "fingerprint'.",
             ),
+            _rule(
+                CODE,
+                "CodeExecution",
+                "Loading a file runs code from it.",
+                "The file calls a function that no model needs to be rebuilt, or carries code of its own. jaxguard ran "
+                "nothing of it; whatever loads the file without such care would.",
+                "Do not load the file. Get the weights as safetensors, or save them again from a source you trust.",
+            ),
         ],
         "notifications": [
             _notice(UNREADABLE, "UnscoredCheckpoint", "A checkpoint could not be read or scored.", "error"),
@@ -155,8 +167,8 @@ def _notification(name: str, level: str, text: str, place: dict[str, Any] | None
 
 
 def _results(report: Report, places: dict[Key, int]) -> Iterator[dict[str, Any]]:
-    for one in report.findings:
-        if one.verdict in (Verdict.SUSPECTED, Verdict.INCONCLUSIVE):
+    for one in sorted(report.findings, key=lambda one: one.verdict is not Verdict.CODE_EXECUTION):
+        if one.verdict in (Verdict.CODE_EXECUTION, Verdict.SUSPECTED, Verdict.INCONCLUSIVE):
             yield _finding(one, places[_key(one)])
     for owner in report.ownerships:
         for found in owner.verifications:
@@ -167,9 +179,11 @@ def _results(report: Report, places: dict[Key, int]) -> Iterator[dict[str, Any]]
 def _finding(one: Finding, index: int) -> dict[str, Any]:
     numbers = {"score": one.score, "p": one.p_value, "q": one.q_value, "highest channel z-score": one.z}
     told = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items() if math.isfinite(value))
-    verdict = "Backdoor suspected" if one.verdict is Verdict.SUSPECTED else "Inconclusive"
+    leads = {Verdict.CODE_EXECUTION: "Code execution", Verdict.SUSPECTED: "Backdoor suspected"}
+    verdict = leads.get(one.verdict, "Inconclusive")
+    rule = CODE if one.verdict is Verdict.CODE_EXECUTION else BACKDOOR
     message = wording.sentence(f"{verdict}{f' ({told})' if told else ''}{f': {one.reason}' if one.reason else ''}")
-    result = _result(BACKDOOR, one.verdict, message, _place(one.provenance.name, index), one.provenance.sha256)
+    result = _result(rule, one.verdict, message, _place(one.provenance.name, index), one.provenance.sha256)
     if logical := [_logical(layer) for layer in {layer.name: layer for layer in one.layers}.values()]:
         result["locations"][0]["logicalLocations"] = logical
     if one.verdict is Verdict.SUSPECTED and 0 <= one.q_value <= 1:
@@ -181,6 +195,7 @@ def _finding(one: Finding, index: int) -> dict[str, Any]:
         "architecture": one.provenance.architecture,
         "format": one.provenance.format,
         "looks": list(one.looks),
+        **({"code": [dataclasses.asdict(call) for call in one.code]} if one.code else {}),
     }
     return result
 
@@ -195,7 +210,7 @@ def _verification(owner: OwnershipReport, found: Verification, index: int) -> di
 
 
 def _result(rule: str, verdict: Verdict, message: str, place: dict[str, Any], sha256: str) -> dict[str, Any]:
-    is_suspected = verdict is Verdict.SUSPECTED
+    is_suspected = verdict in (Verdict.CODE_EXECUTION, Verdict.SUSPECTED)
     return {
         "ruleId": rule,
         "ruleIndex": _INDEX[rule],

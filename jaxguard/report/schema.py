@@ -85,7 +85,7 @@ def to_parquet(report: Report) -> bytes:
     kinds = {
         "name": texts, "sha256": texts, "size": pa.int64(), "format": texts, "architecture": texts, "verdict": texts,
         "reason": texts, "group": texts, "z": numbers, "score": numbers, "p_value": numbers, "q_value": numbers,
-        "looks": lists, "notes": lists, "acc": numbers, "asr": numbers, "ra": numbers,
+        "looks": lists, "notes": lists, "code": lists, "acc": numbers, "asr": numbers, "ra": numbers,
     }  # fmt: skip
     rows = [_flat(finding, kinds) for finding in report.findings]
     rest = to_json(dataclasses.replace(report, findings=()))
@@ -151,9 +151,10 @@ def _flat(finding: Finding, kinds: Mapping[str, Any]) -> dict[str, Any]:
     """A finding as one row; bytes of a file name that are not UTF-8 are spelt out."""
     merged = plain(finding.provenance) | plain(dataclasses.replace(finding, layers=(), trigger=None))
     merged |= merged["metrics"] or {}
+    merged["code"] = [str(call) for call in finding.code]
     row = {name: merged.get(name) for name in kinds}
     return {name: _unicode(value) if isinstance(value, str) else value for name, value in row.items()} | {
-        name: [_unicode(text) for text in row[name]] for name in ("looks", "notes")
+        name: [_unicode(text) for text in row[name]] for name in ("looks", "notes", "code")
     }
 
 

@@ -53,6 +53,7 @@ def render(report: Report, top: int = 20) -> Group:
     failed = [(one.provenance.name, one.reason) for one in report.findings if one.verdict is Verdict.ERROR]
     sections: list[Iterable[RenderableType]] = [
         _headlines(report),
+        _code(report, top),
         _single(report, top) if len(report.findings) == 1 else _many(report, top),
         _repairs(report.repairs),
         *map(_ownership, report.ownerships),
@@ -91,6 +92,18 @@ def _headlines(report: Report) -> Iterable[RenderableType]:
         yield _signed(headline.tone, f"{headline.lead}.", about)
         if headline.detail:
             yield Padding(Text(headline.detail), (0, 0, 0, 2), expand=False)
+
+
+def _code(report: Report, top: int) -> Iterable[RenderableType]:
+    """What loaders would run, before anything else."""
+    found = [(one, call) for one in report.findings for call in one.code]
+    if found:
+        yield Text("Code that a loader would run", style="bold red")
+        for one, call in found[:top]:
+            name = f"{one.provenance.name}: " if len(report.findings) > 1 else ""
+            yield Text(f"  {wording.printable(name + str(call))}")
+        if len(found) > top:
+            yield Text(f"  and {len(found) - top:,} more, named in the other formats of this report.")
 
 
 def _single(report: Report, top: int) -> Iterable[RenderableType]:

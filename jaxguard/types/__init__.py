@@ -2,26 +2,57 @@
 
 Shape letters, used in every docstring: `B` batch, `H W` image, `K` classes, `C` channels of a producer, `D` fan-in,
 `T` kernel taps, `N` probes, `M` checkpoints in a stack.
+
+Names are imported when they are first used: a report on files alone needs no JAX.
 """
 
-from jaxguard.graph.program import ApplyFn, Variables
-from jaxguard.types.audits import (
-    LayerScores,
-    Metrics,
-    PruningPath,
-    RecoveredTrigger,
-    Repair,
-    TriggerExample,
-)
-from jaxguard.types.data import Batch, Dataset, TrainFn
-from jaxguard.types.findings import Finding, LayerSummary, Provenance, Reference, Verdict
-from jaxguard.types.network import Network
-from jaxguard.types.ownership import (
-    FingerprintMatrix,
-    OwnershipReport,
-    Verification,
-)
-from jaxguard.types.reports import Report
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxguard.graph.program import ApplyFn, Variables
+    from jaxguard.types.audits import (
+        LayerScores,
+        Metrics,
+        PruningPath,
+        RecoveredTrigger,
+        Repair,
+        TriggerExample,
+    )
+    from jaxguard.types.data import Batch, Dataset, TrainFn
+    from jaxguard.types.findings import Finding, LayerSummary, Provenance, Reference, Verdict
+    from jaxguard.types.network import Network
+    from jaxguard.types.ownership import (
+        FingerprintMatrix,
+        OwnershipReport,
+        Verification,
+    )
+    from jaxguard.types.reports import Report
+
+_HOMES = {
+    "ApplyFn": "graph.program",
+    "Batch": "types.data",
+    "Dataset": "types.data",
+    "Finding": "types.findings",
+    "FingerprintMatrix": "types.ownership",
+    "LayerScores": "types.audits",
+    "LayerSummary": "types.findings",
+    "Metrics": "types.audits",
+    "Network": "types.network",
+    "OwnershipReport": "types.ownership",
+    "Provenance": "types.findings",
+    "PruningPath": "types.audits",
+    "RecoveredTrigger": "types.audits",
+    "Reference": "types.findings",
+    "Repair": "types.audits",
+    "Report": "types.reports",
+    "TrainFn": "types.data",
+    "TriggerExample": "types.audits",
+    "Variables": "graph.program",
+    "Verdict": "types.findings",
+    "Verification": "types.ownership",
+}
+"""Name -> module that it is imported from."""
 
 __all__ = [
     "ApplyFn",
@@ -46,3 +77,9 @@ __all__ = [
     "Verdict",
     "Verification",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"jaxguard.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'jaxguard.types' has no attribute {name!r}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxguard.checkpoints.pickle_calls import Call
 from jaxguard.types.audits import Metrics, RecoveredTrigger
 
 
@@ -16,6 +17,9 @@ class Verdict(enum.StrEnum):
 
     Of a scanned checkpoint a backdoor is suspected, of a suspect judged by a certificate that it is a copy.
     """
+
+    CODE_EXECUTION = "code execution"
+    """A loader would run code from the file, whatever its weights are."""
 
     SUSPECTED = "suspected"
     """Clean (or independent) networks score as high too rarely."""
@@ -98,6 +102,7 @@ class Finding:
         trigger: the trigger that a search recovered, where one was made.
         metrics: measured on a test set, where one was given.
         notes: what a reader must know, in whole sentences.
+        code: what a loader of the file would run.
     """
 
     provenance: Provenance
@@ -113,6 +118,7 @@ class Finding:
     trigger: RecoveredTrigger | None = None
     metrics: Metrics | None = None
     notes: tuple[str, ...] = ()
+    code: tuple[Call, ...] = ()
 
 
 @dataclass(frozen=True)

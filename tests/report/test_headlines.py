@@ -14,6 +14,7 @@ from jaxguard.types import Finding, LayerScores, LayerSummary, Metrics, Provenan
 
 SKIPPED = (("notes.txt", "no known format"), ("lock", "empty"))
 KINDS = {
+    Verdict.CODE_EXECUTION: finding("x", Verdict.CODE_EXECUTION),
     Verdict.SUSPECTED: finding("a", Verdict.SUSPECTED),
     Verdict.NO_EVIDENCE: finding("b"),
     Verdict.INCONCLUSIVE: finding("c", Verdict.INCONCLUSIVE),
@@ -26,7 +27,9 @@ def lead(*verdicts: Verdict, skipped=()) -> str:
 
 
 def test_leads():
-    suspected, none, open_, error = Verdict
+    code, suspected, none, open_, error = Verdict
+    assert lead(code, suspected, none) == "Code execution in 1 of 3 checkpoints, backdoor suspected in 1"
+    assert lead(code) == "Code execution: do not load this file elsewhere"
     assert lead(suspected, none) == "Backdoor suspected in 1 of 2 checkpoints"
     assert lead(none, none, open_) == "No evidence of a backdoor in 2 of 3 checkpoints"
     assert lead(open_, open_) == "Inconclusive: none of 2 checkpoints could be judged"
@@ -51,7 +54,7 @@ def test_what_was_not_scored_is_in_the_headline(chosen, skipped):
     assert ("could not be scored" in headline.lead.lower()) == (Verdict.ERROR in chosen) or chosen == (Verdict.ERROR,)
     assert ("2 files skipped" in headline.lead) == bool(skipped)
     assert ("Nothing is known" in headline.detail) == (Verdict.ERROR in chosen or bool(skipped))
-    assert headline.tone == ("bad" if Verdict.SUSPECTED in chosen else "open")
+    assert headline.tone == ("bad" if {Verdict.CODE_EXECUTION, Verdict.SUSPECTED} & {*chosen} else "open")
     assert "clean" not in headline.lead
     assert ("At most 5 %" in headline.detail) == (Verdict.SUSPECTED in chosen)
     assert ("not acquitted" in headline.detail) == (Verdict.NO_EVIDENCE in chosen)
@@ -60,7 +63,7 @@ def test_what_was_not_scored_is_in_the_headline(chosen, skipped):
 def test_every_file_is_counted_once():
     report = fleet(200, suspected=7, errors=11, skipped=13)
     counts = headlines.tally(report)
-    assert list(counts.values()) == [7, 163, 19, 11, 13]
+    assert list(counts.values()) == [0, 7, 163, 19, 11, 13]
     assert sum(counts.values()) == len(report.findings) + len(report.skipped)
 
 

@@ -444,9 +444,8 @@ def test_the_verdict_of_a_fleet_comes_first():
     order += ["Scores", "known to be clean", "Suspected checkpoints", "All files", "Notes", "How this was made"]
     in_order(found.words(), *order)
     links = [attributes["href"] for tag, attributes in found.tags if tag == "a"]
-    assert links[:5] == [
-        f"#verdict={name}" for name in ("suspected", "no%20evidence", "inconclusive", "error", "skipped")
-    ]  # fmt: skip
+    kinds = ("code%20execution", "suspected", "no%20evidence", "inconclusive", "error", "skipped")
+    assert links[:6] == [f"#verdict={name}" for name in kinds]
     assert "31 s, 7.64 checkpoints/s, 427 MB/s" in found.words()
 
 

@@ -137,7 +137,7 @@ def test_what_was_not_scored_is_notified():
     ]
     assert invocation["executionSuccessful"] is False  # 3.20.21: an error means that the run failed
     assert run["properties"]["verdicts"] == {
-        "suspected": 3, "no evidence": 22, "inconclusive": 3, "error": 2, "skipped": 3
+        "code execution": 0, "suspected": 3, "no evidence": 22, "inconclusive": 3, "error": 2, "skipped": 3
     }  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def test_a_run_without_errors_succeeds():
 def test_the_tool_names_itself():
     driver = run_of(fleet(3))["tool"]["driver"]
     assert (driver["name"], driver["version"]) == ("jaxguard", jaxguard.__version__)
-    assert [rule["id"] for rule in driver["rules"]] == ["JG001", "JG002"]
+    assert [rule["id"] for rule in driver["rules"]] == ["JG001", "JG002", "JG003"]
 
 
 def test_messages_hold_no_links_and_no_placeholders():
