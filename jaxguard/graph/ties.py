@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxguard.graph.axes import Axis, freeze
@@ -59,7 +60,7 @@ def tie_program(program: Program) -> dict[Value, Axes]:
 
 
 def _varies(array: Any, axis: int) -> bool:
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):  # random keys
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):  # random keys
         return True
     array = np.asarray(array)
     return bool(np.any(array != np.take(array, [0], axis)))

@@ -155,5 +155,6 @@ def _graph(
     variables = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*spec) for spec in specs])
     sizes = (jax.ShapeDtypeStruct((size, *input_spec.shape), input_spec.dtype) for size in (2, 3))
     with contextlib.suppress(ValueError):  # a batch that devices share is not of every size; the graph finds one
-        require_outputs(*(jax.eval_shape(apply_fn, variables, one) for one in sizes), outputs)
+        two, three = (jax.eval_shape(apply_fn, variables, one) for one in sizes)
+        require_outputs(two, three, outputs)
     return channel_graph(apply_fn, variables, jax.ShapeDtypeStruct((1, *input_spec.shape), input_spec.dtype))
