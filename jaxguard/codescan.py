@@ -69,7 +69,7 @@ def scan_code(paths: Iterable[str | os.PathLike[str]]) -> Report:
         CheckpointError: a path that does not exist.
     """
     start, files = time.perf_counter(), list[str]()
-    for path in map(os.fspath, paths):
+    for path in (os.fspath(one) for one in paths):
         if os.path.isdir(path):
             files += sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
         elif os.path.isfile(path):

@@ -10,13 +10,35 @@ _MODULES = frozenset(
         *("sys", "runpy", "importlib", "imp", "zipimport", "pkgutil", "pkg_resources", "pip", "ensurepip", "venv"),
         *("codeop", "_ctypes", "ctypes", "cffi", "timeit", "cProfile", "pdb", "bdb", "doctest", "idlelib", "lib2to3"),
         # attributes by name, and other deserialisers
-        *("operator", "_operator", "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"),
+        *("_aix_support", "_osx_support", "_pyrepl", "commands", "distutils", "imaplib", "profile", "pydoc", "test"),
+        *(
+            "trace",
+            "uuid",
+            "functools",
+            "operator",
+            "_operator",
+            "pickle",
+            "_pickle",
+            "cPickle",
+            "dill",
+            "cloudpickle",
+            "shelve",
+            "marshal",
+        ),
     }
 )
 _PREFIXES = (
     *("numpy.testing", "numpy.f2py", "numpy.distutils", "numpy.load", "numpy.lib.npyio"),
     *("torch.hub", "torch.load", "torch.serialization.load", "torch.utils.cpp_extension", "torch._inductor"),
-    *("torch.jit.unsupported_tensor_ops", "torch.package", "torch.multiprocessing", "torch.distributed.rpc"),
+    *("torch.serialization.load", "torch._dynamo.guards.GuardBuilder", "torch.fx.experimental.symbolic_shapes"),
+    *("torch.utils._config_module", "torch.utils.bottleneck", "torch.utils.collect_env", "torch.utils.data.datapipes"),
+    *(
+        "logging.FileHandler",
+        "torch.jit.unsupported_tensor_ops",
+        "torch.package",
+        "torch.multiprocessing",
+        "torch.distributed.rpc",
+    ),
     *("types.FunctionType", "types.CodeType", "types.MethodType", "code.InteractiveInterpreter", "code.interact"),
     *("io.open", "_io.open", "io.FileIO", "_io.FileIO", "codecs.open", "commands.Popen", "commands.getoutput"),
     *("logging.config", "pandas.eval", "pandas.read_pickle", "joblib.load", "yaml.load", "yaml.unsafe_load"),
