@@ -118,20 +118,22 @@ def _of_way(graph: ChannelGraph, ways: Sequence[Way]) -> Cut | None:
     proposed = [graph.zeroing.proposals(term.value) for term in groups.values()]
     if any(np.prod([graph.program.shapes[term.value][k] for k in term.axes]) < 1 for term in groups.values()):
         return None
-    candidates = itertools.islice(itertools.product(*proposed), 256)
-    tried: set[Proposal] = set()
-    for choice in sorted(candidates, key=lambda choice: _preference(graph.program, frozenset().union(*choice))):
+    choices = itertools.islice(itertools.product(*proposed), 256)
+    tried: dict[Proposal, tuple[Part, ...]] = {}
+    for choice in sorted(choices, key=lambda choice: _preference(graph.program, frozenset().union(*choice))):
         union: Proposal = frozenset().union(*choice)
         if union in tried:
             continue
-        tried.add(union)
-        parts = _parts(graph, list(groups.values()), choice)
-        if parts:
-            found = _checked(graph, parts, terms, readers)
+        tried[union] = _parts(graph, list(groups.values()), choice) or ()
+        if len(tried) == MAX_TRIALS:
+            break
+    candidates = list(filter(None, tried.values()))
+    # What the program proves comes first: a trial evaluates, and may compile, the equations before the layer.
+    for check in (_proved, _tried):
+        for parts in candidates:
+            found = check(graph, parts, terms, readers)
             if found is not None:
                 return found
-        if len(tried) == MAX_TRIALS:
-            return None
     return None
 
 
@@ -153,15 +155,31 @@ def _parts(graph: ChannelGraph, terms: Sequence[Term], choice: Sequence[Proposal
     return tuple(found[leaf] for leaf in sorted(found))
 
 
-def _checked(
+def _by_leaf(program: Program, parts: Sequence[Part]) -> dict[Value, Part]:
+    return {program.leaves[program.paths.index(part.view.path)]: part for part in parts}
+
+
+def _is_floating(program: Program, leaves: Iterable[Value]) -> bool:
+    return all(jnp.issubdtype(program.dtypes[leaf], jnp.floating) for leaf in leaves)
+
+
+def _proved(
     graph: ChannelGraph, parts: tuple[Part, ...], terms: Collection[Term], readers: frozenset[Equation]
 ) -> Cut | None:
-    leaves = {graph.program.leaves[graph.program.paths.index(part.view.path)]: part for part in parts}
-    is_floating = all(jnp.issubdtype(graph.program.dtypes[leaf], jnp.floating) for leaf in leaves)
-    if _is_proved(graph, leaves, {term.value for term in terms}, readers):
-        return Cut(parts, is_floating)
+    leaves = _by_leaf(graph.program, parts)
+    if not _is_proved(graph, leaves, {term.value for term in terms}, readers):
+        return None
+    return Cut(parts, _is_floating(graph.program, leaves))
+
+
+def _tried(
+    graph: ChannelGraph, parts: tuple[Part, ...], terms: Collection[Term], readers: frozenset[Equation]
+) -> Cut | None:
+    leaves = _by_leaf(graph.program, parts)
     trial = _Trial(graph, leaves, terms, readers)
-    return Cut(parts, is_floating and trial.holds(0.5)) if trial.holds(0.0) else None
+    if not trial.holds(0.0):
+        return None
+    return Cut(parts, _is_floating(graph.program, leaves) and trial.holds(0.5))
 
 
 def _is_proved(
