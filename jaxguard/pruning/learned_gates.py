@@ -1,8 +1,9 @@
 """Gates learned on clean images: what ANP and RNP share.
 
 A gate multiplies one channel where CLP would cut it: at the BatchNorm behind it, or at its kernel and bias where there
-is none, so that every architecture has gates and a gate of 0 is a cut. Only a kernel that is standardised before it is
-applied undoes its gates, and keeps them open. Gates are descended within [0, 1].
+is none, so that every architecture has gates and a gate of 0 is a cut. Where a kernel is computed from several leaves,
+the gate multiplies those that scale it: the gain of a standardised kernel, both terms of a low-rank adapter. Gates are
+descended within [0, 1].
 """
 
 from __future__ import annotations
@@ -93,11 +94,9 @@ class Gating:
                 weight, bias = gate * (1 + delta), gate * (1 + xi)
             else:
                 weight, bias = gate + delta, 1 + xi
-            weight_view, bias_view = _views(self.graph, layer)
-            if weight_view is not None:
-                variables = surgery.edit(variables, {weight_view.path: surgery.scale(weight_view, weight)})
-            if bias_view is not None:
-                variables = surgery.edit(variables, {bias_view.path: surgery.scale(bias_view, bias)})
+            weights, biases = _gated_views(self.graph, layer)
+            for view, factor in [*((view, weight) for view in weights), *((view, bias) for view in biases)]:
+                variables = surgery.edit(variables, {view.path: surgery.scale(view, factor)})
         return variables
 
     def cut(self, variables: Variables, masks: Sequence[np.ndarray]) -> Any:
@@ -113,11 +112,12 @@ class Gating:
         for layer, mask in zip(self.layers, masks, strict=True):
             if not mask.any():
                 continue
-            weight, _ = _views(self.graph, layer)
             if self.form == "channel":
                 variables = surgery.cut(self.graph, variables, layer, mask)
-            elif weight is not None:
-                variables = surgery.edit(variables, {weight.path: surgery.zero(weight, jnp.asarray(mask))})
+                continue
+            weights, _ = _gated_views(self.graph, layer)
+            for view in weights:
+                variables = surgery.edit(variables, {view.path: surgery.zero(view, jnp.asarray(mask))})
         return variables
 
 
@@ -158,8 +158,8 @@ def ungated(graph: ChannelGraph) -> tuple[str, ...]:
     if not names:
         return ()
     return (
-        f"{len(names)} layers behind a norm without a scale, or with a kernel of several leaves, have no gates and "
-        f"were left alone: {', '.join(names)}.",
+        f"{len(names)} layers behind a norm without a scale, or whose channels no leaf multiplies, have no gates "
+        f"and were left alone: {', '.join(names)}.",
     )
 
 
@@ -250,20 +250,20 @@ def learn(
 
 
 def _is_gated(graph: ChannelGraph, layer: Layer) -> bool:
-    """Whether the layer's cut is in its weight and bias and in no other leaf."""
-    if _views(graph, layer)[0] is None or cuts.why_uncuttable(graph, layer) is not None:
+    """Whether multiplying leaves multiplies the channels, and none of the leaves is a norm's running statistic."""
+    if layer.affine is not None and graph.affines[layer.affine].scale is None:
         return False
-    found = cuts.find_cut(graph, layer)
-    views = set(map(repr, _views(graph, layer)))
-    return all(part.fill is None and repr(part.view) in views for part in found.parts)
+    return cuts.why_uncuttable(graph, layer) is None and cuts.find_cut(graph, layer).is_linear
 
 
-def _views(graph: ChannelGraph, layer: Layer) -> tuple[LeafView | None, LeafView | None]:
-    """Where a layer's weight and bias lie: its norm's, or else its kernel's and bias's."""
-    if layer.affine is not None:
-        return graph.affines[layer.affine].scale, graph.affines[layer.affine].bias
-    ((number, _),) = layer.sources
-    return graph.producers[number].kernel, graph.producers[number].bias
+def _gated_views(graph: ChannelGraph, layer: Layer) -> tuple[list[LeafView], list[LeafView]]:
+    """The leaves of a layer's cut: those of its weight, and those of its bias."""
+    if layer.affine is None:
+        biases = {repr(graph.producers[number].bias) for number in layer.uses}
+    else:
+        biases = {repr(graph.affines[layer.affine].bias)}
+    views = [part.view for part in cuts.find_cut(graph, layer).parts]
+    return [view for view in views if repr(view) not in biases], [view for view in views if repr(view) in biases]
 
 
 @functools.lru_cache(maxsize=64)

@@ -61,12 +61,29 @@ def test_a_closed_gate_is_a_cut(name, form):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_standardised_kernel_undoes_its_gates():
-    """A limit: such a kernel has no other leaf to gate it by."""
-    apply_fn, variables, images, graph = of("standardised")
+@pytest.mark.parametrize("model", ["standardised", "lora"])
+def test_a_computed_kernel_is_gated_by_what_scales_it(model):
+    """The gain of a standardised kernel, both terms of an adapter: as gates in the traced program."""
+    apply_fn, variables, images, graph = of(model) if model == "standardised" else adapted()
     where = gating(graph, "all", "channel")
-    same = apply_fn(where.apply(variables, [jnp.full(layer.channels, 0.5) for layer in where.layers]), images)
-    np.testing.assert_allclose(same, apply_fn(variables, images), rtol=1e-3)
+    gates = [jnp.linspace(0.25, 0.75, layer.channels) for layer in where.layers]
+    producers = [graph.producers[number].name for layer in where.layers for number in layer.uses]
+    expected = graph.run(variables, images, dict(zip(producers, gates, strict=True)))
+    got = apply_fn(where.apply(variables, gates), images)
+    assert not np.allclose(expected, apply_fn(variables, images), rtol=1e-2)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def adapted():
+    """A dense layer `w + a @ b` before the head."""
+
+    def apply_fn(v, x):
+        return jax.nn.relu(x @ (v["w"] + v["a"] @ v["b"])) @ v["head"]
+
+    shapes = {"w": (3, 4), "a": (3, 2), "b": (2, 4), "head": (4, 2)}
+    structs = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    variables = zoo.randomise(structs)
+    return apply_fn, variables, zoo.images(3), channel_graph(apply_fn, variables, zoo.images(3))
 
 
 def norm_then_dense():
