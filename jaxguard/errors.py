@@ -12,6 +12,18 @@ class CheckpointError(JaxguardError):
     """A checkpoint that cannot be opened, or whose leaves do not fit the architecture."""
 
 
+class UnsupportedError(CheckpointError):
+    """A valid file that uses a feature or format which jaxguard does not read; the message names it."""
+
+
+class DamagedError(CheckpointError):
+    """A file that breaks a promise of its format, such as one cut short; the message names the promise."""
+
+
+class HostileError(CheckpointError):
+    """A file that tries a trick on its reader, such as a bomb or a path out of its folder; the message names it."""
+
+
 class ArchitectureError(JaxguardError):
     """An architecture name or option that jaxguard does not know."""
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -26,13 +26,16 @@ DTYPES: Mapping[str, np.dtype] = {
     "I64": np.dtype(np.int64),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
     "C64": np.dtype(np.complex64),
 }
-"""Element types a leaf may have, under their safetensors codes; the rest, objects above all, is refused."""
+"""Element types a leaf may have, under their safetensors codes; entries of others, objects above all, are left out."""
 
 ReadFn = Callable[[Sequence[str]], dict[str, np.ndarray]]
 """`names -> {name: array}`; the names exist, the arrays have the announced shapes and dtypes."""
@@ -68,6 +71,10 @@ class Checkpoint:
         left_out: stored entries that are no leaves, `{name: reason}`: training state, and what is not supported. A
             large collection is one entry, named by its prefix and `*`, with count and bytes in the reason.
         aliases: `{leaf: its other names}`: tensors that share storage, offset, shape and strides are one leaf.
+        notes: what a reader of a report must know of the choice of the leaves, in whole sentences.
+        paths: of a file just opened, the keys that lead to each entry; where there are none, names are split at `/`.
+        separator: of the keys in a name.
+        places: of a file just opened, what tells whether two entries are the same memory.
     """
 
     path: str
@@ -80,6 +87,10 @@ class Checkpoint:
     first_bytes: Mapping[str, int] = field(default_factory=dict, repr=False)
     left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
+    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    separator: str = field(default="/", repr=False)
+    places: Mapping[str, tuple[Hashable, ...]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def code(self) -> tuple[Call, ...]:

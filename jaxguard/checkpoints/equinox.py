@@ -51,28 +51,35 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     records: dict[str, npy.Record] = {}
     places: dict[str, int] = {}
     leaves: dict[str, LeafSpec] = {}
+    left_out: dict[str, str] = {}
     while position < content.size:
-        name = str(len(leaves))
+        name = str(len(leaves) + len(left_out))
         try:
             record = npy.parse(content[position : position + npy.HEAD_BYTES].tobytes())
+            if record.stored.hasobject:  # a pickle of unknown length, behind which nothing can be found
+                left_out[name] = record.problem
+                break
             if position + record.nbytes > content.size:
                 raise ValueError(f"{record.nbytes} bytes announced and {content.size - position} left in the file")
-            if len(leaves) >= limits.MAX_LEAVES:
+            if len(leaves) + len(left_out) >= limits.MAX_LEAVES:
                 raise ValueError("more leaves than any network has")
-            leaves[name] = record.spec
+            if record.problem:
+                left_out[name] = record.problem
+            else:
+                leaves[name] = record.spec
         except ValueError as error:
             raise CheckpointError(
                 f"{given}: leaf {name} at byte {position}: expected an npy record of numbers, found {error}; {_REMEDY}"
             ) from error
         records[name], places[name] = record, position
         position += record.nbytes
-    if not leaves:
+    if not leaves and not left_out:
         raise CheckpointError(f"{given}: expected npy records, found none; {_REMEDY}")
 
     def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
         return {name: records[name].array(content[places[name] :][: records[name].nbytes]) for name in names}
 
-    return Checkpoint(given, "equinox", leaves, _texts(fields), path, read_fn)
+    return Checkpoint(given, "equinox", leaves, _texts(fields), path, read_fn, left_out=left_out)
 
 
 def _texts(fields: dict[str, object]) -> dict[str, str]:

@@ -27,11 +27,12 @@ from jaxguard.checkpoints import (
     remote,
     repository,
     safetensors,
+    selection,
     sharded,
     trees,
 )
 from jaxguard.checkpoints.checkpoint import Checkpoint
-from jaxguard.errors import CheckpointError
+from jaxguard.errors import CheckpointError, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,17 @@ _FOREIGN = (
 _STEP_SUFFIX = re.compile(r"(.+)@(\d{1,18})", re.DOTALL)
 
 
-def load(path: str | os.PathLike[str]) -> Checkpoint:
+def load(path: str | os.PathLike[str], *, weights: str | None = None) -> Checkpoint:
     """Opens a checkpoint of any format in FORMATS, recognised by its content; reads no leaf and runs no code.
 
     Args:
         path: a file, an Orbax directory, a `CheckpointManager` run (its latest step), `run@step`, a folder with one
             checkpoint in it such as those of Hugging Face, or a URL (`hf://owner/name`, `gs://bucket/model`).
+        weights: `raw`, `ema`, or the name of a group of arrays, where a file holds several; raw by default.
 
     Returns:
-        The checked checkpoint; its `read` and `read_all` bring leaves to the host.
+        The checked checkpoint of the model alone, see `jaxguard.checkpoints.selection`; its `read` and `read_all` bring
+        leaves to the host.
 
     Raises:
         CheckpointError: missing, empty, unreadable, damaged, or of no known format.
@@ -95,10 +98,16 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             raise CheckpointError(f"{given}: expected a file or a directory, found a device or pipe; pass a checkpoint")
         if stat.S_ISREG(kind) and location.stat().st_size == 0:
             raise CheckpointError(f"{given}: expected a checkpoint, found an empty file; download or save it again")
+        if stat.S_ISDIR(kind) and (shards := sorted(child.name for child in location.glob("*.distcp"))):
+            raise UnsupportedError(
+                f"{given}: expected a format that is read whole ({' or '.join(FORMATS)}), found a folder of "
+                f"torch.distributed.checkpoint with {len(shards)} shards, which is not supported; convert it with "
+                "torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
+            )
         if row := _recognised(location):
-            return row.open_fn(location, given)
+            return selection.applied(row.open_fn(location, given), weights)
         if stat.S_ISDIR(kind):
-            return _open_repository(location, given)
+            return selection.applied(_open_repository(location, given), weights)
         came = _described(location)
     except OSError as error:
         raise CheckpointError(

@@ -1,9 +1,9 @@
 """Flax msgpack: `flax.serialization.to_bytes`, and the `checkpoint_N` files of `flax.training.checkpoints`.
 
 A file is one nested map; arrays are extensions that hold (shape, dtype name, bytes), and arrays above a gigabyte are
-maps of chunks. Arrays are leaves; numbers, text and a train state's `step` are metadata; its optimizer state is left
-out. Metadata that has no place in Flax's own files is written under the top-level key `__metadata__`, which
-`flax.serialization.from_bytes` passes over where its target is a dictionary.
+maps of chunks. Arrays are leaves; numbers and text are metadata. Metadata that has no place in Flax's own files is
+written under the top-level key `__metadata__`, which `flax.serialization.from_bytes` passes over where its target is a
+dictionary.
 """
 
 import pathlib
@@ -21,7 +21,6 @@ from jaxguard.errors import CheckpointError
 _CHUNKED = "__msgpack_chunked_array__"
 _CHUNK_BYTES = 2**30
 _METADATA = "__metadata__"
-_OPTIMIZER = "opt_state"
 _MAX_TEXT = 2**20
 _STEP_NAME = re.compile(r"checkpoint_(\d{1,18})")
 
@@ -65,21 +64,15 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     tokens: dict[str, Token] = {}
     _collect(stream, tokens, (), frozenset({Kind.MAP}))
     stream.require_end()
-    dropped = _drop_optimizer(tokens)
-    stored, metadata = _sorted_out(stream, tokens)
-    if dropped:
-        metadata[_OPTIMIZER] = f"{dropped} entries of the optimizer's state, left out"
-    step = stored.get("step")
-    if dropped and step is not None and not step.spec.shape:
-        metadata["step"] = str(msgpack_arrays.read(content, stored.pop("step")))
-    if not stored:
+    stored, metadata, left_out = _sorted_out(stream, tokens)
+    if not stored and not left_out:
         raise CheckpointError(f"{given}: expected at least one array, found none; save the checkpoint again")
     leaves = {name: array.spec for name, array in stored.items()}
 
     def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
         return {name: msgpack_arrays.read(content, stored[name]) for name in names}
 
-    return Checkpoint(given, "msgpack", leaves, metadata, path, read_fn)
+    return Checkpoint(given, "msgpack", leaves, metadata, path, read_fn, left_out=left_out)
 
 
 def write_checkpoint(path: pathlib.Path, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -156,21 +149,13 @@ def _key(stream: Stream, token: Token) -> str:
     return stream.text(token)
 
 
-def _drop_optimizer(tokens: dict[str, Token]) -> int:
-    """Removes `opt_state` where it stands beside `params`; how many entries that were."""
-    tops = {name.split(trees.SEPARATOR)[0] for name in tokens}
-    if not {"params", _OPTIMIZER} <= tops:
-        return 0
-    dropped = [name for name in tokens if name.split(trees.SEPARATOR)[0] == _OPTIMIZER]
-    for name in dropped:
-        del tokens[name]
-    return len(dropped)
-
-
-def _sorted_out(stream: Stream, tokens: Mapping[str, Token]) -> tuple[dict[str, msgpack_arrays.Stored], dict[str, str]]:
-    """Arrays by name, chunked ones put together, and everything else as text."""
+def _sorted_out(
+    stream: Stream, tokens: Mapping[str, Token]
+) -> tuple[dict[str, msgpack_arrays.Stored], dict[str, str], dict[str, str]]:
+    """Arrays by name, chunked ones put together; everything else as text; and arrays that are not supported."""
     stored: dict[str, msgpack_arrays.Stored] = {}
     metadata: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     chunked: dict[str, dict[str, Token]] = {
         name.removesuffix(_CHUNKED): {} for name in tokens if name.split(trees.SEPARATOR)[-1] == _CHUNKED
     }
@@ -179,7 +164,11 @@ def _sorted_out(stream: Stream, tokens: Mapping[str, Token]) -> tuple[dict[str, 
         if owner is not None:
             chunked[owner][name.removeprefix(owner)] = token
         elif token.kind is Kind.EXTENSION and token.value.code == msgpack_arrays.ARRAY:
-            stored[name] = msgpack_arrays.parsed(stream, token, name)
+            array = msgpack_arrays.parsed(stream, token, name)
+            if isinstance(array, str):
+                left_out[name] = array
+            else:
+                stored[name] = array
         elif name.startswith(f"{_METADATA}{trees.SEPARATOR}"):
             metadata[name.removeprefix(f"{_METADATA}{trees.SEPARATOR}")] = _text(stream, token, name)
         elif token.value is not None:
@@ -188,8 +177,12 @@ def _sorted_out(stream: Stream, tokens: Mapping[str, Token]) -> tuple[dict[str, 
         name = prefix.removesuffix(trees.SEPARATOR)
         if name in stored:
             raise msgpack_arrays.refusal(stream, name, "one entry of this name", "two")
-        stored[name] = msgpack_arrays.joined(stream, parts, name)
-    return stored, metadata
+        array = msgpack_arrays.joined(stream, parts, name)
+        if isinstance(array, str):
+            left_out[name] = array
+        else:
+            stored[name] = array
+    return stored, metadata, left_out
 
 
 def _prefixes(name: str) -> list[str]:

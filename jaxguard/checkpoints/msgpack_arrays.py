@@ -24,8 +24,12 @@ class Stored(NamedTuple):
     chunks: tuple[Span, ...]
 
 
-def parsed(stream: Stream, token: Token, name: str) -> Stored:
-    """The header in the payload of an array extension, believed only where it describes the bytes behind it."""
+def parsed(stream: Stream, token: Token, name: str) -> Stored | str:
+    """The header in the payload of an array extension, believed only where it describes the bytes behind it.
+
+    Returns:
+        The array, or what it is where its elements are of a type that is not supported.
+    """
     payload = stream.inside(token)
     parts = payload.next()
     axes = payload.next()
@@ -37,7 +41,7 @@ def parsed(stream: Stream, token: Token, name: str) -> Stored:
     data = payload.next()
     payload.require_end()
     if dtype not in _DTYPES:
-        raise refusal(stream, name, f"a dtype of {', '.join(_DTYPES)}", header.shown(dtype))
+        return f"an array of element type {header.shown(dtype)}, which is not supported"
     if not limits.are_sizes(shape) or not limits.fits_memory(shape):
         raise refusal(stream, name, f"a shape of at most {limits.MAX_AXES} sizes", header.shown(shape))
     spec = LeafSpec(shape, _DTYPES[dtype])
@@ -46,17 +50,20 @@ def parsed(stream: Stream, token: Token, name: str) -> Stored:
     return Stored(spec, (data.value,))
 
 
-def joined(stream: Stream, parts: Mapping[str, Token], name: str) -> Stored:
+def joined(stream: Stream, parts: Mapping[str, Token], name: str) -> Stored | str:
     """A chunked array: `shape/0`, `shape/1`, ... and `chunks/0`, `chunks/1`, ..."""
     axes = {key: token.value for key, token in parts.items() if key.startswith("shape/")}
     chunks = {key: token for key, token in parts.items() if key.startswith("chunks/")}
     shape = tuple(axes.get(f"shape/{axis}", -1) for axis in range(len(axes)))
     tokens = [chunks.get(f"chunks/{index}") for index in range(len(chunks))]
-    arrays = [
+    parsed_chunks = [
         parsed(stream, token, name)
         for token in tokens
         if token is not None and token.kind is Kind.EXTENSION and token.value.code == ARRAY
     ]
+    if problem := next((chunk for chunk in parsed_chunks if isinstance(chunk, str)), ""):
+        return problem
+    arrays = [chunk for chunk in parsed_chunks if isinstance(chunk, Stored)]
     if len(parts) != 1 + len(axes) + len(chunks) or len(arrays) != len(chunks) or not arrays:
         raise refusal(stream, name, "a chunked array's shape and numbered chunks", "other entries")
     if not limits.are_sizes(shape) or not limits.fits_memory(shape):
@@ -74,6 +81,8 @@ def scalar_text(stream: Stream, token: Token, name: str) -> str:
         CheckpointError: it is no scalar.
     """
     stored = parsed(stream, token, name)
+    if isinstance(stored, str):
+        return stored
     if stored.spec.shape:
         raise refusal(stream, name, "a scalar", f"shape {stored.spec.shape}")
     return str(np.frombuffer(stream.bytes(stored.chunks[0]), stored.spec.dtype)[0])

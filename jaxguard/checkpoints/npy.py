@@ -28,7 +28,7 @@ class Record:
     Attributes:
         shape: of the array.
         stored: dtype of the elements in the file.
-        dtype: of the leaf they make; None where a leaf may not have it.
+        dtype: of the leaf they make; None where a leaf may not have it, such as for text or Python objects.
         fortran: whether the first axis varies fastest.
         start: bytes of the header.
     """
@@ -43,8 +43,15 @@ class Record:
     def spec(self) -> LeafSpec:
         """The leaf; raises ValueError where its elements are no numbers."""
         if self.dtype is None:
-            raise ValueError(f"elements of type {self.stored.str[:40]}")
+            raise ValueError(self.problem)
         return LeafSpec(self.shape, self.dtype)
+
+    @property
+    def problem(self) -> str:
+        """Why the array is no leaf; empty where it is one."""
+        if self.stored.hasobject:
+            return "Python objects, which only unpickling would bring back: not supported"
+        return "" if self.dtype is not None else f"elements of type {self.stored.str[:40]}, which is not supported"
 
     @property
     def nbytes(self) -> int:
@@ -69,7 +76,7 @@ def parse(head: bytes) -> Record:
         head: its first `HEAD_BYTES` bytes, or all of it.
 
     Raises:
-        ValueError: no such header, a shape that fits no address space, or Python objects as elements.
+        ValueError: no such header, or a shape that fits no address space.
 
     >>> buffer = io.BytesIO()
     >>> np.save(buffer, np.zeros((2, 3), np.float16))
@@ -87,8 +94,6 @@ def parse(head: bytes) -> Record:
     # numpy evaluates the header as a Python literal and lets what the tokenizer raises through.
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError, EOFError) as error:
         raise ValueError(f"a header that numpy does not read ({str(error)[:200]})") from error
-    if stored.hasobject:
-        raise ValueError("Python objects, which only unpickling would bring back")
     return Record(limits.checked_shape(shape), stored, _leaf_dtype(stored), fortran, source.tell())
 
 

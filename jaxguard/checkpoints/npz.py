@@ -38,21 +38,28 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     records: dict[str, npy.Record] = {}
     leaves: dict[str, LeafSpec] = {}
     metadata: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     for member, place in opened.members.items():
         name = member.removesuffix(_SUFFIX)
         try:
             record = npy.parse(opened.head(member, npy.HEAD_BYTES))
+            if record.problem and record.stored.hasobject:
+                left_out[_name(name)] = record.problem
+                continue
             if record.nbytes != place.size:
                 raise ValueError(f"{place.size} bytes where its header announces {record.nbytes}")
             if record.stored.kind == "U" and record.shape == () and record.nbytes < 4 * _MAX_NOTE_LENGTH:
                 metadata[_text(name)] = _text(str(record.array(opened.view(member))))
+                continue
+            if record.problem:
+                left_out[_name(name)] = record.problem
                 continue
             leaves[_name(name)], records[name] = record.spec, record
         except ValueError as error:
             raise CheckpointError(
                 f"{given}: leaf {header.shown(name)}: expected an npy record of numbers, found {error}; {_REMEDY}"
             ) from error
-    if not leaves or len(leaves) > limits.MAX_LEAVES:
+    if not (leaves or left_out) or len(leaves) > limits.MAX_LEAVES:
         raise CheckpointError(
             f"{given}: expected 1 to {limits.MAX_LEAVES} arrays, found {len(leaves)}; save the model's arrays again"
         )
@@ -61,7 +68,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
         return {name: records[name].array(opened.view(name + _SUFFIX)) for name in names}
 
-    return Checkpoint(given, "npz", leaves, metadata, path, read_fn)
+    return Checkpoint(given, "npz", leaves, metadata, path, read_fn, left_out=left_out)
 
 
 def _name(name: str) -> str:

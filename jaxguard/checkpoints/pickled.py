@@ -10,28 +10,29 @@ import numpy as np
 
 from jaxguard.checkpoints import header, limits, numpy_pickle, pickle_containers, state_dict
 from jaxguard.checkpoints.checkpoint import Checkpoint
+from jaxguard.checkpoints.model_keys import MODEL_KEYS
 from jaxguard.checkpoints.pickle_objects import Record, Unreadable
 from jaxguard.checkpoints.pickle_program import Program
 from jaxguard.checkpoints.torch_pickle import StorageFn, Tensor
-from jaxguard.errors import CheckpointError
+from jaxguard.errors import DamagedError, UnsupportedError
 
 BUILDERS = {**numpy_pickle.BUILDERS, **pickle_containers.BUILDERS}
 """What a pickle of arrays may refer to and be understood."""
 
 _MAX_NOTES, _MAX_NOTE_LENGTH, _MAX_LOOKS, _MAX_NAMES = 256, 1000, 10_000, 50
-_REMEDY = "the file is damaged or hostile, get it again from its author"
+_REMEDY = "the file is damaged, get it again from its author"
 
 
 def mapped(path: pathlib.Path, given: str, limit: int) -> mmap.mmap:
     """At most the first `limit` bytes of a file as a memory map, which reads like a file.
 
     Raises:
-        CheckpointError: the file is empty.
+        DamagedError: the file is empty.
     """
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if size == 0:
-            raise CheckpointError(f"{given}: expected a pickle, found an empty file; download or save it again")
+            raise DamagedError(f"{given}: expected a pickle, found an empty file; download or save it again")
         return mmap.mmap(file.fileno(), min(size, limit), access=mmap.ACCESS_READ)
 
 
@@ -59,24 +60,37 @@ def assembled(
         big_endian: whether storages are.
 
     Returns:
-        The checkpoint. Its metadata say under which key the model was (`state_dict`), what else holds arrays and
-        was left out (`left_out`), which classes were not imported (`foreign_classes`), and, as text, the numbers
-        and words beside the model.
+        The checkpoint, with everything that holds arrays; which of them are the model's is not decided here. Its
+        metadata say which classes were not imported (`foreign_classes`), and, as text, the numbers and words beside the
+        model.
 
     Raises:
-        CheckpointError: no model, an array that cannot be read, or a tensor that its storage does not cover.
+        UnsupportedError: no array.
+        DamagedError: a tensor that its storage does not cover.
+        HostileError: see `state_dict.flattened`.
     """
-    selection = state_dict.select(program.result, given, separator)
-    if selection is None:
+    arrays = state_dict.flattened(program.result, given)
+    if not arrays:
         came = f"none, but references to {_listing(program.foreign)}" if program.foreign else "none"
-        raise CheckpointError(
+        raise UnsupportedError(
             f"{given}: expected a pickle that holds arrays or tensors, found {came}; "
             "nothing of it was run: save the model's state_dict, or its weights as safetensors"
         )
-    leaves = selection.leaves
+    leaves: dict[str, state_dict.Leaf] = {}
+    paths: dict[str, tuple[str, ...]] = {}
+    for keys, leaf in arrays.items():
+        name = "\0".join(keys)  # what keys join to may be the same for two of them
+        leaves[name], paths[name] = leaf, keys
+    left_out, specs, places = {}, {}, {}
     for name, leaf in leaves.items():
-        _check_readable(name, leaf, sizes or {}, given)
-    specs = {name: leaf.spec for name, leaf in leaves.items() if not isinstance(leaf, Unreadable) and leaf.spec}
+        shown = separator.join(paths[name])
+        problem = _problem(shown, leaf, sizes, given)
+        if problem:
+            left_out[name] = problem
+        elif not isinstance(leaf, Unreadable) and leaf.spec is not None:
+            specs[name] = leaf.spec
+            if isinstance(leaf, Tensor) and leaf.spec.nbytes:
+                places[name] = (leaf.storage.key, leaf.storage.first, leaf.first, leaf.strides, leaf.spec)
     limits.check_announced(sum(spec.nbytes for spec in specs.values()), path.stat().st_size, given)
 
     def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -90,26 +104,36 @@ def assembled(
 
         return {name: _read(name, leaves[name], once, big_endian=big_endian, given=given) for name in names}
 
-    return Checkpoint(given, format, specs, _metadata(program, selection), path, read_fn)
+    return Checkpoint(
+        given,
+        format,
+        specs,
+        _metadata(program),
+        path,
+        read_fn,
+        left_out=left_out,
+        paths=paths,
+        separator=separator,
+        places=places,
+    )
 
 
-def _check_readable(name: str, leaf: Any, sizes: Mapping[str, int], given: str) -> None:
+def _problem(name: str, leaf: Any, sizes: Mapping[str, int] | None, given: str) -> str:
+    """Why an array cannot be a leaf; empty where it can."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise CheckpointError(f"{given}: expected leaf names that are text, found {name[:80]!r}; {_REMEDY}") from error
+        raise DamagedError(f"{given}: expected leaf names that are text, found {name[:80]!r}; {_REMEDY}") from error
     problem = leaf.kind if isinstance(leaf, Unreadable) else None if leaf.spec else leaf.problem
     if problem is not None:
-        raise CheckpointError(
-            f"{given}: leaf {header.shown(name)}: expected a dense array of numbers, found {problem}; "
-            "convert it (dequantize, to_dense, float) and save the state_dict again"
-        )
-    if isinstance(leaf, Tensor) and (found := sizes.get(leaf.storage.key, -1)) < leaf.storage.nbytes:
+        return f"{problem}, which is not supported"
+    if isinstance(leaf, Tensor) and (found := (sizes or {}).get(leaf.storage.key, -1)) < leaf.storage.nbytes:
         came = "no such storage" if found < 0 else f"{found} bytes"
-        raise CheckpointError(
+        raise DamagedError(
             f"{given}: leaf {header.shown(name)}: expected a storage {header.shown(leaf.storage.key)} of "
-            f"{leaf.storage.nbytes} bytes, found {came}; the download was cut short or {_REMEDY}"
+            f"{leaf.storage.nbytes} bytes, found {came}; the download was cut short, or {_REMEDY}"
         )
+    return ""
 
 
 def _read(name: str, leaf: Any, storage_fn: StorageFn, *, big_endian: bool, given: str) -> np.ndarray:
@@ -118,26 +142,26 @@ def _read(name: str, leaf: Any, storage_fn: StorageFn, *, big_endian: bool, give
     try:
         return leaf.read()
     except ValueError as error:
-        raise CheckpointError(
+        raise DamagedError(
             f"{given}: leaf {header.shown(name)}: expected bytes, found {header.shown(str(error))}; {_REMEDY}"
         ) from error
 
 
-def _metadata(program: Program, selection: state_dict.Selection) -> dict[str, str]:
-    notes = dict(itertools.islice(_notes(selection), _MAX_NOTES))
-    if selection.path:
-        notes["state_dict"] = ".".join(map(_printable, selection.path))
-    if selection.others:
-        notes["left_out"] = _listing(selection.others)
+def _metadata(program: Program) -> dict[str, str]:
+    notes = dict(itertools.islice(_notes(program.result), _MAX_NOTES))
     if program.foreign:
         notes["foreign_classes"] = _listing(program.foreign)
     return notes
 
 
-def _notes(selection: state_dict.Selection) -> Iterator[tuple[str, str]]:
+def _notes(root: Any) -> Iterator[tuple[str, str]]:
     """Numbers and words beside the model, and those one level below, as in `args` and `hyper_parameters`."""
     looks_left = _MAX_LOOKS
-    for level in selection.levels:
+    if not isinstance(root, dict | list | tuple):
+        return
+    levels = [state_dict.entries(root)]
+    levels += [state_dict.entries(levels[0][key]) for key in MODEL_KEYS if isinstance(levels[0].get(key), dict)]
+    for level in levels:
         for key, value in level.items():
             inner = state_dict.entries(value) if isinstance(value, dict | Record) and looks_left > 0 else {}
             looks_left -= len(inner)

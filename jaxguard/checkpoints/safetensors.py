@@ -7,6 +7,7 @@ https://github.com/huggingface/safetensors for the format.
 import contextlib
 import functools
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ _LENGTH_BYTES = 8
 _ALIGNMENT = 8
 _KEPT_HEADERS, _KEPT_BYTES = 64, 2**20  # headers that are remembered, and the largest of them
 _METADATA = "__metadata__"
+_PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I4": 4, "U4": 4, "C128": 128}
+"""Bits of an element, for types that no leaf may have."""
 _REMEDY = "the file is damaged or hostile, get it again from its author"
 
 
@@ -57,7 +60,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
             )
         text = file.read(length)
         content = np.memmap(file, dtype=np.uint8, mode="r")
-    leaves, first_bytes, metadata = _checked_again(text, size, given)
+    leaves, first_bytes, metadata, left_out = _checked_again(text, size, given)
 
     def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
         return {
@@ -65,7 +68,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
             for name in names
         }
 
-    return Checkpoint(given, "safetensors", leaves, metadata, path, read_fn, first_bytes=first_bytes)
+    return Checkpoint(given, "safetensors", leaves, metadata, path, read_fn, first_bytes=first_bytes, left_out=left_out)
 
 
 def write_checkpoint(path: pathlib.Path, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -116,6 +119,7 @@ class _Header(NamedTuple):
     leaves: Mapping[str, LeafSpec]
     first_bytes: Mapping[str, int]
     metadata: Mapping[str, str]
+    left_out: Mapping[str, str]
 
 
 def _checked(text: bytes, size: int, given: str = "") -> _Header:
@@ -126,12 +130,22 @@ def _checked(text: bytes, size: int, given: str = "") -> _Header:
         raise CheckpointError(f"{given}: expected at least one leaf, found none; save the checkpoint again")
     start = _LENGTH_BYTES + len(text)
     leaves: dict[str, LeafSpec] = {}
+    left_out: dict[str, str] = {}
     spans: dict[str, tuple[int, int]] = {}
     for name, entry in fields.items():
-        leaves[name], spans[name] = _checked_entry(name, entry, given)
+        found, spans[name] = _checked_entry(name, entry, given)
+        if isinstance(found, str):
+            left_out[name] = found
+        else:
+            leaves[name] = found
     _check_cover(spans, size - start, given)
-    first_bytes = {name: start + first for name, (first, _) in spans.items()}
-    return _Header(MappingProxyType(leaves), MappingProxyType(first_bytes), MappingProxyType(metadata))
+    first_bytes = {name: start + first for name, (first, _) in spans.items() if name in leaves}
+    return _Header(
+        MappingProxyType(leaves),
+        MappingProxyType(first_bytes),
+        MappingProxyType(metadata),
+        MappingProxyType(left_out),
+    )
 
 
 _remembered = functools.lru_cache(maxsize=_KEPT_HEADERS)(_checked)
@@ -151,8 +165,8 @@ def _checked_metadata(found: Any, given: str) -> dict[str, str]:
     return found
 
 
-def _checked_entry(name: str, entry: Any, given: str) -> tuple[LeafSpec, tuple[int, int]]:
-    """One leaf of the header, believed: its spec, and its first and past-the-last byte."""
+def _checked_entry(name: str, entry: Any, given: str) -> tuple[LeafSpec | str, tuple[int, int]]:
+    """One leaf of the header, believed: its spec, or why it has none, and its first and past-the-last byte."""
 
     def refuse(expected: str, found: Any) -> CheckpointError:
         return CheckpointError(
@@ -162,16 +176,22 @@ def _checked_entry(name: str, entry: Any, given: str) -> tuple[LeafSpec, tuple[i
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise refuse("dtype, shape and data_offsets", entry)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise refuse(f"a dtype of {', '.join(DTYPES)}", dtype)
+    if not isinstance(dtype, str):
+        raise refuse("a dtype that is text", dtype)
     if not limits.are_sizes(shape) or len(shape) > limits.MAX_AXES:
         raise refuse(f"a shape of at most {limits.MAX_AXES} sizes", shape)
     if not limits.fits_memory(shape):
         raise refuse("a shape that fits an address space", shape)
     if not limits.are_sizes(offsets) or len(offsets) != 2:
         raise refuse("data_offsets [first byte, past the last byte]", offsets)
-    spec = LeafSpec(tuple(shape), DTYPES[dtype])
     first, end = offsets
+    if dtype not in DTYPES:
+        bits = _PACKED_BITS.get(dtype)
+        expected = end - first if bits is None else -(-math.prod(shape) * bits // 8)
+        if end - first != expected or end < first:
+            raise refuse(f"data_offsets that span the {expected} bytes of {dtype} {header.shown(shape)}", offsets)
+        return f"an array of element type {header.shown(dtype)}, which is not supported", (first, end)
+    spec = LeafSpec(tuple(shape), DTYPES[dtype])
     if end - first != spec.nbytes:
         raise refuse(f"data_offsets that span the {spec.nbytes} bytes of {dtype} {header.shown(shape)}", offsets)
     return spec, (first, end)

@@ -30,6 +30,9 @@ _DTYPES = {
     "bfloat16": "BF16",
     "float8_e5m2": "F8_E5M2",
     "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e8m0fnu": "F8_E8M0",
     "int64": "I64",
     "int32": "I32",
     "int16": "I16",
@@ -42,7 +45,10 @@ _DTYPES = {
     "complex64": "C64",
 }
 _OTHER_STORAGES = {"ComplexDoubleStorage": 16, "QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4}
-_OTHER_DTYPES = ("complex128", "complex32", "qint8", "quint8", "qint32", "float8_e4m3fnuz", "float8_e5m2fnuz")
+_OTHER_DTYPES = (
+    *("complex128", "complex32", "qint8", "quint8", "qint32", "float4_e2m1fn_x2", "quint4x2", "quint2x4"),
+    *(f"{kind}{bits}" for kind in ("int", "uint", "bits") for bits in range(1, 8)),
+)
 _UNTYPED = frozenset(
     f"{module}.{name}" for module in ("torch", "torch.storage") for name in ("UntypedStorage", "_UntypedStorage")
 )
@@ -224,7 +230,14 @@ BUILDERS: Builders = {
     "torch.serialization._get_layout": lambda *args: Record("torch.layout", args),
     **dict.fromkeys(("torch.storage.TypedStorage", "torch.storage._TypedStorage"), _unreadable("a storage")),
     **dict.fromkeys(
-        (*_UNTYPED, *_CODES, *(f"torch.{name}" for name in (*_OTHER_STORAGES, *_OTHER_DTYPES, "per_tensor_affine"))),
+        (
+            *_UNTYPED,
+            *_CODES,
+            *(
+                f"torch.{name}"
+                for name in (*_OTHER_STORAGES, *_OTHER_DTYPES, "per_tensor_affine", "per_channel_affine")
+            ),
+        ),
         _unreadable("a bare storage or element type"),
     ),
 }

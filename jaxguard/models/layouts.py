@@ -23,7 +23,7 @@ Layout = Literal["flax"] | dialects.Name
 
 Thing = TypeVar("Thing")
 
-WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
+WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.", "student.", "online.")
 """Prefixes of DataParallel, torch.compile and modules that wrap the network; dropped if all leaves share one."""
 
 

@@ -94,7 +94,7 @@ def load(
         checkpoint=checkpoint,
         model=model,
         layout=layout,
-        notes=notes,
+        notes=(*checkpoint.notes, *notes),
     )
 
 
@@ -119,7 +119,7 @@ def structural(checkpoint: checkpoints.Checkpoint, reason: str, *, name: str | N
         network=None,
         sha256=checkpoint.sha256,
         checkpoint=checkpoint,
-        notes=(structural_note(reason),),
+        notes=(*checkpoint.notes, structural_note(reason)),
         leaves=leaves,
     )
 

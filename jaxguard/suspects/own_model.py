@@ -35,6 +35,8 @@ def bind_function(
     """
     leaves = checkpoint.read_all()
     checkpoints.check_finite(leaves, checkpoint.path)
+    for leaf, others in checkpoint.aliases.items():
+        leaves |= dict.fromkeys(others, leaves[leaf])
     variables, names = _placed(leaves, init_fn, checkpoint.path)
     return Suspect(
         name=name,
@@ -43,6 +45,7 @@ def bind_function(
         sha256=checkpoint.sha256,
         checkpoint=checkpoint,
         names=names,
+        notes=checkpoint.notes,
     )
 
 

@@ -38,6 +38,8 @@ def save(suspect: Suspect, path: str | os.PathLike[str], *, format: str | None =
         name: edited[name].astype(spec.dtype) if name in edited else checkpoint.read(name)
         for name, spec in checkpoint.leaves.items()
     }
+    for name, others in checkpoint.aliases.items():
+        leaves |= dict.fromkeys(others, leaves[name])
     kept = {name: text for name, text in checkpoint.metadata.items() if name != METADATA_KEY}
     checkpoints.save(
         path,

@@ -17,7 +17,7 @@ TREE = {
         },
         "blocks": [np.ones(2, np.float16), jnp.zeros(3)],
     },
-    "step": np.array(3, np.int32),
+    "scale": np.array(3, np.int32),
     "a/b": np.ones(1, np.float32),
 }
 LEAVES = checkpoints.flatten(TREE)
@@ -41,6 +41,7 @@ def write(path: pathlib.Path, tree=TREE, **options) -> pathlib.Path:
 def assert_holds(checkpoint: checkpoints.Checkpoint, leaves=LEAVES) -> None:
     found = checkpoint.read_all()
     assert checkpoint.format == "orbax"
+    assert not checkpoint.left_out
     assert set(found) == set(checkpoint.leaves) == set(leaves)
     for name, leaf in leaves.items():
         assert type(found[name]) is np.ndarray

@@ -12,14 +12,14 @@ from hypothesis.extra import numpy as npst
 
 from jaxguard import checkpoints
 from jaxguard.checkpoints import npy
-from jaxguard.errors import CheckpointError
+from jaxguard.errors import CheckpointError, UnsupportedError
 
 LEAVES = {
     "params/conv/kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
     "params/conv/bias": np.array([1.5, -2.0, 0.25], ml_dtypes.bfloat16),
     "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
     "swapped": np.arange(3, dtype=">i4"),
-    "step": np.array(7),
+    "scale": np.array(7),
     "empty": np.zeros((0, 3), np.float16),
     "mask": np.array([True, False, True]),
     "wave": np.array([1 + 2j], np.complex64),
@@ -85,13 +85,33 @@ def test_an_opened_file_keeps_its_content_when_its_name_is_overwritten(tmp_path)
     np.testing.assert_array_equal(checkpoint.read("fortran"), LEAVES["fortran"])
 
 
-HOSTILE = {
+ODD = {
     "objects": (record(described("|O"), b"cos\nsystem\n(S'id'\ntR."), "Python objects"),
     "objects inside": (record(described([("a", "|O")]), bytes(16)), "Python objects"),
     "text": (record(described("<U3"), bytes(24)), "elements of type <U3"),
+    "a date": (record(described("<M8[D]"), bytes(16)), "elements of type <M8"),
     "a structure": (record(described([("a", "<f4"), ("b", "<f4")]), bytes(16)), "elements of type"),
     "double complex": (record(described("<c16"), bytes(32)), "elements of type <c16"),
-    "any float8": (record(described("|V1"), bytes(2)), r"elements of type \|V1"),
+    "any float8": (record(described("|V1"), bytes(2)), r"elements of type |V1"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_an_array_of_other_things_than_numbers_is_left_out_by_name(case, tmp_path):
+    content, reason = ODD[case]
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("odd.npy", content)
+        file.writestr("w.npy", record(described(), np.arange(2, dtype="<f4").tobytes()))
+    checkpoint = checkpoints.load(tmp_path / "x.npz")
+    assert checkpoint.read_all()["w"].tolist() == [0, 1] and list(checkpoint.leaves) == ["w"]
+    assert list(checkpoint.left_out) == ["odd"] and reason in checkpoint.left_out["odd"]
+    assert "not supported" in checkpoint.left_out["odd"]
+    (tmp_path / "x.npz").write_bytes(packed(content))
+    with pytest.raises(UnsupportedError, match="'w': "):
+        checkpoints.load(tmp_path / "x.npz")
+
+
+HOSTILE = {
     "size below zero": (record(described(shape=(-2,)), bytes(8)), "shape"),
     "size of many digits": (record(described(shape=(10**200,)), bytes(8)), "shape"),
     "sizes that overflow": (record(described(shape=(2**62, 2**62, 0))), "shape"),

@@ -37,7 +37,7 @@ def edited_index(directory: pathlib.Path, edit) -> None:
 
 def renamed(keys):
     def edit(tree):
-        tree["('step',)"]["key_metadata"] = [{"key": key, "key_type": 2} for key in keys]
+        tree["('scale',)"]["key_metadata"] = [{"key": key, "key_type": 2} for key in keys]
 
     return edit
 
@@ -52,9 +52,9 @@ def renamed(keys):
         (renamed(["a", "b"]), "'a/b': .*leaves it or occurs twice"),
         (renamed(["absent"]), "'absent': expected a readable array"),
         (renamed(["\ud800"]), "surrogates not allowed"),
-        (lambda tree: tree["('step',)"].pop("key_metadata"), "expected key_metadata"),
+        (lambda tree: tree["('scale',)"].pop("key_metadata"), "expected key_metadata"),
         (lambda tree: tree.update(x=3), "expected key_metadata"),
-        (lambda tree: tree["('step',)"]["value_metadata"].update(value_type="evil.Class"), "'evil.Class'"),
+        (lambda tree: tree["('scale',)"]["value_metadata"].update(value_type="evil.Class"), "'evil.Class'"),
         (lambda tree: tree.clear(), "at least one leaf"),
     ],
 )
@@ -130,13 +130,13 @@ def test_a_chunk_of_another_size_is_one_error_in_little_memory(case, copy):
         checkpoint.read("params/conv/kernel")
     assert tracemalloc.get_traced_memory()[1] < 2**22
     tracemalloc.stop()
-    np.testing.assert_array_equal(checkpoint.read("step"), LEAVES["step"])
+    np.testing.assert_array_equal(checkpoint.read("scale"), LEAVES["scale"])
 
 
 def test_damage_in_one_leaf_leaves_the_others_readable(copy):
     (copy / "params.conv.kernel" / "0.0.0").write_bytes(b"garbage")
     checkpoint = checkpoints.load(copy)
-    np.testing.assert_array_equal(checkpoint.read("step"), LEAVES["step"])
+    np.testing.assert_array_equal(checkpoint.read("scale"), LEAVES["scale"])
     with pytest.raises(CheckpointError, match="'params/conv/kernel': expected a readable array"):
         checkpoint.read_all()
 
@@ -148,15 +148,15 @@ def test_a_missing_chunk_is_not_read_as_zeros(copy):
 
 
 def test_a_pipe_inside_is_refused_instead_of_waited_for(copy):
-    (copy / "step" / "0").unlink()
-    os.mkfifo(copy / "step" / "0")
+    (copy / "scale" / "0").unlink()
+    os.mkfifo(copy / "scale" / "0")
     with pytest.raises(CheckpointError, match="special file"):
         checkpoints.load(copy)
 
 
 def test_links_to_files_open_and_broken_links_do_not(copy, tmp_path):
-    shutil.move(copy / "step" / "0", tmp_path / "blob")
-    (copy / "step" / "0").symlink_to(tmp_path / "blob")
+    shutil.move(copy / "scale" / "0", tmp_path / "blob")
+    (copy / "scale" / "0").symlink_to(tmp_path / "blob")
     assert_holds(checkpoints.load(copy))
     (tmp_path / "blob").unlink()
     with pytest.raises(CheckpointError, match="broken link"):

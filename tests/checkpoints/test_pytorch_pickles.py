@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from jaxguard import checkpoints
 from jaxguard.checkpoints import pickle_objects, pickle_program, pickled
-from jaxguard.errors import CheckpointError
+from jaxguard.errors import CheckpointError, UnsupportedError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "pytorch"
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -100,7 +100,8 @@ def test_pickles_of_arrays_open_under_nested_names(protocol, tmp_path):
     content = {"params": {"dense": leaves}, "step": np.float64(2.5), "opt_state": [np.ones(3)]}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol))
     checkpoint = checkpoints.load(tmp_path / "x.pkl")
-    assert (checkpoint.format, checkpoint.metadata) == ("pickle", {"step": "2.5", "left_out": "opt_state"})
+    assert (checkpoint.format, checkpoint.metadata) == ("pickle", {"step": "2.5"})
+    assert checkpoint.left_out == {"opt_state/0": "optimizer state"}
     found = checkpoint.read_all()
     assert found.keys() == {f"params/dense/{name}" for name in leaves}
     for name, leaf in leaves.items():
@@ -162,7 +163,7 @@ def test_both_spellings_of_numpy(name, tmp_path):
 def test_arrays_of_objects_are_refused(tmp_path):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"w": np.array([None, "x"], dtype=object)}))
     with pytest.raises(
-        CheckpointError, match="'w': expected a dense array of numbers, found an array of element type 'O8'"
+        UnsupportedError, match="found none \\('w': an array of element type 'O8', which is not supported"
     ):
         checkpoints.load(tmp_path / "x.pkl")
 
@@ -372,7 +373,7 @@ REPEATED = {
     ),
     "as state": (
         SHARED + b"ca\nb\n)R(" + b"g0\n" * 50_000 + handmade.tensor() + b"tbp1\n0](" + b"g1\n" * 50_000 + b"e",
-        "found arrays under keys without a name",
+        "found none, but references to a.b",
     ),
     "as attributes": (
         SHARED[:-1] + handmade.text("w") + handmade.tensor() + b"s0ca\nb\n)Rg0\nbp1\n0](" + b"g1\n" * 50_000 + b"e",
@@ -404,14 +405,14 @@ def test_one_dictionary_in_many_places_is_not_walked_for_each(case, tmp_path):
 
 
 CIRCLES = {
-    "list in itself": (b"]p0\ng0\na" + handmade.tensor() + b"a", "circle"),
+    "list in itself": (b"]p0\ng0\na" + handmade.tensor() + b"a", None),
     "state dict in itself": (
         b"}p0\n(" + handmade.text("w") + handmade.tensor() + handmade.text("x") + b"g0\nu",
-        "circle",
+        None,
     ),
     "without tensors": (b"]p0\ng0\na", "found none"),
     "deep": (b"]" * 100_000 + b"a" * 99_999, "found none"),
-    "deep around a tensor": (b"]" * 100_000 + handmade.tensor() + b"a" * 100_000, "circle"),
+    "deep around a tensor": (b"]" * 100_000 + handmade.tensor() + b"a" * 100_000, "at most 64 levels"),
     "deep tuples": (b"N" + b"\x85" * 100_000, "found none"),
     "deep calls": (b"ca\nb\n" * 1000 + b")R" + b"\x85R" * 999, "found none, but references to a.b"),
 }
@@ -421,6 +422,9 @@ CIRCLES = {
 def test_circles_and_depth_end(case, tmp_path):
     program, message = CIRCLES[case]
     (tmp_path / "x.pt").write_bytes(handmade.zipped(program))
+    if message is None:  # no array is new in a circle
+        assert len(checkpoints.load(tmp_path / "x.pt").leaves) == 1
+        return
     with pytest.raises(CheckpointError, match=message):
         checkpoints.load(tmp_path / "x.pt")
 

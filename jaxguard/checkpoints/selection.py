@@ -1,0 +1,340 @@
+"""The model among what a training script saved: which entries are its leaves, and why the others are left out.
+
+One rule for all formats. At each level, from the outside in, training state does not count (`training_state`), and
+then the first of `MODEL_KEYS`, in that order, that holds arrays is entered; else the only group, where that has dotted
+names; else this level is the model's, with everything in it. `params`, `weights` and `module`, which are names of a
+model's parts as well, are entered only where no other group is beside them and they look like PyTorch's. Averages of
+the weights (EMA, SWA) are groups under a name of theirs that mirror the raw weights; they replace those where they are
+asked for.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxguard.checkpoints import averages as averages_of
+from jaxguard.checkpoints import header, model_keys, training_state
+from jaxguard.checkpoints.checkpoint import Checkpoint, LeafSpec, ReadFn
+from jaxguard.checkpoints.training_state import Path, Stored
+from jaxguard.errors import CheckpointError, UnsupportedError
+
+_MAX_ENCLOSING = 8
+_NAMED_ONE_BY_ONE = 16
+_OPTIMIZER = "opt_state"
+_MAX_MOMENTS = 64
+_MAX_COUNTERS = 8
+_BESIDE = "beside the model"
+_MIRRORED = 0.5  # least share of an average's arrays that have the name of a raw weight
+
+
+class Selection(NamedTuple):
+    """What was chosen.
+
+    Attributes:
+        names: leaf name by path, in file order.
+        left_out: `(common prefix, paths, reason)` of everything else.
+        root: keys down to the model; none where the file holds nothing else.
+        averages: names of the averages of its weights.
+        weights: the name of the average that was chosen, or `raw`.
+        kept: of the raw weights where the average has none, such as running statistics.
+    """
+
+    names: dict[Path, str]
+    left_out: list[tuple[Path, list[Path], str]]
+    root: Path
+    averages: tuple[str, ...]
+    weights: str
+    kept: int = 0
+
+
+def applied(opened: Checkpoint, weights: str | None) -> Checkpoint:
+    """The checkpoint with the leaves of the model alone; the others are named in `left_out`.
+
+    Args:
+        opened: with everything that its file holds.
+        weights: `raw`, `ema`, or the name of the group to take; raw by default.
+
+    Raises:
+        CheckpointError: nothing but training state, nothing of the name `weights`, or two leaves of one name.
+        UnsupportedError: no leaf of a kind that can be read.
+    """
+    given, separator = opened.path, opened.separator
+    stored: dict[Path, LeafSpec | str] = {}
+    origins: dict[Path, str] = {}
+    for entries in (opened.leaves, opened.left_out):
+        for name, entry in entries.items():
+            path = opened.paths.get(name) or tuple(name.split(separator))
+            stored[path], origins[path] = entry, name
+    found = select(stored, separator=separator, weights=weights, given=given)
+    names: dict[str, str] = {}
+    left_out = dict(_listed(found, stored, separator))
+    for path, name in found.names.items():
+        problem = stored[path]
+        if isinstance(problem, str):
+            left_out[name] = problem
+        elif name in names:
+            raise CheckpointError(
+                f"{given}: expected one leaf of the name {_text(name)!r}, found two whose keys join to it; "
+                "save the model's weights alone"
+            )
+        else:
+            names[name] = origins[path]
+    aliases = averages_of.aliases(
+        {name: opened.places[origin] for name, origin in names.items() if origin in opened.places}
+    )
+    for others in aliases.values():
+        for other in others:
+            del names[other]
+    if not names:
+        kinds = "; ".join(f"{header.shown(name)}: {reason}" for name, reason in list(left_out.items())[:3])
+        raise UnsupportedError(
+            f"{given}: expected dense arrays of numbers, found none ({kinds}); other kinds are not supported: convert "
+            "them (dequantize, to_dense, float) and save the weights again"
+        )
+    metadata = {**_counters(opened, found, origins), **opened.metadata}
+    if found.root:
+        metadata["state_dict"] = ".".join(map(_text, found.root))
+    read_fn: ReadFn = opened.read_fn
+    if all(name == origin for name, origin in names.items()) and len(names) == len(opened.leaves):
+        leaves, first_bytes = opened.leaves, opened.first_bytes
+    else:
+        leaves = {name: opened.leaves[origin] for name, origin in names.items()}
+        first_bytes = {}  # the leaves do not fill the file
+
+        def by_name(wanted: Sequence[str], /) -> dict[str, np.ndarray]:
+            read = opened.read_fn([names[name] for name in wanted])
+            return {name: read[names[name]] for name in wanted}
+
+        read_fn = by_name
+
+    return dataclasses.replace(
+        opened,
+        leaves=leaves,
+        read_fn=read_fn,
+        first_bytes=first_bytes,
+        metadata=metadata,
+        left_out=left_out,
+        aliases=aliases,
+        notes=(*opened.notes, *_notes(found, left_out)),
+        paths={},
+        places={},
+    )
+
+
+def select(stored: Stored, *, separator: str, weights: str | None, given: str) -> Selection:
+    """Chooses the model's leaves by their paths; see the module.
+
+    Args:
+        stored: everything in the file.
+        separator: joins the keys below the model to names.
+        weights: see `applied`.
+        given: the path as the user wrote it.
+
+    Raises:
+        CheckpointError: nothing but training state, or nothing of the name `weights`.
+    """
+    sorting = _Sorting(dict(stored), [])
+    root = _named(stored, weights, separator)
+    averages: dict[Path, list[Path]] = {}
+    if root:
+        others = [path for path in stored if path[: len(root)] != root]
+        sorting.leave((), others, "not the weights that were asked for")
+    else:
+        _set_training_aside(sorting)
+        root, averages = _descended(sorting)
+    for path, spec in list(sorting.left.items()):
+        if why := training_state.counter(path[-1], spec, is_outermost=len(path) == len(root) + 1):
+            sorting.leave(path, [path], why)
+    averages |= _dotted_aside(sorting, root, averages)
+    averaged = {path for paths in averages.values() for path in paths}
+    names = {path: separator.join(path[len(root) :]) or "0" for path in sorting.left if path not in averaged}
+    mirrored: dict[str, tuple[Path, dict[Path, str]]] = {}
+    for prefix in averages:
+        paths = [path for path in averages[prefix] if path in sorting.left]
+        pairs = averages_of.mirrored(paths, prefix, names)
+        if names and len(pairs) >= max(_MIRRORED * sum(_size(stored[path]) > 1 for path in paths), 1):
+            mirrored[prefix[-1]] = prefix, pairs
+        elif names and root[: len(prefix) - 1] == prefix[:-1] and len(root) >= len(prefix):
+            sorting.leave(prefix, paths, _BESIDE)
+        else:
+            names |= {path: separator.join(path[len(root) :]) for path in paths}
+    chosen = averages_of.chosen(weights, mirrored, root, given)
+    kept = 0
+    if chosen in mirrored:
+        replaced = {name: path for path, name in mirrored[chosen][1].items()}
+        kept = sum(name not in replaced for name in names.values())
+        before, names = names, {replaced.get(name, path): name for path, name in names.items()}
+        raw = [path for path in before if path not in names]
+        sorting.leave(root, raw, f"raw weights; the average {chosen!r} was chosen")
+    for name, (prefix, _) in mirrored.items():
+        paths = [path for path in averages[prefix] if path in sorting.left and path not in names]
+        is_chosen = name == chosen
+        why = "no weight, beside an average" if is_chosen else f"an average of the weights; weights={name!r} chooses it"
+        sorting.leave(prefix, paths, why)
+    if not names:
+        places = [_text(".".join(prefix) or ".".join(paths[0])) for prefix, paths, _ in sorting.left_out[:5]]
+        raise CheckpointError(
+            f"{given}: expected the weights of a model, found training state alone "
+            f"({', '.join(places) or 'keys without a name'}); pass the file that holds the model"
+        )
+    if chosen == averages_of.RAW:
+        names = {path: names[path] for path in stored if path in names}
+    return Selection(names, sorting.left_out, root, tuple(mirrored), chosen, kept)
+
+
+class _Sorting(NamedTuple):
+    """Entries that may be the model's, and those that were left out: prefix, paths, reason."""
+
+    left: dict[Path, LeafSpec | str]
+    left_out: list[tuple[Path, list[Path], str]]
+
+    def leave(self, prefix: Path, paths: Sequence[Path], why: str) -> None:
+        if paths:
+            self.left_out.append((prefix, list(paths), why))
+        for path in paths:
+            self.left.pop(path, None)
+
+
+def _set_training_aside(sorting: _Sorting) -> None:
+    """What is an optimizer's or a random number generator's wherever it is."""
+    states: dict[Path, list[Path]] = {}
+    for path in sorting.left:
+        if _OPTIMIZER in path:
+            states.setdefault(path[: path.index(_OPTIMIZER) + 1], []).append(path)
+    for prefix, paths in states.items():
+        sorting.leave(prefix, paths, "optimizer state")
+    for prefix in dict.fromkeys(itertools.islice(training_state.moments(sorting.left), _MAX_MOMENTS)):
+        sorting.leave(prefix, [path for path in sorting.left if path[: len(prefix)] == prefix], "optimizer state")
+    random = [path for path, spec in sorting.left.items() if training_state.is_random(path, spec)]
+    sorting.leave((), random, "random number state")
+
+
+def _dotted_aside(sorting: _Sorting, root: Path, averages: Mapping[Path, Sequence[Path]]) -> dict[Path, list[Path]]:
+    """Losses and metrics among dotted names are left out; averages among them are returned."""
+    averaged = {path for paths in averages.values() for path in paths}
+    raw = [path for path in sorting.left if path not in averaged]
+    groups: dict[str, list[Path]] = {}
+    for path in raw:
+        name = path[len(root)] if len(path) > len(root) else ""
+        if "." in name:
+            groups.setdefault(name.split(".", 1)[0], []).append(path)
+    found: dict[Path, list[Path]] = {}
+    for segment, paths in groups.items():
+        if len(paths) < len(raw) and training_state.loss_or_metric(segment):
+            sorting.leave((*root, segment), paths, "a loss or metric")
+        elif len(paths) < len(raw) and training_state.is_average(segment):
+            found[(*root, segment)] = paths
+    return found
+
+
+def _descended(sorting: _Sorting) -> tuple[Path, dict[Path, list[Path]]]:
+    """The keys down to the model, and groups beside it or above whose names are those of averages."""
+    root: Path = ()
+    averages: dict[Path, list[Path]] = {}
+    for _ in range(_MAX_ENCLOSING):
+        depth = len(root)
+        groups: dict[str, dict[Path, LeafSpec | str]] = {}
+        for path, spec in sorting.left.items():
+            if path[:depth] == root and len(path) > depth:
+                groups.setdefault(path[depth], {})[path[depth + 1 :]] = spec
+        if not groups:
+            break
+        reasons = {key: training_state.reason(key, below) for key, below in groups.items()}
+        for key, why in reasons.items():
+            if why:
+                sorting.leave((*root, key), [(*root, key, *rest) for rest in groups[key]], why)
+        model = {key: below for key, below in groups.items() if not reasons[key]}
+        held = {key: below for key, below in model.items() if training_state.is_average(key) and () not in below}
+        raw = {key: below for key, below in model.items() if key not in held}
+        if any(() not in below or _size(below[()]) > 1 for below in raw.values()):
+            averages |= {(*root, key): [(*root, key, *rest) for rest in below] for key, below in held.items()}
+            model = raw
+        chosen = model_keys.entered(model)
+        if chosen is None:
+            break
+        for key in model.keys() - {chosen}:
+            sorting.leave((*root, key), [(*root, key, *rest) for rest in model[key]], _BESIDE)
+        root = (*root, chosen)
+    return root, averages
+
+
+def _named(stored: Stored, weights: str | None, separator: str) -> Path:
+    """The group of the name `weights`, which is neither raw nor a whole file."""
+    if weights in (None, averages_of.RAW, averages_of.EMA):
+        return ()
+    for depth in range(1, 4):
+        for path in stored:
+            if len(path) > depth and weights in (separator.join(path[:depth]), ".".join(path[:depth])):
+                prefix = path[:depth]
+                return () if training_state.is_average(prefix[-1]) else prefix
+    return ()
+
+
+def _size(spec: LeafSpec | str) -> int:
+    return 1 if isinstance(spec, str) else int(np.prod(spec.shape, dtype=object))
+
+
+def _listed(found: Selection, stored: Stored, separator: str) -> Iterator[tuple[str, str]]:
+    """Names, below the model's root relative to that, and reasons; of a large group one line."""
+    depth = len(found.root)
+
+    def name_of(path: Path) -> str:
+        return separator.join(path[depth:] if path[:depth] == found.root else path)
+
+    for prefix, paths, why in found.left_out:
+        if len(paths) <= _NAMED_ONE_BY_ONE:
+            yield from ((name_of(path), why) for path in paths)
+            continue
+        specs = [spec for path in paths if isinstance(spec := stored[path], LeafSpec)]
+        size = sum(spec.nbytes for spec in specs)
+        yield name_of((*(prefix or _shared(paths)), "*")), f"{why}: {len(paths)} entries, {size:,} bytes"
+
+
+def _shared(paths: Sequence[Path]) -> Path:
+    """The keys that all paths begin with."""
+    first, last = min(paths), max(paths)
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return tuple(key for key, _ in same)
+
+
+def _notes(found: Selection, left_out: Mapping[str, str]) -> list[str]:
+    notes = []
+    if found.averages:
+        kept = f"; {found.kept} leaves that it lacks are the raw ones" if found.kept else ""
+        names = ", ".join(map(_text, found.averages))
+        is_raw = found.weights == averages_of.RAW
+        notes.append(
+            f"The file also holds averages of the weights ({names}); the raw weights were taken. "
+            "jaxguard.checkpoints.load(path, weights=NAME) takes another."
+            if is_raw
+            else f"The averaged weights {_text(found.weights)} were taken{kept}; the file also holds the raw weights."
+        )
+    elif found.root and training_state.is_average(found.root[-1]):
+        notes.append(f"The weights are an average ({_text(found.root[-1])}); the file holds no others.")
+    if any(name.rpartition(".")[2] == "n_averaged" for name in left_out):
+        notes.append("The weights are an average of several steps (n_averaged); the file holds no others.")
+    others = [why.split(":")[0] for why in left_out.values() if "average" not in why]
+    if others:
+        counts = ", ".join(
+            f"{others.count(why)} of {why}" if others.count(why) > 1 else why for why in dict.fromkeys(others)
+        )
+        notes.append(f"Left out, as no weights of the model: {counts}.")
+    return notes
+
+
+def _counters(opened: Checkpoint, found: Selection, origins: Mapping[Path, str]) -> dict[str, str]:
+    """The values of counters such as `step`, which are no weights but tell what the file is."""
+    values: dict[str, str] = {}
+    paths = [path for _, paths, why in found.left_out if why == training_state.COUNTER for path in paths]
+    for path in paths[:_MAX_COUNTERS]:
+        with contextlib.suppress(CheckpointError):
+            values[path[-1]] = str(opened.read(origins[path]).reshape(-1)[0])
+    return values
+
+
+def _text(name: str) -> str:
+    return name[:80].encode("utf-8", "backslashreplace").decode()
