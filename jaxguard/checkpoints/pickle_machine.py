@@ -103,6 +103,13 @@ class Machine:
         self.content_bytes(start, end)
         return end
 
+    def byte_array(self, position: int) -> int:
+        """Pushes bytes that can be written to."""
+        end = self.long_bytes(position, 8)
+        if isinstance(self.stack[-1], bytes):  # a machine that follows calls keeps a value of its own
+            self.stack.append(bytearray(self.stack.pop()))
+        return end
+
     def content_bytes(self, start: int, end: int) -> None:
         """Pushes bytes of the program."""
         self.stack.append(bytes(self.content[start:end]))

@@ -132,7 +132,7 @@ _ACTS: dict[str, Callable[..., Any]] = {
     "BINUNICODE": Machine.text,
     "BINBYTES": lambda m, position: m.long_bytes(position, 4),
     "BINBYTES8": lambda m, position: m.long_bytes(position, 8),
-    "BYTEARRAY8": lambda m, position: m.long_bytes(position, 8),
+    "BYTEARRAY8": Machine.byte_array,
     "NONE": lambda m: m.stack.append(None),
     "NEWTRUE": lambda m: m.stack.append(True),
     "NEWFALSE": lambda m: m.stack.append(False),

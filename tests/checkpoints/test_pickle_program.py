@@ -77,10 +77,12 @@ MADE = {
     "FRAME": (b"\x95\x02\x00\x00\x00\x00\x00\x00\x00N.", None),
     "BINPERSID": (b"K\x01Q.", ("kept under", 1)),
 }
-REFUSED = {
+EXTENSIONS = {
     "EXT1": b"\x82\x01.",
     "EXT2": b"\x83\x01\x00.",
     "EXT4": b"\x84\x01\x00\x00\x00.",
+}
+REFUSED = {
     "NEXT_BUFFER": b"\x97.",
     "READONLY_BUFFER": b"N\x98.",
     "PERSID": b"Pabc\n.",
@@ -92,8 +94,8 @@ def read(content: bytes | mmap.mmap, start: int = 0) -> pickle_program.Program:
 
 
 def test_no_opcode_is_left_out():
-    assert MADE.keys() | REFUSED.keys() == {opcode.name for opcode in pickletools.opcodes}
-    for name, program in {**{name: made[0] for name, made in MADE.items()}, **REFUSED}.items():
+    assert MADE.keys() | REFUSED.keys() | EXTENSIONS.keys() == {opcode.name for opcode in pickletools.opcodes}
+    for name, program in {**{name: made[0] for name, made in MADE.items()}, **REFUSED, **EXTENSIONS}.items():
         assert name in {opcode.name for opcode, _, _ in pickletools.genops(program)}
 
 
@@ -110,6 +112,11 @@ def test_opcodes_make_what_they_are_documented_to(name, tmp_path: pathlib.Path):
             assert type(found.result) is type(expected)
             assert found.end == end
             assert found.foreign == ()
+
+
+def test_extensions_are_foreign_since_their_names_are_not_in_the_file():
+    for program in EXTENSIONS.values():
+        assert read(program).foreign == ("copyreg.extension_1",)
 
 
 @pytest.mark.parametrize("name", REFUSED)
