@@ -23,7 +23,7 @@ def blocks(language):
 
 def jaxguard(*arguments, folder):
     """As a user calls it, with the least of LLVM's optimisation: without any, as in other tests, convolutions take ten
-    times as long; with all of it, compilation does twice."""
+    times as long; with all of it, compilation takes longer than it saves here."""
     flags = os.environ["XLA_FLAGS"].replace("xla_backend_optimization_level=0", "xla_backend_optimization_level=1")
     environment = os.environ | {"XLA_FLAGS": flags}
     return subprocess.run(

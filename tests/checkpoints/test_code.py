@@ -72,7 +72,7 @@ ensurepip._run_pip uuid._get_command_stdout cProfile.run logging.FileHandler log
 multiprocessing.util.spawnv_passfds distutils.file_util.write_file linecache.getline smtplib.SMTP tempfile.mktemp
 zipimport.zipimporter marshal.loads dill.loads joblib.load urllib.request.urlopen commands.getoutput trace.Trace.run
 """
-"""Facts: names that picklescan, fickling, modelscan and ModelAudit hold to be dangerous."""
+"""Names that scanners of pickles hold to be dangerous."""
 
 
 @pytest.mark.parametrize("full", DANGEROUS.split())
