@@ -485,7 +485,7 @@ print(*sorted(file.rpartition("/jaxguard/")[2] for file in files), file=sys.stde
 
 
 def test_a_scan_runs_few_files_and_imports_no_defense(tmp_path):
-    """Most of them are the channel graph, the format and the architecture; a bound against growth, not the aim of 30."""
+    """Most are the channel graph, the format and the architecture; a bound against growth, not the aim of 30."""
     path = stores.write(tmp_path / "model.safetensors", stores.leaves(), described=stores.MLP)
     done = subprocess.run(
         [sys.executable, "-c", COUNTING, "scan", str(path), "--format", "jsonl"],
