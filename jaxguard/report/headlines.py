@@ -92,7 +92,7 @@ def tally(report: Report) -> dict[str, int]:
     """Counts findings by verdict, and skipped files; all keys of `SIGNS`.
 
     >>> list(tally(Report("", skipped=(("notes.txt", "no checkpoint"),))).values())
-    [0, 0, 0, 0, 1]
+    [0, 0, 0, 0, 0, 1]
     """
     counts = Counter(finding.verdict for finding in report.findings)
     return {verdict: counts[verdict] for verdict in Verdict} | {SKIPPED: len(report.skipped)}
