@@ -13,6 +13,7 @@ from PIL import Image
 from jaxguard import data, evaluation, repairs, scanning, suspects
 from jaxguard.attacks import Attack, patch
 from jaxguard.scores import structural
+from jaxguard.scores.structural import NOT_A_LAYER, SCORED
 from jaxguard.suspects import Suspect
 from jaxguard.types import Batch
 
@@ -139,7 +140,8 @@ def test_every_network_opens_and_can_be_scanned_with_no_further_word(shared_data
         suspect = suspects.load(path)
         assert suspect.architecture == IDENTIFIED.get(path.stem, suspects.UNKNOWN)
         if suspect.network is None:
-            assert structural.find_producers({name: leaf.shape for name, leaf in suspect.leaves.items()})
+            reading = structural.read(suspect.leaves)
+            assert reading.producers and {state for _, state, _ in reading.accounts} == {SCORED, NOT_A_LAYER}
 
 
 @pytest.mark.parametrize("name", ORIGINALS)

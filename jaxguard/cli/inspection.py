@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 from rich import box
 from rich.console import Group
 from rich.table import Table
@@ -34,15 +33,15 @@ def structure(suspect: Suspect) -> Group:
     """What makes the channels of a model of which only names and shapes are known."""
     title = Text("\narchitecture unknown", style="bold")
     notes = [Text(printable(note)) for note in suspect.notes]
-    shapes = {name: np.shape(leaf) for name, leaf in suspect.leaves.items()}
+    reading = structural.read(suspect.leaves)
     try:
-        producers = structural.find_producers(shapes)
+        producers = structural.require_producers(reading)
     except UnscorableError as error:
         return Group(title, *notes, Text(printable(str(error))))
-    made = _table("producer", "channels", "scaled by")
-    for producer in producers:
-        width = str(producer.channels(shapes))
-        made.add_row(Text(printable(producer.stem)), width, Text(printable(producer.norm or "nothing")))
+    made = _table("producer", "channels", "output", "input", "taps", "scaled by")
+    for one in producers:
+        axes = [",".join(map(str, group)) or "–" for group in one.axes]
+        made.add_row(Text(printable(one.stem)), str(one.channels), *axes, Text(printable(one.norm or "nothing")))
     return Group(title, *notes, Text(), made)
 
 

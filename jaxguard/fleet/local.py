@@ -19,6 +19,7 @@ from jaxguard.detection import groups
 from jaxguard.detection.records import WEIGHTS, Features, Record
 from jaxguard.errors import ArchitectureError, UnscorableError
 from jaxguard.fleet import scoring
+from jaxguard.fleet.structure import holds_weights
 from jaxguard.graph import pairing
 from jaxguard.graph.pairing import Layer, Pairing
 from jaxguard.scores import structural, weights
@@ -114,11 +115,9 @@ def _by_names(leaves: Any, name: str, how: Pairing) -> tuple[str, tuple[Layer, .
             "not known; pass --arch, or your own model with --apply"
         )
     specs = {leaf: LeafSpec(np.shape(array), array.dtype) for leaf, array in leaves.items()}
-    floating = {leaf: array for leaf, array in leaves.items() if jax.numpy.issubdtype(array.dtype, jax.numpy.floating)}
-    shapes = {leaf: np.shape(array) for leaf, array in floating.items()}
-    producers = structural.find_producers(shapes)
-    found = _of_producers(producers, floating)
-    return groups.of_leaves(specs, is_traced=False), structural.layers_of(producers, shapes), found
+    producers = structural.require_producers(structural.read(specs))
+    found = _of_producers(producers, {leaf: array for leaf, array in leaves.items() if holds_weights(specs[leaf])})
+    return groups.of_leaves(specs, is_traced=False), structural.layers_of(producers), found
 
 
 _of_graph = jax.jit(weights.weight_features, static_argnums=(0, 1))

@@ -250,20 +250,19 @@ def _of_function(structure: Structure, settings: Settings) -> Recipe:
 
 
 def _structural(structure: Structure, reason: str) -> Recipe:
-    shapes = {
-        name: spec.shape for (name, spec), o in zip(structure.specs().items(), structure.offsets, strict=True) if o >= 0
-    }
-    producers = structural.find_producers(shapes)
-    layers = structural.layers_of(producers, shapes)
+    producers = structural.require_producers(structural.read(structure.specs()))
+    layers = structural.layers_of(producers)
 
     def features_of(leaves: Mapping[str, jax.Array], reduced: Mapping[str, Reduced]) -> WeightFeatures:
         return weights.structural_features(producers, leaves, reduced)
 
     kernels = {}
     for producer in producers:
+        if not producer.is_plain:
+            continue
         out, fan_in, taps = producer.axes
         order = (out, fan_in, taps) if producer.is_channels_first else (taps, fan_in, out)
-        shape = shapes[producer.kernel]
+        shape = producer.form.shape
         if sum(order, ()) == tuple(range(len(shape))):
             sizes = tuple(math.prod(shape[axis] for axis in axes) for axes in order)
             kernels[producer.kernel] = Kernel(sizes, producer.is_channels_first, shape)

@@ -120,8 +120,8 @@ def structure_of(checkpoint: Checkpoint) -> Structure:
         CheckpointError: it holds no floating-point leaf, or describes itself in no JSON.
     """
     specs = checkpoint.leaves
-    floating = [name for name, spec in specs.items() if _element(spec.dtype).is_floating]
-    if not floating:
+    floating = [name for name, spec in specs.items() if holds_weights(spec)]
+    if not any(_element(specs[name].dtype).is_floating for name in floating):
         raise CheckpointError(
             f"{checkpoint.path}: expected floating-point leaves, found {len(specs)} of other types; "
             "dequantise the checkpoint before auditing it"
@@ -148,6 +148,11 @@ def structure_of(checkpoint: Checkpoint) -> Structure:
         is_raw=is_raw,
         description=json.dumps(described(checkpoint), sort_keys=True),
     )
+
+
+def holds_weights(spec: LeafSpec) -> bool:
+    """Whether a leaf may hold weights: floating-point numbers, or 8-bit integers of two or more axes with scales."""
+    return _element(spec.dtype).is_floating or (spec.dtype == np.int8 and len(spec.shape) >= 2)
 
 
 class _Element(NamedTuple):

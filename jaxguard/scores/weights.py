@@ -169,8 +169,8 @@ def structural_features(
     """Of a checkpoint known by the names and shapes of its leaves alone; nothing is said of its classes.
 
     Args:
-        producers: of `jaxguard.scores.structural.find_producers`.
-        leaves: arrays or tracers by name; floating-point ones at least. Kernels that were reduced are not read.
+        producers: of `jaxguard.scores.structural.read`.
+        leaves: arrays or tracers by name, those that hold weights. Kernels that were reduced are not read.
         reduced: kernels by name that were reduced before.
 
     Returns:
@@ -178,13 +178,23 @@ def structural_features(
     """
 
     def read(name: str | None) -> jax.Array | None:
-        return None if name is None else leaves[name].astype(jnp.float32)
+        return None if name is None else leaves[name].astype(jnp.float32).reshape(-1)
 
     scores = structural.bounds_of(producers, leaves, _norms(reduced))
     norms = [_Norm(scale=read(producer.scale), var=read(producer.var)) for producer in producers]
     sums = leaf_sums({name: leaf for name, leaf in leaves.items() if name not in reduced})
     sums |= {name: one.sums for name, one in reduced.items()}
-    parts = [[_Weights(leaves[producer.kernel].size, sums[producer.kernel])] for producer in producers]
+    formed = structural.kernels_of([producer for producer in producers if not producer.is_plain], leaves)
+
+    def weights(producer: structural.Producer) -> _Weights:
+        if producer.is_plain:
+            return _Weights(leaves[producer.kernel].size, sums[producer.kernel])
+        kernel = formed[producer.kernel]
+        if producer.stack is not None:
+            kernel = kernel.reshape(producer.form.shape[producer.stack], -1)[producer.index]
+        return _Weights(kernel.size, leaf_sums({"": kernel})[""])
+
+    parts = [[weights(producer)] for producer in producers]
     summaries, features = _of_layers(scores, norms, parts)
     finite = jnp.isfinite(jnp.stack([row[0] for row in sums.values()])).all()
     return WeightFeatures(summaries, features, finite, tuple(scores))

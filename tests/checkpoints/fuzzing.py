@@ -193,12 +193,11 @@ _IDENTIFIED: set[int] = set()
 
 def _identify(checkpoint: checkpoints.Checkpoint) -> None:
     """Names and shapes of strangers; a table that was seen before would take the same course."""
-    shapes = {name: spec.shape for name, spec in checkpoint.leaves.items()}
-    table = hash(tuple(shapes.items()))
+    table = hash(tuple((name, spec.shape, spec.dtype) for name, spec in checkpoint.leaves.items()))
     if table in _IDENTIFIED:
         return
     _IDENTIFIED.add(table)
-    for identify in (lambda: models.identify(checkpoint.leaves), lambda: structural.find_producers(shapes)):
+    for identify in (lambda: models.identify(checkpoint.leaves), lambda: structural.read(checkpoint.leaves)):
         with contextlib.suppress(JaxguardError):
             identify()
 

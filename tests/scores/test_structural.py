@@ -14,8 +14,12 @@ from jaxguard.scores.channel_bounds import channel_bounds
 RNG = np.random.default_rng(0)
 
 
+def read(shapes):
+    return structural.read({name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()})
+
+
 def names(shapes):
-    return [(producer.stem, producer.norm) for producer in structural.find_producers(shapes)]
+    return [(producer.stem, producer.norm) for producer in read(shapes).producers]
 
 
 @pytest.mark.parametrize("layout", ["torch", "flax"])
@@ -55,7 +59,7 @@ def test_keras_3_variables_are_told_by_their_number():
         "layers/batch_normalization/vars/3": (8,),
         "layers/dense/vars/0": (8, 2),
     }
-    (producer,) = structural.find_producers(shapes)
+    (producer,) = read(shapes).producers
     assert producer.axes == ((3,), (2,), (0, 1))
     assert (producer.scale, producer.var) == (
         "layers/batch_normalization/vars/0",

@@ -97,10 +97,9 @@ def test_a_stack_gives_what_each_gives_alone():
 def test_structural_features_are_those_of_the_graph_but_for_what_names_do_not_tell():
     graph, layers, variables = opened("cnn:width=0.5")
     leaves = flatten(variables)
-    shapes = {name: leaf.shape for name, leaf in leaves.items()}
-    producers = structural.find_producers(shapes)
+    producers = structural.read(leaves).producers
     found = jax.jit(weights.structural_features, static_argnums=0)(producers, leaves)
-    names = weights.feature_names(structural.layers_of(producers, shapes))
+    names = weights.feature_names(structural.layers_of(producers))
     ours, theirs = features(graph, layers, variables), dict(zip(names, found.features.tolist(), strict=True))
     unknown = {name for name, value in theirs.items() if np.isnan(value)}
     assert unknown == {name for name in names if name.split(": ")[1].split()[0] in ("bias", "drift")}

@@ -1,0 +1,98 @@
+r"""How the libraries name their leaves: one row per dialect, nothing is guessed outside this table.
+
+A name is first spelled out, see `names.spelled`: wrappers such as `params`, `value` or `~` go, and what several
+libraries call differently gets one word. What is left is a module's path and the leaf's part, which these rows know.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class Dialect(NamedTuple):
+    """Kernels of one library.
+
+    Attributes:
+        name: for reports.
+        kernel: expression that matches the part of a kernel.
+        out_first: whether the output axis comes before the fan-in; None where the library has no rule.
+        taps_first: whether spatial taps come before both; None where the library has no rule.
+    """
+
+    name: str
+    kernel: str
+    out_first: bool | None
+    taps_first: bool | None
+
+
+DIALECTS = (
+    Dialect("torch", r"(in_proj_|[qkv]_proj_)?weight|weight_(ih|hh|hr)_l\d+(_reverse)?|weight_(ih|hh)", True, False),
+    Dialect("Flax or Keras", r"(recurrent_|pointwise_|depthwise_)?kernel", False, True),
+    Dialect("Haiku", r"w", False, True),
+    Dialect("fused experts", r"(gate_up_proj|down_proj|up_proj|gate_proj|wi(_\d)?|wo|w[123])", False, True),
+    Dialect("no library's", r"[Ww]|weights?|\d+", None, None),
+)
+"""In the order in which they are tried; Haiku's and the fused names hold only where their marks are in the file."""
+
+BIAS = re.compile(r"(.*_)?(bias|biases|beta|offset|b)(_.*)?|b\d+|.*zero_?points?")
+SCALE = re.compile(
+    r"scale|gamma|g|weight|layer_?scale(_\d+)?|ls\d*|lambda_?\d*|alpha|log_?scale|logit_scale|temperature"
+)
+MEAN, VARIANCE = re.compile(r"(running_|moving_)?mean"), re.compile(r"(running_|moving_)?(var|variance)")
+STATISTIC = re.compile(
+    r"(running_|moving_)(mean|var|variance|std)|.*_ema(_hidden|_counter)?|ema_.*|average|hidden|mean|var"
+)
+COUNTER = re.compile(r"num_batches_tracked|count(er)?|step|steps|n_averaged|iterations?|epoch|global_step|position_ids")
+RANDOM = re.compile(r"rngs?|key|keys|_base_array|seed_generator_state|.*rng.*|key_data")
+
+TRAINING = frozenset({"opt_state", "optimizer", "optimizer_state", "exp_avg", "exp_avg_sq", "momentum_buffer"})
+"""Modules that hold no part of a network, where a reader did not leave them out."""
+
+TABLE_PART = re.compile(
+    r"(.*_)?(embed(ding)?s?|emb|tokens?|tok|table|codebook|latents?|queries|prototypes?|pe|freqs?(_cis)?)"
+    r"|(.*_)?(pos|position(al)?)(_.*)?|rel_pos_[hw]|inv_freq|(cos|sin)_cached|.*_(index|mask)|class_embedding"
+)
+"""Parts of tables that are looked up or added: embeddings, positions, tokens."""
+
+TABLE_MODULE = re.compile(
+    r"(.*_)?(embed(ding|der)?s?|emb|embed_tokens|tok_embeddings|wte|wpe)(_\d+)?|shared|relative_attention_bias|pos_embed"
+    r"|query_embed"
+)
+"""Last word of a module whose `weight` or only variable of two axes is a table, where it has no bias."""
+
+OUTPUT = re.compile(
+    r"(.*_)?(head|fc\d*|classifier|linear\d*|logits|out|output|softmax|predictions|score|dense)(_.*)?", re.IGNORECASE
+)
+"""Last word of a module that may give the logits."""
+
+ATTENTION = re.compile(r"(.*_)?(query|key|value|q|k|v|qkv)(_dense|_proj)?")
+ATTENTION_OUT = re.compile(r"out|attn_out|output_dense|attention_output|(.*_)?out(_proj)?")
+"""Modules of Flax and Keras attention: `[D, heads, dim]`, and `[heads, dim, D]`."""
+
+STACKED = re.compile(r"(.*_)?(scan\w*|layers|blocks|stack|layer_stack|hidden_layers|Scan\w*|vmap\w*|Vmap\w*)(_\d+)?")
+"""Modules under which layers may be stacked, where no vector shows it."""
+
+EXPERTS = re.compile(r"(.*_)?(experts?|moe\w*|switch_mlp|Moe\w*|MoE\w*)(_.*)?")
+"""Modules whose kernels hold one matrix per expert."""
+
+TRANSPOSED = re.compile(r"(.*_)?(conv\d?d?_?transpose\d*|deconv\w*|Conv\w*Transpose)(_\d+)?", re.IGNORECASE)
+"""Transposed convolutions by name; Keras lays theirs as `[..., out, in]`."""
+
+PACKED = {
+    "qweight": "packed GPTQ or AWQ integers",
+    "qzeros": "zero points of packed integers",
+    "g_idx": "order of groups of packed integers",
+    "SCB": "scales of int8 weights",
+    "absmax": "scales of packed 4-bit weights",
+    "quant_map": "code of packed 4-bit weights",
+    "nested_absmax": "scales of packed 4-bit weights",
+    "nested_quant_map": "code of packed 4-bit weights",
+    "quant_state": "state of packed 4-bit weights",
+    "weight_packed": "packed integers",
+    "_packed_params": "packed parameters of torch.ao",
+}
+"""Parts of formats whose weights are packed bits; they are named, not scored."""
+
+SCALES = ("weight_scale", "weight_scale_inv", "SCB", "kernel_scale", "scale", "scales", "weight_scales")
+"""Parts that may hold the scales of an integer or float8 kernel beside them."""
