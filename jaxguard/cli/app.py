@@ -191,3 +191,4 @@ def inspect(
         console.out.print(inspection.structure(suspect))
     else:
         console.out.print(inspection.channels(suspect.network.graph, suspect.architecture))
+    console.out.print(inspection.accounts(suspect))

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from jaxguard.checkpoints import Checkpoint
 from jaxguard.errors import UnscorableError
+from jaxguard.fleet import accounting
 from jaxguard.graph import ChannelGraph, pairing
 from jaxguard.report.wording import printable
 from jaxguard.scores import structural
@@ -27,6 +28,25 @@ def leaves(checkpoint: Checkpoint) -> Group:
     head = f"{checkpoint.format}, {len(checkpoint.leaves)} leaves, {numbers:,} numbers, {size / 1e6:.1f} MB"
     metadata = [Text(f"{printable(key)}: {printable(text)}") for key, text in checkpoint.metadata.items()]
     return Group(Text(head, style="bold"), Text(f"sha256 {checkpoint.sha256}"), *metadata, Text(), table)
+
+
+def accounts(suspect: Suspect) -> Group:
+    """What became of every leaf, what was left out, and counts that add up to the file."""
+    leaves = accounting.of_suspect(suspect)
+    table, told = _table("leaf", "what became of it", "why"), list[str]()
+    for state in dict.fromkeys(one.state for one in leaves):
+        members = [one for one in leaves if one.state == state]
+        told.append(f"{len(members):,} {state} ({sum(one.nbytes for one in members) / 1e6:.1f} MB)")
+    for one in leaves:
+        table.add_row(Text(printable(one.name)), one.state, Text(printable(one.reason)))
+    checkpoint = suspect.checkpoint
+    if checkpoint is not None:
+        for name, why in checkpoint.left_out.items():
+            table.add_row(Text(printable(name)), "left out", Text(printable(why)))
+        for name, others in checkpoint.aliases.items():
+            table.add_row(Text(printable(", ".join(others))), "alias", Text(f"the same numbers as {printable(name)}"))
+    notes = [Text(note, style="yellow") for note in accounting.remark(leaves)]
+    return Group(Text(f"\nleaves: {', '.join(told)}", style="bold"), *notes, Text(), table)
 
 
 def structure(suspect: Suspect) -> Group:

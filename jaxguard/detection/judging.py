@@ -208,6 +208,9 @@ def _finding(record: Record, one: Comparison, q_value: float, verdict: Verdict, 
         q_value=float(q_value),
         looks=tuple(look for look in record.features if look != TRIGGERS or is_searched),
         layers=record.layers,
+        leaves=record.leaves,
+        left_out=record.left_out,
+        aliases=record.aliases,
         notes=record.notes,
     )
 

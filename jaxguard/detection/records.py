@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxguard.errors import DataError
 from jaxguard.types import LayerSummary, Provenance
+from jaxguard.types.findings import LeafAccount
 
 WEIGHTS, RESPONSES, TRIGGERS = "weights", "responses", "triggers"
 """The looks, cheapest first: see `jaxguard.detection.looks`."""
@@ -38,6 +39,9 @@ class Record(NamedTuple):
         layers: summaries of its layers; empty where they are kept elsewhere.
         notes: what a reader must know, in whole sentences.
         error: why it could not be read or scored, in words; empty where it could.
+        leaves: what became of every leaf; empty where that is not kept.
+        left_out: stored entries that are no leaves of the model, `{name: reason}`.
+        aliases: `{leaf: its other names}`.
         modified: time of the file's last change in nanoseconds; 0 for a URL or a live network.
     """
 
@@ -48,6 +52,9 @@ class Record(NamedTuple):
     layers: tuple[LayerSummary, ...] = ()
     notes: tuple[str, ...] = ()
     error: str = ""
+    leaves: tuple[LeafAccount, ...] = ()
+    left_out: Mapping[str, str] = MappingProxyType({})
+    aliases: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     modified: int = 0
 
     @property

@@ -18,7 +18,7 @@ from jaxguard.checkpoints import LeafSpec
 from jaxguard.detection import groups
 from jaxguard.detection.records import WEIGHTS, Features, Record
 from jaxguard.errors import ArchitectureError, UnscorableError
-from jaxguard.fleet import scoring
+from jaxguard.fleet import accounting, scoring
 from jaxguard.fleet.structure import holds_weights
 from jaxguard.graph import pairing
 from jaxguard.graph.pairing import Layer, Pairing
@@ -53,13 +53,17 @@ def examine(suspect: Suspect, how: Pairing = "dataflow", known: Collection[str] 
         require_finite(suspect.leaves if suspect.network is None else suspect.network.variables)
     if np.isnan(z):
         raise UnscorableError(f"{suspect.name}: {scoring.UNDEFINED}")
+    leaves = accounting.of_suspect(suspect)
     return Record(
         provenance_of(suspect),
         group,
         {WEIGHTS: Features(weights.feature_names(layers), np.asarray(found.features))},
         z=z,
         layers=tuple(map(_summary, layers, summaries, found.bounds)),
-        notes=(*suspect.notes, *remarks),
+        notes=(*suspect.notes, *remarks, *accounting.remark(leaves)),
+        leaves=leaves,
+        left_out={} if suspect.checkpoint is None else suspect.checkpoint.left_out,
+        aliases={} if suspect.checkpoint is None else suspect.checkpoint.aliases,
     )
 
 

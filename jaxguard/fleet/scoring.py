@@ -16,6 +16,7 @@ import numpy as np
 from jaxguard import models, suspects
 from jaxguard.detection import groups
 from jaxguard.errors import ArchitectureError
+from jaxguard.fleet import accounting
 from jaxguard.fleet.structure import Structure
 from jaxguard.graph import pairing
 from jaxguard.graph.pairing import Layer, Pairing
@@ -267,5 +268,5 @@ def _structural(structure: Structure, reason: str) -> Recipe:
             sizes = tuple(math.prod(shape[axis] for axis in axes) for axes in order)
             kernels[producer.kernel] = Kernel(sizes, producer.is_channels_first, shape)
     group = groups.of_leaves(structure.specs(), is_traced=False)
-    notes = (suspects.structural_note(reason),)
+    notes = (suspects.structural_note(reason), *accounting.remark(accounting.by_names(structure.specs())))
     return Recipe(Scope(suspects.UNKNOWN, group, layers, weights.feature_names(layers), notes), kernels, features_of)

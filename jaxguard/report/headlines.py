@@ -129,6 +129,10 @@ def scan_headline(report: Report) -> Headline:
     left = [f"{errors:,} could not be scored"] if 0 < errors < len(report.findings) else []
     left += [f"{wording.plural(counts[SKIPPED], 'file')} skipped"] if counts[SKIPPED] else []
     lead = "; ".join([lead, *([", ".join(left)] if left else [])])
+    unclear = sum(one.is_unclear for one in report.findings)
+    if unclear:
+        where = "" if len(report.findings) == 1 else f" in {unclear:,}"
+        lead = f"{lead}; more than a tenth of the weights is not understood{where}"
     tone = "bad" if counts[Verdict.SUSPECTED] or counts[Verdict.CODE_EXECUTION] else "open"
     return Headline(tone, lead, " ".join([*detail, *_error_rates(report, counts)]))
 

@@ -20,6 +20,7 @@ from typing import Any
 import jaxguard
 from jaxguard.report import headlines, sarif_uri, wording
 from jaxguard.types import Finding, LayerSummary, OwnershipReport, Report, Verdict, Verification
+from jaxguard.types.findings import UNCLEAR
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 BACKDOOR, COPY, CODE = "JG001", "JG002", "JG003"
@@ -146,6 +147,9 @@ def _notifications(report: Report, places: dict[Key, int]) -> Iterator[dict[str,
         if one.verdict is Verdict.ERROR:
             place = _place(one.provenance.name, places[_key(one)])
             yield _notification(UNREADABLE, "error", f"Could not be scored: {one.reason}", place)
+        for note in one.notes:
+            if note.startswith(UNCLEAR):
+                yield _notification(NOTE, "warning", note, _place(one.provenance.name, places[_key(one)]))
     for path, why in report.skipped:
         yield _notification(SKIPPED, "warning", f"Skipped: {why}", _place(path))
     for note in report.notes:

@@ -114,7 +114,13 @@ def _single(report: Report, top: int) -> Iterable[RenderableType]:
     facts += [("size", wording.size(where.size))] if where.size else []
     facts += [("sha256", where.sha256), ("examined", ", ".join(finding.looks))]
     facts += [("compared", evidence.reference(known[finding.group]))] if finding.group in known else []
+    facts += [("leaves", _leaves(finding))] if finding.leaves else []
     yield _facts(facts)
+    unclear = [one for one in finding.leaves if one.state == "not understood"]
+    for one in unclear[:top]:
+        yield Text(f"  not understood: {wording.printable(one.name)}: {wording.printable(one.reason)}")
+    if len(unclear) > top:
+        yield Text(f"  and {len(unclear) - top:,} more leaves")
     if not finding.layers:
         return
     table = _table("layer", "channels", "max z", "channel", "above", "undefined")
@@ -128,6 +134,14 @@ def _single(report: Report, top: int) -> Iterable[RenderableType]:
     yield table
     if len(ranked) > top:
         yield Text(f"The {top} layers of highest z-score, of {len(ranked)}.")
+
+
+def _leaves(finding: Finding) -> str:
+    """Counts by what became of them, and what was stored beside them."""
+    told = [f"{count:,} {state} ({wording.size(size)})" for state, count, _, size in evidence.accounts(finding)]
+    told += [f"{len(finding.left_out):,} left out"] if finding.left_out else []
+    told += [f"{sum(map(len, finding.aliases.values())):,} more names"] if finding.aliases else []
+    return ", ".join(told)
 
 
 def _many(report: Report, top: int) -> Iterable[RenderableType]:

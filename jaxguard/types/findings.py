@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -84,6 +85,29 @@ class LayerSummary:
     scores: np.ndarray | None = None
 
 
+UNCLEAR = "Not understood: "
+"""How the note of a finding begins in which more than a tenth of the weights was not understood."""
+
+
+@dataclass(frozen=True)
+class LeafAccount:
+    """What became of one leaf of a checkpoint.
+
+    Attributes:
+        name: in the file.
+        state: `scored`, `not a layer` or `not understood`.
+        reason: why, in words.
+        numbers: elements.
+        nbytes: bytes in memory.
+    """
+
+    name: str
+    state: str
+    reason: str
+    numbers: int
+    nbytes: int
+
+
 @dataclass(frozen=True)
 class Finding:
     """The result of scanning one checkpoint or live network.
@@ -103,6 +127,9 @@ class Finding:
         metrics: measured on a test set, where one was given.
         notes: what a reader must know, in whole sentences.
         code: what a loader of the file would run.
+        leaves: what became of every leaf; kept where `layers` are.
+        left_out: stored entries that are no leaves of the model, `{name: reason}`.
+        aliases: `{leaf: its other names}`, same storage.
     """
 
     provenance: Provenance
@@ -119,6 +146,14 @@ class Finding:
     metrics: Metrics | None = None
     notes: tuple[str, ...] = ()
     code: tuple[Call, ...] = ()
+    leaves: tuple[LeafAccount, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def is_unclear(self) -> bool:
+        """Whether more than a tenth of the weights was not understood."""
+        return any(note.startswith(UNCLEAR) for note in self.notes)
 
 
 @dataclass(frozen=True)

@@ -308,5 +308,10 @@ def _output(producers: Sequence[Producer]) -> Producer | None:
     last = [
         p for p in producers if len(p.form.shape) == 2 and p.channels not in fed and p.norm is None and p.stack is None
     ]
-    named = [p for p in last if dialects.OUTPUT.fullmatch(p.stem.rpartition(".")[2])]
+    named = [p for p in last if dialects.OUTPUT.fullmatch(_word(p.stem))]
     return min(named or [p for p in last if p is producers[-1]], key=lambda p: p.channels, default=None)
+
+
+def _word(stem: str) -> str:
+    """Last word of a module that is no number: `classifier` of `classifier.1`."""
+    return next((word for word in reversed(stem.split(".")) if not word.isdigit()), "")

@@ -1,0 +1,127 @@
+"""What became of every leaf of a checkpoint: scored, not a layer, or not understood, with the reason.
+
+Nothing is left unsaid: there is one account per leaf, so that numbers and bytes add up to the file's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jaxguard import checkpoints, models
+from jaxguard.checkpoints import Checkpoint, LeafSpec
+from jaxguard.graph import ChannelGraph, pairing
+from jaxguard.scores import structural
+from jaxguard.scores.structural import NOT_A_LAYER, NOT_UNDERSTOOD, SCORED
+from jaxguard.suspects import UNKNOWN, Suspect
+from jaxguard.types.findings import UNCLEAR, LeafAccount
+
+MOST = 0.1
+"""Share of the weights that may be not understood before a report's headline says so."""
+
+
+def of_suspect(suspect: Suspect) -> tuple[LeafAccount, ...]:
+    """The leaves of one suspect: by its channel graph, or by their names where there is none.
+
+    Args:
+        suspect: opened, or from memory.
+
+    Returns:
+        One account per leaf, in the order of the file.
+    """
+    checkpoint, network = suspect.checkpoint, suspect.network
+    if checkpoint is None:
+        flat = {} if network is None else checkpoints.flatten(network.variables)
+        specs = {name: LeafSpec(leaf.shape, leaf.dtype) for name, leaf in flat.items()}
+    else:
+        specs = dict(checkpoint.leaves)
+    if network is None:
+        return by_names(specs)
+    paths: Mapping[str, str] = suspect.names
+    if suspect.model is not None and checkpoint is not None:
+        paths = models.binding_of(suspect.model, specs).paths
+    return by_graph(network.graph, specs, paths)
+
+
+def of_file(path: str, architecture: str) -> tuple[Checkpoint, tuple[LeafAccount, ...]]:
+    """The leaves of a file by its header alone.
+
+    Args:
+        path: local.
+        architecture: that was found when it was scored, or `UNKNOWN`.
+
+    Returns:
+        The checkpoint, and one account per leaf.
+
+    Raises:
+        JaxguardError: it cannot be opened, or is another one by now.
+    """
+    checkpoint = checkpoints.load(path)
+    if architecture == UNKNOWN:
+        return checkpoint, by_names(checkpoint.leaves)
+    model = models.infer(architecture, checkpoint.leaves)
+    graph = model.network(model.shapes()).graph
+    return checkpoint, by_graph(graph, checkpoint.leaves, models.binding_of(model, checkpoint.leaves).paths)
+
+
+def by_names(specs: Mapping[str, Any]) -> tuple[LeafAccount, ...]:
+    """By names, shapes and element types."""
+    return tuple(_account(name, state, why, specs[name]) for name, state, why in structural.read(specs).accounts)
+
+
+def by_graph(graph: ChannelGraph, specs: Mapping[str, Any], paths: Mapping[str, str]) -> tuple[LeafAccount, ...]:
+    """By the channel graph, which says what is scored; what the other leaves are, their names say.
+
+    Args:
+        graph: of the network.
+        specs: shape and element type by name.
+        paths: `{leaf: its path in the variables}`; a leaf that is missing has its name for a path.
+
+    Returns:
+        One account per leaf.
+    """
+    told = _of_graph(graph)
+    named = {name: (state, why) for name, state, why in structural.read(specs).accounts}
+    found = []
+    for name, spec in specs.items():
+        state, why = told.get(paths.get(name, name), named[name])
+        if paths.get(name, name) not in told and state != NOT_A_LAYER:
+            state, why = NOT_UNDERSTOOD, "no channels of it were found in the network's function"
+        found.append(_account(name, state, why, spec))
+    return tuple(found)
+
+
+def _of_graph(graph: ChannelGraph) -> dict[str, tuple[str, str]]:
+    scored: dict[str, tuple[str, str]] = {}
+    for k in graph.outputs:
+        scored[graph.producers[k].kernel.path] = (NOT_A_LAYER, "gives the logits: only hidden layers are scored")
+    for layer in pairing.layers(graph):
+        for producer, _ in layer.sources:
+            scored[graph.producers[producer].kernel.path] = (SCORED, f"kernel of {layer.name}")
+        affine = None if layer.affine is None else graph.affines[layer.affine]
+        for view in () if affine is None else (affine.scale, affine.var):
+            if view is not None:
+                scored[view.path] = (SCORED, f"norm of {layer.name}")
+    return scored
+
+
+def _account(name: str, state: str, why: str, spec: Any) -> LeafAccount:
+    numbers = 1
+    for size in spec.shape:
+        numbers *= size
+    return LeafAccount(name, state, why, numbers, numbers * spec.dtype.itemsize)
+
+
+def remark(accounts: Iterable[LeafAccount]) -> tuple[str, ...]:
+    """What a headline must say where more than a tenth of the weights is not understood."""
+    listed = list(accounts)
+    total = sum(one.numbers for one in listed)
+    unclear = [one for one in listed if one.state == NOT_UNDERSTOOD]
+    count = sum(one.numbers for one in unclear)
+    if count <= MOST * total:
+        return ()
+    first = max(unclear, key=lambda one: one.numbers)
+    return (
+        f"{UNCLEAR}{count:,} of {total:,} weights ({100 * count / total:.0f} %) in {len(unclear)} leaves, which were "
+        f"not scored; the largest is {first.name}: {first.reason}.",
+    )
