@@ -79,15 +79,19 @@ def _behind(module: tuple[str, ...], queue: Sequence[Norm], modules: set[tuple[s
     if not queue:
         return None
     if not (module and module[-1].isdigit()):
-        return queue[0] if not queue[0].module[-1:][0].isdigit() or not module else None
-    numbered = {norm.module[-1]: norm for norm in queue}
+        return None if _is_numbered(queue[0]) else queue[0]
+    numbered = {norm.module[-1]: norm for norm in queue if norm.module}
     for step in NEAR:
         number = str(int(module[-1]) + step)
         if number in numbered:
             return numbered[number]
         if (*module[:-1], number) in modules:
             return None
-    return None if any(norm.module[-1].isdigit() for norm in queue) else queue[0]
+    return None if any(map(_is_numbered, queue)) else queue[0]
+
+
+def _is_numbered(norm: Norm) -> bool:
+    return bool(norm.module) and norm.module[-1].isdigit()
 
 
 def _module(one: Producer) -> tuple[str, ...]:

@@ -295,9 +295,11 @@ def _producers(one: Candidate, axes: Axes, evidence: str) -> Sequence[Producer]:
     if one.stack is None:
         return [Producer(one.stem, one.form.leaves[0], axes, one.form, evidence)]
     kept = [axis for axis in range(len(one.form.shape)) if axis != one.stack]
-    placed = tuple(tuple(kept[axis] for axis in group) for group in axes)
+    out, fan_in, taps = (tuple(kept[axis] for axis in group) for group in axes)
     return [
-        Producer(f"{one.stem}[{k}]", one.form.leaves[0], placed, one.form, evidence, stack=one.stack, index=k)
+        Producer(
+            f"{one.stem}[{k}]", one.form.leaves[0], (out, fan_in, taps), one.form, evidence, stack=one.stack, index=k
+        )
         for k in range(one.form.shape[one.stack])
     ]
 
