@@ -12,7 +12,7 @@ from jaxguard import checkpoints, models
 from jaxguard.checkpoints import Checkpoint, LeafSpec
 from jaxguard.graph import ChannelGraph, pairing
 from jaxguard.scores import structural
-from jaxguard.scores.structural import NOT_A_LAYER, NOT_UNDERSTOOD, SCORED
+from jaxguard.scores.structural import NOT_A_LAYER, NOT_UNDERSTOOD, SCORED, roles
 from jaxguard.suspects import UNKNOWN, Suspect
 from jaxguard.types.findings import UNCLEAR, LeafAccount
 
@@ -81,12 +81,12 @@ def by_graph(graph: ChannelGraph, specs: Mapping[str, Any], paths: Mapping[str, 
         One account per leaf.
     """
     told = _of_graph(graph)
-    named = {name: (state, why) for name, state, why in structural.read(specs).accounts}
+    named = roles.roles_of(specs)
+    unknown = NOT_UNDERSTOOD, "no channels of it were found in the network's function"
     found = []
     for name, spec in specs.items():
-        state, why = told.get(paths.get(name, name), named[name])
-        if paths.get(name, name) not in told and state != NOT_A_LAYER:
-            state, why = NOT_UNDERSTOOD, "no channels of it were found in the network's function"
+        role = named[name]
+        state, why = told.get(paths.get(name, name), unknown if role is None else (NOT_A_LAYER, role))
         found.append(_account(name, state, why, spec))
     return tuple(found)
 

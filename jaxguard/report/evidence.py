@@ -224,7 +224,7 @@ def best_suspects(matrix: FingerprintMatrix, count: int) -> list[tuple[str, list
 def accounts(finding: Finding) -> list[tuple[str, int, int, int]]:
     """State, leaves, numbers and bytes; one row per state that occurs, the scored first.
 
-    >>> from jaxguard.types import Provenance
+    >>> from jaxguard.types import Provenance, Verdict
     >>> accounts(Finding(Provenance("m.npz"), Verdict.INCONCLUSIVE))
     []
     """

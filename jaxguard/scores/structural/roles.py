@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from jaxguard.scores.structural import dialects
 from jaxguard.scores.structural.forms import Leaf, Module
+from jaxguard.scores.structural.names import spelled
 
 _KERAS_NORMS = ("batch_normalization", "layer_normalization", "group_normalization", "unit_normalization")
 
@@ -55,6 +60,23 @@ def role_of(leaf: Leaf, module: Module) -> str | None:  # noqa: PLR0911, PLR0912
     if dialects.SCALE.fullmatch(part) and (part != "weight" and not part.isdigit()):
         return "scale of a norm or of a branch"
     return _table(leaf, module, is_vector, last)
+
+
+def roles_of(specs: Mapping[str, Any]) -> dict[str, str | None]:
+    """What all leaves of a file are that are no kernels, where something else says which kernels there are.
+
+    Args:
+        specs: `{name: what has a shape and a dtype}`.
+
+    Returns:
+        As `role_of`, by name.
+    """
+    modules: dict[tuple[str, ...], dict[str, Leaf]] = {}
+    for name, spec in specs.items():
+        leaf = Leaf(name, tuple(spec.shape), np.dtype(spec.dtype).name, spelled(name))
+        modules.setdefault(leaf.words.module, {})[leaf.words.part] = leaf
+    found = {leaf.name: role_of(leaf, module) for module in modules.values() for leaf in module.values()}
+    return {name: found.get(name) for name in specs}
 
 
 def _vector(part: str, module: Module) -> str:
