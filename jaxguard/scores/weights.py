@@ -47,7 +47,7 @@ LEAST_VARIANCE = 1e-12
 """Variances count with this at least, so that a dead channel has a logarithm."""
 
 
-VERSION = 1
+VERSION = 2
 """Of the features: raised with every change of what they mean, so that results of two versions never mix."""
 
 
