@@ -243,8 +243,8 @@ class _Trial:
         self.met = sorted(met | {term.value for term in terms})
         self.is_complete = len(self.terms) == len({term.value for term in terms})
         fills = {part.fill for part in leaves.values() if part.fill is not None}
-        self.equations = _cones(program, {*self.met, *fills})
-        self.fill_equations = _cones(program, fills)
+        self.equations = program.cone(*self.met, *fills)
+        self.fill_equations = program.cone(*fills)
         read = {v for eqn in self.equations for v in eqn.inputs} | set(leaves) | fills
         exact = {v for eqn in self.fill_equations for v in eqn.inputs} | fills
         with jax.ensure_compile_time_eval():
@@ -279,16 +279,6 @@ class _Trial:
             if not np.isfinite(got).all() or (got[is_zero] != 0).any() or not np.allclose(got, expected, rtol=1e-4):
                 return False
         return True
-
-
-def _cones(program: Program, values: Iterable[Value]) -> list[Equation]:
-    """The equations that any of the values depends on, in execution order."""
-    needed, kept = set(values), []
-    for eqn in reversed(program.equations):
-        if needed.intersection(eqn.outputs):
-            needed.update(eqn.inputs)
-            kept.append(eqn)
-    return kept[::-1]
 
 
 def _draw(program: Program, leaf: Value, *, is_whole: bool) -> jax.Array:

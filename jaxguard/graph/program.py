@@ -149,9 +149,9 @@ class Program:
 
         return set(interpret(self.equations, dict.fromkeys(values, True), depends))
 
-    def cone(self, value: Value) -> list[Equation]:
-        """The equations that `value` depends on, in execution order."""
-        needed, kept = {value}, []
+    def cone(self, *values: Value) -> list[Equation]:
+        """The equations that any of the values depends on, in execution order."""
+        needed, kept = set(values), []
         for equation in reversed(self.equations):
             if needed.intersection(equation.outputs):
                 needed.update(equation.inputs)
