@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import fleet_detection
 import machine
 import numpy as np
-from fleet_detection import ALPHA, GROUP, TIERS, Setting, roc_auc
+from fleet_detection import ALPHA, COHORT, TIERS, Setting, roc_auc
 from third_party import RESULTS
 
 from jaxguard.conformal import adjusted_p_values, as_high
@@ -81,7 +81,7 @@ def fleets(setting: Setting, kind: str) -> list[Fleet]:
         judged = np.concatenate([side[part::PARTS] for side in shuffled])
         known = [[rows[k] for k in side if k not in judged] for side in shuffled]
         guilty = known[1] if kind == "log-odds" else []
-        one = calibration.calibrate(known[0], guilty).groups[GROUP]
+        one = calibration.calibrate(known[0], guilty).cohorts[COHORT]
         assert one.triggers is not None and one.triggers.clean.sha256 == one.first.clean.sha256
         features = (np.stack([rows[k].features[look].values for k in judged]) for look in ("weights", "triggers"))
         weights = cross_scores(one.first.combinations, next(features))

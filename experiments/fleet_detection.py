@@ -54,7 +54,7 @@ SHOWN = 12
 """Single features in the result."""
 
 KEY = 0
-GROUP = "fleet"
+COHORT = "fleet"
 TIERS = ("weights", "response", "inversion")
 GROUPS = ("badnets", "blended")
 
@@ -193,7 +193,7 @@ class Setting:
             looks = {WEIGHTS: Features(names, features[k])}
             if deeper is not None and searched[k]:
                 looks[TRIGGERS] = Features(deep_names, deeper[k])
-            found.append(Record(Provenance(sha256, sha256), GROUP, looks))
+            found.append(Record(Provenance(sha256, sha256), COHORT, looks))
         return found
 
     def judge(

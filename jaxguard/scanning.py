@@ -102,11 +102,11 @@ def scan(
     known, source = _opened(profile)
     cheap, search = _chosen(looks, known)
     found = discover(suspects, options=options, **_place(executor))
-    groups = {} if known is None else known.groups
+    cohorts = {} if known is None else known.cohorts
     names, rates = search.names if search else (), {"alpha": alpha, "control": control}
-    with examined(found.models, executor, pairing=pairing, listener=listener or Listener(), known=groups) as seen:
+    with examined(found.models, executor, pairing=pairing, listener=listener or Listener(), known=cohorts) as seen:
         for look in cheap:
-            seen.take(look, [k for k in seen.runnable() if look.name in _looks_of(groups, seen.records[k].group)])
+            seen.take(look, [k for k in seen.runnable() if look.name in _looks_of(cohorts, seen.records[k].cohort)])
         findings = judging.judge(seen.records, known, trigger_names=names, **rates)
         if search is not None and known is not None:
             undecided = _undecided(findings, seen, known, alpha)
@@ -117,7 +117,7 @@ def scan(
     if test is not None:
         findings = [_measured(*pair, test, attack) for pair in zip(findings, found.models, strict=True)]
     references = () if known is None else judging.references(known, alpha, searched=search is not None)
-    occurring = {one.group for one in findings}
+    occurring = {one.cohort for one in findings}
     return Report(
         title=_title(found.models),
         findings=tuple(findings),
@@ -126,7 +126,7 @@ def scan(
         alpha=alpha,
         control=control,
         profile="" if known is None else f"{source}{known.digest[:16]}",
-        references=tuple(one for one in references if one.group in occurring),
+        references=tuple(one for one in references if one.cohort in occurring),
         seconds=time.perf_counter() - start,
         bytes_read=sum(one.bytes_read for one in seen.results),
         reused=sum(one.reused for one in seen.results),
@@ -198,10 +198,10 @@ def _place(executor: Executor | None) -> dict[str, Any]:
 
 def _chosen(looks: Sequence[str | Look] | None, known: Profile | None) -> tuple[list[Look], Look | None]:
     """The looks at all that a profile has references for, and the trigger search, if there is one."""
-    profiled = sorted({look for group in known.groups.values() for look in group.looks}) if known is not None else []
+    profiled = sorted({look for cohort in known.cohorts.values() for look in cohort.looks}) if known is not None else []
     taken = looks_table.ordered(profiled if looks is None else [*profiled, *looks])
     search = next((look for look in taken if look.name == TRIGGERS), None)
-    if search is not None and (known is None or not any(one.triggers for one in known.groups.values())):
+    if search is not None and (known is None or not any(one.triggers for one in known.cohorts.values())):
         raise DataError(
             "expected a profile whose references were searched for triggers, got one without, or none; make it with "
             "looks=('weights', 'triggers') in calibrate(), or `jaxguard calibrate --deep`"
@@ -209,17 +209,17 @@ def _chosen(looks: Sequence[str | Look] | None, known: Profile | None) -> tuple[
     return [look for look in taken if look.name != TRIGGERS], search
 
 
-def _looks_of(groups: Mapping[str, profiles.GroupProfile], group: str) -> tuple[str, ...]:
-    return groups[group].looks if group in groups else ()
+def _looks_of(cohorts: Mapping[str, profiles.CohortProfile], cohort: str) -> tuple[str, ...]:
+    return cohorts[cohort].looks if cohort in cohorts else ()
 
 
 def _undecided(findings: Sequence[Finding], seen: Examination, known: Profile, alpha: float) -> list[int]:
     """Findings that a trigger search could change, those nearest to being suspected first; copies count once."""
-    searched = {name for name, one in known.groups.items() if comparison.SEARCH in comparison.nulls(one, alpha)}
+    searched = {name for name, one in known.cohorts.items() if comparison.SEARCH in comparison.nulls(one, alpha)}
     left = [
         k
         for k in seen.runnable()
-        if seen.records[k].group in searched
+        if seen.records[k].cohort in searched
         and findings[k].verdict is not Verdict.SUSPECTED
         and not np.isnan(findings[k].p_value)
     ]

@@ -98,7 +98,7 @@ def test_what_is_printed_parses(jaxguard, store, name):
         assert lines[0]["provenance"]["sha256"] == checkpoints.load(store / "0000.safetensors").sha256
     elif name == "json":
         report = json.loads(out)
-        assert report["schema"] == "jaxguard.report/1"
+        assert report["schema"] == "jaxguard.report/2"
         assert [one["provenance"]["name"] for one in report["findings"]] == [
             str(path) for path in sorted(store.glob("*.safe*"))
         ]
@@ -258,7 +258,7 @@ def test_calibrate_says_what_it_left_out_and_overwrites_nothing(jaxguard, fleet)
     code, out, err = jaxguard("calibrate", fleet / "clean", "bad.pt", "--out", "taken.json", "--overwrite")
     assert code == 0
     assert "left out: bad.pt" in err.replace("\n", "")
-    assert " ".join(out.split()).startswith("group clean backdoored")
+    assert " ".join(out.split()).startswith("cohort clean backdoored")
     assert json.loads(pathlib.Path("taken.json").read_text())
 
 

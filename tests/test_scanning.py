@@ -77,9 +77,9 @@ def test_each_has_a_finding_of_its_own_in_their_order(store, profile, tmp_path):
     assert "no such file" in report.findings[4].reason
     assert [path.rpartition("/")[2] for path, _ in report.skipped] == ["notes.md"]
     assert report.findings[0].provenance.sha256 == checkpoints.load(store / "0025.safetensors").sha256
-    assert report.findings[3].reason == "the reference profile has no checkpoints of its group"
+    assert report.findings[3].reason == "the reference profile has no checkpoints of its cohort"
     assert all(0 < one.p_value <= 1 for one in (report.findings[0], report.findings[2]))
-    assert [one.group for one in report.references] == ["mlp:hidden=8, 3 classes, 4x4x1"]
+    assert [one.cohort for one in report.references] == ["mlp:hidden=8, 3 classes, 4x4x1"]
     assert report.profile == profile.digest[:16]
 
 
@@ -87,7 +87,7 @@ def test_executors_find_the_same(store, profile, tmp_path):
     found = [scan(store, profile=profile, executor=one).findings for one in (Local(), Stream(), Stream(tmp_path))]
     for one, other, kept in zip(*found, strict=True):
         assert one.provenance == other.provenance == kept.provenance
-        assert (one.verdict, one.group, one.looks) == (other.verdict, other.group, other.looks)
+        assert (one.verdict, one.cohort, one.looks) == (other.verdict, other.cohort, other.looks)
         np.testing.assert_allclose([one.p_value, one.q_value], [other.p_value, other.q_value])
         np.testing.assert_allclose([one.score, one.z], [other.score, other.z], rtol=1e-3)
         assert [layer.name for layer in one.layers] == [layer.name for layer in other.layers]
@@ -120,7 +120,7 @@ def test_a_live_network_is_judged_by_references_that_were_files_and_the_other_wa
     of_lives = calibrate([live(k) for k in range(REFERENCES)])
     again = scan(paths(store, numbers), profile=of_lives).findings
     for one, other, third in zip(files, lives, again, strict=True):
-        assert one.group == other.group == third.group
+        assert one.cohort == other.cohort == third.cohort
         np.testing.assert_allclose([other.score, other.p_value], [one.score, one.p_value], rtol=1e-4)
         assert 0 < third.p_value <= 1
         assert one.verdict is other.verdict is Verdict.NO_EVIDENCE
@@ -145,14 +145,14 @@ def test_networks_of_no_known_architecture_are_compared_by_their_leaves(tmp_path
         stores.write(tmp_path / f"{k}.npz", checkpoints.flatten(own_network(k).variables))
     options = ModelOptions(apply_fn=own, input_shape=(4, 4, 1)) if is_run else None
     made = calibrate(tmp_path, options=options)
-    (group,) = made.groups
-    assert group.startswith("traced, leaves" if is_run else "structural, leaves")
+    (cohort,) = made.cohorts
+    assert cohort.startswith("traced, leaves" if is_run else "structural, leaves")
     (same, other) = scan([own_network(3), own_network(99)], profile=made).findings
-    assert {same.group, other.group} == {group}
+    assert {same.cohort, other.cohort} == {cohort}
     assert 0 < other.p_value <= 1
     (file,) = scan(tmp_path / "3.npz", profile=made, options=options).findings
-    names = made.groups[group].first.names
-    record = local.examine(suspects.load(own_network(3)), known=made.groups)
+    names = made.cohorts[cohort].first.names
+    record = local.examine(suspects.load(own_network(3)), known=made.cohorts)
     assert record.features["weights"].names == names
     assert file.z == pytest.approx(same.z, rel=1e-5)
 
@@ -284,8 +284,8 @@ def searched(store, results):
 
 
 def test_networks_are_examined_as_their_references_were(store, searched, profile):
-    (group,) = searched.groups
-    assert searched.groups[group].looks == ("weights", "responses")
+    (cohort,) = searched.cohorts
+    assert searched.cohorts[cohort].looks == ("weights", "responses")
     assert from_json(to_json(searched), "profile").digest == searched.digest
     (by_both,) = scan(store / "0025.safetensors", profile=searched).findings
     (by_weights,) = scan(store / "0025.safetensors", profile=profile).findings
@@ -293,18 +293,18 @@ def test_networks_are_examined_as_their_references_were(store, searched, profile
     assert by_both.score != by_weights.score
 
 
-def test_the_undecided_are_searched_under_a_group_of_their_own(store, results, searched):
+def test_the_undecided_are_searched_under_a_cohort_of_their_own(store, results, searched):
     numbers = range(REFERENCES, REFERENCES + 4)
     options = {"profile": searched, "control": "each", "executor": Stream(results)}
     before = scan(paths(store, numbers), **options)
     report = scan(paths(store, numbers), looks=[SEARCH], **options)
-    (group,) = searched.groups
+    (cohort,) = searched.cohorts
     found = [one for one in report.findings if "triggers" in one.looks]
     assert len(found) == 2
-    assert {one.group for one in found} == {group + judging.SEARCHED}
-    assert {one.group: len(one.scores) for one in report.references} == {
-        group: REFERENCES,
-        group + judging.SEARCHED: REFERENCES,
+    assert {one.cohort for one in found} == {cohort + judging.SEARCHED}
+    assert {one.cohort: len(one.scores) for one in report.references} == {
+        cohort: REFERENCES,
+        cohort + judging.SEARCHED: REFERENCES,
     }
     assert re.match(r"Triggers were searched in 2 of \d undecided checkpoints: \d suspected", report.notes[0])
     p_values = [one.p_value for one in before.findings]
@@ -335,7 +335,7 @@ def test_a_content_is_searched_once_and_failures_are_told(store, results, search
     told = []
     made = calibrate([path], looks=["triggers"], listener=Listener(say=told.append))
     assert told == ["no triggers on noise, seed 0: no images"]
-    assert all(one.triggers is None for one in made.groups.values())
+    assert all(one.triggers is None for one in made.cohorts.values())
 
 
 def test_a_search_needs_references_that_were_searched(store, profile):

@@ -1,6 +1,6 @@
 """From networks of known truth to a reference profile: cross-fitted, so that no network is judged by itself.
 
-The networks of a group are dealt into folds. For each fold a combination is fitted on all others and scores those of
+The networks of a cohort are dealt into folds. For each fold a combination is fitted on all others and scores those of
 the fold; a new network is later scored by all combinations (cross-conformal prediction). What is fitted for a fold
 never depends on the fold, not even in the trigger stage: it learns from first scores that were cross-fitted anew
 without the fold.
@@ -16,19 +16,19 @@ import numpy as np
 
 from jaxguard.detection import combination
 from jaxguard.detection.combination import Combination, cross_scores
-from jaxguard.detection.profile import GroupProfile, Profile, ReferenceScores, Stage
+from jaxguard.detection.profile import CohortProfile, Profile, ReferenceScores, Stage
 from jaxguard.detection.records import RESPONSES, TRIGGERS, WEIGHTS, Record, feature_rows
 from jaxguard.errors import DataError
 
 FOLDS = 5
-"""Parts that the references of a group are dealt into."""
+"""Parts that the references of a cohort are dealt into."""
 
 FIRST_SCORE = "first score"
 """First feature of the trigger stage."""
 
 
 class _Known(NamedTuple):
-    """`R` networks of one group and one truth, in the order of their hashes."""
+    """`R` networks of one cohort and one truth, in the order of their hashes."""
 
     sha256: np.ndarray
     features: np.ndarray
@@ -58,11 +58,11 @@ def calibrate(clean: Sequence[Record], backdoored: Sequence[Record] = ()) -> Pro
 
     Args:
         clean: known to be clean.
-        backdoored: known to be backdoored; may be none. From `combination.FEWEST_BACKDOORED` in a group on, the
+        backdoored: known to be backdoored; may be none. From `combination.FEWEST_BACKDOORED` in a cohort on, the
             features are weighed by them.
 
     Returns:
-        One group profile per group that has clean records. One of fewer than `combination.FEWEST_CLEAN`, or without a
+        One cohort profile per cohort that has clean records. One of fewer than `combination.FEWEST_CLEAN`, or without a
         usable feature, has no combinations; the notes say why.
 
     Raises:
@@ -76,7 +76,7 @@ def calibrate(clean: Sequence[Record], backdoored: Sequence[Record] = ()) -> Pro
         ...     found = Features(("a", "b", "c"), draw(size=3))
         ...     return Record(Provenance(name, name), "small", {"weights": found})
         >>> profile = calibrate([record(f"{k:04x}") for k in range(40)])
-        >>> profile.groups["small"].first.clean.scores.shape
+        >>> profile.cohorts["small"].first.clean.scores.shape
         (40,)
     """
     if not clean:
@@ -88,18 +88,18 @@ def calibrate(clean: Sequence[Record], backdoored: Sequence[Record] = ()) -> Pro
             "in calibrate(); correct the lists"
         )
     notes: list[str] = []
-    groups = {}
-    for group in sorted({one.group for one in clean}):
-        groups[group], more = _calibrated(group, _distinct(clean, group), _distinct(backdoored, group))
-        notes += [f"{group}: {note}." for note in more]
-    orphans = sorted({one.group for one in backdoored} - groups.keys())
-    notes += [f"{group}: backdoored checkpoints were left out, there are no clean ones." for group in orphans]
-    return Profile(groups, tuple(notes))
+    cohorts = {}
+    for cohort in sorted({one.cohort for one in clean}):
+        cohorts[cohort], more = _calibrated(cohort, _distinct(clean, cohort), _distinct(backdoored, cohort))
+        notes += [f"{cohort}: {note}." for note in more]
+    orphans = sorted({one.cohort for one in backdoored} - cohorts.keys())
+    notes += [f"{cohort}: backdoored checkpoints were left out, there are no clean ones." for cohort in orphans]
+    return Profile(cohorts, tuple(notes))
 
 
 def _calibrated(
-    group: str, clean_records: list[Record], backdoored_records: list[Record]
-) -> tuple[GroupProfile, list[str]]:
+    cohort: str, clean_records: list[Record], backdoored_records: list[Record]
+) -> tuple[CohortProfile, list[str]]:
     notes, together = [], [*clean_records, *backdoored_records]
     looks = tuple(look for look in (WEIGHTS, RESPONSES) if any(look in one.features for one in together))
     names = sum((_names(together, look) for look in looks), ())
@@ -123,22 +123,22 @@ def _calibrated(
             triggers = _trigger_stage((FIRST_SCORE, *trigger_names), first, clean, backdoored)
     except DataError as error:
         notes.append(str(error))
-    return GroupProfile(group, looks, first, triggers), notes
+    return CohortProfile(cohort, looks, first, triggers), notes
 
 
-def _distinct(records: Sequence[Record], group: str) -> list[Record]:
+def _distinct(records: Sequence[Record], cohort: str) -> list[Record]:
     """One of each hash, in their order; of copies one in which triggers were searched, if any."""
-    members = sorted((one for one in records if one.group == group), key=lambda one: TRIGGERS in one.features)
+    members = sorted((one for one in records if one.cohort == cohort), key=lambda one: TRIGGERS in one.features)
     found = {one.sha256: one for one in members}
     if "" in found:
         raise DataError(
-            f"expected a content hash of every reference, got none for one of {group} in calibrate(); hash the file"
+            f"expected a content hash of every reference, got none for one of {cohort} in calibrate(); hash the file"
         )
     return [found[sha256] for sha256 in sorted(found)]
 
 
 def _names(records: Sequence[Record], look: str) -> tuple[str, ...]:
-    """Names of the features that a look gives in a group."""
+    """Names of the features that a look gives in a cohort."""
     return next((one.features[look].names for one in records if look in one.features), ())
 
 

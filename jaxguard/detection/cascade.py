@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jaxguard.detection.profile import GroupProfile, ReferenceScores
+from jaxguard.detection.profile import CohortProfile, ReferenceScores
 
 DISCOUNT = 1.0
 """Standard deviations by which a trigger search counts less than the first stage, which every checkpoint has."""
@@ -52,8 +52,8 @@ class Cascade:
         return np.fmax(_standardised(first, self.first), _standardised(search, self.search) - DISCOUNT)
 
 
-def cascade(known: GroupProfile) -> Cascade:
-    """The scale that a group's references give.
+def cascade(known: CohortProfile) -> Cascade:
+    """The scale that a cohort's references give.
 
     Args:
         known: of a profile, with a trigger stage.
@@ -66,7 +66,7 @@ def cascade(known: GroupProfile) -> Cascade:
         >>> none = ReferenceScores((), np.zeros(0, int), np.zeros(0))
         >>> rows = [0.0, 2.0], [30.0, 10.0]
         >>> first, second = (Stage((), (), ReferenceScores(("a", "b"), np.arange(2), np.array(x)), none) for x in rows)
-        >>> found = cascade(GroupProfile("small", (), first, second))
+        >>> found = cascade(CohortProfile("small", (), first, second))
         >>> found.references.scores.tolist(), found.higher(np.array([4.0, 4.0]), np.array([np.nan, 90.0])).tolist()
         ([0.0, 1.0], [3.0, 6.0])
     """

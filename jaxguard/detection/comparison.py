@@ -1,4 +1,4 @@
-"""Cross-conformal p-values: checkpoints of one group compared with its references.
+"""Cross-conformal p-values: checkpoints of one cohort compared with its references.
 
 A new checkpoint is scored by the combination of every fold and compared with the references of that fold (Vovk,
 Cross-conformal predictors, Annals of Mathematics and Artificial Intelligence 2015). How often a clean one then gets a
@@ -22,7 +22,7 @@ import numpy as np
 from jaxguard import conformal
 from jaxguard.detection.cascade import cascade
 from jaxguard.detection.combination import FEWEST_CLEAN, cross_scores
-from jaxguard.detection.profile import GroupProfile, ReferenceScores, Stage
+from jaxguard.detection.profile import CohortProfile, ReferenceScores, Stage
 from jaxguard.detection.records import TRIGGERS, Record, feature_rows
 
 FIRST, SEARCH = "first", "search"
@@ -44,7 +44,7 @@ class Null(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """One checkpoint compared with the references of its group.
+    """One checkpoint compared with the references of its cohort.
 
     Attributes:
         note: why there is no p-value; else what a reader must know of it, or nothing; in words.
@@ -61,12 +61,12 @@ class Comparison(NamedTuple):
     stage: str = ""
 
 
-def unusable(known: GroupProfile | None, record: Record, trigger_names: Sequence[str], alpha: float) -> str:
-    """Why the references of a group cannot be compared with.
+def unusable(known: CohortProfile | None, record: Record, trigger_names: Sequence[str], alpha: float) -> str:
+    """Why the references of a cohort cannot be compared with.
 
     Args:
-        known: of the profile, None where it has no such group.
-        record: one of the group, whose features are named like those of the others.
+        known: of the profile, None where it has no such cohort.
+        record: one of the cohort, whose features are named like those of the others.
         trigger_names: of the features of a trigger search; empty without one.
         alpha: accepted error rate.
 
@@ -74,12 +74,12 @@ def unusable(known: GroupProfile | None, record: Record, trigger_names: Sequence
         The reason, or nothing.
     """
     if known is None:
-        return "the reference profile has no checkpoints of its group"
+        return "the reference profile has no checkpoints of its cohort"
     count, needed = len(known.first.clean.sha256), max(conformal.needed_references(alpha), FEWEST_CLEAN)
     if count < needed:
-        return f"its group has {count} references, at least {needed} are needed at alpha {alpha:g}"
+        return f"its cohort has {count} references, at least {needed} are needed at alpha {alpha:g}"
     if not known.first.combinations:
-        return "no feature of its group's references can be compared; the notes of the profile say why"
+        return "no feature of its cohort's references can be compared; the notes of the profile say why"
     missing = [look for look in known.looks if look not in record.features]
     if missing and record.features:
         return f"its references were also examined by their {' and '.join(missing)}, it was not"
@@ -90,8 +90,8 @@ def unusable(known: GroupProfile | None, record: Record, trigger_names: Sequence
     return ""
 
 
-def nulls(known: GroupProfile, alpha: float) -> dict[str, Null]:
-    """What checkpoints of a group are compared with.
+def nulls(known: CohortProfile, alpha: float) -> dict[str, Null]:
+    """What checkpoints of a cohort are compared with.
 
     Args:
         known: of the profile; without its trigger stage where no triggers are searched.
@@ -118,14 +118,14 @@ def nulls(known: GroupProfile, alpha: float) -> dict[str, Null]:
     }
 
 
-def compare(records: Sequence[Record], known: GroupProfile, alpha: float) -> list[Comparison]:
-    """Compares checkpoints with the references of their group.
+def compare(records: Sequence[Record], known: CohortProfile, alpha: float) -> list[Comparison]:
+    """Compares checkpoints with the references of their cohort.
 
     By the first stage; and where triggers were searched in as many references as `alpha` needs, also by what a search
     found in the checkpoint, if there was one.
 
     Args:
-        records: of this group.
+        records: of this cohort.
         known: of the profile; not `unusable`.
         alpha: accepted error rate.
 
@@ -169,7 +169,7 @@ def backdoored_p_values(null: Null) -> np.ndarray:
     return found
 
 
-def _searched(records: Sequence[Record], known: GroupProfile, by_fold: np.ndarray) -> tuple[list[int], np.ndarray]:
+def _searched(records: Sequence[Record], known: CohortProfile, by_fold: np.ndarray) -> tuple[list[int], np.ndarray]:
     """Rows of the checkpoints in which triggers were searched, and scores of the search `[M, K]`; NaN for the others.
 
     One that the first stage was fitted on counts only where the trigger stage holds a score of its own for it.

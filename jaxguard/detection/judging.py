@@ -17,7 +17,7 @@ import numpy as np
 from jaxguard import conformal
 from jaxguard.detection import comparison
 from jaxguard.detection.comparison import FIRST, SEARCH, Comparison, Null
-from jaxguard.detection.profile import GroupProfile, Profile
+from jaxguard.detection.profile import CohortProfile, Profile
 from jaxguard.detection.records import TRIGGERS, Record
 from jaxguard.errors import DataError
 from jaxguard.types import Finding, Reference, Verdict
@@ -32,13 +32,13 @@ EACH = "each"
 """Control of the chance that a clean checkpoint is suspected, for each by itself."""
 
 SEARCHED = ", triggers searched"
-"""Behind the group of checkpoints in which triggers were searched: their power is another than by the first stage."""
+"""Behind the cohort of checkpoints in which triggers were searched: their power is another than by the first stage."""
 
 BLOCK = 4096
 """Checkpoints that are scored at once, which bounds the memory."""
 
 MANY = 10
-"""Checkpoints of a group from which on the share with small p-values shows whether the references fit them."""
+"""Checkpoints of a cohort from which on the share with small p-values shows whether the references fit them."""
 
 ROUNDING = 1e-12
 """What rounding may add to a p-value that equals the accepted rate."""
@@ -69,7 +69,7 @@ def judge(
         One finding per record, in their order.
 
     Raises:
-        DataError: `alpha` out of range, another `control`, or records of one group with different features.
+        DataError: `alpha` out of range, another `control`, or records of one cohort with different features.
 
     Example:
         >>> from jaxguard.detection.calibration import calibrate
@@ -85,10 +85,10 @@ def judge(
     """
     require_rates(alpha, control)
     compared, powers = [Comparison("")] * len(records), dict[tuple[str, str], str]()
-    for group, rows in _by_group(records).items():
-        known, why = _references_of(group, records[rows[0]], profile, trigger_names, alpha)
+    for cohort, rows in _by_cohort(records).items():
+        known, why = _references_of(cohort, records[rows[0]], profile, trigger_names, alpha)
         if known is not None:
-            powers |= {(group, stage): _power(null, alpha) for stage, null in comparison.nulls(known, alpha).items()}
+            powers |= {(cohort, stage): _power(null, alpha) for stage, null in comparison.nulls(known, alpha).items()}
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
             members = [records[row] for row in block]
@@ -100,7 +100,7 @@ def judge(
     for record, one, q_value in zip(records, compared, q_values, strict=True):
         verdict, why = _verdict(one, q_value, p_values, alpha, control)
         if verdict is Verdict.NO_EVIDENCE:
-            why = f"{why}; {powers[record.group, one.stage]}"
+            why = f"{why}; {powers[record.cohort, one.stage]}"
         findings.append(_finding(record, one, q_value, verdict, f"{one.note}: {why}" if one.note and why else why))
     return findings
 
@@ -129,57 +129,57 @@ def references(profile: Profile, alpha: float = ALPHA, *, searched: bool = False
         searched: whether triggers are searched in some of the checkpoints; references then count by both stages.
 
     Returns:
-        One per group in the order of their names, and for a group with enough searched references a second one under
+        One per cohort in the order of their names, and for a cohort with enough searched references a second one under
         its name and `SEARCHED`.
     """
     shown = []
     for stage in (FIRST, SEARCH):
-        for group in sorted(profile.groups):
-            known = profile.groups[group]
+        for cohort in sorted(profile.cohorts):
+            known = profile.cohorts[cohort]
             null = comparison.nulls(known if searched or stage == SEARCH else replace(known, triggers=None), alpha)
             if stage in null and known.first.combinations:
                 one, suspects = null[stage], null[stage].backdoored.scores
                 power = conformal.power(comparison.backdoored_p_values(one), alpha)
-                name = group + SEARCHED * (stage == SEARCH)
+                name = cohort + SEARCHED * (stage == SEARCH)
                 shown.append(Reference(name, one.references.scores, suspects[~np.isnan(suspects)], *power))
     return tuple(shown)
 
 
 def unlike_references(findings: Sequence[Finding], alpha: float) -> Iterator[str]:
-    """Notes on groups in which most p-values are small, so that the references may not fit them."""
-    groups: dict[str, dict[object, bool]] = {}
+    """Notes on cohorts in which most p-values are small, so that the references may not fit them."""
+    cohorts: dict[str, dict[object, bool]] = {}
     for number, one in enumerate(findings):
         if not np.isnan(one.p_value):
-            group = groups.setdefault(one.group.removesuffix(SEARCHED), {})
-            group[one.provenance.sha256 or number] = one.p_value <= alpha
-    for group, distinct in groups.items():
+            cohort = cohorts.setdefault(one.cohort.removesuffix(SEARCHED), {})
+            cohort[one.provenance.sha256 or number] = one.p_value <= alpha
+    for cohort, distinct in cohorts.items():
         count = sum(distinct.values())
         if len(distinct) >= MANY and 2 * count > len(distinct):
             yield (
-                f"{group}: {count} of {len(distinct)} checkpoints are unlike the references. Either most of them are "
+                f"{cohort}: {count} of {len(distinct)} checkpoints are unlike the references. Either most of them are "
                 "backdoored, or they were not made like the references, and then the error rate does not hold."
             )
 
 
 def _references_of(
-    group: str, record: Record, profile: Profile | None, trigger_names: Sequence[str], alpha: float
-) -> tuple[GroupProfile | None, str]:
-    """The references of a group, or why there are none to compare with."""
+    cohort: str, record: Record, profile: Profile | None, trigger_names: Sequence[str], alpha: float
+) -> tuple[CohortProfile | None, str]:
+    """The references of a cohort, or why there are none to compare with."""
     if profile is None:
         return None, "no reference profile: `jaxguard calibrate` makes one"
-    known = profile.groups.get(group)
+    known = profile.cohorts.get(cohort)
     why = comparison.unusable(known, record, trigger_names, alpha)
     if known is None or why:
         return None, why
     return (known if trigger_names else replace(known, triggers=None)), ""
 
 
-def _by_group(records: Sequence[Record]) -> dict[str, list[int]]:
+def _by_cohort(records: Sequence[Record]) -> dict[str, list[int]]:
     """Rows of the records that were scored."""
     rows: dict[str, list[int]] = {}
     for row, record in enumerate(records):
         if not record.error:
-            rows.setdefault(record.group, []).append(row)
+            rows.setdefault(record.cohort, []).append(row)
     return rows
 
 
@@ -195,13 +195,13 @@ def _verdict(one: Comparison, q_value: float, p_values: np.ndarray, alpha: float
 
 def _finding(record: Record, one: Comparison, q_value: float, verdict: Verdict, why: str) -> Finding:
     if record.error:
-        return Finding(record.provenance, Verdict.ERROR, record.error, record.group, notes=record.notes)
+        return Finding(record.provenance, Verdict.ERROR, record.error, record.cohort, notes=record.notes)
     is_searched = one.stage == SEARCH
     return Finding(
         provenance=record.provenance,
         verdict=verdict,
         reason=why or one.note,
-        group=record.group + SEARCHED * is_searched,
+        cohort=record.cohort + SEARCHED * is_searched,
         z=record.z,
         score=one.score,
         p_value=one.p_value,

@@ -20,7 +20,7 @@ from jaxguard.errors import DataError
 
 NAME = "jaxguard reference profile"
 
-KIND = f"{NAME}, 2"
+KIND = f"{NAME}, 3"
 """What the text says it is; the number is raised with every change of its form."""
 
 
@@ -57,17 +57,17 @@ class Stage:
 
 
 @dataclass(frozen=True, eq=False)
-class GroupProfile:
-    """What the checkpoints of one group are judged by.
+class CohortProfile:
+    """What the checkpoints of one cohort are judged by.
 
     Attributes:
-        group: its name.
+        cohort: its name.
         looks: what the first stage combines: the weights, perhaps the responses.
         first: by the features of these looks.
         triggers: by `first score` and the features of a trigger search; None without enough of them.
     """
 
-    group: str
+    cohort: str
     looks: tuple[str, ...]
     first: Stage
     triggers: Stage | None
@@ -75,14 +75,14 @@ class GroupProfile:
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """References of many groups.
+    """References of many cohorts.
 
     Attributes:
-        groups: by name.
-        notes: what a reader must know, in whole sentences: checkpoints and groups that were left out.
+        cohorts: by name.
+        notes: what a reader must know, in whole sentences: checkpoints and cohorts that were left out.
     """
 
-    groups: Mapping[str, GroupProfile]
+    cohorts: Mapping[str, CohortProfile]
     notes: tuple[str, ...] = ()
 
     @property
@@ -136,8 +136,8 @@ def from_json(text: str | bytes, source: str) -> Profile:
             "after it was made, take the original or calibrate again"
         )
     try:
-        groups = {name: _group(name, told) for name, told in body["groups"].items()}
-        return Profile(groups, tuple(map(str, body["notes"])))
+        cohorts = {name: _cohort(name, told) for name, told in body["cohorts"].items()}
+        return Profile(cohorts, tuple(map(str, body["notes"])))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{source}: expected the contents of a {NAME}, got them incomplete or inconsistent ({error}); "
@@ -150,15 +150,15 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 
 def _body(profile: Profile) -> dict[str, Any]:
-    groups = {
+    cohorts = {
         name: {
             "looks": list(one.looks),
             "first": _plain(asdict(one.first)),
             "triggers": None if one.triggers is None else _plain(asdict(one.triggers)),
         }
-        for name, one in profile.groups.items()
+        for name, one in profile.cohorts.items()
     }
-    return {"groups": groups, "notes": list(profile.notes)}
+    return {"cohorts": cohorts, "notes": list(profile.notes)}
 
 
 def _plain(value: Any) -> Any:
@@ -172,9 +172,9 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _group(name: str, told: Mapping[str, Any]) -> GroupProfile:
+def _cohort(name: str, told: Mapping[str, Any]) -> CohortProfile:
     triggers = None if told["triggers"] is None else _stage(told["triggers"])
-    return GroupProfile(name, tuple(map(str, told["looks"])), _stage(told["first"]), triggers)
+    return CohortProfile(name, tuple(map(str, told["looks"])), _stage(told["first"]), triggers)
 
 
 def _stage(told: Mapping[str, Any]) -> Stage:

@@ -33,7 +33,7 @@ class Record(NamedTuple):
 
     Attributes:
         provenance: where it came from. An empty hash is taken to be like no other.
-        group: what it is compared with: networks of one architecture, or of equal leaves.
+        cohort: what it is compared with: networks of one architecture, or of equal leaves.
         features: by look; a look that was not taken is missing.
         z: the largest channel z-score; NaN where it could not be scored.
         layers: summaries of its layers; empty where they are kept elsewhere.
@@ -46,7 +46,7 @@ class Record(NamedTuple):
     """
 
     provenance: Provenance
-    group: str = ""
+    cohort: str = ""
     features: Mapping[str, Features] = MappingProxyType({})
     z: float = np.nan
     layers: tuple[LayerSummary, ...] = ()
@@ -73,7 +73,7 @@ class Record(NamedTuple):
 
 
 def feature_rows(records: Sequence[Record], looks: Sequence[str], names: Sequence[str]) -> np.ndarray:
-    """Features of several records of one group.
+    """Features of several records of one cohort.
 
     Args:
         records: `M` of them.
@@ -96,14 +96,14 @@ def feature_rows(records: Sequence[Record], looks: Sequence[str], names: Sequenc
         key = tuple(id(part.names) for part in parts)
         if key not in known and sum((part.names for part in parts), ()) != wanted:
             raise DataError(
-                f"expected the {len(wanted)} features of the group {one.group!r}, got others for {_shown(one)}; score "
-                "all of them with one version"
+                f"expected the {len(wanted)} features of the cohort {one.cohort!r}, got others for {_shown(one)}; "
+                "score all of them with one version"
             )
         known.add(key)
         found = np.concatenate([part.values for part in parts]) if parts else np.empty(0)
         if found.shape != (len(wanted),):
             raise DataError(
-                f"expected {len(wanted)} features, got {found.shape} for {_shown(one)} of {one.group}; score all of "
+                f"expected {len(wanted)} features, got {found.shape} for {_shown(one)} of {one.cohort}; score all of "
                 "them with one version"
             )
         rows[k] = found

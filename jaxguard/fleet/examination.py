@@ -123,7 +123,7 @@ def examined(
             this process.
         pairing: see `jaxguard.graph.pairing.layers`.
         listener: told about the progress.
-        known: groups of the profile that will judge them.
+        known: cohorts of the profile that will judge them.
         title: of the progress.
 
     Yields:

@@ -84,7 +84,7 @@ class Local:
             models: paths, URLs, or suspects that are in memory already.
             settings: how they are scored.
             watch: called with the progress.
-            known: groups of the profile that will judge them, see `jaxguard.fleet.local.examine`.
+            known: cohorts of the profile that will judge them, see `jaxguard.fleet.local.examine`.
 
         Yields:
             The results; a model that cannot be read or scored is a record with its error.
@@ -125,7 +125,7 @@ class Stream:
             models: paths and URLs.
             settings: how they are scored.
             watch: called with the progress.
-            known: groups of the profile that will judge them; makes no difference to checkpoints.
+            known: cohorts of the profile that will judge them; makes no difference to checkpoints.
 
         Yields:
             The results; a checkpoint that cannot be read or scored is a record with its error.

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxguard import checkpoints, models
 from jaxguard.checkpoints import LeafSpec
-from jaxguard.detection import groups
+from jaxguard.detection import cohorts
 from jaxguard.detection.records import WEIGHTS, Features, Record
 from jaxguard.errors import ArchitectureError, UnscorableError
 from jaxguard.fleet import accounting, scoring
@@ -35,7 +35,7 @@ def examine(suspect: Suspect, how: Pairing = "dataflow", known: Collection[str] 
     Args:
         suspect: opened, or from memory.
         how: see `jaxguard.graph.pairing.layers`.
-        known: groups of a profile. Without its own function among them a live network is compared with the bundled
+        known: cohorts of a profile. Without its own function among them a live network is compared with the bundled
             architecture of the same leaves, or by their names and shapes, as checkpoints are.
 
     Returns:
@@ -46,7 +46,7 @@ def examine(suspect: Suspect, how: Pairing = "dataflow", known: Collection[str] 
         ArchitectureError: another pairing where the architecture is not known.
         GraphError: the channel graph cannot be derived.
     """
-    group, layers, found, remarks = _scored(suspect, how, known)
+    cohort, layers, found, remarks = _scored(suspect, how, known)
     summaries = np.stack([np.asarray(field) for field in found.layers], axis=1)
     z = float(scoring.largest_z(summaries[None])[0])
     if not found.finite:
@@ -56,7 +56,7 @@ def examine(suspect: Suspect, how: Pairing = "dataflow", known: Collection[str] 
     leaves = accounting.of_suspect(suspect)
     return Record(
         provenance_of(suspect),
-        group,
+        cohort,
         {WEIGHTS: Features(weights.feature_names(layers), np.asarray(found.features))},
         z=z,
         layers=tuple(map(_summary, layers, summaries, found.bounds)),
@@ -84,24 +84,24 @@ def size_of(checkpoint: checkpoints.Checkpoint) -> int:
 def _scored(
     suspect: Suspect, how: Pairing, known: Collection[str]
 ) -> tuple[str, tuple[Layer, ...], WeightFeatures, tuple[str, ...]]:
-    """Group, layers, features, and remarks about the channel graph."""
+    """Cohort, layers, features, and remarks about the channel graph."""
     if suspect.network is None:
         return *_by_names(suspect.leaves, suspect.name, how), ()
-    network, group = suspect.network, ""
+    network, cohort = suspect.network, ""
     if suspect.model is not None:
-        group = groups.of_model(suspect.model)
+        cohort = cohorts.of_model(suspect.model)
     else:
         flat = checkpoints.flatten(network.variables)
         specs = {name: LeafSpec(leaf.shape, leaf.dtype) for name, leaf in flat.items()}
-        group, by_names = (groups.of_leaves(specs, is_traced=is_traced) for is_traced in (True, False))
-        if suspect.checkpoint is None and group not in known:
+        cohort, by_names = (cohorts.of_leaves(specs, is_traced=is_traced) for is_traced in (True, False))
+        if suspect.checkpoint is None and cohort not in known:
             model = _identified(specs, network.input_spec.shape)
             if model is not None:
-                group, network = groups.of_model(model), model.network(models.bind(model, flat)[0])
+                cohort, network = cohorts.of_model(model), model.network(models.bind(model, flat)[0])
             elif by_names in known:
                 return *_by_names(flat, suspect.name, how), ()
     layers = pairing.layers(network.graph, how)
-    return group, layers, _of_graph(network.graph, layers, network.variables), network.graph.remarks
+    return cohort, layers, _of_graph(network.graph, layers, network.variables), network.graph.remarks
 
 
 def _identified(specs: dict[str, LeafSpec], input_shape: tuple[int, ...]) -> models.Model | None:
@@ -121,7 +121,7 @@ def _by_names(leaves: Any, name: str, how: Pairing) -> tuple[str, tuple[Layer, .
     specs = {leaf: LeafSpec(np.shape(array), array.dtype) for leaf, array in leaves.items()}
     producers = structural.require_producers(structural.read(specs))
     found = _of_producers(producers, {leaf: array for leaf, array in leaves.items() if holds_weights(specs[leaf])})
-    return groups.of_leaves(specs, is_traced=False), structural.layers_of(producers), found
+    return cohorts.of_leaves(specs, is_traced=False), structural.layers_of(producers), found
 
 
 _of_graph = jax.jit(weights.weight_features, static_argnums=(0, 1))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard import models, suspects
-from jaxguard.detection import groups
+from jaxguard.detection import cohorts
 from jaxguard.errors import ArchitectureError
 from jaxguard.fleet import accounting
 from jaxguard.fleet.structure import Structure
@@ -107,14 +107,14 @@ class Scope(NamedTuple):
 
     Attributes:
         architecture: specification, or `unknown`.
-        group: what its checkpoints are compared with, see `jaxguard.detection.groups`.
+        cohort: what its checkpoints are compared with, see `jaxguard.detection.cohorts`.
         layers: what is scored.
         feature_names: `F` names.
         notes: what a reader must know, in whole sentences.
     """
 
     architecture: str
-    group: str
+    cohort: str
     layers: tuple[Layer, ...]
     feature_names: tuple[str, ...]
     notes: tuple[str, ...]
@@ -223,7 +223,7 @@ def _of_model(structure: Structure, model: Model, settings: Settings, notes: tup
             is_first = path in binding.channels_first
             shape = (channels, fan_in, taps) if is_first else (taps, fan_in, channels)
             kernels[name] = Kernel(shape, is_first, specs[name].shape)
-    scope = Scope(model.spec, groups.of_model(model), layers, weights.feature_names(layers), notes)
+    scope = Scope(model.spec, cohorts.of_model(model), layers, weights.feature_names(layers), notes)
     return Recipe(scope, kernels, features_of)
 
 
@@ -246,8 +246,8 @@ def _of_function(structure: Structure, settings: Settings) -> Recipe:
     def features_of(leaves: Mapping[str, jax.Array], reduced: Mapping[str, Reduced]) -> WeightFeatures:
         return weights.weight_features(graph, layers, variables_of(leaves))
 
-    group, name = groups.of_leaves(specs, is_traced=True), getattr(options.apply_fn, "__name__", "apply_fn")
-    return Recipe(Scope(name, group, layers, weights.feature_names(layers), graph.remarks), {}, features_of)
+    cohort, name = cohorts.of_leaves(specs, is_traced=True), getattr(options.apply_fn, "__name__", "apply_fn")
+    return Recipe(Scope(name, cohort, layers, weights.feature_names(layers), graph.remarks), {}, features_of)
 
 
 def _structural(structure: Structure, reason: str) -> Recipe:
@@ -267,6 +267,6 @@ def _structural(structure: Structure, reason: str) -> Recipe:
         if sum(order, ()) == tuple(range(len(shape))):
             sizes = tuple(math.prod(shape[axis] for axis in axes) for axes in order)
             kernels[producer.kernel] = Kernel(sizes, producer.is_channels_first, shape)
-    group = groups.of_leaves(structure.specs(), is_traced=False)
+    cohort = cohorts.of_leaves(structure.specs(), is_traced=False)
     notes = (suspects.structural_note(reason), *accounting.remark(accounting.by_names(structure.specs())))
-    return Recipe(Scope(suspects.UNKNOWN, group, layers, weights.feature_names(layers), notes), kernels, features_of)
+    return Recipe(Scope(suspects.UNKNOWN, cohort, layers, weights.feature_names(layers), notes), kernels, features_of)

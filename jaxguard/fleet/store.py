@@ -37,7 +37,7 @@ CHECKPOINTS = pa.schema(
         ("modified", pa.int64()),
         ("format", pa.string()),
         ("architecture", pa.string()),
-        ("group", pa.string()),
+        ("cohort", pa.string()),
         ("z", pa.float32()),
         ("features", pa.list_(pa.float32())),
         ("notes", pa.string()),
@@ -114,7 +114,7 @@ class Store:
         if tables:
             self._write("layers", pa.concat_tables(tables))
         tables = [self._scored(result) for result in scored] + ([self._failed(failed)] if failed else [])
-        self._names |= {result.scope.group: result.scope.feature_names for result in scored}
+        self._names |= {result.scope.cohort: result.scope.feature_names for result in scored}
         # The layers first: a checkpoint whose row is there is complete.
         self._write("checkpoints", pa.concat_tables(tables))
         self._results.clear()
@@ -132,11 +132,11 @@ class Store:
         for number in np.argsort(np.asarray(plain["scanned"], np.int64), kind="stable"):
             row = {name: values[number] for name, values in plain.items()}
             architecture = row["architecture"] or "unknown"
-            group, error = row["group"], row["error"]
+            cohort, error = row["cohort"], row["error"]
             found[row["uri"]] = Record(
                 Provenance(row["uri"], row["sha256"], row["size"], row["format"], architecture),
-                group,
-                {} if error else {WEIGHTS: Features(names[group], features[number])},
+                cohort,
+                {} if error else {WEIGHTS: Features(names[cohort], features[number])},
                 z=row["z"],
                 notes=tuple(row["notes"].split("\n")) if row["notes"] else (),
                 error=error,
@@ -145,7 +145,7 @@ class Store:
         return found
 
     def feature_names(self) -> dict[str, tuple[str, ...]]:
-        """Names of the features by group.
+        """Names of the features by cohort.
 
         Raises:
             FleetError: a part is damaged.
@@ -183,7 +183,7 @@ class Store:
             stamps=[file.stamp for file in result.files],
             format=[file.format for file in result.files],
             architecture=[scope.architecture] * count,
-            group=[scope.group] * count,
+            cohort=[scope.cohort] * count,
             z=largest.astype(np.float32),
             features=pa.ListArray.from_arrays(pa.array(offsets), pa.array(features.ravel())),
             notes=["\n".join(scope.notes)] * count,
@@ -198,7 +198,7 @@ class Store:
             stamps=[failure.stamp for failure in failures],
             format=[failure.format for failure in failures],
             architecture=[""] * count,
-            group=[""] * count,
+            cohort=[""] * count,
             z=np.full(count, np.nan, np.float32),
             features=pa.array([[]] * count, pa.list_(pa.float32())),
             notes=[""] * count,
@@ -233,7 +233,7 @@ class Store:
         return pa.table([pa.array(columns[f.name], f.type) for f in LAYERS], schema=LAYERS)
 
     def _write(self, name: str, table: pa.Table) -> None:
-        names = json.dumps({group: list(features) for group, features in self._names.items()})
+        names = json.dumps({cohort: list(features) for cohort, features in self._names.items()})
         if name == "checkpoints":
             table = table.replace_schema_metadata({_NAMES: names.encode(), _SETTINGS: self.settings.encode()})
         target = self.folder / name / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
@@ -281,7 +281,7 @@ def _names_in(schema: pa.Schema, settings: str) -> dict[str, tuple[str, ...]]:
     told = schema.metadata or {}
     if told.get(_SETTINGS) != settings.encode():
         return {}
-    return {group: tuple(names) for group, names in json.loads(told.get(_NAMES, b"{}")).items()}
+    return {cohort: tuple(names) for cohort, names in json.loads(told.get(_NAMES, b"{}")).items()}
 
 
 def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:

@@ -95,12 +95,12 @@ def power(references: Iterable[Reference]) -> str:
     if not known:
         return "how many backdoored networks would be suspected was not measured"
     low, high = map(wording.percent, (min(known), max(known)))
-    span = low if low == high else f"{low.removesuffix(' %')} to {high}, by group,"
+    span = low if low == high else f"{low.removesuffix(' %')} to {high}, by cohort,"
     return f"of backdoored networks known to the profile {span} would be suspected"
 
 
 def reference(found: Reference | None) -> str:
-    """Says what the checkpoints of one group were compared with.
+    """Says what the checkpoints of one cohort were compared with.
 
     >>> reference(Reference("cnn", (0.1,) * 40, (0.9,) * 32, 0.875, (0.72, 0.95)))
     'compared with 40 clean references; 87.5 % of 32 backdoored ones would be suspected (95 % interval 72.0 to 95.0 %)'

@@ -60,7 +60,7 @@
 
   function haystack(index) {
     const words = [data.folder + data.path[index], data.sha256[index]];
-    for (const name of ["architecture", "group", "format", "reason", "verdict"]) {
+    for (const name of ["architecture", "cohort", "format", "reason", "verdict"]) {
       words.push(data[`${name}s`][data[name][index]]);
     }
     return words.join("\n").toLowerCase();
@@ -122,7 +122,7 @@
     const about = element("span", { class: "small facts-line" });
     const tell = (...told) => about.append(element("span", {}, ...told));
     if (text("format")) tell(printable(text("format")));
-    if (text("group") && text("group") !== text("architecture")) tell(`in ${printable(text("group"))}`);
+    if (text("cohort") && text("cohort") !== text("architecture")) tell(`in ${printable(text("cohort"))}`);
     if (sha256) tell(copier(sha256, "Copy sha256", `sha256 ${printable(sha256.slice(0, 8))}…`));
     if (text("looks").includes("triggers")) tell("triggers searched");
     const name = element("span", { class: "path", dir: "ltr" }, ...breakable(path));

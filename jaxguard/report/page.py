@@ -48,8 +48,8 @@ MAX_DETAILED = 20
 MAX_LAYERS = 3
 """Layers named of each, those of highest z-score first."""
 
-MAX_GROUPS = 6
-"""Groups whose scores are drawn; the rest is counted."""
+MAX_COHORTS = 6
+"""Cohorts whose scores are drawn; the rest is counted."""
 
 MIN_DRAWN = 5
 """Fewer scores without references are not drawn: they make no distribution."""
@@ -93,7 +93,7 @@ def to_html(report: Report, *, written: datetime.datetime | None = None) -> str:
     subjects: dict[str, list[headlines.Headline]] = {}
     for subject, headline in headlines.headlines(report):
         subjects.setdefault(subject, []).append(headline)
-    groups, left_out = _groups(ranked, report)
+    cohorts, left_out = _cohorts(ranked, report)
     detailed = _detailed(ranked)
     suspected = sum(one.verdict in _ACCUSED for one in ranked)
     return (
@@ -105,7 +105,7 @@ def to_html(report: Report, *, written: datetime.datetime | None = None) -> str:
             tally=[(name, headlines.SIGNS[name], count) for name, count in headlines.tally(report).items()],
             signs=headlines.SIGNS,
             symbols=headlines.SYMBOLS,
-            groups=groups,
+            cohorts=cohorts,
             left_out=left_out,
             is_judged=any(math.isfinite(one.score) for one in ranked),
             detailed=detailed,
@@ -177,22 +177,22 @@ def _markup(drawing: str) -> Markup:
     return Markup(drawing)
 
 
-def _groups(ranked: Sequence[Finding], report: Report) -> tuple[list[Shown], tuple[int, int]]:
-    """Draws the groups with most suspected checkpoints, then the largest; counts groups and checkpoints left out."""
+def _cohorts(ranked: Sequence[Finding], report: Report) -> tuple[list[Shown], tuple[int, int]]:
+    """Draws the cohorts with most suspected checkpoints, then the largest; counts cohorts and checkpoints left out."""
     members: dict[str, list[Finding]] = {}
     for one in ranked:
         if math.isfinite(one.score) or math.isfinite(one.z):
-            members.setdefault(one.group, []).append(one)
-    known = {one.group: one for one in report.references}
+            members.setdefault(one.cohort, []).append(one)
+    known = {one.cohort: one for one in report.references}
     members = {name: found for name, found in members.items() if name in known or len(found) >= MIN_DRAWN}
-    suspects = Counter(one.group for one in ranked if one.verdict is Verdict.SUSPECTED)
+    suspects = Counter(one.cohort for one in ranked if one.verdict is Verdict.SUSPECTED)
     order = sorted(members, key=lambda name: (-suspects[name], -len(members[name])))
     shown = []
-    for index, name in enumerate(order[:MAX_GROUPS]):
+    for index, name in enumerate(order[:MAX_COHORTS]):
         facts = f"{wording.plural(len(members[name]), 'checkpoint')}, {evidence.reference(known.get(name))}"
         drawing = scores.score_distribution(members[name], known.get(name), name=f"scores{index}")
         shown.append({"name": name, "facts": facts, "drawing": _markup(drawing)})
-    rest = order[MAX_GROUPS:]
+    rest = order[MAX_COHORTS:]
     return shown, (len(rest), sum(len(members[name]) for name in rest))
 
 

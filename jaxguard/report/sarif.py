@@ -195,7 +195,7 @@ def _finding(one: Finding, index: int) -> dict[str, Any]:
     result["properties"] = {
         **_finite(score=one.score, pValue=one.p_value, qValue=one.q_value, z=one.z),
         "verdict": one.verdict,
-        "group": one.group,
+        "cohort": one.cohort,
         "architecture": one.provenance.architecture,
         "format": one.provenance.format,
         "looks": list(one.looks),

@@ -1,10 +1,10 @@
-"""Reports for machines: JSON of schema `jaxguard.report/1` and back, JSON lines, Parquet.
+"""Reports for machines: JSON of schema `jaxguard.report/2` and back, JSON lines, Parquet.
 
 A document mirrors `jaxguard.types.Report` field by field, plus the key `schema`. Rates stay fractions in [0, 1], arrays
 become nested lists, and what JSON cannot say (NaN, infinity) becomes null. Reading turns null back into NaN, and into
 infinity for a layer's `threshold`, where it means that none could be set. What a report does not have, such as a
 layer's `errors` or a finding's `trigger`, is null too. Keys whose field has a default may be absent, and unknown keys
-are ignored: readers of version 1 stay valid as fields are added.
+are ignored: readers of a version stay valid as fields are added.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import numpy as np
 from jaxguard.errors import JaxguardError
 from jaxguard.types import Finding, Report
 
-SCHEMA = "jaxguard.report/1"
+SCHEMA = "jaxguard.report/2"
 
 IMAGE_DECIMALS = 5
 """Decimals of pixel values: 390 times finer than the 8 bits they came from, at a third of the size."""
@@ -42,7 +42,7 @@ def to_json(report: Report) -> str:
 
     >>> print(to_json(Report("demo", "jaxguard scan runs", skipped=(("notes.txt", "no checkpoint"),))))
     {
-    "schema": "jaxguard.report/1",
+    "schema": "jaxguard.report/2",
     "title": "demo",
     "command": "jaxguard scan runs",
     "findings": [],
@@ -84,7 +84,7 @@ def to_parquet(report: Report) -> bytes:
     texts, numbers, lists = pa.string(), pa.float64(), pa.list_(pa.string())
     kinds = {
         "name": texts, "sha256": texts, "size": pa.int64(), "format": texts, "architecture": texts, "verdict": texts,
-        "reason": texts, "group": texts, "z": numbers, "score": numbers, "p_value": numbers, "q_value": numbers,
+        "reason": texts, "cohort": texts, "z": numbers, "score": numbers, "p_value": numbers, "q_value": numbers,
         "looks": lists, "notes": lists, "code": lists, "acc": numbers, "asr": numbers, "ra": numbers,
     }  # fmt: skip
     rows = [_flat(finding, kinds) for finding in report.findings]
@@ -99,7 +99,7 @@ def from_json(text: str) -> Report:
     """Reads what `to_json` wrote.
 
     Args:
-        text: a `jaxguard.report/1` document; not trusted.
+        text: a `jaxguard.report/2` document; not trusted.
 
     Returns:
         The report, arrays as float64, int or bool. `options` hold JSON values: tuples come back as lists.

@@ -20,11 +20,11 @@ MAX_COLUMNS = 8
 MAX_BEST = 15
 """Suspects named of one owner; several owners share them, with three each at least."""
 
-MAX_GROUPS = 6
-"""Groups that are described, those with most suspected checkpoints first; the rest is counted."""
+MAX_COHORTS = 6
+"""Cohorts that are described, those with most suspected checkpoints first; the rest is counted."""
 
 _STYLES: dict[headlines.Tone, str] = {"good": "green", "bad": "red", "open": "yellow"}
-_WORDS = {"checkpoint", "verdict", "method", "suspect", "owner", "layer", "group"}
+_WORDS = {"checkpoint", "verdict", "method", "suspect", "owner", "layer", "cohort"}
 
 
 def render(report: Report, top: int = 20) -> Group:
@@ -76,12 +76,12 @@ def metrics_table(metrics: Metrics, checkpoint: str) -> Table:
 
 
 def reference_table(references: Sequence[Reference], alpha: float) -> Table:
-    """Tabulates what a reference profile holds: group, number of references, power with its 95 % interval."""
-    table = _table("group", "clean", "backdoored", f"found at alpha {alpha:g}")
+    """Tabulates what a reference profile holds: cohort, number of references, power with its 95 % interval."""
+    table = _table("cohort", "clean", "backdoored", f"found at alpha {alpha:g}")
     for one in references:
         low, high = (100 * end for end in one.interval)
         power = f"{100 * one.power:.0f} % ({low:.0f} to {high:.0f})" if math.isfinite(one.power) else "not measured"
-        table.add_row(Text(wording.printable(one.group)), str(len(one.scores)), str(len(one.suspects)), power)
+        table.add_row(Text(wording.printable(one.cohort)), str(len(one.scores)), str(len(one.suspects)), power)
     return table
 
 
@@ -109,11 +109,11 @@ def _code(report: Report, top: int) -> Iterable[RenderableType]:
 def _single(report: Report, top: int) -> Iterable[RenderableType]:
     (finding,) = report.findings
     where = finding.provenance
-    known = {one.group: one for one in report.references}
+    known = {one.cohort: one for one in report.references}
     facts = [("checkpoint", where.name), ("architecture", where.architecture), ("format", where.format)]
     facts += [("size", wording.size(where.size))] if where.size else []
     facts += [("sha256", where.sha256), ("examined", ", ".join(finding.looks))]
-    facts += [("compared", evidence.reference(known[finding.group]))] if finding.group in known else []
+    facts += [("compared", evidence.reference(known[finding.cohort]))] if finding.cohort in known else []
     facts += [("leaves", _leaves(finding))] if finding.leaves else []
     yield _facts(facts)
     unclear = [one for one in finding.leaves if one.state == "not understood"]
@@ -145,7 +145,7 @@ def _leaves(finding: Finding) -> str:
 
 
 def _many(report: Report, top: int) -> Iterable[RenderableType]:
-    """Counts by verdict, the most suspicious findings, and what their groups were compared with."""
+    """Counts by verdict, the most suspicious findings, and what their cohorts were compared with."""
     counts = {verdict: count for verdict, count in headlines.tally(report).items() if count}
     if not report.findings:
         return
@@ -167,7 +167,7 @@ def _many(report: Report, top: int) -> Iterable[RenderableType]:
             yield Text(" ".join(told))
         reasons = dict.fromkeys(one.reason for one in shown if one.verdict is Verdict.INCONCLUSIVE and one.reason)
         yield from (Text(f"Inconclusive: {wording.printable(reason)}.") for reason in list(reasons)[:3])
-    yield from _groups(scored, report)
+    yield from _cohorts(scored, report)
 
 
 def _ranking(shown: Sequence[Finding], folder: str) -> Table:
@@ -204,23 +204,23 @@ def _ranking(shown: Sequence[Finding], folder: str) -> Table:
     return table
 
 
-def _groups(scored: Sequence[Finding], report: Report) -> Iterable[RenderableType]:
-    sizes = Counter(one.group for one in scored)
-    suspected = Counter(one.group for one in scored if one.verdict is Verdict.SUSPECTED)
-    known = {one.group: one for one in report.references}
+def _cohorts(scored: Sequence[Finding], report: Report) -> Iterable[RenderableType]:
+    sizes = Counter(one.cohort for one in scored)
+    suspected = Counter(one.cohort for one in scored if one.verdict is Verdict.SUSPECTED)
+    known = {one.cohort: one for one in report.references}
     if len(sizes) < 2 and not known:
         return
     yield Text()
-    yield Text("Groups", style="bold")
-    ranked = sorted(sizes, key=lambda group: (-suspected[group], -sizes[group]))
-    for group in ranked[:MAX_GROUPS]:
-        told = f"{wording.plural(sizes[group], 'checkpoint')}, {suspected[group]:,} suspected"
-        name = wording.printable(group) or "unknown structure"
-        yield Text(f"  {name}: {told}; {evidence.reference(known.get(group))}")
-    rest = ranked[MAX_GROUPS:]
+    yield Text("Cohorts", style="bold")
+    ranked = sorted(sizes, key=lambda cohort: (-suspected[cohort], -sizes[cohort]))
+    for cohort in ranked[:MAX_COHORTS]:
+        told = f"{wording.plural(sizes[cohort], 'checkpoint')}, {suspected[cohort]:,} suspected"
+        name = wording.printable(cohort) or "unknown structure"
+        yield Text(f"  {name}: {told}; {evidence.reference(known.get(cohort))}")
+    rest = ranked[MAX_COHORTS:]
     if rest:
-        count = sum(sizes[group] for group in rest)
-        yield Text(f"  {wording.plural(len(rest), 'group')} more with {wording.plural(count, 'checkpoint')}")
+        count = sum(sizes[cohort] for cohort in rest)
+        yield Text(f"  {wording.plural(len(rest), 'cohort')} more with {wording.plural(count, 'checkpoint')}")
 
 
 def _repairs(repairs: Sequence[Repair]) -> Iterable[RenderableType]:
@@ -303,15 +303,15 @@ def _named(heading: str, files: Sequence[tuple[str, str]], top: int) -> Iterable
     if not files:
         return
     yield Text(heading, style="bold")
-    groups: dict[str, list[str]] = {}
+    by_reason: dict[str, list[str]] = {}
     for path, why in files:
-        groups.setdefault(why.removeprefix(f"{path}: "), []).append(path)
-    for why, paths in list(groups.items())[:top]:
+        by_reason.setdefault(why.removeprefix(f"{path}: "), []).append(path)
+    for why, paths in list(by_reason.items())[:top]:
         first = wording.printable(paths[0])
         more = f" and {wording.plural(len(paths) - 1, 'more file')}" if len(paths) > 1 else ""
         yield Text(f"  {first}{more}{f': {wording.printable(why)}' if why else ''}")
-    left = sum(map(len, list(groups.values())[top:]))
-    if left or any(len(paths) > 1 for paths in groups.values()):
+    left = sum(map(len, list(by_reason.values())[top:]))
+    if left or any(len(paths) > 1 for paths in by_reason.values()):
         others = f"  {wording.plural(left, 'file')} for other reasons; all" if left else "  All"
         yield Text(f"{others} are named in the other formats of this report.")
 

@@ -116,10 +116,10 @@ class Finding:
         provenance: where it came from.
         verdict: never `clean`.
         reason: why, in words: what the verdict rests on, what is missing, or what the error was.
-        group: the reference group it is compared with: checkpoints of one architecture and input, or of equal leaves.
+        cohort: the cohort it is compared with: checkpoints of one architecture and input, or of equal leaves.
         z: the largest channel z-score of the network; NaN where it could not be scored.
         score: by the reference profile, higher is more suspicious; NaN without one.
-        p_value: how often a clean network of its group scores as high; NaN without a profile.
+        p_value: how often a clean network of its cohort scores as high; NaN without a profile.
         q_value: the smallest false discovery rate at which it is among the suspected; NaN without a profile.
         looks: what was examined: `weights`, `responses`, `triggers`.
         layers: kept for the findings that a reader looks into, empty for the rest of a large fleet.
@@ -135,7 +135,7 @@ class Finding:
     provenance: Provenance
     verdict: Verdict
     reason: str = ""
-    group: str = ""
+    cohort: str = ""
     z: float = math.nan
     score: float = math.nan
     p_value: float = math.nan
@@ -158,17 +158,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the checkpoints of a group were compared with.
+    """What the checkpoints of a cohort were compared with.
 
     Attributes:
-        group: its name, see `Finding.group`.
+        cohort: its name, see `Finding.cohort`.
         scores: `[R]` of networks known to be clean, each by a model that was not fitted on it.
         suspects: `[S]` of networks known to be backdoored, likewise; may be none.
         power: share of those that would be suspected at `alpha`; NaN where there were none.
         interval: 95 % confidence interval of the power.
     """
 
-    group: str
+    cohort: str
     scores: np.ndarray
     suspects: np.ndarray
     power: float

@@ -27,7 +27,7 @@ class Report:
         alpha: accepted error rate of the findings.
         control: what of: `fdr`, of all that are suspected; `each`, of every checkpoint as if it were alone.
         profile: path and digest of the reference profile; empty without one.
-        references: one per group that had any.
+        references: one per cohort that had any.
         seconds: wall-clock time.
         bytes_read: bytes that were read.
         reused: checkpoints whose results an earlier scan had left.

@@ -15,7 +15,7 @@ TRIGGER_NAMES = ("success", "norm")
 
 
 def record(
-    group: str, sha256: str, weights, triggers=None, *, names: Sequence[str] = NAMES, trigger_names=TRIGGER_NAMES
+    cohort: str, sha256: str, weights, triggers=None, *, names: Sequence[str] = NAMES, trigger_names=TRIGGER_NAMES
 ) -> Record:
     """A record of these features; None for a look that was not taken."""
     features = {}
@@ -23,7 +23,7 @@ def record(
         features[WEIGHTS] = Features(tuple(names), np.asarray(weights))
     if triggers is not None:
         features[TRIGGERS] = Features(tuple(trigger_names), np.asarray(triggers))
-    return Record(Provenance(sha256, sha256), group, features)
+    return Record(Provenance(sha256, sha256), cohort, features)
 
 
 def weights_of(one: Record) -> np.ndarray:
@@ -54,11 +54,11 @@ def with_hash(one: Record, sha256: str) -> Record:
     return one._replace(provenance=Provenance(one.name, sha256))
 
 
-def fleet(rng: np.random.Generator, count: int, *, shift=0.0, triggers: float | None = None, group="small"):
+def fleet(rng: np.random.Generator, count: int, *, shift=0.0, triggers: float | None = None, cohort="small"):
     """`count` checkpoints of independent normal features, moved by `shift`; those of a search by `triggers`."""
     return [
         record(
-            group,
+            cohort,
             hashlib.sha256(rng.bytes(8)).hexdigest(),
             rng.normal(size=4) + shift,
             None if triggers is None else rng.normal(size=2) + triggers,
@@ -84,7 +84,7 @@ class Judged:
 
 
 def power(profile: Profile, *, searched: bool) -> float:
-    """Of the first or the trigger stage of a profile of one group, where triggers are searched in some."""
+    """Of the first or the trigger stage of a profile of one cohort, where triggers are searched in some."""
     found = judging.references(profile, searched=True)
-    (one,) = (one for one in found if one.group.endswith(judging.SEARCHED) == searched)
+    (one,) = (one for one in found if one.cohort.endswith(judging.SEARCHED) == searched)
     return one.power

@@ -18,7 +18,7 @@ def rng() -> np.random.Generator:
 
 def test_each_is_scored_by_a_model_that_was_not_fitted_on_it(rng):
     clean, guilty = fleet(rng, 23), fleet(rng, 12, shift=2)
-    stage = calibrate(clean, guilty).groups["small"].first
+    stage = calibrate(clean, guilty).cohorts["small"].first
     ordered, ordered_guilty = (sorted(one, key=lambda record: record.sha256) for one in (clean, guilty))
     assert stage.clean.sha256 == tuple(one.sha256 for one in ordered)
     assert stage.clean.folds.tolist() == [k % 5 for k in range(23)]
@@ -32,10 +32,10 @@ def test_each_is_scored_by_a_model_that_was_not_fitted_on_it(rng):
 
 def test_the_trigger_stage_of_a_fold_never_saw_the_fold(rng):
     clean, guilty = fleet(rng, 30, triggers=0), fleet(rng, 15, shift=1, triggers=2)
-    before = calibrate(clean, guilty).groups["small"].triggers
+    before = calibrate(clean, guilty).cohorts["small"].triggers
     clean.sort(key=lambda record: record.sha256)
     clean[5] = with_triggers(with_weights(clean[5], weights_of(clean[5]) * 3), triggers_of(clean[5]) * 3)
-    after = calibrate(clean, guilty).groups["small"].triggers
+    after = calibrate(clean, guilty).cohorts["small"].triggers
     same = [
         np.array_equal(one.coefficients, other.coefficients) and np.array_equal(one.scale, other.scale)
         for one, other in zip(before.combinations, after.combinations, strict=True)
@@ -56,7 +56,7 @@ def test_order_and_copies_do_not_matter(rng):
 
 @pytest.mark.parametrize(("count", "kind"), [(0, ONE_CLASS), (9, ONE_CLASS), (10, FITTED)])
 def test_weights_are_learned_where_there_are_enough_backdoored_ones(rng, count, kind):
-    stage = calibrate(fleet(rng, 20), fleet(rng, count, shift=2)).groups["small"].first
+    stage = calibrate(fleet(rng, 20), fleet(rng, count, shift=2)).cohorts["small"].first
     assert {one.kind for one in stage.combinations} == {kind}
     assert len(stage.backdoored.scores) == count
 
@@ -64,7 +64,7 @@ def test_weights_are_learned_where_there_are_enough_backdoored_ones(rng, count, 
 def test_a_feature_that_one_reference_lacks_is_dropped(rng):
     clean = fleet(rng, 20)
     weights_of(clean[2])[1] = np.nan
-    stage = calibrate(clean).groups["small"].first
+    stage = calibrate(clean).cohorts["small"].first
     assert all(one.usable.tolist() == [True, False, True, True] for one in stage.combinations)
     assert np.isfinite(stage.clean.scores).all()
 
@@ -74,7 +74,7 @@ def test_a_broken_reference_does_not_take_the_features_with_it(rng):
     weights_of(clean[2])[:3] = np.nan
     clean[3] = with_weights(clean[3], None)
     profile = calibrate(clean)
-    stage = profile.groups["small"].first
+    stage = profile.cohorts["small"].first
     assert len(stage.clean.sha256) == 18
     assert all(one.usable.all() for one in stage.combinations)
     (note,) = profile.notes
@@ -84,11 +84,11 @@ def test_a_broken_reference_does_not_take_the_features_with_it(rng):
 
 
 def test_what_cannot_be_compared_is_told(rng):
-    copies = [with_weights(one, np.ones(4)) for one in fleet(rng, 20, group="copies")]
-    clean = [*fleet(rng, 9, group="few"), *copies, *fleet(rng, 10)]
-    guilty = fleet(rng, 3, group="orphans")
+    copies = [with_weights(one, np.ones(4)) for one in fleet(rng, 20, cohort="copies")]
+    clean = [*fleet(rng, 9, cohort="few"), *copies, *fleet(rng, 10)]
+    guilty = fleet(rng, 3, cohort="orphans")
     profile = calibrate(clean, guilty)
-    assert {name: len(one.first.combinations) for name, one in profile.groups.items()} == {
+    assert {name: len(one.first.combinations) for name, one in profile.cohorts.items()} == {
         "copies": 0,
         "few": 0,
         "small": FOLDS,
@@ -100,9 +100,9 @@ def test_what_cannot_be_compared_is_told(rng):
 
 def test_few_searches_make_no_trigger_stage(rng):
     clean = [*fleet(rng, 9, triggers=0), *fleet(rng, 15)]
-    assert calibrate(clean).groups["small"].triggers is None
+    assert calibrate(clean).cohorts["small"].triggers is None
     clean += fleet(rng, 1, triggers=0)
-    found = calibrate(clean).groups["small"].triggers
+    found = calibrate(clean).cohorts["small"].triggers
     assert len(found.clean.sha256) == 10
     assert np.isfinite(found.clean.scores).all()
 

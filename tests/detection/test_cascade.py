@@ -7,7 +7,7 @@ from references import TRIGGER_NAMES, Judged, fleet, power, record, triggers_of,
 from jaxguard.detection.calibration import calibrate
 from jaxguard.detection.combination import FITTED, Combination
 from jaxguard.detection.judging import EACH, SEARCHED, references
-from jaxguard.detection.profile import GroupProfile, Profile, ReferenceScores, Stage
+from jaxguard.detection.profile import CohortProfile, Profile, ReferenceScores, Stage
 from jaxguard.detection.records import Record
 from jaxguard.types import Verdict
 
@@ -34,7 +34,7 @@ def line(first: list[float], search: list[float], backdoored: list[tuple[float, 
             (("x",), ("first score", "y")), combinations, (first, search), bad.T, strict=True
         )
     ]
-    return Profile({"line": GroupProfile("line", ("weights",), *stages)})
+    return Profile({"line": CohortProfile("line", ("weights",), *stages)})
 
 
 def at(x: float, y: float | None = None, sha256: str = "") -> Record:
@@ -81,7 +81,7 @@ def test_the_power_of_each_look_is_told():
     for search, says in ((None, "25 %"), (90, "75 %")):
         (reason,) = judged([at(9, search)], profile).reasons
         assert says in reason
-    assert [one.group for one in references(profile)] == ["line", "line" + SEARCHED]
+    assert [one.cohort for one in references(profile)] == ["line", "line" + SEARCHED]
     assert [len(one.scores) for one in references(profile)] == [20, 20]
 
 

@@ -9,7 +9,7 @@ from jaxguard import conformal
 from jaxguard.detection.calibration import calibrate
 from jaxguard.detection.combination import FITTED, Combination
 from jaxguard.detection.judging import EACH, SEARCHED, judge, references
-from jaxguard.detection.profile import GroupProfile, Profile, ReferenceScores, Stage
+from jaxguard.detection.profile import CohortProfile, Profile, ReferenceScores, Stage
 from jaxguard.detection.records import Record
 from jaxguard.errors import DataError
 from jaxguard.types import Verdict
@@ -28,7 +28,7 @@ def line(clean: list[float], backdoored: list[float] = ()) -> Profile:
         )
         for name, scores in (("c", clean), ("b", backdoored))
     )
-    return Profile({"line": GroupProfile("line", ("weights",), Stage(("x",), combinations, *known), None)})
+    return Profile({"line": CohortProfile("line", ("weights",), Stage(("x",), combinations, *known), None)})
 
 
 def at(*places: float, sha256: str = "") -> list[Record]:
@@ -146,13 +146,13 @@ def test_the_power_is_measured_on_known_ones():
     # With 24 references, p <= 0.05 above the largest only.
     profile = line([float(k) for k in range(24)], [30, 31, 32, 22, np.nan])
     (reference,) = references(profile)
-    assert reference.group == "line"
+    assert reference.cohort == "line"
     assert reference.power == 0.6
     exact = stats.binomtest(3, 5).proportion_ci()
     assert reference.interval == pytest.approx((exact.low, exact.high))
     assert reference.suspects.tolist() == [30, 31, 32, 22]
     assert references(profile, 0.12)[0].power == 0.8
-    assert not any(one.group.endswith(SEARCHED) for one in references(profile))
+    assert not any(one.cohort.endswith(SEARCHED) for one in references(profile))
     assert Judged(at(0), profile).reasons == (
         "24 of 24 references score as high; judged alone at alpha 0.05, a backdoor of the known kinds would have been "
         "found in 60 % (15-95) of cases",
@@ -191,7 +191,7 @@ def test_few_searched_references_leave_the_weights_to_judge():
     rng = np.random.default_rng(7)
     profile = calibrate([*fleet(rng, 18, triggers=0), *fleet(rng, 10)])
     records = fleet(rng, 2, triggers=9)
-    assert profile.groups["small"].triggers is not None
+    assert profile.cohorts["small"].triggers is not None
     assert Judged(records, profile, trigger_names=TRIGGER_NAMES).stages == ("first", "first")
     assert Judged(records, profile, trigger_names=TRIGGER_NAMES, alpha=0.1).stages == ("search", "search")
 
@@ -210,12 +210,12 @@ def test_an_undefined_feature_is_no_pass():
 
 def test_without_references_nothing_is_said():
     rng = np.random.default_rng(9)
-    profile = calibrate([*fleet(rng, 18), *fleet(rng, 30, group="large")])
-    records = [record(group, "", np.zeros(4)) for group in ("small", "large", "unknown")]
+    profile = calibrate([*fleet(rng, 18), *fleet(rng, 30, cohort="large")])
+    records = [record(cohort, "", np.zeros(4)) for cohort in ("small", "large", "unknown")]
     found = Judged(records, profile)
     assert found.verdicts == (Verdict.INCONCLUSIVE, Verdict.NO_EVIDENCE, Verdict.INCONCLUSIVE)
-    assert found.reasons[0] == "its group has 18 references, at least 19 are needed at alpha 0.05"
-    assert found.reasons[2] == "the reference profile has no checkpoints of its group"
+    assert found.reasons[0] == "its cohort has 18 references, at least 19 are needed at alpha 0.05"
+    assert found.reasons[2] == "the reference profile has no checkpoints of its cohort"
     assert Judged(records[:1], profile, alpha=0.1).verdicts == (Verdict.NO_EVIDENCE,)
     other = Judged([with_look(records[1], "weights", "abce", np.zeros(4))], profile)
     assert other.reasons == ("the reference profile was made with other features; calibrate again with this version",)

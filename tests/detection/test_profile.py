@@ -19,7 +19,7 @@ def profile() -> Profile:
     clean = fleet(RNG, 25, triggers=0)
     guilty = fleet(RNG, 12, shift=2, triggers=2)
     guilty[3] = with_weights(guilty[3], np.full(4, np.nan))
-    few = fleet(RNG, 3, group="few")
+    few = fleet(RNG, 3, cohort="few")
     return calibrate([*clean, *few], guilty)
 
 
@@ -43,20 +43,20 @@ def test_a_profile_survives_as_text_to_the_last_bit(profile):
     assert equal(read, profile)
     assert read.digest == profile.digest == json.loads(text)["digest"]
     assert to_json(read) == text
-    assert read.groups["small"].triggers is not None
-    assert np.isnan(read.groups["small"].first.backdoored.scores).sum() == 1
+    assert read.cohorts["small"].triggers is not None
+    assert np.isnan(read.cohorts["small"].first.backdoored.scores).sum() == 1
     assert "NaN" not in text
 
 
 def test_the_digest_covers_everything(profile):
     digests = {profile.digest}
-    small = profile.groups["small"]
+    small = profile.cohorts["small"]
     for name, changed in {
         "triggers": None,
         "first": dataclasses.replace(small.first, names=("a", "b", "c", "e")),
     }.items():
         one = dataclasses.replace(small, **{name: changed})
-        digests.add(dataclasses.replace(profile, groups=profile.groups | {"small": one}).digest)
+        digests.add(dataclasses.replace(profile, cohorts=profile.cohorts | {"small": one}).digest)
     digests.add(dataclasses.replace(profile, notes=()).digest)
     assert len(digests) == 4
 
@@ -75,9 +75,9 @@ def changed(text: str, *path: str | int, value: object) -> str:
     ("path", "value"),
     [
         (("notes",), ["another"]),
-        (("groups", "small", "first", "clean", "scores", 0), -9.0),
-        (("groups", "small", "first", "clean", "sha256", 0), "00"),
-        (("groups", "small", "triggers"), None),
+        (("cohorts", "small", "first", "clean", "scores", 0), -9.0),
+        (("cohorts", "small", "first", "clean", "sha256", 0), "00"),
+        (("cohorts", "small", "triggers"), None),
         (("digest",), "00"),
         (("digest",), None),
     ],
@@ -101,9 +101,9 @@ def test_a_cut_file_is_refused(profile):
 
 
 def test_another_version_is_refused(profile):
-    text = changed(to_json(profile), "kind", value=KIND.replace(", 2", ", 3"))
+    text = changed(to_json(profile), "kind", value=KIND.replace(", 3", ", 2"))
     with pytest.raises(
-        DataError, match="expected a jaxguard reference profile, 2, got 'jaxguard reference profile, 3'"
+        DataError, match="expected a jaxguard reference profile, 3, got 'jaxguard reference profile, 2'"
     ):
         from_json(text, "p.json")
 
@@ -111,13 +111,13 @@ def test_another_version_is_refused(profile):
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("groups",), None),
-        (("groups", "small", "first", "combinations", 0, "usable"), [True]),
-        (("groups", "small", "first", "combinations", 0, "centre"), [0.0]),
-        (("groups", "small", "first", "combinations", 0, "kind"), "vote"),
-        (("groups", "small", "first", "combinations", 0, "coefficients"), "many"),
-        (("groups", "small", "first", "clean", "scores"), [0.5]),
-        (("groups", "small", "first", "clean", "folds", 0), 7),
+        (("cohorts",), None),
+        (("cohorts", "small", "first", "combinations", 0, "usable"), [True]),
+        (("cohorts", "small", "first", "combinations", 0, "centre"), [0.0]),
+        (("cohorts", "small", "first", "combinations", 0, "kind"), "vote"),
+        (("cohorts", "small", "first", "combinations", 0, "coefficients"), "many"),
+        (("cohorts", "small", "first", "clean", "scores"), [0.5]),
+        (("cohorts", "small", "first", "clean", "folds", 0), 7),
     ],
 )
 def test_inconsistent_contents_are_refused_even_with_their_digest(profile, path, value):

@@ -78,7 +78,7 @@ def assert_same(rows, expected, *, folder):
     assert [row.name for row in rows] == [os.path.relpath(row.name, folder) for row in expected]
     for row, other in zip(rows, expected, strict=True):
         assert row.provenance == replace(other.provenance, name=row.name)
-        assert (row.group, row.notes, row.modified) == (other.group, other.notes, other.modified)
+        assert (row.cohort, row.notes, row.modified) == (other.cohort, other.notes, other.modified)
         if other.error:
             assert row.error == other.error.replace(f"{folder}/", "")
         else:

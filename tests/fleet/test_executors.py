@@ -54,8 +54,8 @@ def by_name(found: Results) -> dict[str, Record]:
 def assert_same(records: list[Record], others: list[Record], rtol: float = 0.0) -> None:
     """Equal but for the time of the last change."""
     for record, other in zip(records, others, strict=True):
-        assert (record.provenance, record.group, record.notes, bool(record.error)) == (
-            other.provenance, other.group, other.notes, bool(other.error)
+        assert (record.provenance, record.cohort, record.notes, bool(record.error)) == (
+            other.provenance, other.cohort, other.notes, bool(other.error)
         )  # fmt: skip
         np.testing.assert_allclose(record.z, other.z, rtol)
         if not record.error:
@@ -362,7 +362,7 @@ def test_checkpoints_of_a_function_of_ones_own_are_streamed_too(tmp_path):
     found = scanned(tmp_path, settings=settings)
     with Local().run([record.name for record in found.records], settings) as alone:
         assert_same(found.records, alone.records, rtol=1e-5)
-    assert {record.group.partition(",")[0] for record in found.records} == {"traced"}
+    assert {record.cohort.partition(",")[0] for record in found.records} == {"traced"}
     assert any(name.startswith("head: ") for name in found.records[0].features[WEIGHTS].names)
-    (structural,) = {record.group for record in scanned(tmp_path).records}
+    (structural,) = {record.cohort for record in scanned(tmp_path).records}
     assert structural.startswith("structural, leaves ")

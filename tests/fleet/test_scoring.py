@@ -163,7 +163,7 @@ def test_leaves_in_another_order_than_their_names(tmp_path):
 def test_the_description_in_a_file_names_its_architecture(tmp_path):
     path = stores.write(tmp_path / "a.safetensors", stores.leaves(5), described=MLP)
     result = scored(path)
-    assert result.scope.group == "mlp:hidden=8, 3 classes, 4x4x1"
+    assert result.scope.cohort == "mlp:hidden=8, 3 classes, 4x4x1"
     assert_like_one_alone(path, result)
 
 

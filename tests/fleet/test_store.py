@@ -43,7 +43,7 @@ def test_rows_come_back_as_they_went(tmp_path):
     assert list(rows) == ["a", "b", "c"]
     b, c = rows["b"], rows["c"]
     assert b.provenance == Provenance("b", "b-hash", 11, "npz", "mlp")
-    assert (b.group, b.modified) == ("mlp, 3 classes", 101)
+    assert (b.cohort, b.modified) == ("mlp, 3 classes", 101)
     place = SUMMARY.index("z")
     assert b.z == 1 + 3 * len(SUMMARY) + place
     assert b.features["weights"].names == NAMES
@@ -109,7 +109,7 @@ def test_feature_names_of_earlier_scans_are_still_known(tmp_path):
     store.add(scored(["a"]))
     store.flush()
     store = Store(tmp_path, "s")
-    store.add(scored(["b"], scope=SCOPE._replace(group="other", feature_names=("x",))))
+    store.add(scored(["b"], scope=SCOPE._replace(cohort="other", feature_names=("x",))))
     store.flush()
     assert store.feature_names() == {"mlp, 3 classes": NAMES, "other": ("x",)}
 

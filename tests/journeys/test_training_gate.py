@@ -81,5 +81,5 @@ def test_a_live_model_is_judged_by_references_that_orbax_saved(tmp_path):
     made = jaxguard.calibrate(tmp_path)
     assert made.notes == ()
     (finding,) = jaxguard.scan(network(100), profile=made).findings
-    assert (finding.group,) == tuple(made.groups)
+    assert (finding.cohort,) == tuple(made.cohorts)
     assert 0 < finding.p_value <= 1

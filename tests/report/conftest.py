@@ -37,7 +37,7 @@ ENVIRONMENT = {"jaxguard": "0.1.0", "jax": "0.10.2", "backend": "cpu", "python":
 def scanned(name: str, sha256: str, architecture: str, z: float, layers: tuple[LayerScores, ...], **fields) -> Finding:
     """A finding without a profile."""
     where = Provenance(name, sha256, 291_304, "safetensors", architecture)
-    told = {"reason": "no reference profile", "group": architecture, "looks": ("weights",)} | fields
+    told = {"reason": "no reference profile", "cohort": architecture, "looks": ("weights",)} | fields
     return Finding(where, Verdict.INCONCLUSIVE, z=z, layers=tuple(map(summary, layers)), **told)
 
 

@@ -31,7 +31,7 @@ def finding(name: str = "runs/a.safetensors", verdict: Verdict = Verdict.NO_EVID
     """One checkpoint; the rest of its fields are ordinary."""
     where = {"sha256": "9f2c" * 16, "size": 44_712_345, "format": "safetensors", "architecture": ARCHITECTURES[0]}
     plain = {
-        "group": ARCHITECTURES[0],
+        "cohort": ARCHITECTURES[0],
         "z": 2.61,
         "score": 0.125,
         "p_value": 0.5,
@@ -46,22 +46,22 @@ def failed(name: str, reason: str) -> Finding:
     return Finding(Provenance(name, size=44_712_345), Verdict.ERROR, reason)
 
 
-def reference(group: str, count: int = 64, seed: int = 0) -> Reference:
+def reference(cohort: str, count: int = 64, seed: int = 0) -> Reference:
     rng = np.random.default_rng(seed)
-    return Reference(group, rng.normal(0, 1, count), rng.normal(3, 1.2, count // 2), 0.875, (0.72, 0.95))
+    return Reference(cohort, rng.normal(0, 1, count), rng.normal(3, 1.2, count // 2), 0.875, (0.72, 0.95))
 
 
-def fleet(count: int, *, suspected: int = 3, errors: int = 2, skipped: int = 3, groups: int = 2) -> Report:
+def fleet(count: int, *, suspected: int = 3, errors: int = 2, skipped: int = 3, cohorts: int = 2) -> Report:
     """A judged fleet: scores are normal, those of suspected checkpoints far to the right; every tenth inconclusive."""
     rng = np.random.default_rng(count)
     findings = []
     for k in range(count):
-        architecture = ARCHITECTURES[k % min(groups, 4)] + (f":classes={k % groups}" if k % groups > 3 else "")
+        architecture = ARCHITECTURES[k % min(cohorts, 4)] + (f":classes={k % cohorts}" if k % cohorts > 3 else "")
         score = float(np.round(rng.normal(), 4))
         p = float(np.round(0.5 * math.erfc(score / math.sqrt(2)), 6))
         common = {
             "name": f"/data/fleet/id-{k:08d}/{'model' if k % 3 else 'Final model'}.safetensors",
-            "sha256": rng.bytes(32).hex(), "architecture": architecture, "group": architecture,
+            "sha256": rng.bytes(32).hex(), "architecture": architecture, "cohort": architecture,
             "size": int(rng.integers(10**4, 10**8)), "z": float(np.round(rng.uniform(2, 5), 4)),
         }  # fmt: skip
         if k < suspected:
@@ -89,7 +89,7 @@ def fleet(count: int, *, suspected: int = 3, errors: int = 2, skipped: int = 3, 
         "Fleet scan of /data/fleet", "jaxguard scan /data/fleet --profile profile.json --out results",
         tuple(findings[k] for k in order),
         skipped=tuple((f"/data/fleet/notes-{k}.txt", "no known format") for k in range(skipped)),
-        profile="profile.json (sha256 3d1f20aa)", references=tuple(reference(name) for name in ARCHITECTURES[:groups]),
+        profile="profile.json (sha256 3d1f20aa)", references=tuple(reference(name) for name in ARCHITECTURES[:cohorts]),
         seconds=31.4, bytes_read=count * 44_712_345, reused=count // 5,
         notes=("The scan was resumed once.",), environment=ENVIRONMENT,
     )  # fmt: skip
@@ -110,7 +110,7 @@ def hostile(text: str) -> Report:
     """One string wherever a user or a checkpoint can put one."""
     strange = LayerSummary(text, 8, 0, 1.0, 0.2, 1.9, 3, 4.5, 1)
     empty = LayerSummary(text, 4, 4, NAN, NAN, NAN, -1, NAN, 0)
-    same = {"sha256": text, "format": text, "architecture": text, "group": text, "reason": text, "looks": (text,)}
+    same = {"sha256": text, "format": text, "architecture": text, "cohort": text, "reason": text, "looks": (text,)}
     findings = (
         finding(text, Verdict.SUSPECTED, **same, layers=(strange, empty)), finding(text, Verdict.INCONCLUSIVE, **same),
         finding(text, Verdict.INCONCLUSIVE, **same), finding(text, **same), failed(text, text),

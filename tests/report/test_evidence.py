@@ -48,7 +48,7 @@ def test_power_comes_with_its_interval():
     )  # fmt: skip
     unknown = Reference("cnn", reference("cnn").scores, np.zeros(0), NAN, (NAN, NAN))
     assert evidence.reference(unknown).endswith("how many backdoored networks would be suspected was not measured")
-    assert "62.5 to 87.5 %, by group," in evidence.power([
+    assert "62.5 to 87.5 %, by cohort," in evidence.power([
         reference("cnn"), dataclasses.replace(reference("vgg"), power=0.625), unknown,
     ])  # fmt: skip
 

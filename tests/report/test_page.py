@@ -452,20 +452,20 @@ def test_the_verdict_of_a_fleet_comes_first():
 def test_units_and_p_and_q_are_explained():
     words = shown(fleet(30))
     for text in (
-        "p how often a clean checkpoint of the group would score as high.", "at 0.05 or less it is suspected.",
+        "p how often a clean checkpoint of the cohort would score as high.", "at 0.05 or less it is suspected.",
         "q the smallest false discovery rate", "Size bytes on disk", "Score how suspicious", "standard deviations",
     ):  # fmt: skip
         assert text in words
 
 
-def test_of_many_groups_and_suspects_the_rest_is_counted():
-    report = fleet(2000, suspected=90, groups=20)
+def test_of_many_cohorts_and_suspects_the_rest_is_counted():
+    report = fleet(2000, suspected=90, cohorts=20)
     text = page.to_html(report)
     found = Page(text)
     drawings = [attributes for tag, attributes in found.tags if tag == "svg" and attributes.get("role") == "img"]
-    assert len(drawings) == page.MAX_GROUPS + page.MAX_DETAILED
-    groups = {one.group for one in report.findings if one.z == one.z}
-    assert f"{len(groups) - page.MAX_GROUPS} more groups with " in found.words()
+    assert len(drawings) == page.MAX_COHORTS + page.MAX_DETAILED
+    cohorts = {one.cohort for one in report.findings if one.z == one.z}
+    assert f"{len(cohorts) - page.MAX_COHORTS} more cohorts with " in found.words()
     assert "70 more in the table." in found.words()
     listed = re.findall(r'<summary>.*?class="path" dir="ltr">(.*?)</span>', text)
     ranked = headlines.by_suspicion(report.findings)

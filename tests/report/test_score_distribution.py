@@ -59,7 +59,7 @@ def test_bars_are_shares():
 
 
 def test_description_tells_the_numbers():
-    report = fleet(200, groups=1)
+    report = fleet(200, cohorts=1)
     drawing = scores.score_distribution(report.findings, report.references[0], name="a")
     known = report.references[0]
     assert label(drawing).startswith("Distribution of the score: 178 checkpoints -")

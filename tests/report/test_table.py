@@ -103,19 +103,19 @@ def test_counts_rows_and_names():
     assert "/data/fleet/notes-0.txt and 2 more files: no known format" in lines
 
 
-def test_groups_are_described_and_the_rest_counted():
-    report = fleet(200, suspected=2, groups=10)
+def test_cohorts_are_described_and_the_rest_counted():
+    report = fleet(200, suspected=2, cohorts=10)
     lines = rows(render(report, 300))
-    start = lines.index("Groups")
+    start = lines.index("Cohorts")
     scored = [one for one in report.findings if one.verdict is not Verdict.ERROR]
-    sizes = {name: sum(one.group == name for one in scored) for name in {one.group for one in scored}}
+    sizes = {name: sum(one.cohort == name for one in scored) for name in {one.cohort for one in scored}}
     told = re.compile(r"(.+): (\d+) checkpoints, (\d) suspected; (compared with 64|nothing to compare)")
-    found = [told.match(line) for line in lines[start + 1 : start + 1 + table.MAX_GROUPS]]
+    found = [told.match(line) for line in lines[start + 1 : start + 1 + table.MAX_COHORTS]]
     assert [int(one[3]) for one in found] == [1, 1, 0, 0, 0, 0]
     assert all(int(one[2]) == sizes[one[1]] for one in found)
     left = sum(sizes.values()) - sum(int(one[2]) for one in found)
-    assert lines[start + 1 + table.MAX_GROUPS] == (
-        f"{len(sizes) - table.MAX_GROUPS} groups more with {left} checkpoints"
+    assert lines[start + 1 + table.MAX_COHORTS] == (
+        f"{len(sizes) - table.MAX_COHORTS} cohorts more with {left} checkpoints"
     )
 
 

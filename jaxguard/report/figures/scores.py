@@ -1,4 +1,4 @@
-"""Drawing of the scores of one group of checkpoints among its references."""
+"""Drawing of the scores of one cohort of checkpoints among its references."""
 
 import math
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ _PLACES = 150
 
 
 def score_distribution(findings: Sequence[Finding], reference: Reference | None, *, name: str) -> str:
-    """Draws the scores of one group as shares: the checkpoints filled, clean references a line, backdoored dashed.
+    """Draws the scores of one cohort as shares: the checkpoints filled, clean references a line, backdoored dashed.
 
     Suspected checkpoints stand above as diamonds, for among thousands no share shows them. Without a reference the
     scores are channel z-scores.
 
     Args:
-        findings: of one group; scores that are not finite are left out.
+        findings: of one cohort; scores that are not finite are left out.
         reference: what they were compared with, if anything.
         name: unique on the page.
 

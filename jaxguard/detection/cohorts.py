@@ -16,14 +16,14 @@ _COLLECTIONS = frozenset({"params", "batch_stats", "value"})  # what Flax puts a
 
 
 def of_model(model: Model) -> str:
-    """The group of a bundled architecture: its specification, classes and input."""
+    """The cohort of a bundled architecture: its specification, classes and input."""
     return f"{model.spec}, {model.num_classes} classes, {'x'.join(map(str, model.input_shape))}"
 
 
 def of_leaves(leaves: Mapping[str, LeafSpec], *, is_traced: bool) -> str:
-    """The group of networks of no known architecture: names and shapes of their floating-point leaves.
+    """The cohort of networks of no known architecture: names and shapes of their floating-point leaves.
 
-    A live network and its checkpoint have one group, whatever separates the parts of a name and whichever collections
+    A live network and its checkpoint have one cohort, whatever separates the parts of a name and whichever collections
     Flax puts around it.
 
     Args:
@@ -31,7 +31,7 @@ def of_leaves(leaves: Mapping[str, LeafSpec], *, is_traced: bool) -> str:
         is_traced: whether the network's function is known; its features then are others than those by names alone.
 
     Returns:
-        The group's name.
+        The cohort's name.
 
     Example:
         >>> import numpy as np
