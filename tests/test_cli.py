@@ -52,6 +52,20 @@ def test_help_is_instant_and_loads_no_array_library():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_looking_for_code_loads_no_array_library(tmp_path):
+    (tmp_path / "x.pkl").write_bytes(b"cprofile\nrun\n(I1\ntR.")
+    code = (
+        "import atexit, sys, jaxguard.cli\n"
+        "atexit.register(lambda: print(*({'jax', 'numpy', 'jinja2', 'pyarrow', 'matplotlib'} & set(sys.modules))))\n"
+        f"sys.argv = ['jaxguard', 'scan', '--code-only', {str(tmp_path)!r}]\n"
+        "jaxguard.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "profile.run(1)" in done.stdout
+    assert not done.stdout.splitlines()[-1], "an array library was imported"
+
+
 def test_scan_says_inconclusive_and_never_clean(jaxguard, checkpoint):
     code, out, _ = jaxguard("scan", checkpoint)
     assert code == 0

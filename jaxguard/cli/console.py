@@ -111,11 +111,13 @@ def show(
         output: file to write; standard output by default.
         folder: where the page and all other formats go; None for nowhere.
     """
-    from jaxguard.report import files, table
+    from jaxguard.report import files
 
     if output is not None:
         files.write(report, output, format_)
     elif format_ == "table":
+        from jaxguard.report import table
+
         out.print(table.render(report))
     else:
         sys.stdout.writelines(files.text(report, format_))

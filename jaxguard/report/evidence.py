@@ -1,9 +1,10 @@
 """What verdicts rest on, in words: counts of channels, recovered triggers, references, p-values."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from jaxguard.errors import DataError
 from jaxguard.report import wording
@@ -17,6 +18,9 @@ from jaxguard.types import (
     Reference,
     Verification,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FLAGGED_ANOMALY = 2.0
 """A class is flagged when its anomaly index is larger: its norm lies more than so many deviations below the median."""
@@ -50,12 +54,13 @@ def numbers(finding: Finding) -> list[tuple[str, str]]:
 
 def cut_count(layers: Sequence[LayerScores]) -> tuple[int, int]:
     """Counts the channels that a defense edits, and all channels it scored."""
-    return sum(int(np.sum(layer.mask)) for layer in layers), sum(len(layer.mask) for layer in layers)
+    return sum(int(layer.mask.sum()) for layer in layers), sum(len(layer.mask) for layer in layers)
 
 
 def suspicion(trigger: RecoveredTrigger) -> str:
     """Says which class a trigger search suspects, and on what numbers.
 
+    >>> import numpy as np
     >>> suspicion(RecoveredTrigger(np.array([7.1, 48]), np.ones(2), np.array([4.2, 0]), 0, *np.ones((3, 0)), "images"))
     'class 0 suspected (L1 norm 7.10, anomaly index 4.20)'
     """
@@ -66,16 +71,17 @@ def suspicion(trigger: RecoveredTrigger) -> str:
         doubt = "" if anomaly > FLAGGED_ANOMALY else ", though not flagged"
         index = f"anomaly index {wording.deviations(anomaly)}"
         return f"class {trigger.target} suspected{doubt} (L1 norm {wording.pixels(norm)}, {index})"
-    if not np.isfinite(trigger.anomaly).any():
+    defined = [(float(index), -k) for k, index in enumerate(trigger.anomaly) if math.isfinite(index)]
+    if not defined:
         return "no class suspected (no anomaly index is defined)"
-    highest = int(np.nanargmax(np.where(np.isfinite(trigger.anomaly), trigger.anomaly, np.nan)))
+    highest = -max(defined)[1]
     index = wording.deviations(trigger.anomaly[highest])
     return f"no class suspected (highest anomaly index {index}, of class {highest})"
 
 
 def is_named(trigger: RecoveredTrigger) -> bool:
     """Whether its class was named beforehand, so that no other was searched."""
-    return np.flatnonzero(~np.isnan(trigger.norms)).tolist() == [trigger.target]
+    return [k for k, norm in enumerate(trigger.norms) if not math.isnan(norm)] == [trigger.target]
 
 
 def cuts_kept(path: PruningPath) -> str:
@@ -127,12 +133,15 @@ def suffices(report: OwnershipReport) -> bool:
 def threshold(report: OwnershipReport) -> float:
     """The score that a suspect has to exceed for a p-value of alpha; NaN where references do not suffice.
 
+    >>> import numpy as np
     >>> known = OwnershipReport("m", "", "", "sac", {}, 100, 0.05, np.arange(39.0), ("",) * 39, ())
     >>> threshold(known)  # one reference of 39 may score as high: (1 + 1) / 40
     37.0
     """
     if not suffices(report):
         return math.nan
+    import numpy as np
+
     known = np.sort(np.asarray(report.references, np.float64))[::-1]
     return float(known[math.floor(round(report.alpha * (len(known) + 1), 9)) - 1])
 
@@ -140,13 +149,14 @@ def threshold(report: OwnershipReport) -> float:
 def references(report: OwnershipReport) -> str:
     """Says what suspects are compared with, and from which score on they are accused.
 
+    >>> import numpy as np
     >>> references(OwnershipReport("m", "", "", "sac", {}, 100, 0.05, np.arange(5.0), ("",) * 5, ()))
     '5 independent models, scores 0 to 4: too few for p ≤ 0.05'
     """
-    scores = np.asarray(report.references, np.float64)
+    scores = list(map(float, report.references))
     models = f"{len(scores) or 'no'} independent model{'s' * (len(scores) != 1)}"
-    if len(scores):
-        low, high = wording.number(scores.min()), wording.number(scores.max())
+    if scores:
+        low, high = wording.number(min(scores)), wording.number(max(scores))
         models += f", score {high}" if len(scores) == 1 else f", scores {low} to {high}"
     if not suffices(report):
         return f"{models}: too few for p ≤ {report.alpha:g}"
@@ -156,6 +166,7 @@ def references(report: OwnershipReport) -> str:
 def accused_by_chance(report: OwnershipReport) -> str:
     """Says how many suspects would be accused were all of them independent; empty where it is none, rounded.
 
+    >>> import numpy as np
     >>> accused_by_chance(OwnershipReport("m", "", "", "sac", {}, 100, 0.05, np.arange(19.0), ("",) * 19, (None,) * 80))
     'about 4 of 80 suspects, were all independent'
     """
@@ -166,8 +177,8 @@ def accused_by_chance(report: OwnershipReport) -> str:
 
 def comparison(report: OwnershipReport, found: Verification) -> str:
     """Says how a suspect's score compares with those of independent models, and how often chance would do as much."""
-    scores, count = np.asarray(report.references), len(report.references)
-    as_high = int(np.sum(scores >= found.score))
+    count = len(report.references)
+    as_high = sum(score >= found.score for score in report.references)
     rank = f"higher than {'the one independent model' if count == 1 else f'all {count} independent models'}"
     if not count:
         rank = "no independent model to compare with"
@@ -188,6 +199,8 @@ def checked_scores(matrix: FingerprintMatrix) -> np.ndarray:
     Raises:
         DataError: not one score per owner and suspect.
     """
+    import numpy as np
+
     scores = np.asarray(matrix.scores, np.float64)
     expected = len(matrix.owners), len(matrix.suspects)
     if scores.shape != expected and scores.size + expected[0] * expected[1] > 0:
@@ -212,12 +225,13 @@ def best_suspects(matrix: FingerprintMatrix, count: int) -> list[tuple[str, list
         DataError: not one score per owner and suspect.
     """
     scores = checked_scores(matrix)
-    texts = np.array(wording.aligned(scores.ravel()), object).reshape(scores.shape)
+    texts = iter(wording.aligned(scores.ravel()))
     suspects, found = wording.unshared(matrix.suspects), []
-    for owner, name, row, written in zip(matrix.owners, wording.unshared(matrix.owners), scores, texts, strict=True):
-        order = np.argsort(np.where(np.isnan(row), np.inf, -row), kind="stable")
+    for owner, name, row in zip(matrix.owners, wording.unshared(matrix.owners), scores, strict=True):
+        written = [next(texts) for _ in row]
+        order = sorted(range(len(row)), key=lambda k: math.inf if math.isnan(row[k]) else -row[k])
         others = [k for k in order if matrix.suspects[k] != owner][:count]
-        found.append((name, [(suspects[k], str(written[k])) for k in others]))
+        found.append((name, [(suspects[k], written[k]) for k in others]))
     return found
 
 

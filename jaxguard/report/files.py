@@ -8,10 +8,7 @@ import pathlib
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 
-from rich.console import Console
-
 from jaxguard.errors import JaxguardError
-from jaxguard.report import page, sarif, schema, table
 from jaxguard.types import Report
 
 BINARY = ("parquet", "html")
@@ -75,6 +72,8 @@ def text(report: Report, format: str) -> Iterable[str]:
         JaxguardError: no such format.
     """
     if format == "jsonl":
+        from jaxguard.report import schema
+
         return (f"{line}\n" for line in schema.to_jsonl(report))
     return [_writer(format)(report).decode("utf-8")]
 
@@ -100,17 +99,45 @@ def _encoded(text: str) -> bytes:
 
 
 def _table(report: Report) -> bytes:
+    from rich.console import Console
+
+    from jaxguard.report import table
+
     file = io.StringIO()
     Console(file=file, width=120, highlight=False).print(table.render(report))
     return _encoded(file.getvalue())
 
 
+def _json(report: Report) -> bytes:
+    from jaxguard.report import schema
+
+    return _encoded(schema.to_json(report))
+
+
+def _parquet(report: Report) -> bytes:
+    from jaxguard.report import schema
+
+    return schema.to_parquet(report)
+
+
+def _sarif(report: Report) -> bytes:
+    from jaxguard.report import sarif
+
+    return _encoded(sarif.to_sarif(report))
+
+
+def _html(report: Report) -> bytes:
+    from jaxguard.report import page
+
+    return _encoded(page.to_html(report))
+
+
 FORMATS: Mapping[str, Callable[[Report], bytes]] = {
     "table": _table,
-    "json": lambda report: _encoded(schema.to_json(report)),
+    "json": _json,
     "jsonl": lambda report: _encoded("".join(text(report, "jsonl"))),
-    "parquet": schema.to_parquet,
-    "sarif": lambda report: _encoded(sarif.to_sarif(report)),
-    "html": lambda report: _encoded(page.to_html(report)),
+    "parquet": _parquet,
+    "sarif": _sarif,
+    "html": _html,
 }
-"""Name -> how a report is written in it."""
+"""Name -> how a report is written in it; each imports what it needs, as most commands write one format only."""

@@ -223,7 +223,7 @@ def _decode_array(value: list[Any], where: str) -> np.ndarray:
 def _decode_dataclass(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise _wrong_kind(f"an object ({hint.__name__})", value, where)
-    hints = typing.get_type_hints(hint)
+    hints = typing.get_type_hints(hint, localns={"np": np})  # the types import no NumPy at run time
     arguments = {}
     for item in dataclasses.fields(hint):
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING

@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -194,7 +193,7 @@ def _ranking(shown: Sequence[Finding], folder: str) -> Table:
         "q": ([one.q_value for one in shown], rates), "max z": ([one.z for one in shown], deviations),
         "ACC %": (metric("acc"), percents), "ASR %": (metric("asr"), percents), "RA %": (metric("ra"), percents),
     }  # fmt: skip
-    columns = {name: column for name, column in columns.items() if np.isfinite(column[0]).any()}
+    columns = {name: column for name, column in columns.items() if any(map(math.isfinite, column[0]))}
     texts = [write(values) for values, write in columns.values()]
     table = _table("checkpoint", "verdict", *columns)
     for one, *cells in zip(shown, *texts, strict=True):
@@ -279,11 +278,11 @@ def _matrix(matrix: FingerprintMatrix) -> Iterable[RenderableType]:
     size = f"{len(matrix.owners)} × {len(matrix.suspects)} models"
     yield Text(f"{wording.method_name(matrix.method)} scores of {size}, higher is more alike", style="bold")
     if len(matrix.suspects) <= MAX_COLUMNS:
-        texts = np.array(wording.aligned(evidence.checked_scores(matrix).ravel()), object)
+        texts = wording.aligned(evidence.checked_scores(matrix).ravel())
         numbers = [str(index) for index in range(1, len(matrix.suspects) + 1)]
         table = _table("owner", *numbers)
-        for owner, cells in zip(matrix.owners, texts.reshape(len(matrix.owners), len(numbers)), strict=True):
-            table.add_row(Text(wording.printable(owner)), *map(str, cells))
+        for row, owner in enumerate(matrix.owners):
+            table.add_row(Text(wording.printable(owner)), *texts[row * len(numbers) : (row + 1) * len(numbers)])
         yield table
         yield Padding(_facts(zip(numbers, matrix.suspects, strict=True)), (1, 0, 1, 0), expand=False)
     else:

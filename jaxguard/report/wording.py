@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 _ACRONYMS = frozenset({
     "abl", "akh", "anp", "bnp", "clp", "ep", "ft", "jc", "nad", "npd", "otbr", "rnp", "sac", "sam", "tafa", "tsbd",
     "zest",
@@ -278,8 +276,8 @@ def aligned(values: Iterable[float], digits: int = 3) -> list[str]:
     >>> aligned([-0.5, 0.25, float("nan")]), aligned([7.0, 7.0])
     (['-0.500', '0.250', '–'], ['7.00', '7.00'])
     """
-    numbers = np.asarray(list(values), np.float64)
-    known = numbers[np.isfinite(numbers)]
-    spread = (float(np.ptp(known)) or float(np.abs(known).max())) if known.size else 0.0
+    numbers = list(map(float, values))
+    known = [value for value in numbers if math.isfinite(value)]
+    spread = (max(known) - min(known) or abs(known[0])) if known else 0.0
     decimals = min(max(digits - 1 - math.floor(math.log10(spread)), 0), 8) if spread > 0 else digits - 1
     return [f"{value:.{decimals}f}" if math.isfinite(value) else "–" for value in numbers]

@@ -6,11 +6,13 @@ import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from jaxguard.checkpoints.pickle_calls import Call
 from jaxguard.types.audits import Metrics, RecoveredTrigger
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Verdict(enum.StrEnum):
