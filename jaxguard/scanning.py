@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxguard import checkpoints, codescan
-from jaxguard.detection import calibration, comparison, judging
+from jaxguard.detection import comparison, judging
 from jaxguard.detection import looks as looks_table
 from jaxguard.detection import profile as profiles
 from jaxguard.detection.looks import Look
@@ -32,7 +32,8 @@ from jaxguard.errors import DataError, JaxguardError
 from jaxguard.fleet import accounting
 from jaxguard.fleet.discovery import Model, Target, discover
 from jaxguard.fleet.examination import Examination, Listener, examined
-from jaxguard.fleet.executors import Executor, Local, Ray, Stream
+from jaxguard.fleet.executors import Executor, Ray, Stream
+from jaxguard.fleet.local import Local
 from jaxguard.graph.pairing import Pairing
 from jaxguard.suspects import ModelOptions, Suspect
 from jaxguard.types import Batch, Finding, Network, Report, Verdict
@@ -165,6 +166,8 @@ def calibrate(
     Raises:
         DataError: no clean network could be scored, or one is on both sides.
     """
+    from jaxguard.detection import calibration
+
     listener, sides = listener or Listener(), []
     for truth, suspects in (("clean", clean), ("backdoored", backdoored)):
         models, title = discover(suspects, options=options, **_place(executor)).models, f"scanning {truth} references"

@@ -82,21 +82,6 @@ def permute(variables: Variables, group: Group, permutation: np.ndarray) -> Any:
     return variables
 
 
-def read(view: LeafView, leaf: jax.Array) -> jax.Array:
-    """The channels of a vector-like leaf, such as a BatchNorm's scale.
-
-    Args:
-        view: where the channels lie; the leaf holds nothing but them.
-        leaf: the array at `view.path`.
-
-    Returns:
-        `[C]`, in channel order.
-    """
-    run = leaf[view.index]
-    others = [axis for axis in range(run.ndim) if axis not in view.axes]
-    return jnp.transpose(run, (*others, *view.axes)).reshape(-1)
-
-
 def zero(view: LeafView, mask: jax.Array) -> Edit:
     """Edit that sets the masked channels of a leaf to zero.
 

@@ -16,7 +16,8 @@ from jaxguard.detection import looks as looks_table
 from jaxguard.detection.profile import from_json, to_json
 from jaxguard.errors import ArchitectureError, DataError, JaxguardError, VerdictError
 from jaxguard.fleet import local
-from jaxguard.fleet.executors import Local, Stream
+from jaxguard.fleet.executors import Stream
+from jaxguard.fleet.local import Local
 from jaxguard.report.schema import to_json as to_json_report
 from jaxguard.scanning import Listener, calibrate, scan
 from jaxguard.suspects import ModelOptions

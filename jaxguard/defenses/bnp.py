@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import methods, surgery
+from jaxguard import methods
 from jaxguard.activations.preactivations import Moments, moments
 from jaxguard.defenses.protocol import Data, DefenseReport, require_clean
 from jaxguard.errors import UnscorableError
@@ -62,7 +62,7 @@ def running(graph: ChannelGraph, variables: Variables, layer: Layer) -> Moments 
     if affine.mean is None or affine.var is None:
         return None
     leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
-    mean, var = (surgery.read(view, jnp.asarray(leaves[view.path])) for view in (affine.mean, affine.var))
+    mean, var = (view.read(jnp.asarray(leaves[view.path])) for view in (affine.mean, affine.var))
     return Moments(np.asarray(mean, np.float64), np.asarray(var, np.float64))
 
 

@@ -1,16 +1,24 @@
-"""What is known of one checkpoint or network before it is judged."""
+"""What is known of one checkpoint or network before it is judged, and the cohort it is compared with."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxguard.checkpoints import LeafSpec
 from jaxguard.errors import DataError
 from jaxguard.types import LayerSummary, Provenance
 from jaxguard.types.findings import LeafAccount
+
+if TYPE_CHECKING:
+    from jaxguard.models import Model
 
 WEIGHTS, RESPONSES, TRIGGERS = "weights", "responses", "triggers"
 """The looks, cheapest first: see `jaxguard.detection.looks`."""
@@ -112,3 +120,42 @@ def feature_rows(records: Sequence[Record], looks: Sequence[str], names: Sequenc
 
 def _shown(record: Record) -> str:
     return record.name or record.sha256[:16] or "a network"
+
+
+_COLLECTIONS = frozenset({"params", "batch_stats", "value"})  # what Flax puts around the same leaf, or leaves out
+
+
+def cohort_of_model(model: Model) -> str:
+    """The cohort of a bundled architecture: its specification, classes and input."""
+    return f"{model.spec}, {model.num_classes} classes, {'x'.join(map(str, model.input_shape))}"
+
+
+def cohort_of_leaves(leaves: Mapping[str, LeafSpec], *, is_traced: bool) -> str:
+    """The cohort of networks of no known architecture: names and shapes of their floating-point leaves.
+
+    A live network and its checkpoint have one cohort, whatever separates the parts of a name and whichever collections
+    Flax puts around it.
+
+    Args:
+        leaves: shape and dtype by name.
+        is_traced: whether the network's function is known; its features then are others than those by names alone.
+
+    Returns:
+        The cohort's name.
+
+    Example:
+        >>> import numpy as np
+        >>> spec = LeafSpec((3, 4), np.dtype(np.float32))
+        >>> live = cohort_of_leaves({"params/fc/kernel": spec}, is_traced=True)
+        >>> live, live == cohort_of_leaves({"fc.kernel.value": spec}, is_traced=True)
+        ('traced, leaves 2d12c32e44c8', True)
+    """
+    rows = sorted(
+        (_plain(name), spec.shape) for name, spec in leaves.items() if jnp.issubdtype(spec.dtype, jnp.floating)
+    )
+    digest = hashlib.sha256(json.dumps(rows).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return f"{'traced' if is_traced else 'structural'}, leaves {digest}"
+
+
+def _plain(name: str) -> str:
+    return "/".join(part for part in re.split(r"[./]", name) if part not in _COLLECTIONS)

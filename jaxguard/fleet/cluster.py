@@ -17,9 +17,9 @@ from typing import Any
 from jaxguard import checkpoints
 from jaxguard.errors import FleetError
 from jaxguard.fleet.chunks import Chunks
+from jaxguard.fleet.local import MEMORY, Settings
 from jaxguard.fleet.pool import Pool
 from jaxguard.fleet.reading import Failure, Known, Stamp, stamp_of
-from jaxguard.fleet.scoring import MEMORY, Settings
 from jaxguard.fleet.stream import Scored
 from jaxguard.fleet.worker import version
 

@@ -6,8 +6,8 @@ import os
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from jaxguard.errors import FleetError, JaxguardError
+from jaxguard.fleet.local import Settings
 from jaxguard.fleet.programs import Scorer, scorer
-from jaxguard.fleet.scoring import Settings
 from jaxguard.fleet.structure import Structure
 
 _THREADS = min(4, os.cpu_count() or 1)

@@ -16,9 +16,9 @@ from jaxguard.detection.looks import Look
 from jaxguard.detection.records import Features, Record
 from jaxguard.errors import JaxguardError
 from jaxguard.fleet.discovery import Model
-from jaxguard.fleet.executors import Executor, Local, Results, Stream
+from jaxguard.fleet.executors import Executor, Stream
+from jaxguard.fleet.local import MEMORY, Local, Results, Settings
 from jaxguard.fleet.progress import Progress, Watch
-from jaxguard.fleet.scoring import MEMORY, Settings
 from jaxguard.graph.pairing import Pairing
 from jaxguard.suspects import UNKNOWN, ModelOptions
 from jaxguard.types import LayerSummary

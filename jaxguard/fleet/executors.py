@@ -1,7 +1,9 @@
-"""Who scores the weights: this process, a stream that reads ahead, or a Ray cluster. All give the same records.
+"""Executors for many checkpoints: a stream that reads ahead, and a Ray cluster. Their records are those of `Local`.
 
-with executor.run(models, settings) as results:
-results.records
+    with executor.run(models, settings) as results:
+        results.records
+
+Only `Local` keeps the score of every channel.
 """
 
 from __future__ import annotations
@@ -12,91 +14,16 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from jaxguard import checkpoints
-from jaxguard.detection.records import Record
-from jaxguard.errors import JaxguardError
-from jaxguard.fleet import local
+from jaxguard.fleet.local import MEMORY, Local, Results, Settings
 from jaxguard.fleet.progress import Progress, Watch
-from jaxguard.fleet.scoring import MEMORY, Settings
-from jaxguard.suspects import Suspect
-from jaxguard.types import LayerSummary, Provenance
 
 if TYPE_CHECKING:
     from jaxguard.fleet.reading import Failure, Known, Stamp
     from jaxguard.fleet.store import Store
     from jaxguard.fleet.stream import Scored
-
-
-@dataclass(eq=False)
-class Results:
-    """What an executor found.
-
-    Attributes:
-        records: one per model, in their order.
-        bytes_read: of the checkpoints that were read.
-        reused: checkpoints whose results an earlier scan had left.
-        store: where records and layers are kept; None where the records hold all there is.
-    """
-
-    records: list[Record]
-    bytes_read: int = 0
-    reused: int = 0
-    store: Store | None = None
-    _looks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-
-    def layers(self, hashes: Collection[str]) -> dict[str, tuple[LayerSummary, ...]]:
-        """Layers of some checkpoints by content hash, where their records do not hold them."""
-        return {} if self.store is None or not hashes else self.store.layers(list(hashes))
-
-    def look(self, title: str) -> dict[str, np.ndarray]:
-        """What a look gave earlier, by content hash."""
-        return dict(self._looks.get(title, {})) if self.store is None else self.store.look(title)
-
-    def add_look(self, title: str, features: Mapping[str, np.ndarray]) -> None:
-        """Keep what a look gave."""
-        if self.store is None:
-            self._looks.setdefault(title, {}).update(features)
-        else:
-            self.store.add_look(title, features)
-
-
-@dataclass(frozen=True)
-class Local:
-    """This process, one model after the other; keeps the scores of all channels. Takes live networks too."""
-
-    @contextlib.contextmanager
-    def run(
-        self,
-        models: Sequence[str | Suspect],
-        settings: Settings,
-        *,
-        watch: Watch | None = None,
-        known: Collection[str] = (),
-    ) -> Iterator[Results]:
-        """Score models.
-
-        Args:
-            models: paths, URLs, or suspects that are in memory already.
-            settings: how they are scored.
-            watch: called with the progress.
-            known: cohorts of the profile that will judge them, see `jaxguard.fleet.local.examine`.
-
-        Yields:
-            The results; a model that cannot be read or scored is a record with its error.
-        """
-        start, records, size, failed = time.perf_counter(), list[Record](), 0, 0
-        for done, model in enumerate(models, 1):
-            records.append(_examined(model, settings, known))
-            size += records[-1].provenance.size
-            failed += bool(records[-1].error)
-            if watch is not None:
-                watch(Progress(done, len(models), failed, 0, size, time.perf_counter() - start))
-        yield Results(records, bytes_read=size)
 
 
 @dataclass(frozen=True)
@@ -226,22 +153,3 @@ def keep(
     finally:
         store.flush()
     return state
-
-
-def _examined(model: str | Suspect, settings: Settings, known: Collection[str]) -> Record:
-    """One model, or a record of why it cannot be scored."""
-    name = model.name if isinstance(model, Suspect) else model
-    try:
-        suspect = model if isinstance(model, Suspect) else settings.options.load(model)
-        return local.examine(suspect, settings.pairing, known)
-    except JaxguardError as error:
-        return Record(_seen(name), error=str(error))
-
-
-def _seen(name: str) -> Provenance:
-    """What can be told of a checkpoint that could not be scored."""
-    with contextlib.suppress(JaxguardError, OSError):
-        if not checkpoints.is_url(name):
-            checkpoint = checkpoints.load(name)
-            return Provenance(name, checkpoint.sha256, local.size_of(checkpoint), checkpoint.format)
-    return Provenance(name)

@@ -1,32 +1,131 @@
 """Scoring in this process, one network at a time: live networks, and checkpoints where there are few of them.
 
+    with Local().run(models, Settings()) as results:
+        results.records
+
 Unlike a stream this keeps the score of every channel for the report.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
-from collections.abc import Collection
-from typing import Any
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from jaxguard import checkpoints, models
 from jaxguard.checkpoints import LeafSpec
-from jaxguard.detection import cohorts
-from jaxguard.detection.records import WEIGHTS, Features, Record
-from jaxguard.errors import ArchitectureError, UnscorableError
-from jaxguard.fleet import accounting, scoring
+from jaxguard.detection.records import WEIGHTS, Features, Record, cohort_of_leaves, cohort_of_model
+from jaxguard.errors import ArchitectureError, JaxguardError, UnscorableError
+from jaxguard.fleet import accounting
+from jaxguard.fleet.progress import Progress, Watch
 from jaxguard.fleet.structure import holds_weights
 from jaxguard.graph import pairing
 from jaxguard.graph.pairing import Layer, Pairing
 from jaxguard.scores import structural, weights
 from jaxguard.scores.channel_bounds import require_finite
 from jaxguard.scores.weights import WeightFeatures
-from jaxguard.suspects import Suspect
+from jaxguard.suspects import ModelOptions, Suspect
 from jaxguard.types import LayerSummary, Provenance
+
+if TYPE_CHECKING:
+    from jaxguard.fleet.store import Store
+
+MEMORY = 3 * 2**28
+"""Bytes that stacks of checkpoints may take together, by default."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How checkpoints are scored; results of other settings are not used again.
+
+    Attributes:
+        options: how they are opened; by default each one's leaves name its architecture.
+        pairing: see `jaxguard.graph.pairing.layers`.
+    """
+
+    options: ModelOptions = field(default_factory=ModelOptions)
+    pairing: Pairing = "dataflow"
+
+    @property
+    def key(self) -> str:
+        """Short name: rows of equal ones can be compared."""
+        told = json.dumps([weights.VERSION, self.options.key, self.pairing])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+@dataclass(eq=False)
+class Results:
+    """What an executor found.
+
+    Attributes:
+        records: one per model, in their order.
+        bytes_read: of the checkpoints that were read.
+        reused: checkpoints whose results an earlier scan had left.
+        store: where records and layers are kept; None where the records hold all there is.
+    """
+
+    records: list[Record]
+    bytes_read: int = 0
+    reused: int = 0
+    store: Store | None = None
+    _looks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def layers(self, hashes: Collection[str]) -> dict[str, tuple[LayerSummary, ...]]:
+        """Layers of some checkpoints by content hash, where their records do not hold them."""
+        return {} if self.store is None or not hashes else self.store.layers(list(hashes))
+
+    def look(self, title: str) -> dict[str, np.ndarray]:
+        """What a look gave earlier, by content hash."""
+        return dict(self._looks.get(title, {})) if self.store is None else self.store.look(title)
+
+    def add_look(self, title: str, features: Mapping[str, np.ndarray]) -> None:
+        """Keep what a look gave."""
+        if self.store is None:
+            self._looks.setdefault(title, {}).update(features)
+        else:
+            self.store.add_look(title, features)
+
+
+@dataclass(frozen=True)
+class Local:
+    """This process, one model after the other; keeps the scores of all channels. Takes live networks too."""
+
+    @contextlib.contextmanager
+    def run(
+        self,
+        models: Sequence[str | Suspect],
+        settings: Settings,
+        *,
+        watch: Watch | None = None,
+        known: Collection[str] = (),
+    ) -> Iterator[Results]:
+        """Score models.
+
+        Args:
+            models: paths, URLs, or suspects that are in memory already.
+            settings: how they are scored.
+            watch: called with the progress.
+            known: cohorts of the profile that will judge them, see `jaxguard.fleet.local.examine`.
+
+        Yields:
+            The results; a model that cannot be read or scored is a record with its error.
+        """
+        start, records, size, failed = time.perf_counter(), list[Record](), 0, 0
+        for done, model in enumerate(models, 1):
+            records.append(_examined(model, settings, known))
+            size += records[-1].provenance.size
+            failed += bool(records[-1].error)
+            if watch is not None:
+                watch(Progress(done, len(models), failed, 0, size, time.perf_counter() - start))
+        yield Results(records, bytes_read=size)
 
 
 def examine(suspect: Suspect, how: Pairing = "dataflow", known: Collection[str] = ()) -> Record:
@@ -48,11 +147,11 @@ def examine(suspect: Suspect, how: Pairing = "dataflow", known: Collection[str] 
     """
     cohort, layers, found, remarks = _scored(suspect, how, known)
     summaries = np.stack([np.asarray(field) for field in found.layers], axis=1)
-    z = float(scoring.largest_z(summaries[None])[0])
+    z = float(weights.largest_z(summaries[None])[0])
     if not found.finite:
         require_finite(suspect.leaves if suspect.network is None else suspect.network.variables)
     if np.isnan(z):
-        raise UnscorableError(f"{suspect.name}: {scoring.UNDEFINED}")
+        raise UnscorableError(f"{suspect.name}: {weights.UNDEFINED}")
     leaves = accounting.of_suspect(suspect)
     return Record(
         provenance_of(suspect),
@@ -89,15 +188,15 @@ def _scored(
         return *_by_names(suspect.leaves, suspect.name, how), ()
     network, cohort = suspect.network, ""
     if suspect.model is not None:
-        cohort = cohorts.of_model(suspect.model)
+        cohort = cohort_of_model(suspect.model)
     else:
         flat = checkpoints.flatten(network.variables)
         specs = {name: LeafSpec(leaf.shape, leaf.dtype) for name, leaf in flat.items()}
-        cohort, by_names = (cohorts.of_leaves(specs, is_traced=is_traced) for is_traced in (True, False))
+        cohort, by_names = (cohort_of_leaves(specs, is_traced=is_traced) for is_traced in (True, False))
         if suspect.checkpoint is None and cohort not in known:
             model = _identified(specs, network.input_spec.shape)
             if model is not None:
-                cohort, network = cohorts.of_model(model), model.network(models.bind(model, flat)[0])
+                cohort, network = cohort_of_model(model), model.network(models.bind(model, flat)[0])
             elif by_names in known:
                 return *_by_names(flat, suspect.name, how), ()
     layers = pairing.layers(network.graph, how)
@@ -121,7 +220,7 @@ def _by_names(leaves: Any, name: str, how: Pairing) -> tuple[str, tuple[Layer, .
     specs = {leaf: LeafSpec(np.shape(array), array.dtype) for leaf, array in leaves.items()}
     producers = structural.require_producers(structural.read(specs))
     found = _of_producers(producers, {leaf: array for leaf, array in leaves.items() if holds_weights(specs[leaf])})
-    return cohorts.of_leaves(specs, is_traced=False), structural.layers_of(producers), found
+    return cohort_of_leaves(specs, is_traced=False), structural.layers_of(producers), found
 
 
 _of_graph = jax.jit(weights.weight_features, static_argnums=(0, 1))
@@ -129,8 +228,8 @@ _of_producers = jax.jit(weights.structural_features, static_argnums=0)
 
 
 def _summary(layer: Layer, row: np.ndarray, bounds: jax.Array) -> LayerSummary:
-    numbers = dict(zip(scoring.SUMMARY, row.tolist(), strict=True))
-    return scoring.summary_of(layer.name, layer.channels, numbers, np.asarray(bounds))
+    numbers = dict(zip(weights.SUMMARY, row.tolist(), strict=True))
+    return weights.summary_of(layer.name, layer.channels, numbers, np.asarray(bounds))
 
 
 def _digest(variables: Any) -> str:
@@ -140,3 +239,22 @@ def _digest(variables: Any) -> str:
         digest.update(f"{name} {leaf.shape} {leaf.dtype}\n".encode("utf-8", "surrogateescape"))
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
+
+
+def _examined(model: str | Suspect, settings: Settings, known: Collection[str]) -> Record:
+    """One model, or a record of why it cannot be scored."""
+    name = model.name if isinstance(model, Suspect) else model
+    try:
+        suspect = model if isinstance(model, Suspect) else settings.options.load(model)
+        return examine(suspect, settings.pairing, known)
+    except JaxguardError as error:
+        return Record(_seen(name), error=str(error))
+
+
+def _seen(name: str) -> Provenance:
+    """What can be told of a checkpoint that could not be scored."""
+    with contextlib.suppress(JaxguardError, OSError):
+        if not checkpoints.is_url(name):
+            checkpoint = checkpoints.load(name)
+            return Provenance(name, checkpoint.sha256, size_of(checkpoint), checkpoint.format)
+    return Provenance(name)

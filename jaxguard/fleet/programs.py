@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxguard import execution
-from jaxguard.fleet.scoring import Recipe, Scope, Scores, Settings, recipe_of
+from jaxguard.fleet.local import Settings
+from jaxguard.fleet.scoring import Recipe, Scope, Scores, recipe_of
 from jaxguard.fleet.structure import Structure
 from jaxguard.scores import weights
 from jaxguard.scores.weights import Reduced

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -14,78 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard import models, suspects
-from jaxguard.detection import cohorts
+from jaxguard.detection.records import cohort_of_leaves, cohort_of_model
 from jaxguard.errors import ArchitectureError
 from jaxguard.fleet import accounting
+from jaxguard.fleet.local import Settings
 from jaxguard.fleet.structure import Structure
 from jaxguard.graph import pairing
-from jaxguard.graph.pairing import Layer, Pairing
-from jaxguard.kernels.spectrum import Spectrum
+from jaxguard.graph.pairing import Layer
 from jaxguard.models import Model
 from jaxguard.scores import structural, weights
 from jaxguard.scores.weights import Reduced, WeightFeatures
-from jaxguard.suspects import ModelOptions
-from jaxguard.types import LayerSummary
-
-MEMORY = 3 * 2**28
-"""Bytes that stacks of checkpoints may take together, by default."""
-
-SUMMARY = Spectrum._fields
-"""What is kept of every layer, in the order of the last axis of `Scores.layers`."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How checkpoints are scored; results of other settings are not used again.
-
-    Attributes:
-        options: how they are opened; by default each one's leaves name its architecture.
-        pairing: see `jaxguard.graph.pairing.layers`.
-    """
-
-    options: ModelOptions = field(default_factory=ModelOptions)
-    pairing: Pairing = "dataflow"
-
-    @property
-    def key(self) -> str:
-        """Short name: rows of equal ones can be compared."""
-        told = json.dumps([weights.VERSION, self.options.key, self.pairing])
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-
-DEVIATIONS = 3.0
-"""Standard deviations above its layer's mean from which a channel stands out, as `spectrum` counts them."""
-
-
-def summary_of(layer: str, channels: int, row: Mapping[str, float], scores: np.ndarray | None = None) -> LayerSummary:
-    """The summary of a layer from its numbers by the names of `SUMMARY`."""
-    threshold = row["mean"] + DEVIATIONS * row["std"]
-    return LayerSummary(
-        layer,
-        channels,
-        undefined=int(row["undefined"]),
-        mean=float(row["mean"]),
-        std=float(row["std"]),
-        largest=float(row["largest"]),
-        channel=int(row["channel"]),
-        z=float(row["z"]),
-        above=int(row["above"]),
-        threshold=float(threshold) if math.isfinite(threshold) else math.inf,
-        scores=scores,
-    )
-
-
-UNDEFINED = (
-    "expected channels that differ in their Lipschitz bounds, got every score undefined or the same; is this a trained "
-    "model?"
-)
-"""Why a network has no z-score."""
-
-
-def largest_z(layers: np.ndarray) -> np.ndarray:
-    """The largest z-score of each network, of `[M, L, len(SUMMARY)]`; NaN where every layer's is undefined."""
-    z = layers[:, :, SUMMARY.index("z")]
-    return np.where(np.isnan(z).all(1), np.nan, np.nanmax(np.where(np.isnan(z), -np.inf, z), axis=1))
 
 
 class Scores(NamedTuple):
@@ -107,7 +43,7 @@ class Scope(NamedTuple):
 
     Attributes:
         architecture: specification, or `unknown`.
-        cohort: what its checkpoints are compared with, see `jaxguard.detection.cohorts`.
+        cohort: what its checkpoints are compared with, see `jaxguard.detection.records`.
         layers: what is scored.
         feature_names: `F` names.
         notes: what a reader must know, in whole sentences.
@@ -223,7 +159,7 @@ def _of_model(structure: Structure, model: Model, settings: Settings, notes: tup
             is_first = path in binding.channels_first
             shape = (channels, fan_in, taps) if is_first else (taps, fan_in, channels)
             kernels[name] = Kernel(shape, is_first, specs[name].shape)
-    scope = Scope(model.spec, cohorts.of_model(model), layers, weights.feature_names(layers), notes)
+    scope = Scope(model.spec, cohort_of_model(model), layers, weights.feature_names(layers), notes)
     return Recipe(scope, kernels, features_of)
 
 
@@ -246,7 +182,7 @@ def _of_function(structure: Structure, settings: Settings) -> Recipe:
     def features_of(leaves: Mapping[str, jax.Array], reduced: Mapping[str, Reduced]) -> WeightFeatures:
         return weights.weight_features(graph, layers, variables_of(leaves))
 
-    cohort, name = cohorts.of_leaves(specs, is_traced=True), getattr(options.apply_fn, "__name__", "apply_fn")
+    cohort, name = cohort_of_leaves(specs, is_traced=True), getattr(options.apply_fn, "__name__", "apply_fn")
     return Recipe(Scope(name, cohort, layers, weights.feature_names(layers), graph.remarks), {}, features_of)
 
 
@@ -267,6 +203,6 @@ def _structural(structure: Structure, reason: str) -> Recipe:
         if sum(order, ()) == tuple(range(len(shape))):
             sizes = tuple(math.prod(shape[axis] for axis in axes) for axes in order)
             kernels[producer.kernel] = Kernel(sizes, producer.is_channels_first, shape)
-    cohort = cohorts.of_leaves(structure.specs(), is_traced=False)
+    cohort = cohort_of_leaves(structure.specs(), is_traced=False)
     notes = (suspects.structural_note(reason), *accounting.remark(accounting.by_names(structure.specs())))
     return Recipe(Scope(suspects.UNKNOWN, cohort, layers, weights.feature_names(layers), notes), kernels, features_of)

@@ -25,8 +25,8 @@ from jaxguard.checkpoints import atomic
 from jaxguard.detection.records import WEIGHTS, Features, Record
 from jaxguard.errors import FleetError
 from jaxguard.fleet.reading import Failure, Stamp
-from jaxguard.fleet.scoring import SUMMARY, UNDEFINED, largest_z, summary_of
 from jaxguard.fleet.stream import Scored
+from jaxguard.scores.weights import SUMMARY, UNDEFINED, largest_z, summary_of
 from jaxguard.types import LayerSummary, Provenance
 
 CHECKPOINTS = pa.schema(

@@ -15,9 +15,10 @@ from jaxguard import checkpoints, execution
 from jaxguard.errors import FleetError, JaxguardError
 from jaxguard.fleet import piecewise, reading
 from jaxguard.fleet.compiling import Compiler, unscorable
+from jaxguard.fleet.local import MEMORY, Settings
 from jaxguard.fleet.programs import Scorer
 from jaxguard.fleet.reading import Failure, File, Known, Opened, Stamp
-from jaxguard.fleet.scoring import MEMORY, Scope, Scores, Settings
+from jaxguard.fleet.scoring import Scope, Scores
 from jaxguard.fleet.staging import Stack, Staging
 from jaxguard.fleet.structure import Structure
 

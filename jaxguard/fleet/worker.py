@@ -13,9 +13,9 @@ import jaxguard
 from jaxguard.errors import FleetError, JaxguardError
 
 if TYPE_CHECKING:
+    from jaxguard.fleet.local import Settings
     from jaxguard.fleet.programs import Scorer
     from jaxguard.fleet.reading import Failure, Known, Stamp
-    from jaxguard.fleet.scoring import Settings
     from jaxguard.fleet.stream import Scored
     from jaxguard.fleet.structure import Structure
 

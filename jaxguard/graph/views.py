@@ -34,6 +34,20 @@ class LeafView:
     axes: tuple[int, ...]
     shape: tuple[int, ...]
 
+    def read(self, leaf: jax.Array) -> jax.Array:
+        """The channels of a vector-like leaf, such as a BatchNorm's scale.
+
+        Args:
+            leaf: the array at `path`; it holds nothing but them.
+
+        Returns:
+            `[C]`, in channel order.
+        """
+        run = leaf[self.index]
+        # Axes without channels have size 1: put first, they vanish in the reshape, and the rest is in channel order.
+        others = [axis for axis in range(run.ndim) if axis not in self.axes]
+        return jnp.transpose(run, (*others, *self.axes)).reshape(-1)
+
 
 def find_view(program: Program, leaf: Value, value: Value, dims: Sequence[int]) -> LeafView | None:
     """Where the channels along `dims` of `value` lie in `leaf`.

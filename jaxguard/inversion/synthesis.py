@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from jaxguard import surgery, training
+from jaxguard import training
 from jaxguard.errors import DataError, JaxguardError
 from jaxguard.graph import Affine, ChannelGraph
 from jaxguard.inversion.descent import squash
@@ -194,8 +194,6 @@ def _distances(affine: Affine, values: dict[int, Any], leaves: dict[str, Any]) -
     # The means have the channel axes in ascending order; the leaves have them in the order of `axes`.
     order = [sorted(axes).index(k) for k in axes]
     mean, var = (jnp.transpose(part, order).reshape(-1) for part in (array.mean(others), array.var(others)))
-    running_mean, running_var = (
-        surgery.read(view, leaves[view.path]).astype(jnp.float32) for view in (affine.mean, affine.var)
-    )
+    running_mean, running_var = (view.read(leaves[view.path]).astype(jnp.float32) for view in (affine.mean, affine.var))
     unit = jnp.maximum(running_var, LEAST_VARIANCE)
     return jnp.square(mean - running_mean) / unit + jnp.square((var - running_var) / unit)

@@ -98,6 +98,9 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
+# Each imports what renders it: a scan that prints a table draws no figures.
+
+
 def _table(report: Report) -> bytes:
     from rich.console import Console
 

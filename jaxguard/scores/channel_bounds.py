@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxguard import surgery
 from jaxguard.errors import UnscorableError
 from jaxguard.graph import ChannelGraph, LeafView, pairing
 from jaxguard.graph.pairing import Layer, Pairing
@@ -99,7 +98,7 @@ def bounds_of(
     known |= dict(zip(unknown, computed, strict=True))
 
     def read(view: LeafView | None) -> jax.Array | None:
-        return None if view is None else surgery.read(view, leaves[view.path]).astype(jnp.float32)
+        return None if view is None else view.read(leaves[view.path]).astype(jnp.float32)
 
     scores = []
     for layer in layers:

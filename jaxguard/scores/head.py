@@ -10,7 +10,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxguard import surgery
 from jaxguard.graph import ChannelGraph
 from jaxguard.graph.program import leaf_paths
 from jaxguard.kernels.spectrum import distribution
@@ -48,7 +47,7 @@ def head_features(graph: ChannelGraph, variables: Variables) -> jax.Array:
     leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
     rows = jnp.concatenate([kernels[k].reshape(num_classes, -1) for k in outputs], axis=1).astype(jnp.float32)
     views = [graph.producers[k].bias for k in outputs]
-    biases = [surgery.read(view, leaves[view.path]).astype(jnp.float32) for view in views if view is not None]
+    biases = [view.read(leaves[view.path]).astype(jnp.float32) for view in views if view is not None]
     return asymmetry(rows, sum(biases, jnp.zeros(num_classes)))
 
 

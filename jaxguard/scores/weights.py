@@ -7,6 +7,7 @@ tell how long a network was trained, so they are evidence only where the referen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -15,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import surgery
 from jaxguard.graph import Affine, ChannelGraph, LeafView
 from jaxguard.graph.pairing import Layer
 from jaxguard.graph.program import leaf_paths
@@ -23,7 +23,7 @@ from jaxguard.kernels.lipschitz import Grams, norms_of, scaled_grams
 from jaxguard.kernels.spectrum import Spectrum, distribution, spectrum
 from jaxguard.scores import head, structural
 from jaxguard.scores.channel_bounds import bounds_of
-from jaxguard.types import Variables
+from jaxguard.types import LayerSummary, Variables
 
 BOUND = ("mean", "std", "high", "skewness")
 """Of the logs of a layer's channel bounds."""
@@ -46,6 +46,8 @@ LAYER = (
 LEAST_VARIANCE = 1e-12
 """Variances count with this at least, so that a dead channel has a logarithm."""
 
+SUMMARY = Spectrum._fields
+"""What is kept of every layer, in the order of the fields of its `Spectrum`."""
 
 VERSION = 2
 """Of the features: raised with every change of what they mean, so that results of two versions never mix."""
@@ -214,6 +216,41 @@ def feature_names(layers: Sequence[Layer]) -> tuple[str, ...]:
     return (*names, *head.NAMES) if any(layer.sources for layer in layers) else names
 
 
+DEVIATIONS = 3.0
+"""Standard deviations above its layer's mean from which a channel stands out, as `spectrum` counts them."""
+
+
+def summary_of(layer: str, channels: int, row: Mapping[str, float], scores: np.ndarray | None = None) -> LayerSummary:
+    """The summary of a layer from its numbers by the names of `SUMMARY`."""
+    threshold = row["mean"] + DEVIATIONS * row["std"]
+    return LayerSummary(
+        layer,
+        channels,
+        undefined=int(row["undefined"]),
+        mean=float(row["mean"]),
+        std=float(row["std"]),
+        largest=float(row["largest"]),
+        channel=int(row["channel"]),
+        z=float(row["z"]),
+        above=int(row["above"]),
+        threshold=float(threshold) if math.isfinite(threshold) else math.inf,
+        scores=scores,
+    )
+
+
+UNDEFINED = (
+    "expected channels that differ in their Lipschitz bounds, got every score undefined or the same; is this a trained "
+    "model?"
+)
+"""Why a network has no z-score."""
+
+
+def largest_z(layers: np.ndarray) -> np.ndarray:
+    """The largest z-score of each network, of `[M, L, len(SUMMARY)]`; NaN where every layer's is undefined."""
+    z = layers[:, :, SUMMARY.index("z")]
+    return np.where(np.isnan(z).all(1), np.nan, np.nanmax(np.where(np.isnan(z), -np.inf, z), axis=1))
+
+
 def _norms(reduced: Mapping[str, Reduced]) -> dict[str, jax.Array]:
     return dict(zip(reduced, norms_of([one.grams for one in reduced.values()]), strict=True))
 
@@ -255,6 +292,6 @@ def _moments(kernels: Sequence[Sequence[_Weights]]) -> jax.Array:
 
 def _norm_of(affine: Affine, leaves: Mapping[str, jax.Array]) -> _Norm:
     def read(view: LeafView | None) -> jax.Array | None:
-        return None if view is None else surgery.read(view, leaves[view.path]).astype(jnp.float32)
+        return None if view is None else view.read(leaves[view.path]).astype(jnp.float32)
 
     return _Norm(*map(read, (affine.scale, affine.bias, affine.var, affine.mean)))

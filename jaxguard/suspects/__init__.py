@@ -1,8 +1,7 @@
 """A network to be audited: from a checkpoint and back, or from memory."""
 
 from jaxguard.suspects.description import METADATA_KEY, described, description
-from jaxguard.suspects.opening import load, structural, structural_note
-from jaxguard.suspects.options import ModelOptions
+from jaxguard.suspects.opening import ModelOptions, load, structural, structural_note
 from jaxguard.suspects.own_model import network_of, variables_of
 from jaxguard.suspects.saving import require_writable, save, written_format
 from jaxguard.suspects.suspect import UNKNOWN, Suspect

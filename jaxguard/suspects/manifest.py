@@ -28,7 +28,7 @@ from typing import Any
 
 from jaxguard import checkpoints
 from jaxguard.errors import ArchitectureError, CheckpointError
-from jaxguard.suspects.options import ModelOptions
+from jaxguard.suspects.opening import ModelOptions
 
 SUFFIX = ".toml"
 KEYS = ("path", "arch", "apply", "init", "input", "mean", "std", "labels", "outputs")

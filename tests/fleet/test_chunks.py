@@ -5,8 +5,8 @@ import pytest
 from jaxguard.errors import FleetError
 from jaxguard.fleet import cluster
 from jaxguard.fleet.chunks import LOSSES, Chunks, is_given_up
+from jaxguard.fleet.local import Settings
 from jaxguard.fleet.reading import Known, Stamp, stamp_of
-from jaxguard.fleet.scoring import Settings
 
 
 def drained(chunks, node="a", nodes=("a",)):

@@ -15,9 +15,9 @@ from jaxguard.errors import FleetError
 from jaxguard.fleet import cluster
 from jaxguard.fleet.discovery import discover
 from jaxguard.fleet.executors import Ray, Stream
+from jaxguard.fleet.local import Settings
 from jaxguard.fleet.pool import share
 from jaxguard.fleet.reading import Known, Stamp, stamp_of
-from jaxguard.fleet.scoring import Settings
 from jaxguard.fleet.worker import Worker, version
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'jaxguard[ray]'")

@@ -21,8 +21,8 @@ from jaxguard.detection.records import WEIGHTS, Record
 from jaxguard.errors import CheckpointError, FleetError
 from jaxguard.fleet import reading
 from jaxguard.fleet.discovery import discover
-from jaxguard.fleet.executors import Local, Results, Stream
-from jaxguard.fleet.scoring import Settings
+from jaxguard.fleet.executors import Stream
+from jaxguard.fleet.local import Local, Results, Settings
 from jaxguard.scores import weights
 from jaxguard.suspects import ModelOptions
 from tests.checkpoints import torch_bytes
@@ -256,7 +256,8 @@ import sys
 import jax
 import numpy as np
 from jaxguard.fleet.discovery import discover
-from jaxguard.fleet.executors import Settings, Stream
+from jaxguard.fleet.executors import Stream
+from jaxguard.fleet.local import Settings
 
 assert jax.local_device_count() == 8
 with Stream().run([model.name for model in discover(sys.argv[1]).models], Settings()) as found:
@@ -294,7 +295,8 @@ def test_killed_in_mid_scan_nothing_is_lost(tmp_path, seed):
 import os, signal, sys
 from jaxguard.fleet import store
 from jaxguard.fleet.discovery import discover
-from jaxguard.fleet.executors import Settings, Stream
+from jaxguard.fleet.executors import Stream
+from jaxguard.fleet.local import Settings
 
 store._FLUSH_SECONDS = 0.0
 seen = []

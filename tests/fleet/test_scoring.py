@@ -12,13 +12,14 @@ from stores import CNN, MLP
 from jaxguard import checkpoints, execution, models, suspects
 from jaxguard.fleet import local, reading, scoring
 from jaxguard.fleet.executors import Stream
-from jaxguard.fleet.scoring import SUMMARY, Settings
+from jaxguard.fleet.local import Settings
 from jaxguard.fleet.stream import Failure, Scored, stream
 from jaxguard.fleet.structure import structure_of
 from jaxguard.graph import pairing
 from jaxguard.kernels import lipschitz
 from jaxguard.scores import structural, weights
 from jaxguard.scores.channel_bounds import bounds_of
+from jaxguard.scores.weights import SUMMARY
 from jaxguard.suspects import ModelOptions
 from tests.zoo import randomise
 

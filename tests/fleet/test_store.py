@@ -9,10 +9,11 @@ import pytest
 
 from jaxguard.errors import FleetError
 from jaxguard.fleet.reading import Failure, File, Stamp
-from jaxguard.fleet.scoring import SUMMARY, Scope, Scores
+from jaxguard.fleet.scoring import Scope, Scores
 from jaxguard.fleet.store import Store, text
 from jaxguard.fleet.stream import Scored
 from jaxguard.graph.pairing import Layer
+from jaxguard.scores.weights import SUMMARY
 from jaxguard.types import Provenance
 
 NAMES = ("one: z", "two: z", "head")
