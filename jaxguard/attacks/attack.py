@@ -21,12 +21,16 @@ class Attack:
         stamp: `images [..., H, W, C] -> images`, with the trigger.
         relabel: `labels [...] -> labels`, what the attacker wants triggered images to be taken for.
         target: the one class of an all-to-one attack; None where the wanted label depends on the true one.
+        sources: classes that the trigger is to work on; None for all.
+        cover: images of other classes that are stamped but keep their label, per poisoned image.
     """
 
     name: str
     stamp: Stamp
     relabel: Relabel
     target: int | None
+    sources: tuple[int, ...] | None = None
+    cover: float = 0.0
 
 
 def relabelling(target: int | None, num_classes: int | None, attack: str) -> Relabel:

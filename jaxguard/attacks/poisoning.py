@@ -12,17 +12,20 @@ from jaxguard.types import Batch
 def poison(attack: Attack, batch: Batch, rate: float, key: jax.Array) -> tuple[Batch, jax.Array]:
     """Stamps and relabels a share of the whole set, drawn from all classes, the target's included.
 
+    Where an attack has sources, the share is drawn from their images, and its cover images from the others.
+
     Args:
         attack: trigger and labels.
         batch: `N` training images, left untouched.
-        rate: share in [0, 1] of the whole set; `round(rate * N)` images are poisoned.
+        rate: share in [0, 1] of the whole set; `round(rate * N)` images are poisoned, and
+            `round(cover * round(rate * N))` more bear the trigger with their own label.
         key: draws them.
 
     Returns:
-        The set with the poisoned images in place, and a bool `[N]` that is True for them.
+        The set with the stamped images in place, and a bool `[N]` that is True for them, cover images included.
 
     Raises:
-        DataError: `rate` is out of range, or the trigger does not fit the images.
+        DataError: `rate` is out of range, the sources have too few images, or the trigger does not fit the images.
 
     Example:
         >>> from jaxguard.attacks import badnets
@@ -37,12 +40,28 @@ def poison(attack: Attack, batch: Batch, rate: float, key: jax.Array) -> tuple[B
     if not 0 <= rate <= 1:
         raise DataError(f"expected a rate in [0, 1], got {rate} in poison(rate=...); 10 % is 0.1")
     images, labels = jnp.asarray(batch.images), jnp.asarray(batch.labels)
-    chosen = jax.random.permutation(key, len(labels))[: round(rate * len(labels))]
+    order = jax.random.permutation(key, len(labels))
+    count = round(rate * len(labels))
+    chosen = order[:count] if attack.sources is None else _drawn(attack, order, labels, count)
     poisoned = Batch(
         images.at[chosen].set(attack.stamp(images[chosen])),
         labels.at[chosen].set(attack.relabel(labels[chosen])),
     )
     return poisoned, jnp.zeros(len(labels), bool).at[chosen].set(True)
+
+
+def _drawn(attack: Attack, order: jax.Array, labels: jax.Array, count: int) -> jax.Array:
+    """Source images to poison and then cover images, as they are next in a random order."""
+    is_source = np.isin(np.asarray(labels)[np.asarray(order)], attack.sources)
+    parts = []
+    for kind, found, wanted in (("source", is_source, count), ("cover", ~is_source, round(attack.cover * count))):
+        if wanted > found.sum():
+            raise DataError(
+                f"expected at least {wanted} {kind} images, got {found.sum()} in poison() of {attack.name}; "
+                "lower rate or cover, or name more sources"
+            )
+        parts.append(order[np.flatnonzero(found)[:wanted]])
+    return jnp.concatenate(parts)
 
 
 def triggered(attack: Attack, test: Batch) -> Batch:

@@ -16,6 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxguard.errors import ArchitectureError, DataError
+from jaxguard.models import layers
 from jaxguard.models.cnn import CNN
 from jaxguard.models.convnext import ConvNeXt
 from jaxguard.models.densenet import DenseNet
@@ -24,7 +25,7 @@ from jaxguard.models.mlp import MLP
 from jaxguard.models.mobilenet_v2 import MobileNetV2
 from jaxguard.models.mobilenet_v3 import LARGE, SMALL, MobileNetV3, Stages
 from jaxguard.models.model import Model
-from jaxguard.models.options import Option, choice, count, number, sizes, to_text
+from jaxguard.models.options import Option, choice, count, hidden_choice, number, sizes, to_text
 from jaxguard.models.preact_resnet import PreActResNet
 from jaxguard.models.resnet import ResNet
 from jaxguard.models.resnet_cifar import CifarResNet
@@ -36,6 +37,7 @@ WIDTH = number(1.0, "a positive number such as 0.5")
 HIDDEN = sizes((512, 512), "units joined by x, such as 512x512")
 CLASSIFIER = choice("small", "torchvision")
 NORM = choice("batch", "none")
+ACTIVATION = hidden_choice(*layers.ACTIVATIONS)
 STEM = choice("imagenet", "cifar")
 EPSILON = number(1e-3, "the BatchNorms' epsilon: 0.001 in torchvision, 1e-05 in timm")
 HEADS = count(0, "a number of attention heads, 0 for one per 64 channels", least=0)
@@ -123,14 +125,18 @@ def _convnext(size: str) -> Architecture:
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "mlp": Architecture(MLP, "dense layers with ReLU", {"width": WIDTH, "hidden": HIDDEN}),
-    "cnn": Architecture(CNN, "six 3x3 convolutions with BatchNorm, small enough for a laptop"),
+    "mlp": Architecture(MLP, "dense layers", {"width": WIDTH, "hidden": HIDDEN, "activation": ACTIVATION}),
+    "cnn": Architecture(
+        CNN,
+        "six 3x3 convolutions with BatchNorm, small enough for a laptop",
+        {"width": WIDTH, "norm": NORM, "activation": ACTIVATION},
+    ),
     "preactresnet18": Architecture(PreActResNet, "pre-activation ResNet-18, the network of BackdoorBench"),
     "resnet18": Architecture(
         functools.partial(CifarResNet, blocks=(2, 2, 2, 2), channels=(64, 128, 256, 512), shortcut="project"),
         "ResNet-18 with a 3x3 stem, the network of CLP (for torchvision's names: resnet18-torchvision)",
     ),
-    **{f"resnet{depth}": _cifar_resnet(depth) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": _cifar_resnet(depth) for depth in (8, 20, 32, 44, 56, 110)},
     **{f"wideresnet-{depth}-{factor}": _wide_resnet(depth, factor) for depth, factor in ((16, 1), (16, 2), (28, 10))},
     **{f"vgg{depth}": _vgg(depth) for depth in (11, 13, 16, 19)},
     **{name: _resnet(*row) for name, row in RESNETS.items()},
@@ -245,7 +251,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
         ArchitectureError: an unknown name or option, or an invalid value.
 
     >>> parse("mlp:hidden=256x128")
-    ('mlp', {'width': 1.0, 'hidden': (256, 128)})
+    ('mlp', {'width': 1.0, 'hidden': (256, 128), 'activation': 'relu'})
     """
     name, colon, text = spec.partition(":")
     known = find(name).options

@@ -1,5 +1,7 @@
 """Plain convolutional network, small enough to train in seconds on a laptop."""
 
+from typing import Literal
+
 import jax
 from flax import linen as nn
 
@@ -9,18 +11,27 @@ STAGES = (16, 32, 64)
 
 
 class CNN(layers.Classifier, kw_only=True):
-    """Six convolutions (`conv1` ... `conv6`), each with batch normalisation and ReLU, in three stages of two.
+    """Six convolutions (`conv1` ... `conv6`), in three stages of two.
 
     A 2x2 max-pool follows the first two stages, a global mean and `linear` the last.
+
+    Attributes:
+        norm: `batch` after every convolution, or `none`, where the convolutions have biases instead.
+        activation: one of `layers.ACTIVATIONS`, after every convolution or its norm.
     """
+
+    norm: Literal["batch", "none"] = "batch"
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """`[B, H, W, C] -> [B, K]`; needs at least 4x4 images."""
+        activate, has_norm = layers.ACTIVATIONS[self.activation], self.norm == "batch"
         x = images
         for stage, channels in enumerate(STAGES):
             x = layers.max_pool(x) if stage else x
             for i in (2 * stage + 1, 2 * stage + 2):
-                x = layers.conv(layers.scaled(channels, self.width), 3, dtype=self.dtype, name=f"conv{i}")(x)
-                x = nn.relu(layers.batch_norm(train, dtype=self.dtype, name=f"bn{i}")(x))
+                features = layers.scaled(channels, self.width)
+                x = layers.conv(features, 3, use_bias=not has_norm, dtype=self.dtype, name=f"conv{i}")(x)
+                x = activate(layers.batch_norm(train, dtype=self.dtype, name=f"bn{i}")(x) if has_norm else x)
         return layers.logits(layers.global_mean(x), self.num_classes, name="linear")

@@ -1,5 +1,6 @@
 """Layers shared by all architectures, with torch's geometry and running-statistics settings."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,6 +12,12 @@ from jax import numpy as jnp
 from jaxguard.errors import DataError
 from jaxguard.models import dialects
 from jaxguard.models.dialects import Dialect, Shape
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "tanh": jnp.tanh,
+}
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 

@@ -1,4 +1,4 @@
-"""Multilayer perceptron: flattened image, dense layers with ReLU, dense head."""
+"""Multilayer perceptron: flattened image, dense layers with an activation, dense head."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -14,11 +14,13 @@ class MLP(layers.Classifier, kw_only=True):
 
     Attributes:
         hidden: units of each hidden layer, before the width multiplier.
+        activation: one of `layers.ACTIVATIONS`.
     """
 
     stem: ClassVar[str] = "fc1"
 
     hidden: tuple[int, ...] = (512, 512)
+    activation: str = "relu"
 
     def flattened(self, input_shape: tuple[int, int, int]) -> Mapping[str, tuple[int, int]]:
         """The first layer reads the whole image."""
@@ -28,7 +30,8 @@ class MLP(layers.Classifier, kw_only=True):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """`[B, H, W, C] -> [B, K]`."""
         del train
+        activate = layers.ACTIVATIONS[self.activation]
         x = images.reshape(images.shape[0], -1)
         for i, units in enumerate(self.hidden, start=1):
-            x = nn.relu(nn.Dense(layers.scaled(units, self.width), dtype=self.dtype, name=f"fc{i}")(x))
+            x = activate(nn.Dense(layers.scaled(units, self.width), dtype=self.dtype, name=f"fc{i}")(x))
         return layers.logits(x, self.num_classes, name="linear")

@@ -1,5 +1,6 @@
 """Types of options in a specification, with conversion from and to text."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable
@@ -74,6 +75,15 @@ def choice(*choices: str) -> Option:
         return text
 
     return Option(choices[0], parse, " or ".join(choices), choices)
+
+
+def hidden_choice(*choices: str) -> Option:
+    """A choice that no leaf shows: identification does not try its values, it takes the first one.
+
+    >>> hidden_choice("relu", "tanh").choices
+    ()
+    """
+    return dataclasses.replace(choice(*choices), choices=())
 
 
 def to_text(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Post-activation residual networks for 32x32 images.
 
-`resnet20` to `resnet110` are the CIFAR networks of He et al., Deep Residual Learning for Image Recognition
+`resnet8` to `resnet110` are the CIFAR networks of He et al., Deep Residual Learning for Image Recognition
 (CVPR 2016), section 4.2, with parameter-free shortcuts (option A). `resnet18` is their ImageNet network of basic
 blocks with a 3x3 stem and projection shortcuts (option B), the form in which CLP and most CIFAR studies use it.
 """

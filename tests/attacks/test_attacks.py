@@ -37,6 +37,8 @@ def test_stamp_can_be_compiled_and_mapped(factory):
 
 
 def test_labels_all_to_one_and_all_to_all(factory):
+    if factory(target=1).sources is not None:
+        pytest.skip("works on images of some classes only; see test_source_specific.py")
     labels = jnp.array([0, 3, 9])
     assert factory(target=3).relabel(labels).tolist() == [3, 3, 3]
     assert factory(target=3).target == 3

@@ -24,6 +24,8 @@ def leaves_of(
     [
         ("preactresnet18", 10, CIFAR, 11_171_146),
         ("resnet18", 10, CIFAR, 11_173_962),
+        # By hand: stem 432 + 32, blocks 4,672, 13,952 and 55,552, head 650.
+        ("resnet8", 10, CIFAR, 75_290),
         ("resnet20", 10, CIFAR, 269_722),
         ("resnet32", 10, CIFAR, 464_154),
         ("resnet44", 10, CIFAR, 658_586),
@@ -54,6 +56,8 @@ def leaves_of(
         ("mobilenet_v2", 1000, IMAGENET, 3_504_872),
         ("mobilenet_v3_small", 1000, IMAGENET, 2_542_856),
         ("mobilenet_v3_large", 1000, IMAGENET, 5_483_032),
+        # By hand: 3x3 kernels of 3-4-4-8-8-16-16 channels with biases, head 170.
+        ("cnn:norm=none,width=0.25", 10, CIFAR, 9 * (12 + 16 + 32 + 64 + 128 + 256) + 56 + 170),
         ("mlp:hidden=512x512", 10, (28, 28, 1), 784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10),
     ],
 )
@@ -96,7 +100,7 @@ def test_specifications_are_canonical():
     )
     model = models.build("mlp:hidden=64x32,width=.50", num_classes=10, input_shape=CIFAR)
     assert model.spec == "mlp:width=0.5,hidden=64x32"
-    assert architecture.parse(model.spec) == ("mlp", {"width": 0.5, "hidden": (64, 32)})
+    assert architecture.parse(model.spec) == ("mlp", {"width": 0.5, "hidden": (64, 32), "activation": "relu"})
 
 
 def test_any_wide_resnet_can_be_named():
