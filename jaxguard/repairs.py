@@ -16,6 +16,7 @@ from jaxguard import evaluation, methods
 from jaxguard.attacks import Attack
 from jaxguard.defenses import DEFENSES, Data
 from jaxguard.errors import DefenseError
+from jaxguard.graph.program import is_key
 from jaxguard.suspects import Suspect, load
 from jaxguard.training import Progress
 from jaxguard.types import Batch, Network, Repair, Variables
@@ -110,6 +111,8 @@ def relative_change(before: Variables, after: Variables) -> dict[str, float]:
             "compare a model with its own repair"
         )
     for (path, old), new in zip(leaves, others, strict=True):
+        if is_key(old):
+            continue
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if np.shape(old) != np.shape(new):
             raise DefenseError(

@@ -22,7 +22,7 @@ from jaxguard.activations.layer_inputs import channel_axes, read_by
 from jaxguard.errors import DefenseError
 from jaxguard.graph import ChannelGraph, axes
 from jaxguard.graph.primitives import Channels, makes_channels, row
-from jaxguard.graph.program import Equation, Program, Value
+from jaxguard.graph.program import Equation, Program, Value, is_key
 from jaxguard.graph.ties import tie_program
 from jaxguard.graph.tracing import trace
 from jaxguard.types import TrainFn, Variables
@@ -145,7 +145,8 @@ def train_with_maps(
 
     def outputs(variables: Variables, images: jax.Array) -> Any:
         logits, after = train_fn(variables, images)
-        return logits, training.partition(after)[1]
+        # Keys of random streams are no numbers that could lie beside others; they stay as they are.
+        return logits, jax.tree.map(lambda leaf: None if is_key(leaf) else leaf, training.partition(after)[1])
 
     # A program has one result: everything end to end, taken apart again below.
     shapes = jax.eval_shape(outputs, variables, images)
@@ -156,6 +157,9 @@ def train_with_maps(
     known = {**dict(zip(program.leaves, jax.tree.leaves(variables), strict=True)), program.images: images}
     found = program.evaluate(known)
     logits, state = taken_apart(found[program.logits])
+    if any(map(is_key, known.values())):
+        before = training.partition(variables)[1]
+        state = jax.tree.map(lambda old, new: old if is_key(old) else new, before, state)
     arrays = [found[value] for value in values]
     for one, array in zip(maps, arrays, strict=True):
         sizes = tuple(size for axis, size in enumerate(array.shape) if axis not in (one.batch, *one.channels))

@@ -15,13 +15,14 @@ _DTYPES = frozenset(DTYPES.values())
 
 
 def host_array(name: str, leaf: Any) -> np.ndarray:
-    """Copies one leaf to the host, where it has to be an array of numbers.
+    """Copies one leaf to the host, where it has to be an array of numbers; of a random stream's key, its data.
 
     Raises:
         CheckpointError: the leaf is no array, or its dtype is not in the DTYPES table.
     """
     try:
-        array = np.asarray(leaf)
+        is_key = jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"leaf {name!r}: expected an array, found {type(leaf).__name__} ({error}); "

@@ -16,7 +16,7 @@ from jaxguard.defenses.protocol import Data, DefenseReport, require_clean
 from jaxguard.errors import UnscorableError
 from jaxguard.graph import ChannelGraph
 from jaxguard.graph.pairing import Layer
-from jaxguard.graph.program import leaf_paths
+from jaxguard.graph.program import numeric_leaves
 from jaxguard.pruning.learned_gates import Form, Gating, Layers, gating, ungated
 from jaxguard.scores.channel_bounds import ChannelBounds, layer_scores, require_finite
 from jaxguard.types import Network, Variables
@@ -61,7 +61,7 @@ def running(graph: ChannelGraph, variables: Variables, layer: Layer) -> Moments 
     affine = graph.affines[layer.affine]
     if affine.mean is None or affine.var is None:
         return None
-    leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
+    leaves = numeric_leaves(variables)
     mean, var = (view.read(jnp.asarray(leaves[view.path])) for view in (affine.mean, affine.var))
     return Moments(np.asarray(mean, np.float64), np.asarray(var, np.float64))
 

@@ -27,6 +27,7 @@ from jax.tree_util import Partial
 from jaxguard import methods, training
 from jaxguard.defenses.protocol import Data, DefenseReport, require_clean
 from jaxguard.graph import Coalitions, State, cuts, pairing
+from jaxguard.graph.program import is_key
 from jaxguard.inversion.recovery import recover
 from jaxguard.inversion.restoration import SHIFT, restore
 from jaxguard.kernels import shapley as estimators
@@ -199,7 +200,11 @@ def shapley(
             repaired,
             recovered,
             key_restore,
-            keep=cut(jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), variables), game, chosen),
+            keep=cut(
+                jax.tree.map(lambda leaf: leaf if is_key(leaf) else np.ones(leaf.shape, leaf.dtype), variables),
+                game,
+                chosen,
+            ),
             steps=restore_steps,
             augment=augment or SHIFT,
             progress=training.staged(data.progress, "restoring"),

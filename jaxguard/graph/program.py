@@ -185,3 +185,18 @@ def leaf_paths(variables: Any) -> tuple[str, ...]:
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(variables)
     return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is the key of a random stream, as in the state of an NNX model with dropout."""
+    return jax.dtypes.issubdtype(getattr(leaf, "dtype", None) or np.result_type(leaf), jax.dtypes.prng_key)
+
+
+def numeric_leaves(variables: Any) -> dict[str, Any]:
+    """Leaves by path, in order; without the keys of random streams, which hold no numbers.
+
+    >>> list(numeric_leaves({"w": np.ones(2), "stream": jax.random.key(0)}))
+    ['w']
+    """
+    pairs = zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True)
+    return {path: leaf for path, leaf in pairs if not is_key(leaf)}

@@ -18,7 +18,7 @@ from jax.core import Tracer
 from jaxguard.errors import UnscorableError
 from jaxguard.graph import ChannelGraph, LeafView, pairing
 from jaxguard.graph.pairing import Layer, Pairing
-from jaxguard.graph.program import leaf_paths
+from jaxguard.graph.program import numeric_leaves
 from jaxguard.kernels import lipschitz
 from jaxguard.types import LayerScores, Variables
 
@@ -88,7 +88,7 @@ def bounds_of(
     Returns:
         `[C]` scores per layer, and a bool: whether a leaf may hold NaN or infinity.
     """
-    leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
+    leaves = numeric_leaves(variables)
     kernels = [kernel.astype(jnp.float32) for kernel in graph.kernels(variables)]
     wanted = sorted({producer for layer in layers for producer, _ in layer.sources})
     paths = {k: graph.producers[k].kernel.path for k in wanted}
@@ -148,10 +148,9 @@ def require_finite(variables: Variables) -> None:
     Raises:
         UnscorableError: a parameter is NaN or infinite.
     """
-    finite = [bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(variables)]
-    if not all(finite):
-        first = leaf_paths(variables)[finite.index(False)]
+    odd = [path for path, leaf in numeric_leaves(variables).items() if not np.isfinite(leaf).all()]
+    if odd:
         raise UnscorableError(
-            f"expected finite parameters, got NaN or infinity in leaf '{first}' and {finite.count(False) - 1} others; "
+            f"expected finite parameters, got NaN or infinity in leaf '{odd[0]}' and {len(odd) - 1} others; "
             "a score would mean nothing: load the checkpoint again or train it anew"
         )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxguard.graph import ChannelGraph
-from jaxguard.graph.program import leaf_paths
+from jaxguard.graph.program import numeric_leaves
 from jaxguard.kernels.spectrum import distribution
 from jaxguard.types import Variables
 
@@ -44,7 +44,7 @@ def head_features(graph: ChannelGraph, variables: Variables) -> jax.Array:
     if not outputs:
         return jnp.full(len(NAMES), jnp.nan)
     kernels = graph.kernels(variables)
-    leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
+    leaves = numeric_leaves(variables)
     rows = jnp.concatenate([kernels[k].reshape(num_classes, -1) for k in outputs], axis=1).astype(jnp.float32)
     views = [graph.producers[k].bias for k in outputs]
     biases = [view.read(leaves[view.path]).astype(jnp.float32) for view in views if view is not None]

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxguard.graph import Affine, ChannelGraph, LeafView
 from jaxguard.graph.pairing import Layer
-from jaxguard.graph.program import leaf_paths
+from jaxguard.graph.program import numeric_leaves
 from jaxguard.kernels.lipschitz import Grams, norms_of, scaled_grams
 from jaxguard.kernels.spectrum import Spectrum, distribution, spectrum
 from jaxguard.scores import head, structural
@@ -145,7 +145,7 @@ def weight_features(
     Returns:
         The features.
     """
-    leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
+    leaves = numeric_leaves(variables)
     scores, suspicious = bounds_of(graph, layers, 0.0, variables, _norms(reduced))
     kernels = graph.kernels(variables)
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxguard import models
 from jaxguard.errors import TheftError
 from jaxguard.graph import ChannelGraph, LeafView, Producer
-from jaxguard.graph.program import leaf_paths
+from jaxguard.graph.program import leaf_paths, numeric_leaves
 from jaxguard.theft import protocol
 from jaxguard.theft.protocol import Blueprint, Copy
 from jaxguard.theft.sgd import SGD
@@ -268,7 +268,7 @@ def fresh_head(
     Raises:
         TheftError: no layer makes the logits, or it shares its leaf with others.
     """
-    leaves = dict(zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True))
+    leaves = numeric_leaves(variables)
     found: dict[str, jax.Array] = {}
     for number, layer in enumerate(last_layers(graph, 1)):
         for view in (layer.kernel, layer.bias):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxguard.errors import DataError, TheftError
-from jaxguard.graph.program import leaf_paths
+from jaxguard.graph.program import numeric_leaves
 from jaxguard.theft.sgd import SGD
 from jaxguard.training import Progress
 from jaxguard.types import Batch, Network, TrainFn, Variables
@@ -209,7 +209,7 @@ def require_blueprint(student: Blueprint | None, owner: Network) -> Blueprint:
 
 def require_finite(variables: Variables) -> None:
     """Raises TheftError where a leaf holds NaN or infinity."""
-    for path, leaf in zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True):
+    for path, leaf in numeric_leaves(variables).items():
         if not np.isfinite(np.asarray(leaf)).all():  # on the host, where no shape has to be compiled
             raise TheftError(
                 f"expected finite weights, got NaN or infinity in leaf '{path}' of the owner's model; load the "

@@ -7,9 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxguard.types import Batch, TrainFn, Variables
+
+_FIXED, _FIXED_PARAMS = "leaves that are not trained", "parameters that are not trained"
+"""Collections of what cannot be descended on: among all variables, and among `params`."""
 
 GradientFn = Callable[[Any, Any, Batch], tuple[dict[str, jax.Array], Any, Any]]
 """`(params, state, batch) -> (scalars to record, state, gradient)`."""
@@ -19,7 +23,8 @@ def partition(variables: Variables) -> tuple[Any, dict[str, Any] | None]:
     """Splits variables into trained parameters and the other collections.
 
     Args:
-        variables: `{"params": ..., "batch_stats": ..., ...}`, or any other pytree, which is trained as a whole.
+        variables: `{"params": ..., "batch_stats": ..., ...}`, or any other pytree, which is trained as a whole; but
+            for leaves that are no floating-point numbers, such as quantised kernels and keys of random streams.
 
     Returns:
         Parameters, and the other collections; None without a `params` collection.
@@ -29,13 +34,31 @@ def partition(variables: Variables) -> tuple[Any, dict[str, Any] | None]:
         ({'w': 1.0}, {'batch_stats': {'mean': 0.0}})
     """
     if isinstance(variables, Mapping) and "params" in variables:
-        return variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
-    return variables, None
+        params, state = variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
+    else:
+        params, state = variables, None
+    if all(map(_is_trained, jax.tree.leaves(params))):
+        return params, state
+    trained, fixed = (
+        jax.tree.map(lambda leaf, wanted=wanted: leaf if _is_trained(leaf) is wanted else None, params)
+        for wanted in (True, False)
+    )
+    return trained, {_FIXED: fixed} if state is None else {**state, _FIXED_PARAMS: fixed}
 
 
 def combine(params: Any, state: Mapping[str, Any] | None) -> Variables:
     """Inverse of `partition`."""
-    return params if state is None else {"params": params, **state}
+    if state is None:
+        return params
+    others = {name: tree for name, tree in state.items() if name not in (_FIXED, _FIXED_PARAMS)}
+    if len(others) < len(state):
+        fixed = state.get(_FIXED, state.get(_FIXED_PARAMS))
+        params = jax.tree.map(lambda a, b: b if a is None else a, params, fixed, is_leaf=lambda one: one is None)
+    return params if _FIXED in state else {"params": params, **others}
+
+
+def _is_trained(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf), jnp.inexact)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:

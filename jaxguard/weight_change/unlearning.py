@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxguard import evaluation, training
 from jaxguard.errors import DefenseError
+from jaxguard.graph.program import numeric_leaves
 from jaxguard.training import Augment, GradientFn, Progress
 from jaxguard.types import Batch, Network, Variables
 
@@ -196,7 +197,7 @@ def _ascent(
 
 def _require_finite(losses: np.ndarray, params: Any) -> None:
     training.require_finite_loss(losses, "unlearning", "lower its learning rate", DefenseError)
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in numeric_leaves(params).values()):
         raise DefenseError(
             f"expected finite parameters, got NaN or infinity after step {len(losses)} of unlearning; lower its "
             "learning rate"
