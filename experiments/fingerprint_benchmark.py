@@ -26,13 +26,14 @@ import jax.numpy as jnp
 import machine
 import matplotlib as mpl
 import numpy as np
+import ranking
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from jaxguard import data, ownership, suspects
 from jaxguard.errors import FingerprintError
-from jaxguard.fingerprints import Fingerprint, Owner, Probes, ranking
+from jaxguard.fingerprints import Fingerprint, Owner, Probes
 from jaxguard.fingerprints.queries import outputs_of
 from jaxguard.fingerprints.verification import ALPHA, NULL_ALPHA, compare
 from jaxguard.suspects import Suspect

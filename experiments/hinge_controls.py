@@ -24,13 +24,14 @@ import hinge_networks
 import jax
 import machine
 import numpy as np
+import ranking
 from hinge_networks import Task
 from hinge_tasks import RESULT
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from jaxguard.fingerprints import hinge_layers, hinge_statistics, hinges, ranking
+from jaxguard.fingerprints import hinge_layers, hinge_statistics, hinges
 from jaxguard.fingerprints.queries import outputs_of
 from jaxguard.fingerprints.tafa_hinge import ROUNDING
 from jaxguard.fingerprints.verification import ALPHA, NULL_ALPHA

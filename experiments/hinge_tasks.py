@@ -32,16 +32,17 @@ import jax.numpy as jnp
 import machine
 import matplotlib as mpl
 import numpy as np
+import ranking
 from fingerprint_benchmark import raw_outputs
 from hinge_networks import Task
+from jaxguard.fingerprints.ranking import Rate
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from jaxguard import ownership
-from jaxguard.fingerprints import Fingerprint, Owner, Probes, ranking
+from jaxguard.fingerprints import Fingerprint, Owner, Probes
 from jaxguard.fingerprints.queries import outputs_of
-from jaxguard.fingerprints.ranking import Rate
 from jaxguard.fingerprints.verification import ALPHA, NULL_ALPHA
 from jaxguard.suspects import Suspect
 

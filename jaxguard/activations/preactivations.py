@@ -126,9 +126,8 @@ def _moments(
     graph: ChannelGraph, layers: tuple[Layer, ...], variables: Variables, images: jax.Array
 ) -> list[jax.Array]:
     """`[2, C]` per layer."""
-    places = [place(graph, layer) for layer in layers]
     found = []
-    for array, (_, axes) in zip(activations(graph, variables, images, [v for v, _ in places]), places, strict=True):
+    for array, _, axes in _read(graph, layers, variables, images):
         rows = _channels_last(array, axes)
         found.append(jnp.stack([rows.mean(0), rows.var(0)]))
     return found
@@ -137,13 +136,23 @@ def _moments(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _peaks(graph: ChannelGraph, layers: tuple[Layer, ...], variables: Variables, images: jax.Array) -> list[jax.Array]:
     """`[B, C]` per layer."""
-    places = [place(graph, layer) for layer in layers]
     found = []
-    for array, (v, axes) in zip(activations(graph, variables, images, [v for v, _ in places]), places, strict=True):
-        by_image = jnp.moveaxis(array, graph.batch_axes[v], 0)
-        moved = tuple(axis - 1 if axis > graph.batch_axes[v] else axis for axis in axes)
+    for array, batch_axis, axes in _read(graph, layers, variables, images):
+        by_image = jnp.moveaxis(array, batch_axis, 0)
+        # `vmap` takes the batch axis away, so that the axes behind it move up by one.
+        moved = tuple(axis - 1 if axis > batch_axis else axis for axis in axes)
         found.append(jax.vmap(lambda one, moved=moved: _channels_last(one, moved).max(0))(by_image))
     return found
+
+
+def _read(
+    graph: ChannelGraph, layers: tuple[Layer, ...], variables: Variables, images: jax.Array
+) -> Iterator[tuple[jax.Array, int, tuple[int, ...]]]:
+    """Each layer's array, the axis of its images (-1 where there is none), and those of its channels."""
+    places = [place(graph, layer) for layer in layers]
+    arrays = activations(graph, variables, images, [value for value, _ in places])
+    for array, (value, axes) in zip(arrays, places, strict=True):
+        yield array, graph.batch_axes.get(value, -1), axes
 
 
 def _channels_last(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -221,7 +221,7 @@ def _failures(fail_on: list[str], is_inconclusive: bool) -> set[str]:
 
 def _unscored(report: Report) -> list[str]:
     """Why the first ones could not be scored; the report holds all."""
-    from jaxguard.types import Verdict
+    from jaxguard.types.findings import Verdict
 
     errors = [one.reason for one in report.findings if one.verdict is Verdict.ERROR]
     return errors[:SHOWN] + [f"{len(errors) - SHOWN} more could not be scored"] * (len(errors) > SHOWN)
@@ -229,7 +229,7 @@ def _unscored(report: Report) -> list[str]:
 
 def _code(report: Report, failures: set[str]) -> int:
     """1 where there is what makes the command fail, 3 where something could not be scored."""
-    from jaxguard.types import Verdict
+    from jaxguard.types.findings import Verdict
 
     verdicts = {finding.verdict for finding in report.findings}
     names = {

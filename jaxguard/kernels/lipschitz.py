@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxguard.kernels import loops
+from jaxguard.kernels.division import or_one
 
 SQUARINGS = 16
 _SQUARINGS_PER_SCALING = 3
@@ -106,7 +107,7 @@ def largest_eigenvalues(gram: jax.Array, *, squarings: int = SQUARINGS) -> jax.A
     power = squared(_scaled(gram), rest)
     power = loops.fori_loop(0, rounds, lambda _, power: squared(power, _SQUARINGS_PER_SCALING), power)
     # The Rayleigh quotient of all columns at once: eigenvalue i weighs in with its (2 * 2**squarings)-th power.
-    return jnp.sum(power * _product(gram, power), axis=(0, 1)) / _or_one(jnp.sum(power * power, axis=(0, 1)))
+    return jnp.sum(power * _product(gram, power), axis=(0, 1)) / or_one(jnp.sum(power * power, axis=(0, 1)))
 
 
 def _product(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -122,7 +123,7 @@ def _product(left: jax.Array, right: jax.Array) -> jax.Array:
 
 def _scaled(matrix: jax.Array) -> jax.Array:
     """Divide by the trace, which keeps the largest eigenvalue within `[1/S, 1]`."""
-    return matrix / _or_one(_trace(matrix))[None, None]
+    return matrix / or_one(_trace(matrix))[None, None]
 
 
 def _trace(matrix: jax.Array) -> jax.Array:
@@ -234,10 +235,6 @@ def _unit(largest: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(largest), jnp.ldexp(jnp.ones_like(largest), exponent), jnp.nan)
 
 
-def _or_one(divisor: jax.Array) -> jax.Array:
-    return jnp.where(divisor == 0, 1, divisor)
-
-
 def affine_scales(scale: jax.Array | None, var: jax.Array | None, *, eps: float = 0.0) -> jax.Array:
     """`|gamma| / sqrt(var + eps)` per channel; the reference code omits `eps`.
 
@@ -283,7 +280,7 @@ def z_scores(scores: jax.typing.ArrayLike) -> jax.Array:
         `[C]`; NaN for channels without a score, and for all if the layer has no spread.
     """
     mean, std = moments(jnp.asarray(scores))
-    return jnp.where(std > 0, (jnp.asarray(scores) - mean) / _or_one(std), jnp.nan)
+    return jnp.where(std > 0, (jnp.asarray(scores) - mean) / or_one(std), jnp.nan)
 
 
 @jax.jit

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxguard.graph import ChannelGraph
 from jaxguard.graph.program import numeric_leaves
+from jaxguard.kernels.division import or_one
 from jaxguard.kernels.spectrum import distribution
 from jaxguard.types import Variables
 
@@ -66,7 +67,7 @@ def asymmetry(rows: jax.Array, bias: jax.Array) -> jax.Array:
         >>> found["head: length std"], found["head: mean skewness"]
         (0.0, 0.0)
     """
-    rows = rows / _or_one(jnp.sqrt(jnp.mean(rows**2)))
+    rows = rows / or_one(jnp.sqrt(jnp.mean(rows**2)))
     quantities = (
         _log_norm(rows - rows.mean(0, keepdims=True)),
         _log_norm(jnp.maximum(rows, 0)),
@@ -84,10 +85,6 @@ def _log_norm(rows: jax.Array) -> jax.Array:
 
 
 def _mean_cosines(rows: jax.Array) -> jax.Array:
-    units = rows / _or_one(jnp.linalg.norm(rows, axis=1, keepdims=True))
+    units = rows / or_one(jnp.linalg.norm(rows, axis=1, keepdims=True))
     squares = jnp.sum(units**2, axis=1)
     return (units @ units.sum(0) - squares) / max(len(rows) - 1, 1)
-
-
-def _or_one(divisor: jax.Array) -> jax.Array:
-    return jnp.where(divisor == 0, 1, divisor)

@@ -21,7 +21,7 @@ from jaxguard.theft import protocol
 from jaxguard.theft.extraction import Answers, label_extraction, query
 from jaxguard.theft.independents import FROM_SCRATCH
 from jaxguard.theft.protocol import Blueprint, Copy
-from jaxguard.theft.sgd import SGD, require_finite_loss
+from jaxguard.theft.sgd import SGD
 from jaxguard.training import Progress
 from jaxguard.types import ApplyFn, Batch, Network, TrainFn, Variables
 
@@ -101,7 +101,7 @@ def adversarial_extraction(
         carry, metrics = training.descend(step.on(pairs, key_learn), carry, 1, start=index)
         variables = carry.variables(like=variables)
         rows.append([float(metrics[name][0]) for name in ("loss", "attacked_loss")])
-        require_finite_loss(np.array(rows)[:, 0])
+        training.require_finite_loss(np.array(rows)[:, 0], "adversarial extraction", "lower learning_rate", TheftError)
         if progress is not None:
             progress(index + 1, num_steps, {"loss": rows[-1][0]})
     losses, attacked = np.array(rows, np.float32).reshape(-1, 2).T

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxguard.errors import DataError, TheftError
-from jaxguard.graph.program import numeric_leaves
+from jaxguard.scores.channel_bounds import require_finite
 from jaxguard.theft.sgd import SGD
 from jaxguard.training import Progress
 from jaxguard.types import Batch, Network, TrainFn, Variables
@@ -131,7 +131,8 @@ class Theft:
             The copy and a report.
 
         Raises:
-            TheftError: something is missing or out of range, weights are not finite, or a loss diverged.
+            TheftError: something is missing or out of range, or a loss diverged.
+            UnscorableError: weights are not finite.
             DataError: no images, or labels the model has no class for.
         """
         name = self.function.__name__
@@ -205,13 +206,3 @@ def require_blueprint(student: Blueprint | None, owner: Network) -> Blueprint:
             "jaxguard.models.build(...)"
         )
     return found
-
-
-def require_finite(variables: Variables) -> None:
-    """Raises TheftError where a leaf holds NaN or infinity."""
-    for path, leaf in numeric_leaves(variables).items():
-        if not np.isfinite(np.asarray(leaf)).all():  # on the host, where no shape has to be compiled
-            raise TheftError(
-                f"expected finite weights, got NaN or infinity in leaf '{path}' of the owner's model; load the "
-                "checkpoint again or train it anew"
-            )

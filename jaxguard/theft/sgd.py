@@ -87,16 +87,5 @@ class SGD:
         num_steps = self.epochs * training.steps_per_epoch(num_images, batch_size)
         start = step.init(variables, data)
         end, curves = training.descend(step.on(data, key), start, num_steps, progress=progress)
-        require_finite_loss(curves["loss"])
+        training.require_finite_loss(curves["loss"], "a theft", "lower learning_rate", TheftError)
         return end.variables(like=variables), curves["loss"]
-
-
-def require_finite_loss(losses: np.ndarray) -> None:
-    """Refuses a training that diverged: raises TheftError where one of `losses`, `[steps]`, is NaN or infinite."""
-    finite = np.isfinite(losses)
-    if not finite.all():
-        at = int(np.argmin(finite))
-        raise TheftError(
-            f"expected a finite loss, got {losses[at]} at step {at} of {len(losses)}; lower learning_rate, or check "
-            "the weights and the images for NaN"
-        )

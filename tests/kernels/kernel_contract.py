@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxguard.kernels import correlation, lipschitz, shapley, spectrum, transport
+from jaxguard.kernels import correlation, division, lipschitz, shapley, spectrum, transport
 from jaxguard.kernels.transport import entropic
 from jaxguard.kernels.transport import problem as problems
 
@@ -127,6 +127,7 @@ ROWS = (
         split=(0, 0, 0),
         grad=True,
     ),
+    Row("division.or_one", division.or_one, normal((16,)), split=(0,), grad=True),
     Row("lipschitz.affine_scales", lipschitz.affine_scales, positive((16,), (16,)), split=(0, 0), grad=True),
     Row("lipschitz.thresholds", lipschitz.thresholds, positive((16,), (3,)), split=(0, None), grad=True),
     Row("lipschitz.z_scores", lipschitz.z_scores, positive((16,)), split=(0,), grad=True),

@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxguard.kernels.division import or_one
 from jaxguard.kernels.transport.problem import Problem
 
 ANNEAL_FROM, ANNEAL_BY = 300.0, 0.95
@@ -84,7 +85,7 @@ def _sinkhorn(problem: Problem, *, epsilon: float, threshold: float, max_iterati
     left, wanted = (jnp.where(moves, mass / unit, 1 / mass.shape[0]) for mass in (left, wanted))
     schedule = Epsilon(jnp.asarray(epsilon, jnp.float32), init=ANNEAL_FROM, decay=ANNEAL_BY)
     annealing = math.ceil(math.log(ANNEAL_FROM) / -math.log(ANNEAL_BY))
-    geometry = Geometry(cost_matrix=cost / _or_one(cost.mean()), epsilon=schedule)
+    geometry = Geometry(cost_matrix=cost / or_one(cost.mean()), epsilon=schedule)
     solver = ott_sinkhorn.Sinkhorn(
         threshold=threshold,
         min_iterations=min(annealing, max_iterations),
@@ -134,9 +135,5 @@ def _finished(matrix: jax.Array, problem: Problem) -> tuple[jax.Array, jax.Array
 
 def _spread(matrix: jax.Array, masses: jax.Array, ties: jax.Array) -> jax.Array:
     equal = (ties[:, None] == ties[None]).astype(matrix.dtype)
-    share = masses / _or_one(equal @ masses)
+    share = masses / or_one(equal @ masses)
     return share[:, None] * jnp.matmul(equal, matrix, precision=jax.lax.Precision.HIGHEST)
-
-
-def _or_one(divisor: jax.Array) -> jax.Array:
-    return jnp.where(divisor == 0, 1, divisor)

@@ -1,4 +1,4 @@
-"""How well scores separate copies from independent models: AUC, rates at a threshold, ARUC, with 95 % intervals.
+"""How well scores separate copies from independent models: AUC and rates at a threshold, with 95 % intervals.
 
 Scores are higher for copies. Intervals show the uncertainty with few models: bootstrap for the AUC, Clopper and
 Pearson's exact interval for rates.
@@ -135,52 +135,6 @@ def f1(copies: ArrayLike, independents: ArrayLike, threshold: float) -> float:
     truth = np.concatenate([np.ones(len(high)), np.zeros(len(low))])
     never: Any = 0.0  # scikit-learn's stubs know strings only
     return float(metrics.f1_score(truth, np.concatenate([high, low]) >= threshold, zero_division=never))
-
-
-def aruc(copies: ArrayLike, independents: ArrayLike) -> float:
-    """IPGuard's area: the mean over thresholds in [0, 1] of the smaller of robustness and uniqueness.
-
-    Robustness is the share of copies of at least the threshold, uniqueness that of independents below it.
-
-    Args:
-        copies: `[P]` scores in [0, 1], such as match rates.
-        independents: `[N]` scores in [0, 1].
-
-    Returns:
-        In [0, 1]; the integral is exact.
-
-    Raises:
-        DataError: scores outside [0, 1].
-
-    Example:
-        >>> aruc([1.0, 1.0], [0.25, 0.0])
-        0.875
-    """
-    high, low = _checked(copies, independents)
-    both = np.concatenate([high, low])
-    if both.min() < 0 or both.max() > 1:
-        raise DataError(
-            f"expected scores in [0, 1] for the ARUC, got {both.min():g} to {both.max():g}; take roc_auc for others"
-        )
-    edges = np.unique(np.concatenate([[0.0, 1.0], both]))
-    middles = (edges[1:] + edges[:-1]) / 2
-    robust = (high[:, None] >= middles).mean(0)
-    unique = (low[:, None] < middles).mean(0)
-    return float((np.minimum(robust, unique) * np.diff(edges)).sum())
-
-
-def aruc_curve(copies: ArrayLike, independents: ArrayLike) -> float:
-    """ARUC as other implementations define it: uniqueness integrated over robustness, which is the AUC without ties.
-
-    Args:
-        copies: `[P]` scores.
-        independents: `[N]` scores.
-
-    Returns:
-        In [0, 1].
-    """
-    high, low = _checked(copies, independents)
-    return float((low[None] < high[:, None]).mean())
 
 
 def _checked(copies: ArrayLike, independents: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
