@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from jaxguard.checkpoints import Code, examine
-from jaxguard.errors import CheckpointError
+from jaxguard.errors import CheckpointError, UnsupportedError
 from jaxguard.types import Finding, Provenance, Report, Verdict
 
 NOT_SCORED = "no code that a loader would run was found; weights were not examined (--code-only)"
@@ -53,6 +53,28 @@ def with_code(findings: Sequence[Finding], paths: Sequence[str]) -> list[Finding
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(lambda path: examine(path) if path else Code(), paths)
         return [coded(*pair) for pair in zip(findings, found, strict=True)]
+
+
+def in_skipped(skipped: Iterable[tuple[str, str]]) -> tuple[list[Finding], list[tuple[str, str]]]:
+    """Files that were not opened as checkpoints, but from which a loader would run code.
+
+    Args:
+        skipped: `(path, why)`; what is no local file or folder stays.
+
+    Returns:
+        Findings of those that carry code, and the others.
+    """
+    files = list(skipped)
+    with ThreadPoolExecutor(READERS) as pool:
+        codes = list(pool.map(lambda one: examine(one[0]) if os.path.exists(one[0]) else Code(), files))
+    found = [
+        coded(
+            Finding(Provenance(path, size=os.path.getsize(path)), Verdict.ERROR, why, kind=UnsupportedError.kind), code
+        )
+        for (path, why), code in zip(files, codes, strict=True)
+        if code.calls
+    ]
+    return found, [one for one, code in zip(files, codes, strict=True) if not code.calls]
 
 
 def scan_code(paths: Iterable[str | os.PathLike[str]]) -> Report:

@@ -5,23 +5,42 @@ class JaxguardError(Exception):
     """Base of all jaxguard errors.
 
     The message says what was expected, what came, where (file, leaf path, argument) and what to do about it.
+
+    Attributes:
+        kind: one word for machines, the same for all errors of a class.
     """
+
+    kind = "failed"
 
 
 class CheckpointError(JaxguardError):
     """A checkpoint that cannot be opened, or whose leaves do not fit the architecture."""
 
+    kind = "unreadable"
+
 
 class UnsupportedError(CheckpointError):
     """A valid file that uses a feature or format which jaxguard does not read; the message names it."""
+
+    kind = "unsupported"
 
 
 class DamagedError(CheckpointError):
     """A file that breaks a promise of its format, such as one cut short; the message names the promise."""
 
+    kind = "damaged"
+
 
 class HostileError(CheckpointError):
     """A file that tries a trick on its reader, such as a bomb or a path out of its folder; the message names it."""
+
+    kind = "hostile"
+
+
+class NonFiniteError(CheckpointError):
+    """A checkpoint whose weights hold NaN or infinity."""
+
+    kind = "not finite"
 
 
 class ArchitectureError(JaxguardError):
@@ -34,6 +53,8 @@ class DataError(JaxguardError):
 
 class GraphError(JaxguardError):
     """A model whose channel graph cannot be derived, or in which nothing can be scored."""
+
+    kind = "unscorable"
 
 
 class UnscorableError(GraphError):

@@ -117,12 +117,14 @@ def scan(
         findings = _with_code(_with_layers(findings, seen), found.models)
     if test is not None:
         findings = [_measured(*pair, test, attack) for pair in zip(findings, found.models, strict=True)]
+    beside, skipped = codescan.in_skipped(found.skipped)
+    findings = [*findings, *beside]
     references = () if known is None else judging.references(known, alpha, searched=search is not None)
     occurring = {one.cohort for one in findings}
     return Report(
         title=_title(found.models),
         findings=tuple(findings),
-        skipped=found.skipped,
+        skipped=tuple(skipped),
         trigger=_example(attack, test),
         alpha=alpha,
         control=control,

@@ -14,17 +14,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits, mapping
+from jaxguard.checkpoints import header, limits, mapping, refusals
 from jaxguard.errors import CheckpointError
 
 MAX_MEMBERS = 100_000
 MAX_DIRECTORY_BYTES = 2**24
 
-_MAGIC = b"PK\x03\x04"
+MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _ENCRYPTED, _SIZES_FOLLOW = 0x1, 0x8
 _IN_ZIP64 = 0xFFFFFFFF
-_REMEDY = "the download was cut short, or the file is damaged or hostile; get it again from its author"
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Archive:
         """
         member = self._member(name)
         if member.size > limit:
-            raise self._refusal(name, f"at most {limit} bytes", f"{member.size}")
+            raise refusals.unsupported(self._where(name), f"at most {limit} bytes", str(member.size))
         return self._whole(name, member) if member.deflated else self._stored(member).tobytes()
 
     def head(self, name: str, count: int) -> bytes:
@@ -94,7 +93,7 @@ class Archive:
 
     def _member(self, name: str) -> Member:
         if name not in self.members:
-            raise self._refusal(name, "a member of this name", "none")
+            raise refusals.damaged(self._where(name), "a member of this name", "none")
         return self.members[name]
 
     def _stored(self, member: Member) -> np.ndarray:
@@ -102,20 +101,21 @@ class Archive:
 
     def _whole(self, name: str, member: Member) -> bytes:
         content = self._inflated(name, member, member.size + 1)
-        if len(content) != member.size or zlib.crc32(content) != member.checksum:
-            raise self._refusal(name, f"{member.size} bytes with the announced checksum", "other content")
+        if len(content) > member.size:
+            raise refusals.hostile(self._where(name), f"{member.size} bytes, as announced", "more (a zip bomb)")
+        if len(content) < member.size or zlib.crc32(content) != member.checksum:
+            expected = f"{member.size} bytes with the announced checksum"
+            raise refusals.damaged(self._where(name), expected, "other content")
         return content
 
     def _inflated(self, name: str, member: Member, count: int) -> bytes:
         try:
             return zlib.decompressobj(-zlib.MAX_WBITS).decompress(self._stored(member).data, max(count, 1))[:count]
         except zlib.error as error:
-            raise self._refusal(name, "deflated content", str(error)) from error
+            raise refusals.damaged(self._where(name), "deflated content", str(error)) from error
 
-    def _refusal(self, name: str, expected: str, found: str) -> CheckpointError:
-        return CheckpointError(
-            f"{self.given}: member {header.shown(name)}: expected {expected}, found {found}; {_REMEDY}"
-        )
+    def _where(self, name: str) -> str:
+        return f"{self.given}: member {header.shown(name)}"
 
 
 def member_names(path: pathlib.Path) -> list[str]:
@@ -123,7 +123,7 @@ def member_names(path: pathlib.Path) -> list[str]:
     if not path.is_file():
         return []
     with path.open("rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
+        if file.read(len(MAGIC)) != MAGIC:
             return []
     try:
         return [entry.filename for entry in _directory(path, str(path))]
@@ -142,9 +142,10 @@ def open_archive(path: pathlib.Path, given: str) -> Archive:
         The archive; nothing has been inflated.
 
     Raises:
-        CheckpointError: no zip archive; too many members; two of one name; members that lie outside of the file, on
-            top of each other, or that the directory and their own headers describe differently; encryption,
-            compression other than deflate, or more content than a checkpoint of this size can hold.
+        DamagedError: no zip archive, or members that lie outside of the file.
+        HostileError: too many members; two of one name; members on top of each other, or that the directory and their
+            own headers describe differently; more content than a checkpoint of this size can hold.
+        UnsupportedError: encryption, or compression other than deflate.
     """
     entries = _directory(path, given)
     content = mapping.mapped(path)
@@ -152,14 +153,15 @@ def open_archive(path: pathlib.Path, given: str) -> Archive:
     spans = []
     for entry in entries:
         if entry.filename in members:
-            raise _refusal(given, entry, "one member of this name", "two")
+            raise refusals.hostile(_where(given, entry), "one member of this name", "two, of which readers take either")
         member = _checked_member(entry, content, given)
         spans.append((entry.header_offset, member.start + member.stored, entry))
         members[entry.filename] = member
     end_before = 0
     for first, end, entry in sorted(spans, key=lambda span: span[:2]):
         if first < end_before:
-            raise _refusal(given, entry, f"a member behind byte {end_before}", f"{first}, on top of another member")
+            expected = f"a member behind byte {end_before}"
+            raise refusals.hostile(_where(given, entry), expected, f"one at {first}, on top of another member")
         end_before = end
     limits.check_announced(sum(member.size for member in members.values() if member.deflated), content.size, given)
     return Archive(given, {name: member for name, member in members.items() if not name.endswith("/")}, content)
@@ -188,44 +190,46 @@ def _directory(path: pathlib.Path, given: str) -> tuple[zipfile.ZipInfo, ...]:
         entries = _entries(path, (status.st_ino, status.st_size, status.st_mtime_ns))
     # zipfile lets the errors of struct, of codecs and of negative seeks through.
     except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, IndexError, OverflowError) as error:
-        raise CheckpointError(
-            f"{given}: expected a zip archive, found {header.shown(str(error))}; {_REMEDY}"
-        ) from error
+        kind = refusals.Unsupported(str(error)) if isinstance(error, NotImplementedError) else error
+        raise refusals.because(kind, given, "a zip archive", header.shown(str(error))) from error
     if len(entries) > MAX_MEMBERS:
-        raise CheckpointError(
-            f"{given}: expected at most {MAX_MEMBERS} members, found {len(entries)}; the file is hostile, do not use it"
-        )
+        raise refusals.hostile(given, f"at most {MAX_MEMBERS} members", str(len(entries)))
     return entries
 
 
 def _checked_member(entry: zipfile.ZipInfo, content: np.ndarray, given: str) -> Member:
     """One member, believed: what the directory and the member's own header agree on."""
+    where = _where(given, entry)
     if entry.flag_bits & _ENCRYPTED:
-        raise _refusal(given, entry, "a member that is not encrypted", "an encrypted one")
+        raise refusals.unsupported(where, "a member that is not encrypted", "an encrypted one", "decrypt it first")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise _refusal(given, entry, "a stored or deflated member", f"compression method {entry.compress_type}")
+        found = f"compression method {entry.compress_type}"
+        raise refusals.unsupported(where, "a stored or deflated member", found, "pack it again with deflate")
     deflated = entry.compress_type == zipfile.ZIP_DEFLATED
     if not deflated and entry.compress_size != entry.file_size:
-        raise _refusal(given, entry, f"{entry.file_size} stored bytes", f"{entry.compress_size}")
+        raise refusals.damaged(where, f"{entry.file_size} stored bytes, its size", f"{entry.compress_size}")
     behind = entry.header_offset + _LOCAL_HEADER.size
     if entry.header_offset < 0 or behind > content.size:
-        raise _refusal(given, entry, f"a header inside the {content.size} bytes", f"one at {entry.header_offset}")
+        expected = f"a header inside the {content.size} bytes"
+        raise refusals.damaged(where, expected, f"one at {entry.header_offset}")
     magic, _, flags, method, _, _, _, stored, size, name_length, extra_length = _LOCAL_HEADER.unpack_from(
         content.data, entry.header_offset
     )
-    if magic != _MAGIC or method != entry.compress_type:
-        raise _refusal(given, entry, "a header like its entry in the directory", "another")
+    if magic != MAGIC:
+        raise refusals.damaged(where, f"the header of a member at byte {entry.header_offset}", header.shown(magic))
+    if method != entry.compress_type:
+        raise refusals.hostile(where, "a header like its entry in the directory", "another, which some readers believe")
     announced = (entry.compress_size, entry.file_size)
     is_alike = stored in (announced[0], _IN_ZIP64) and size in (announced[1], _IN_ZIP64)
     if not flags & _SIZES_FOLLOW and not is_alike:
-        raise _refusal(given, entry, f"{announced} stored and inflated bytes as in the directory", f"{(stored, size)}")
+        expected = f"{announced} stored and inflated bytes as in the directory"
+        raise refusals.hostile(where, expected, f"{(stored, size)}, which some readers believe")
     start = behind + name_length + extra_length
     if start + entry.compress_size > content.size:
-        raise _refusal(given, entry, f"an end within the {content.size} bytes", f"{start + entry.compress_size}")
+        expected = f"an end within the {content.size} bytes"
+        raise refusals.damaged(where, expected, f"one at {start + entry.compress_size}")
     return Member(start, entry.compress_size, entry.file_size, deflated, entry.CRC)
 
 
-def _refusal(given: str, entry: zipfile.ZipInfo, expected: str, found: str) -> CheckpointError:
-    return CheckpointError(
-        f"{given}: member {header.shown(entry.filename)}: expected {expected}, found {found}; {_REMEDY}"
-    )
+def _where(given: str, entry: zipfile.ZipInfo) -> str:
+    return f"{given}: member {header.shown(entry.filename)}"

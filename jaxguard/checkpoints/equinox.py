@@ -9,12 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits, npy
+from jaxguard.checkpoints import header, limits, npy, refusals
 from jaxguard.checkpoints.checkpoint import Checkpoint, LeafSpec
-from jaxguard.errors import CheckpointError
 
 _MAX_LINE_BYTES = 2**16
-_REMEDY = "the download was cut short, or the file is damaged; get it again from its author"
 
 
 def is_equinox(path: pathlib.Path) -> bool:
@@ -40,7 +38,9 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         aligned; its metadata are the entries of the JSON line.
 
     Raises:
-        CheckpointError: bytes that are no record, or a record cut short.
+        DamagedError: bytes that are no record, or a record cut short.
+        HostileError: more records than any network has leaves.
+        UnsupportedError: a version of the record that is not read.
     """
     content: np.ndarray = np.memmap(path, dtype=np.uint8, mode="r")
     line = b""
@@ -62,19 +62,17 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
             if position + record.nbytes > content.size:
                 raise ValueError(f"{record.nbytes} bytes announced and {content.size - position} left in the file")
             if len(leaves) + len(left_out) >= limits.MAX_LEAVES:
-                raise ValueError("more leaves than any network has")
+                raise refusals.Trick("more leaves than any network has")
             if record.problem:
                 left_out[name] = record.problem
             else:
                 leaves[name] = record.spec
         except ValueError as error:
-            raise CheckpointError(
-                f"{given}: leaf {name} at byte {position}: expected an npy record of numbers, found {error}; {_REMEDY}"
-            ) from error
+            raise refusals.because(error, f"{given}: leaf {name} at byte {position}", "an npy record") from error
         records[name], places[name] = record, position
         position += record.nbytes
     if not leaves and not left_out:
-        raise CheckpointError(f"{given}: expected npy records, found none; {_REMEDY}")
+        raise refusals.damaged(given, "npy records", "none")
 
     def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
         return {name: records[name].array(content[places[name] :][: records[name].nbytes]) for name in names}

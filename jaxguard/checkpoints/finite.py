@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard.errors import CheckpointError
+from jaxguard.errors import NonFiniteError
 
 
 def check_finite(leaves: Mapping[str, np.ndarray], source: str | os.PathLike[str]) -> None:
@@ -17,7 +17,7 @@ def check_finite(leaves: Mapping[str, np.ndarray], source: str | os.PathLike[str
         source: where they came from, for the message.
 
     Raises:
-        CheckpointError: names the first such leaf, its NaN and infinities, and how many leaves have any.
+        NonFiniteError: names the first such leaf, its NaN and infinities, and how many leaves have any.
 
     >>> check_finite({"params/bias": np.zeros(3)}, "demo.safetensors")
     """
@@ -30,7 +30,7 @@ def check_finite(leaves: Mapping[str, np.ndarray], source: str | os.PathLike[str
                 broken.append((name, num_bad, int(np.count_nonzero(np.isnan(leaf))), leaf.size))
     if broken:
         name, num_bad, num_nan, size = broken[0]
-        raise CheckpointError(
+        raise NonFiniteError(
             f"{os.fspath(source)}: leaf {name!r}: expected finite numbers, found {num_nan} NaN and "
             f"{num_bad - num_nan} infinite of {size} ({len(broken)} of {len(leaves)} leaves have some); "
             "the training diverged or the file is damaged, use an earlier checkpoint"

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from jaxguard.checkpoints import (
+    archive,
     atomic,
     equinox,
+    foreign,
     keras,
     msgpack,
     npz,
@@ -24,6 +26,7 @@ from jaxguard.checkpoints import (
     plain_pickle,
     pytorch,
     pytorch_legacy,
+    refusals,
     remote,
     repository,
     safetensors,
@@ -32,7 +35,7 @@ from jaxguard.checkpoints import (
     trees,
 )
 from jaxguard.checkpoints.checkpoint import Checkpoint
-from jaxguard.errors import CheckpointError, UnsupportedError
+from jaxguard.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,6 @@ FORMATS: Mapping[str, Format] = {
     "pickle": Format(plain_pickle.is_pickle, plain_pickle.open_checkpoint, None, ".pkl"),
 }
 
-_FOREIGN = (
-    (b"PK\x03\x04", "a zip archive that holds no PyTorch, NumPy or Keras checkpoint, or whose download was cut short"),
-    (b"version https://git-lfs", "a Git LFS pointer in place of the file; run `git lfs pull`"),
-)
 _STEP_SUFFIX = re.compile(r"(.+)@(\d{1,18})", re.DOTALL)
 
 
@@ -88,7 +87,10 @@ def load(path: str | os.PathLike[str], *, weights: str | None = None) -> Checkpo
         leaves to the host.
 
     Raises:
-        CheckpointError: missing, empty, unreadable, damaged, or of no known format.
+        CheckpointError: missing, unreadable, or not one checkpoint.
+        UnsupportedError: of a format, or with a feature, that is not read.
+        DamagedError: empty, cut short, or otherwise not what its format promises.
+        HostileError: a trick on readers, such as a bomb.
     """
     given = os.fspath(path)
     location = remote.fetched(given) if remote.is_url(given) else _located(given)
@@ -97,23 +99,16 @@ def load(path: str | os.PathLike[str], *, weights: str | None = None) -> Checkpo
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
             raise CheckpointError(f"{given}: expected a file or a directory, found a device or pipe; pass a checkpoint")
         if stat.S_ISREG(kind) and location.stat().st_size == 0:
-            raise CheckpointError(f"{given}: expected a checkpoint, found an empty file; download or save it again")
-        if stat.S_ISDIR(kind) and (shards := sorted(child.name for child in location.glob("*.distcp"))):
-            raise UnsupportedError(
-                f"{given}: expected a format that is read whole ({' or '.join(FORMATS)}), found a folder of "
-                f"torch.distributed.checkpoint with {len(shards)} shards, which is not supported; convert it with "
-                "torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
-            )
+            raise refusals.damaged(given, "a checkpoint", "an empty file")
         if row := _recognised(location):
             return selection.applied(row.open_fn(location, given), weights)
-        if stat.S_ISDIR(kind):
+        if stat.S_ISDIR(kind) and (repository.holds_weights(location) or foreign.named(location) is None):
             return selection.applied(_open_repository(location, given), weights)
-        came = _described(location)
+        raise _unknown(location, given)
     except OSError as error:
         raise CheckpointError(
             f"{given}: expected a readable checkpoint, found {error.strerror or error}; check its permissions"
         ) from error
-    raise CheckpointError(f"{given}: expected a checkpoint ({' or '.join(FORMATS)}), found {came}")
 
 
 def save(
@@ -182,7 +177,7 @@ def _open_repository(folder: pathlib.Path, given: str) -> Checkpoint:
     file = repository.weights_file(folder, given, lambda path: _recognised(path) is not None)
     row = _recognised(file)
     if row is None:
-        raise CheckpointError(f"{given}: {file.name}: expected a checkpoint, found {_described(file)}")
+        raise _unknown(file, f"{given}: {file.name}")
     checkpoint = row.open_fn(file, given)
     return dataclasses.replace(checkpoint, metadata={**repository.configuration(folder, given), **checkpoint.metadata})
 
@@ -216,10 +211,15 @@ def _located(given: str) -> pathlib.Path:
     raise CheckpointError(f"{given}: expected a checkpoint, found no such file or directory; check the path")
 
 
-def _described(location: pathlib.Path) -> str:
+def _unknown(location: pathlib.Path, given: str) -> CheckpointError:
+    """The error about a file or folder that none of FORMATS recognises."""
+    expected, known = f"a checkpoint ({' or '.join(FORMATS)})", foreign.named(location)
+    if known is not None and known.is_placeholder:
+        return CheckpointError(f"{given}: expected {expected}, found {known.what}; {known.remedy}")
+    if known is not None:
+        return refusals.unsupported(given, expected, known.what, known.remedy)
     with location.open("rb") as file:
-        start = file.read(32)
-    for magic, description in _FOREIGN:
-        if start.startswith(magic):
-            return description
-    return f"a file that starts with {start[:8]!r}; the download was cut short, or it is in another format"
+        start = file.read(8)
+    if start.startswith(archive.MAGIC):
+        return refusals.damaged(given, "a zip archive with its directory behind it", "none")
+    return refusals.unsupported(given, expected, f"an unknown format that starts with {start!r}")

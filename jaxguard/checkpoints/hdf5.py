@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 import ml_dtypes
 import numpy as np
 
-from jaxguard.checkpoints import hdf5_storage, header, limits
+from jaxguard.checkpoints import hdf5_storage, header, limits, refusals
 from jaxguard.checkpoints.checkpoint import DTYPES, LeafSpec
 from jaxguard.errors import CheckpointError
 
@@ -28,7 +28,6 @@ MAX_READS = 1_000_000
 MAX_SECONDS = 30.0
 FREE_READ_BYTES = 2**24
 _COMPACT, _CONTIGUOUS, _CHUNKED = 0, 1, 2
-_REMEDY = "the download was cut short, or the file is damaged or hostile; get it again from its author"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +38,15 @@ class Hdf5:
         given: the path as the user wrote it.
         root: attributes of the file.
         groups: attributes of every group, `{path: {name: value}}`; paths such as `layers/dense`.
-        arrays: `{path: LeafSpec}` of every array, in the order of the file.
+        arrays: `{path: LeafSpec}` of every array of numbers, in the order of the file.
+        left_out: `{path: what it is}` of arrays whose elements no leaf may have.
     """
 
     given: str
     root: Mapping[str, Any]
     groups: Mapping[str, Mapping[str, Any]]
     arrays: Mapping[str, LeafSpec]
+    left_out: Mapping[str, str]
     _content: np.ndarray = field(repr=False)
     _datasets: Mapping[str, Any] = field(repr=False)
 
@@ -53,7 +54,8 @@ class Hdf5:
         """One array: mapped and read-only if it is contiguous, else a copy.
 
         Raises:
-            CheckpointError: it lies outside of the file, in a filter that is not supported, or its chunks are damaged.
+            DamagedError: it lies outside of the file, or its chunks are damaged.
+            UnsupportedError: a filter that is not read.
         """
         spec, dataset = self.arrays[path], self._datasets[path]
         with _damage_reported(self.given, path):
@@ -82,7 +84,9 @@ def open_hdf5(content: np.ndarray, given: str) -> Hdf5:
         given: the path as the user wrote it.
 
     Raises:
-        CheckpointError: not HDF5 as pyfive reads it, links in circles, names or arrays that no checkpoint has.
+        DamagedError: not HDF5 as pyfive reads it.
+        HostileError: links in circles, or names or arrays that no checkpoint has.
+        UnsupportedError: a user block.
     """
     import pyfive
 
@@ -91,7 +95,7 @@ def open_hdf5(content: np.ndarray, given: str) -> Hdf5:
     with _damage_reported(given, "the file"):
         file = pyfive.File(cast(BinaryIO, _CountedFile(content, given)))
         if file.userblock_size:
-            raise CheckpointError(f"{given}: expected HDF5 from the first byte on, found a user block; {_REMEDY}")
+            raise refusals.unsupported(given, "HDF5 from the first byte on", "a user block", "save it without one")
         root = dict(file.attrs)
         for path, found in _walk(file, given):
             if isinstance(found, pyfive.Dataset):
@@ -99,13 +103,17 @@ def open_hdf5(content: np.ndarray, given: str) -> Hdf5:
             elif isinstance(found, pyfive.Group):
                 groups[path] = dict(found.attrs)
     arrays: dict[str, LeafSpec] = {}
+    left_out: dict[str, str] = {}
     announced = 0
     for path, dataset in datasets.items():
         with _damage_reported(given, path):
-            arrays[path], most = _checked_array(dataset, path, content.size, given)
+            if problem := _problem(dataset):
+                left_out[path] = problem
+                continue
+            arrays[path], most = _checked_array(dataset, content.size)
             announced += most
     limits.check_announced(announced, content.size, given)
-    return Hdf5(given, root, groups, arrays, content, datasets)
+    return Hdf5(given, root, groups, arrays, left_out, content, datasets)
 
 
 class _CountedFile(io.RawIOBase):
@@ -136,10 +144,9 @@ class _CountedFile(io.RawIOBase):
         self._reads_left -= 1
         self._bytes_left -= size
         if self._reads_left < 0 or self._bytes_left < 0 or time.monotonic() > self._deadline:
-            raise CheckpointError(
-                f"{self._given}: expected the structure of HDF5 in {self._content.nbytes} bytes, found one that takes "
-                f"more than {MAX_READS} reads, twice its bytes, or {MAX_SECONDS:.0f} s to walk; {_REMEDY}"
-            )
+            limit = f"more than {MAX_READS} reads, twice its bytes, or {MAX_SECONDS:.0f} s to walk"
+            expected = f"the structure of HDF5 in {self._content.nbytes} bytes"
+            raise refusals.hostile(self._given, expected, f"one that takes {limit}")
         self._position += size
         return self._content[self._position - size : self._position].tobytes()
 
@@ -154,10 +161,9 @@ def _damage_reported(given: str, name: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(
-            f"{given}: {header.shown(name)}: expected readable HDF5, found {type(error).__name__} "
-            f"{header.shown(str(error))}; {_REMEDY}"
-        ) from error
+        is_ours = type(error) is ValueError or isinstance(error, refusals.Unsupported | refusals.Trick)
+        found = str(error) if is_ours else f"{type(error).__name__} {header.shown(str(error))}"
+        raise refusals.because(error, f"{given}: {header.shown(name)}", "readable HDF5", found) from error
 
 
 def _walk(file: Any, given: str) -> Iterator[tuple[str, Any]]:
@@ -172,15 +178,14 @@ def _walk(file: Any, given: str) -> Iterator[tuple[str, Any]]:
             child = (*path, name)
             joined = "/".join(child)
             if num_found > limits.MAX_LEAVES or len(child) > limits.MAX_DEPTH or len(joined) > limits.MAX_NAME_LENGTH:
-                raise CheckpointError(
-                    f"{given}: {header.shown(joined)}: expected at most {limits.MAX_LEAVES} groups and arrays, "
-                    f"{limits.MAX_DEPTH} levels deep, with names of {limits.MAX_NAME_LENGTH} characters, found more; "
-                    f"they may be linked in circles; {_REMEDY}"
+                expected = (
+                    f"at most {limits.MAX_LEAVES} groups and arrays, {limits.MAX_DEPTH} levels deep, with names of "
+                    f"{limits.MAX_NAME_LENGTH} characters"
                 )
+                raise refusals.hostile(f"{given}: {header.shown(joined)}", expected, "more, perhaps links in circles")
             if name in ("", ".", "..") or "/" in name:
-                raise CheckpointError(
-                    f"{given}: expected names inside their group, found {header.shown(name)}; {_REMEDY}"
-                )
+                found = f"{header.shown(name)}, a path out of it"
+                raise refusals.hostile(given, "names inside their group", found)
             found = group[name]
             yield joined, found
             if isinstance(found, Mapping):
@@ -201,25 +206,24 @@ def _stored_dtype(dataset: Any) -> np.dtype:
     return dtype
 
 
-def _checked_array(dataset: Any, path: str, size: int, given: str) -> tuple[LeafSpec, int]:
+def _problem(dataset: Any) -> str:
+    """Why an array is no leaf, such as for text, references and records; empty where it is one."""
+    try:
+        dtype = _stored_dtype(dataset).newbyteorder("=")
+    except (TypeError, NotImplementedError):  # pyfive has a tuple for what numpy has no type for
+        return f"an array of element type {header.shown(dataset.dtype)}{refusals.NOT_SUPPORTED}"
+    return "" if dtype in DTYPES.values() else f"an array of element type {dtype}{refusals.NOT_SUPPORTED}"
+
+
+def _checked_array(dataset: Any, size: int) -> tuple[LeafSpec, int]:
     """The spec of an array, and the bytes that reading it may take."""
-
-    def refuse(expected: str, found: Any) -> CheckpointError:
-        return CheckpointError(
-            f"{given}: leaf {header.shown(path)}: expected {expected}, found {header.shown(found)}; {_REMEDY}"
-        )
-
     shape, dtype = tuple(int(axis) for axis in dataset.shape), _stored_dtype(dataset).newbyteorder("=")
-    if dtype not in DTYPES.values():
-        raise refuse(f"a dtype of {', '.join(dtype.name for dtype in DTYPES.values())}", dtype)
-    if not limits.fits_memory(shape):
-        raise refuse("a shape that fits an address space", shape)
-    spec = LeafSpec(shape, dtype)
+    spec = LeafSpec(limits.checked_shape(shape), dtype)
     if dataset.id.layout_class != _CHUNKED:
         if spec.nbytes > size:
-            raise refuse(f"an array within the {size} bytes of the file", shape)
+            raise ValueError(f"an array of {spec.nbytes} bytes in a file of {size}")
         return spec, spec.nbytes
     chunk = tuple(int(axis) for axis in dataset.id.chunks)
     if len(chunk) != len(shape) or not all(chunk) or not limits.fits_memory(chunk):
-        raise refuse(f"chunks of {len(shape)} axes", chunk)
+        raise ValueError(f"chunks of {header.shown(chunk)} for an array of {len(shape)} axes")
     return spec, max(spec.nbytes, LeafSpec(chunk, dtype).nbytes)

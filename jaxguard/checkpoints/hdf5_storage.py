@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxguard.checkpoints import refusals
+
 _DEFLATE, _SHUFFLE = 1, 2
 _UNDEFINED = 2**64 - 1
 
@@ -32,13 +34,15 @@ def from_chunks(content: np.ndarray, stored: Any, dtype: np.dtype) -> np.ndarray
         dtype: of the elements as they are stored.
 
     Raises:
-        ValueError: a chunk that is missing, misplaced, or not of the announced size; a filter that is not supported.
+        ValueError: a chunk that is missing, misplaced, or not of the announced size.
+        Trick: a chunk that inflates to more than was announced.
+        Unsupported: a filter that is not read.
         zlib.error: a chunk that does not inflate.
     """
     shape, chunk = stored.shape, stored.chunks
     filters = [entry["filter_id"] for entry in stored.filter_pipeline or ()]
     if unknown := set(filters) - {_DEFLATE, _SHUFFLE}:
-        raise ValueError(f"filters {sorted(unknown)}; only deflate and shuffle are supported, save it with these")
+        raise refusals.Unsupported(f"the filters {sorted(unknown)} in place of deflate and shuffle")
     array = np.empty(shape, dtype)
     index = stored.index
     expected = math.prod(-(-axis // step) for axis, step in zip(shape, chunk, strict=True))
@@ -64,6 +68,8 @@ def _unfiltered(
             continue
         if filters[position] == _DEFLATE:
             stored = np.frombuffer(zlib.decompressobj().decompress(stored.data, size + 1), np.uint8)
+            if stored.size > size:
+                raise refusals.Trick(f"a chunk that inflates to more than the {size} bytes announced")
         elif stored.size == size:
             stored = np.ascontiguousarray(stored.reshape(dtype.itemsize, -1).T).reshape(-1)
     if stored.size != size:

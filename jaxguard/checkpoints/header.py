@@ -6,11 +6,12 @@ import pathlib
 import reprlib
 from typing import Any
 
-from jaxguard.errors import CheckpointError
+from jaxguard.checkpoints import refusals
 
 MAX_HEADER_BYTES = 100_000_000
 """Largest header that is parsed; the limit of the safetensors format."""
 
+_OBJECT = "one JSON object as header"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxlevel = 2
@@ -21,17 +22,13 @@ def shown(value: Any) -> str:
     return _SHORT.repr(value)
 
 
-class _DuplicateKeyError(ValueError):
-    pass
-
-
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _DuplicateKeyError(f"the key {shown(key)} twice")
+                raise refusals.Trick(f"the key {shown(key)} twice, of which readers take either")
             seen.add(key)
     return found
 
@@ -47,34 +44,27 @@ def parse(content: bytes, where: str | os.PathLike[str]) -> dict[str, Any]:
         The object; its values are unchecked.
 
     Raises:
-        CheckpointError: not UTF-8, not JSON, not an object, nested too deeply, or a key occurs twice.
+        DamagedError: not UTF-8, not JSON, or not an object.
+        HostileError: nested too deeply, or a key occurs twice.
 
     >>> parse(b'{"a": 1}', "demo")
     {'a': 1}
     """
     if len(content) > MAX_HEADER_BYTES:
-        raise CheckpointError(
-            f"{where}: expected a header of at most {MAX_HEADER_BYTES} bytes, found {len(content)}; "
-            "the file is damaged or hostile, get it again from its author"
-        )
+        raise refusals.damaged(where, f"a header of at most {MAX_HEADER_BYTES} bytes", str(len(content)))
     try:
         found = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
         if b"\\u" in content:  # refuses lone surrogates, which JSON can escape and nothing can print
             json.dumps(found, ensure_ascii=False).encode()
-    except _DuplicateKeyError as error:
-        problem = str(error)
-    except RecursionError:
-        problem = "brackets nested too deeply"
+    except refusals.Trick as error:
+        raise refusals.hostile(where, _OBJECT, str(error)) from error
+    except RecursionError as error:
+        raise refusals.hostile(where, _OBJECT, "brackets nested too deeply") from error
     except ValueError as error:
-        problem = f"text that is not JSON ({error})"
-    else:
-        if isinstance(found, dict):
-            return found
-        problem = f"a JSON {type(found).__name__}"
-    raise CheckpointError(
-        f"{where}: expected one JSON object as header, found {problem}; "
-        "the file is damaged or hostile, get it again from its author"
-    )
+        raise refusals.damaged(where, _OBJECT, f"text that is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise refusals.damaged(where, _OBJECT, f"a JSON {type(found).__name__}")
+    return found
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:

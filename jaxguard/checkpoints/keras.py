@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import archive, hdf5, header, limits, mapping
+from jaxguard.checkpoints import archive, hdf5, header, limits, mapping, refusals
 from jaxguard.checkpoints.checkpoint import Checkpoint
-from jaxguard.errors import CheckpointError
 
 _WEIGHTS, _CONFIG, _VERSION = "model.weights.h5", "config.json", "metadata.json"
 _WHOLE_MODEL = "model_weights"
 _OPTIMIZERS = ("optimizer", "optimizer_weights", "_optimizer")
 _MAX_CONFIG_BYTES = 2**26
-_REMEDY = "the file is damaged or hostile, get it again from its author"
 
 
 def is_keras(path: pathlib.Path) -> bool:
@@ -45,7 +43,9 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         file has them.
 
     Raises:
-        CheckpointError: damaged or hostile HDF5 or zip, weights that are announced but not there, no weights at all.
+        DamagedError: damaged HDF5 or zip, or weights that are announced but not there.
+        HostileError: a trick of HDF5 or zip.
+        UnsupportedError: no weights at all.
     """
     content = mapping.mapped(path)
     texts: dict[str, Any] = {}
@@ -64,15 +64,17 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     if "layer_names" in attributes or "layer_names0" in attributes:
         names = _layered_names(opened, attributes, prefix)
     else:
-        names = {path: path for path in opened.arrays if path.split("/")[0] not in _OPTIMIZERS}
-    if not names:
-        raise CheckpointError(f"{given}: expected at least one weight, found none; save the model again")
-    leaves = {name: opened.arrays[path] for name, path in names.items()}
+        names = {path: path for path in opened.arrays}
+    left_out = {path: why for path, why in opened.left_out.items() if path not in names.values()}
+    if not names and not left_out:
+        raise refusals.unsupported(given, "at least one weight", "a file without any", "save the model's weights")
+    leaves = {name: opened.arrays[path] for name, path in names.items() if path in opened.arrays}
+    left_out |= {name: opened.left_out[path] for name, path in names.items() if path in opened.left_out}
 
     def read_fn(wanted: Sequence[str]) -> dict[str, np.ndarray]:
         return {name: opened.read(names[name]) for name in wanted}
 
-    return Checkpoint(given, "keras", leaves, _metadata(texts, given), path, read_fn)
+    return Checkpoint(given, "keras", leaves, _metadata(texts, given), path, read_fn, left_out=left_out)
 
 
 def _layered_names(opened: hdf5.Hdf5, attributes: Mapping[str, Any], prefix: str) -> dict[str, str]:
@@ -84,7 +86,7 @@ def _layered_names(opened: hdf5.Hdf5, attributes: Mapping[str, Any], prefix: str
         if group not in opened.groups:
             if layer == "top_level_model_weights":
                 continue
-            raise CheckpointError(f"{given}: expected the layer {header.shown(layer)} it names, found none; {_REMEDY}")
+            raise refusals.damaged(given, f"the layer {header.shown(layer)} that it names", "none")
         weights = _texts(opened.groups[group], "weight_names", given)
         clean = [weight.rsplit(":", 1)[0] for weight in weights]
         short = [weight.rsplit("/", 1)[-1] for weight in clean]
@@ -92,10 +94,9 @@ def _layered_names(opened: hdf5.Hdf5, attributes: Mapping[str, Any], prefix: str
             name = f"{layer}/{last if short.count(last) == 1 else full.removeprefix(f'{layer}/')}"
             path = f"{group}/{weight}"
             if path not in opened.arrays or name in names:
-                raise CheckpointError(
-                    f"{given}: layer {header.shown(layer)}: expected one weight {header.shown(weight)}, found "
-                    f"{'two' if name in names else 'none'}; {_REMEDY}"
-                )
+                found = "two" if name in names else "none"
+                where = f"{given}: layer {header.shown(layer)}"
+                raise refusals.damaged(where, f"one weight {header.shown(weight)}", found)
             names[name] = path
     return names
 
@@ -109,14 +110,12 @@ def _texts(attributes: Mapping[str, Any], name: str, given: str) -> list[str]:
     if len(values) > limits.MAX_LEAVES or any(
         not isinstance(value, (bytes, str)) or len(value) > limits.MAX_NAME_LENGTH for value in values
     ):
-        raise CheckpointError(
-            f"{given}: expected at most {limits.MAX_LEAVES} names of {limits.MAX_NAME_LENGTH} characters in {name}, "
-            f"found {header.shown(values)}; {_REMEDY}"
-        )
+        expected = f"at most {limits.MAX_LEAVES} names of {limits.MAX_NAME_LENGTH} characters in {name}"
+        raise refusals.damaged(given, expected, header.shown(values))
     try:
         return [value.decode("utf-8") if isinstance(value, bytes) else value for value in values]
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{given}: expected names in {name}, found {error}; {_REMEDY}") from error
+        raise refusals.damaged(given, f"names in {name}", str(error)) from error
 
 
 def _metadata(texts: Mapping[str, Any], given: str) -> dict[str, str]:

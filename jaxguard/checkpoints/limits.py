@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from jaxguard.errors import CheckpointError
+from jaxguard.checkpoints import refusals
 
 MAX_LEAVES = 100_000
 MAX_NAME_LENGTH = 1024
@@ -41,14 +41,12 @@ def check_announced(announced: int, size: int, given: str) -> None:
         given: the path as the user wrote it.
 
     Raises:
-        CheckpointError: too much is announced.
+        HostileError: too much is announced.
     """
     allowance = max(MIN_ALLOWANCE_BYTES, MAX_INFLATION * size)
     if announced > allowance:
-        raise CheckpointError(
-            f"{given}: expected at most {allowance} bytes of arrays in {size} bytes on disk, "
-            f"found {announced} announced; the checkpoint is damaged or hostile, get it again from its author"
-        )
+        expected = f"at most {allowance} bytes of arrays in {size} bytes on disk"
+        raise refusals.hostile(given, expected, f"{announced} announced (a decompression bomb)")
 
 
 def check_chunks(num_chunks: int, size: int, given: str) -> None:
@@ -60,14 +58,12 @@ def check_chunks(num_chunks: int, size: int, given: str) -> None:
         given: the path as the user wrote it.
 
     Raises:
-        CheckpointError: too many.
+        HostileError: too many.
     """
     allowance = max(MIN_CHUNKS, size // MIN_CHUNK_BYTES)
     if num_chunks > allowance:
-        raise CheckpointError(
-            f"{given}: expected at most {allowance} chunks in {size} bytes on disk, found {num_chunks} announced; "
-            "the checkpoint is damaged or hostile, get it again from its author"
-        )
+        expected = f"at most {allowance} chunks in {size} bytes on disk"
+        raise refusals.hostile(given, expected, f"{num_chunks} announced (a bomb of lookups)")
 
 
 def checked_shape(found: Any) -> tuple[int, ...]:

@@ -6,12 +6,12 @@ import posixpath
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
-from jaxguard.checkpoints import formats, orbax, remote, sharded
+from jaxguard.checkpoints import foreign, formats, orbax, refusals, remote, repository, sharded
 from jaxguard.errors import CheckpointError
 
 _CERTAIN = {".safetensors", ".msgpack", ".pt", ".pth", ".th", ".npz", ".eqx", ".h5", ".hdf5", ".keras", ".ckpt"}
-"""Suffixes of files that are checkpoints, damaged or not; other files are recognised by their content."""
-
+"""Suffixes of files that are checkpoints, damaged or not, unless their content says that they are something else; other
+files are recognised by their content."""
 
 _LIKELY = {".bin", ".pkl", ".pickle", ".tar"}
 """Suffixes of files that may be checkpoints, if their content is not available."""
@@ -57,7 +57,7 @@ def below(folder: str | os.PathLike[str]) -> Iterator[Listed]:
 
     Yields:
         The files of a folder by name, then those of its subfolders; for a folder that is skipped as a whole, such as a
-        hidden one, only the folder.
+        hidden one or a SavedModel, only the folder.
 
     Raises:
         CheckpointError: the folder cannot be listed.
@@ -78,6 +78,9 @@ def below(folder: str | os.PathLike[str]) -> Iterator[Listed]:
             continue
         if is_one:
             yield Listed(path)
+            continue
+        if reason := _foreign_folder(path, entries):
+            yield Listed(path, reason)
             continue
         folders, names = [], {entry.name for entry in entries}
         passed_over = _twins(names, lambda name, folder=path: _is_whole(pathlib.Path(folder, name))) | _shards(entries)
@@ -181,11 +184,31 @@ def _no_checkpoint(entry: os.DirEntry[str]) -> str:
         return "no regular file"
     if entry.name.startswith("."):
         return "a hidden file"
-    if pathlib.PurePath(entry.name).suffix.lower() in _CERTAIN:
-        return ""
+    is_certain = pathlib.PurePath(entry.name).suffix.lower() in _CERTAIN
     if entry.stat().st_size == 0:
-        return "an empty file"
-    return "" if formats.is_checkpoint(entry.path) else "no checkpoint by its content"
+        return "" if is_certain else "an empty file"
+    if entry.name.endswith(foreign.SHARD_SUFFIX):
+        return f"a shard of torch.distributed.checkpoint{refusals.NOT_SUPPORTED}; convert the folder"
+    return "" if formats.is_checkpoint(entry.path) else _foreign_file(pathlib.Path(entry.path), is_certain=is_certain)
+
+
+def _foreign_file(path: pathlib.Path, *, is_certain: bool) -> str:
+    """What a file is that is no checkpoint; empty where it should be one by its suffix and nothing else is known."""
+    known = foreign.named(path)
+    if known is not None and not (is_certain and known.is_placeholder):
+        return f"{known.what}{refusals.NOT_SUPPORTED}; {known.remedy}"
+    return "" if is_certain else "no checkpoint by its content"
+
+
+def _foreign_folder(path: str, entries: list[os.DirEntry[str]]) -> str:
+    """Why a folder is skipped as a whole; empty where it is searched, as it is where a checkpoint is in it."""
+    folder = pathlib.Path(path)
+    known = None if repository.holds_weights(folder) else foreign.named(folder)
+    if known is None:
+        return ""
+    plain = (entry for entry in entries if entry.is_file() and not entry.name.startswith("."))
+    others = (entry.path for entry in plain if not entry.name.endswith(foreign.SHARD_SUFFIX))
+    return "" if any(map(formats.is_checkpoint, others)) else f"{known.what}{refusals.NOT_SUPPORTED}; {known.remedy}"
 
 
 def _shards(entries: list[os.DirEntry[str]]) -> dict[str, str]:

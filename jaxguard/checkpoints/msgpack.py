@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits, mapping, msgpack_arrays, trees
+from jaxguard.checkpoints import header, limits, mapping, msgpack_arrays, refusals, trees
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.checkpoints.msgpack_stream import Kind, Stream, Token
 from jaxguard.errors import CheckpointError
@@ -54,7 +54,9 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         A checkpoint whose `read` returns read-only views of the file's pages, or a copy where an array is chunked.
 
     Raises:
-        CheckpointError: not MessagePack, nested too deeply, a name twice, an array that is not what it announces.
+        DamagedError: not MessagePack, or an array that is not what it announces.
+        HostileError: nested too deeply, or a name twice.
+        UnsupportedError: no array, or an extension that is not Flax's.
     """
     if path.is_dir():
         steps = _steps(path)
@@ -66,7 +68,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     stream.require_end()
     stored, metadata, left_out = _sorted_out(stream, tokens)
     if not stored and not left_out:
-        raise CheckpointError(f"{given}: expected at least one array, found none; save the checkpoint again")
+        raise refusals.unsupported(given, "at least one array", "a file without any", "save the model's variables")
     leaves = {name: array.spec for name, array in stored.items()}
 
     def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -125,19 +127,19 @@ def _collect(
     """Adds what comes next to `tokens`, under its name; maps and arrays entry by entry."""
     token = stream.next()
     if token.kind not in kinds:
-        raise stream.refusal("a map", token.kind.value)
+        raise stream.damage("a map", token.kind.value)
     if token.kind not in (Kind.MAP, Kind.ARRAY):
         name = trees.SEPARATOR.join(path)
         if name in tokens:
-            raise stream.refusal(f"one entry of the name {header.shown(name)}", "two")
+            raise stream.trick(f"one entry of the name {header.shown(name)}", "two, of which readers take either")
         if len(tokens) >= limits.MAX_LEAVES or len(name) > limits.MAX_NAME_LENGTH:
-            raise stream.refusal(
+            raise stream.trick(
                 f"at most {limits.MAX_LEAVES} entries, with names of {limits.MAX_NAME_LENGTH} characters", "more"
             )
         tokens[name] = token
         return
     if len(path) >= limits.MAX_DEPTH:
-        raise stream.refusal(f"at most {limits.MAX_DEPTH} levels", "more")
+        raise stream.trick(f"at most {limits.MAX_DEPTH} levels", "more")
     for index in range(token.value):
         key = _key(stream, stream.next()) if token.kind is Kind.MAP else str(index)
         _collect(stream, tokens, (*path, key))
@@ -176,7 +178,7 @@ def _sorted_out(
     for prefix, parts in chunked.items():
         name = prefix.removesuffix(trees.SEPARATOR)
         if name in stored:
-            raise msgpack_arrays.refusal(stream, name, "one entry of this name", "two")
+            raise stream.trick(f"one entry of the name {header.shown(name)}", "two, of which readers take either")
         array = msgpack_arrays.joined(stream, parts, name)
         if isinstance(array, str):
             left_out[name] = array
@@ -201,9 +203,8 @@ def _text(stream: Stream, token: Token, name: str) -> str:
         return msgpack_arrays.scalar_text(stream, token, name)
     if token.value.code == msgpack_arrays.COMPLEX:
         return msgpack_arrays.complex_text(stream, token, name)
-    raise msgpack_arrays.refusal(
-        stream, name, "an array, a scalar or a complex number", f"extension {token.value.code}"
-    )
+    where, known = f"{stream.given}: leaf {header.shown(name)}", "an array, a scalar or a complex number"
+    raise refusals.unsupported(where, known, f"the MessagePack extension {token.value.code}")
 
 
 def _chunked(array: np.ndarray) -> dict[str, Any]:

@@ -5,16 +5,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits
+from jaxguard.checkpoints import header, limits, refusals
 from jaxguard.checkpoints.checkpoint import DTYPES, LeafSpec
 from jaxguard.checkpoints.msgpack_stream import Kind, Span, Stream, Token
-from jaxguard.errors import CheckpointError
+from jaxguard.errors import DamagedError
 
 ARRAY, COMPLEX, SCALAR = 1, 2, 3
 """Types of Flax's extensions; a scalar is an array of no axes."""
 
 _DTYPES = {dtype.name: dtype for dtype in DTYPES.values()}
-_REMEDY = "the file is damaged or hostile, get it again from its author"
 
 
 class Stored(NamedTuple):
@@ -34,19 +33,19 @@ def parsed(stream: Stream, token: Token, name: str) -> Stored | str:
     parts = payload.next()
     axes = payload.next()
     if parts != (Kind.ARRAY, 3) or axes.kind is not Kind.ARRAY or axes.value > limits.MAX_AXES:
-        raise refusal(stream, name, "a shape, a dtype and bytes", "something else")
+        raise damage(stream, name, "a shape, a dtype and bytes", "something else")
     sizes = [payload.next() for _ in range(axes.value)]
     shape = tuple(size.value if size.kind is Kind.PLAIN else -1 for size in sizes)
     dtype = payload.text(payload.next())
     data = payload.next()
     payload.require_end()
     if dtype not in _DTYPES:
-        return f"an array of element type {header.shown(dtype)}, which is not supported"
+        return f"an array of element type {header.shown(dtype)}{refusals.NOT_SUPPORTED}"
     if not limits.are_sizes(shape) or not limits.fits_memory(shape):
-        raise refusal(stream, name, f"a shape of at most {limits.MAX_AXES} sizes", header.shown(shape))
+        raise damage(stream, name, f"a shape of at most {limits.MAX_AXES} sizes", header.shown(shape))
     spec = LeafSpec(shape, _DTYPES[dtype])
     if data.kind not in (Kind.BYTES, Kind.TEXT) or data.value.end - data.value.start != spec.nbytes:
-        raise refusal(stream, name, f"the {spec.nbytes} bytes of {dtype} {header.shown(shape)}", "another number")
+        raise damage(stream, name, f"the {spec.nbytes} bytes of {dtype} {header.shown(shape)}", "another number")
     return Stored(spec, (data.value,))
 
 
@@ -65,12 +64,12 @@ def joined(stream: Stream, parts: Mapping[str, Token], name: str) -> Stored | st
         return problem
     arrays = [chunk for chunk in parsed_chunks if isinstance(chunk, Stored)]
     if len(parts) != 1 + len(axes) + len(chunks) or len(arrays) != len(chunks) or not arrays:
-        raise refusal(stream, name, "a chunked array's shape and numbered chunks", "other entries")
+        raise damage(stream, name, "a chunked array's shape and numbered chunks", "other entries")
     if not limits.are_sizes(shape) or not limits.fits_memory(shape):
-        raise refusal(stream, name, f"a shape of at most {limits.MAX_AXES} sizes", header.shown(shape))
+        raise damage(stream, name, f"a shape of at most {limits.MAX_AXES} sizes", header.shown(shape))
     spec = LeafSpec(shape, arrays[0].spec.dtype)
     if len({array.spec.dtype for array in arrays}) > 1 or sum(array.spec.nbytes for array in arrays) != spec.nbytes:
-        raise refusal(stream, name, f"chunks of one dtype that fill {header.shown(shape)}", "others")
+        raise damage(stream, name, f"chunks of one dtype that fill {header.shown(shape)}", "others")
     return Stored(spec, tuple(span for array in arrays for span in array.chunks))
 
 
@@ -78,13 +77,13 @@ def scalar_text(stream: Stream, token: Token, name: str) -> str:
     """The number in a scalar extension, as text.
 
     Raises:
-        CheckpointError: it is no scalar.
+        DamagedError: it is no scalar.
     """
     stored = parsed(stream, token, name)
     if isinstance(stored, str):
         return stored
     if stored.spec.shape:
-        raise refusal(stream, name, "a scalar", f"shape {stored.spec.shape}")
+        raise damage(stream, name, "a scalar", f"shape {stored.spec.shape}")
     return str(np.frombuffer(stream.bytes(stored.chunks[0]), stored.spec.dtype)[0])
 
 
@@ -92,13 +91,13 @@ def complex_text(stream: Stream, token: Token, name: str) -> str:
     """The number in a complex extension, as text.
 
     Raises:
-        CheckpointError: it is no pair of real numbers.
+        DamagedError: it is no pair of real numbers.
     """
     payload = stream.inside(token)
     count, real, imaginary = payload.next(), payload.next(), payload.next()
     payload.require_end()
     if count != (Kind.ARRAY, 2) or not isinstance(real.value, float) or not isinstance(imaginary.value, float):
-        raise refusal(stream, name, "two real numbers", "something else")
+        raise damage(stream, name, "two real numbers", "something else")
     return str(complex(real.value, imaginary.value))
 
 
@@ -109,6 +108,6 @@ def read(content: np.ndarray, stored: Stored) -> np.ndarray:
     return (views[0] if len(views) == 1 else np.concatenate(views)).reshape(shape)
 
 
-def refusal(stream: Stream, name: str, expected: str, found: str) -> CheckpointError:
+def damage(stream: Stream, name: str, expected: str, found: str) -> DamagedError:
     """The error to raise about one leaf."""
-    return CheckpointError(f"{stream.given}: leaf {header.shown(name)}: expected {expected}, found {found}; {_REMEDY}")
+    return refusals.damaged(f"{stream.given}: leaf {header.shown(name)}", expected, found)

@@ -8,11 +8,10 @@ import enum
 import struct
 from typing import Any, NamedTuple
 
-from jaxguard.checkpoints import limits
-from jaxguard.errors import CheckpointError
+from jaxguard.checkpoints import limits, refusals
+from jaxguard.errors import DamagedError, HostileError
 
 MAX_TOKENS = 1_000_000
-_REMEDY = "the download was cut short, or the file is damaged or hostile; get it again from its author"
 
 
 class Kind(enum.Enum):
@@ -81,11 +80,12 @@ class Stream:
         """The next token; a map or an array is followed by its entries.
 
         Raises:
-            CheckpointError: bytes end early, no such token exists, or there are too many.
+            DamagedError: bytes end early, or no such token exists.
+            HostileError: there are too many.
         """
         self._num_tokens += 1
         if self._num_tokens > MAX_TOKENS:
-            raise self.refusal(f"at most {MAX_TOKENS} tokens", "more")
+            raise self.trick(f"at most {MAX_TOKENS} tokens", "more")
         first = self._number("B")
         if first <= 0x7F or first >= 0xE0:
             return Token(Kind.PLAIN, first if first <= 0x7F else first - 0x100)
@@ -94,7 +94,7 @@ class Stream:
         if first in _FIXED:
             return self._sized(*_FIXED[first])
         if first not in _LENGTHS:
-            raise self.refusal("a MessagePack token", hex(first))
+            raise self.damage("a MessagePack token", hex(first))
         kind, format = _LENGTHS[first]
         return self._sized(kind, self._number(format))
 
@@ -102,17 +102,18 @@ class Stream:
         """The text of a TEXT token, or of BYTES, as which old files store it.
 
         Raises:
-            CheckpointError: another token, no UTF-8, or text of more than `limit` bytes.
+            DamagedError: another token, or no UTF-8.
+            HostileError: text of more than `limit` bytes.
         """
         if token.kind not in (Kind.TEXT, Kind.BYTES):
-            raise self.refusal("text", token.kind.value)
+            raise self.damage("text", token.kind.value)
         start, end, _ = token.value
         if end - start > limit:
-            raise self.refusal(f"text of at most {limit} bytes", f"{end - start}")
+            raise self.trick(f"text of at most {limit} bytes", f"{end - start}")
         try:
             return self.bytes(token.value).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise self.refusal("UTF-8 text", str(error)) from error
+            raise self.damage("UTF-8 text", str(error)) from error
 
     def bytes(self, span: Span) -> bytes:
         """A copy of a span."""
@@ -126,21 +127,28 @@ class Stream:
         """Checks that nothing follows.
 
         Raises:
-            CheckpointError: something does.
+            DamagedError: something does.
         """
         if self.position != self._end:
-            raise self.refusal("an end", f"{self._end - self.position} more bytes")
+            raise self.damage("an end", f"{self._end - self.position} more bytes")
 
-    def refusal(self, expected: str, found: str) -> CheckpointError:
+    @property
+    def where(self) -> str:
+        """The file, and the place in it."""
+        return f"{self.given}: before byte {self.position}"
+
+    def damage(self, expected: str, found: str) -> DamagedError:
         """The error to raise about the bytes before `position`."""
-        return CheckpointError(
-            f"{self.given}: before byte {self.position}: expected {expected}, found {found}; {_REMEDY}"
-        )
+        return refusals.damaged(self.where, expected, found)
+
+    def trick(self, expected: str, found: str) -> HostileError:
+        """Likewise, of what no honest writer makes."""
+        return refusals.hostile(self.where, expected, found)
 
     def _number(self, format: str) -> Any:
         end = self.position + struct.calcsize(f">{format}")
         if end > self._end:
-            raise self.refusal("a whole token", "the end of the data")
+            raise self.damage("a whole token", "the end of the data")
         (number,) = struct.unpack_from(f">{format}", self._content, self.position)
         self.position = end
         return number
@@ -150,7 +158,7 @@ class Stream:
         is_nested = kind in (Kind.MAP, Kind.ARRAY)
         smallest = 2 * size if kind is Kind.MAP else size
         if smallest > self._end - self.position:
-            raise self.refusal(f"{kind.value} within the {self._end - self.position} bytes left", f"size {size}")
+            raise self.damage(f"{kind.value} within the {self._end - self.position} bytes left", f"size {size}")
         if is_nested:
             return Token(kind, size)
         start = self.position

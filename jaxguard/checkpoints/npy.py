@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from jaxguard.checkpoints import byteorder, limits
+from jaxguard.checkpoints import byteorder, limits, refusals
 from jaxguard.checkpoints.checkpoint import DTYPES, LeafSpec
 
 MAGIC = b"\x93NUMPY"
@@ -50,8 +50,8 @@ class Record:
     def problem(self) -> str:
         """Why the array is no leaf; empty where it is one."""
         if self.stored.hasobject:
-            return "Python objects, which only unpickling would bring back: not supported"
-        return "" if self.dtype is not None else f"elements of type {self.stored.str[:40]}, which is not supported"
+            return f"Python objects, which only unpickling would bring back{refusals.NOT_SUPPORTED}"
+        return "" if self.dtype is not None else f"elements of type {self.stored.str[:40]}{refusals.NOT_SUPPORTED}"
 
     @property
     def nbytes(self) -> int:
@@ -77,6 +77,7 @@ def parse(head: bytes) -> Record:
 
     Raises:
         ValueError: no such header, or a shape that fits no address space.
+        Unsupported: a later version of the format.
 
     >>> buffer = io.BytesIO()
     >>> np.save(buffer, np.zeros((2, 3), np.float16))
@@ -87,10 +88,12 @@ def parse(head: bytes) -> Record:
     try:
         version = np.lib.format.read_magic(source)
         if version not in _HEADER_READERS:
-            raise ValueError(f"version {version} of the npy format")
+            raise refusals.Unsupported(f"version {version} of the npy format")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # headers written by Python 2
             shape, fortran, stored = _HEADER_READERS[version](source, max_header_size=MAX_HEADER_BYTES)
+    except refusals.Unsupported:
+        raise
     # numpy evaluates the header as a Python literal and lets what the tokenizer raises through.
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError, EOFError) as error:
         raise ValueError(f"a header that numpy does not read ({str(error)[:200]})") from error

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxguard.checkpoints import archive, header, limits, npy
+from jaxguard.checkpoints import archive, header, limits, npy, refusals
 from jaxguard.checkpoints.checkpoint import Checkpoint, LeafSpec
-from jaxguard.errors import CheckpointError
 
 _SUFFIX = ".npy"
 _MAX_NOTE_LENGTH = 1000
-_REMEDY = "the file is damaged or hostile, get it again from its author"
 
 
 def is_npz(path: pathlib.Path) -> bool:
@@ -31,8 +29,9 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         A checkpoint of the arrays of numbers, under the names they were saved with; single texts are its metadata.
 
     Raises:
-        CheckpointError: an archive that is not sound, an array of objects or of other things than numbers, or a member
-            that is not as large as its header says.
+        DamagedError: an archive that is not sound, or a member that is not as large as its header says.
+        HostileError: a trick of the archive.
+        UnsupportedError: no array, or a version of the record that is not read.
     """
     opened = archive.open_archive(path, given)
     records: dict[str, npy.Record] = {}
@@ -56,13 +55,10 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
                 continue
             leaves[_name(name)], records[name] = record.spec, record
         except ValueError as error:
-            raise CheckpointError(
-                f"{given}: leaf {header.shown(name)}: expected an npy record of numbers, found {error}; {_REMEDY}"
-            ) from error
+            raise refusals.because(error, f"{given}: leaf {header.shown(name)}", "an npy record") from error
     if not (leaves or left_out) or len(leaves) > limits.MAX_LEAVES:
-        raise CheckpointError(
-            f"{given}: expected 1 to {limits.MAX_LEAVES} arrays, found {len(leaves)}; save the model's arrays again"
-        )
+        expected = f"1 to {limits.MAX_LEAVES} arrays"
+        raise refusals.unsupported(given, expected, f"a file of {len(leaves)}", "save the model's arrays")
     limits.check_announced(sum(spec.nbytes for spec in leaves.values()), path.stat().st_size, given)
 
     def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -73,7 +69,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
 
 def _name(name: str) -> str:
     if len(name) > limits.MAX_NAME_LENGTH:
-        raise ValueError(f"a name of {len(name)} characters")
+        raise refusals.Trick(f"a name of {len(name)} characters")
     name.encode()  # zip names are cp437 or UTF-8; a lone surrogate raises the ValueError it should
     return name
 

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jaxguard.checkpoints import mapping, ocdbt_nodes
+from jaxguard.checkpoints import mapping, ocdbt_nodes, refusals
 from jaxguard.checkpoints.ocdbt_nodes import Cursor, Extent
 
 MANIFEST = "manifest.ocdbt"
@@ -81,7 +81,9 @@ class _Files:
         """Raises ValueError for an extent outside the directory, or beyond the end of its file."""
         if (size := self._sizes.get(place.path)) is None:
             name = place.path.decode()
-            if {"", ".", ".."}.intersection(name.split("/")) or not (self._directory / name).is_file():
+            if {"", ".", ".."}.intersection(name.split("/")):
+                raise refusals.Trick(f"a reference to {name[:80]!r}, a path out of the directory")
+            if not (self._directory / name).is_file():
                 raise ValueError(f"a reference to {name[:80]!r}, which is no file of the directory")
             size = self._sizes[place.path] = (self._directory / name).stat().st_size
         if place.offset + place.length > size:
@@ -104,7 +106,8 @@ def opened(directory: pathlib.Path) -> Database:
         directory: holds the manifest.
 
     Raises:
-        ValueError: a damaged database, or one of more than a million keys.
+        ValueError: a damaged database.
+        Trick: one whose nodes lead out of the directory, or are a bomb.
         OSError: a file that cannot be read.
     """
     files = _Files(directory)
@@ -115,7 +118,7 @@ def opened(directory: pathlib.Path) -> Database:
         cursor = ocdbt_nodes.body(files.content(node.place), _NODE_MAGIC)
         num_bytes += node.place.length + len(cursor.content)
         if num_bytes > _MAX_TREE_BYTES:  # one node can be in many places
-            raise ValueError(f"a tree of more than {_MAX_TREE_BYTES} bytes")
+            raise refusals.Trick(f"a tree of more than {_MAX_TREE_BYTES} bytes")
         (height,) = cursor.take(1)
         if height != node.height:
             raise ValueError(f"a node of height {height} in place of {node.height}")

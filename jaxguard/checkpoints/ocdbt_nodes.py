@@ -7,6 +7,7 @@ A node is stored by columns: the lengths of all keys, then the keys, then the le
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jaxguard.checkpoints import refusals
 from jaxguard.checkpoints.crc32c import crc32c
 
 MAX_ENTRIES = 2**20
@@ -77,7 +78,7 @@ class Cursor:
     def names(self, prefixes: Sequence[int], suffixes: Sequence[int]) -> list[bytes]:
         """Prefix-compressed names: each begins with `prefixes[i]` bytes of the previous one."""
         if sum(prefixes) + sum(suffixes) > _MAX_NAME_BYTES:
-            raise ValueError(f"names of more than {_MAX_NAME_BYTES} bytes")
+            raise refusals.Trick(f"names of more than {_MAX_NAME_BYTES} bytes")
         found, name = [], b""
         for prefix, suffix in zip(prefixes, suffixes, strict=True):
             if prefix > len(name):
@@ -111,7 +112,7 @@ def body(encoded: memoryview, magic: bytes) -> Cursor:
         ValueError: not a node of this kind, a damaged one, or one that is too large.
     """
     if len(encoded) > _MAX_ENCODED:
-        raise ValueError(f"a node of {len(encoded)} bytes")
+        raise refusals.Trick(f"a node of {len(encoded)} bytes")
     content, checksum = bytes(encoded[:-_CHECKSUM_BYTES]), bytes(encoded[-_CHECKSUM_BYTES:])
     cursor = Cursor(content)
     if cursor.take(len(magic)) != magic or int.from_bytes(cursor.take(_LENGTH_BYTES), "little") != len(encoded):
@@ -120,7 +121,7 @@ def body(encoded: memoryview, magic: bytes) -> Cursor:
         raise ValueError("a node with another checksum")
     version, compression = cursor.integer(), cursor.integer()
     if version != 0 or compression not in (0, 1):
-        raise ValueError(f"a node of version {version} and compression {compression}")
+        raise refusals.Unsupported(f"a node of version {version} and compression {compression}")
     rest = content[cursor.position :]
     return Cursor(_inflated(rest) if compression else rest)
 
@@ -136,7 +137,7 @@ def _inflated(content: bytes) -> bytes:
                 pieces.append(piece)
                 left -= len(piece)
                 if left < 0:
-                    raise ValueError(f"a node of more than {_MAX_DECODED} bytes")
+                    raise refusals.Trick(f"a node of more than {_MAX_DECODED} bytes, a decompression bomb")
     except OSError as error:
         raise ValueError(f"a node that cannot be inflated ({error})") from error
     return b"".join(pieces)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits, ocdbt, orbax_index, tensorstore_arrays, trees, zarr_metadata
+from jaxguard.checkpoints import header, limits, ocdbt, orbax_index, refusals, tensorstore_arrays, trees, zarr_metadata
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.errors import CheckpointError
 from jaxguard.logs import quiet_absl
@@ -21,7 +21,6 @@ from jaxguard.logs import quiet_absl
 _STEP_METADATA = "_CHECKPOINT_METADATA"
 _UNFINISHED = "orbax-checkpoint-tmp"
 _STEP_NAME = re.compile(r"(?:[A-Za-z][A-Za-z_-]*[_-])?(\d+)")
-_REMEDY = "the checkpoint is damaged or hostile, save it again or get it again from its author"
 
 
 def is_orbax(path: pathlib.Path) -> bool:
@@ -62,14 +61,16 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         A checkpoint on the host's memory; string leaves and Orbax's custom metadata are its `metadata`.
 
     Raises:
-        CheckpointError: more than one item to choose from, a damaged index or array, a leaf that is not an
-            array of numbers, or more announced bytes than a directory of this size can hold.
+        CheckpointError: more than one item to choose from.
+        DamagedError: a damaged index or array.
+        HostileError: a trick, such as more announced bytes than a directory of this size can hold.
+        UnsupportedError: a codec that is not read, or no array.
     """
     step, directory = _item(path, given)
     size = _regular_size(directory, given)
     index = orbax_index.read(directory, given)
     value_fn, is_ocdbt = _values(directory, given)
-    arrays = tensorstore_arrays.opened(directory, index, value_fn, given, is_ocdbt=is_ocdbt)
+    arrays, left_out = tensorstore_arrays.opened(directory, index, value_fn, given, is_ocdbt=is_ocdbt)
     limits.check_announced(sum(array.nbytes for array in arrays.values()), size, given)
     limits.check_chunks(sum(array.num_chunks for array in arrays.values()), size, given)
     leaves = {name: array.spec for name, array in arrays.items()}
@@ -78,7 +79,8 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
         return tensorstore_arrays.read(arrays, names, given)
 
-    return Checkpoint(given, "orbax", leaves, metadata, directory, read_fn)
+    left_out |= index.left_out
+    return Checkpoint(given, "orbax", leaves, metadata, directory, read_fn, left_out=left_out)
 
 
 def write_checkpoint(path: pathlib.Path, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -149,10 +151,10 @@ def _regular_size(directory: pathlib.Path, given: str) -> int:
                 if child.is_file():
                     size += child.stat().st_size
                 elif not child.is_dir():
-                    raise CheckpointError(
-                        f"{given}: expected files and folders only, found {os.path.relpath(child.path, directory)}, a "
-                        f"special file or a broken link; {_REMEDY}"
-                    )
+                    name = os.path.relpath(child.path, directory)
+                    if child.is_symlink():
+                        raise refusals.damaged(given, "files and folders only", f"{name}, a broken link")
+                    raise refusals.hostile(given, "files and folders only", f"{name}, a special file")
                 elif not child.is_symlink():
                     pending.append(child.path)
     return size
@@ -165,9 +167,7 @@ def _values(directory: pathlib.Path, given: str) -> tuple[tensorstore_arrays.Val
     try:
         database = ocdbt.opened(directory)
     except ValueError as error:
-        raise CheckpointError(
-            f"{given}: expected a database of arrays, found {header.shown(str(error))}; {_REMEDY}"
-        ) from error
+        raise refusals.because(error, given, "a database of arrays", header.shown(str(error))) from error
     return lambda key: bytes(database.value(key)[: zarr_metadata.MAX_BYTES + 1]), True
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxguard.checkpoints import header
+from jaxguard.checkpoints import header, refusals
 from jaxguard.checkpoints.pickle_objects import Builders, Global, Record, entry_key
 
 _ENCODINGS = {"latin1": "latin-1", "latin-1": "latin-1", "iso-8859-1": "latin-1"}
@@ -15,7 +15,7 @@ class Encoded:
 
     def __init__(self, text: Any, encoding: Any = "latin1"):
         if not isinstance(text, str) or encoding not in _ENCODINGS:
-            raise ValueError(f"bytes written as text in the encoding {header.shown(encoding)}")
+            raise refusals.Unsupported(f"bytes written as text in the encoding {header.shown(encoding)}")
         self.text = text
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ import mmap
 from collections.abc import Callable
 from typing import Any
 
-from jaxguard.checkpoints import header
+from jaxguard.checkpoints import header, refusals
 from jaxguard.checkpoints.pickle_objects import Builders, Global, Record, entry_key
 
 _MAX_INT_BITS = 1024
@@ -83,7 +83,7 @@ class Machine:
 
     def refuse(self, argument: Any = None) -> None:
         """What only programs with other programs around them need."""
-        raise ValueError(f"an opcode that no checkpoint needs (argument {header.shown(argument)})")
+        raise refusals.Unsupported(f"an opcode for data outside of the file (argument {header.shown(argument)})")
 
     def text(self, position: int) -> int:
         """Pushes text behind its length in 32 bits."""
@@ -121,7 +121,7 @@ class Machine:
     def integer(self, value: int) -> None:
         """Pushes an integer, unless it is so large that computing with it would be an attack."""
         if value.bit_length() > _MAX_INT_BITS:
-            raise ValueError(f"an integer of {value.bit_length()} bits")
+            raise refusals.Trick(f"an integer of {value.bit_length()} bits")
         self.stack.append(value)
 
     def memoise(self, index: int) -> None:
@@ -133,7 +133,7 @@ class Machine:
     def memoise_anywhere(self, index: int) -> None:
         """Remembers the topmost value under a number that is written in digits."""
         if not 0 <= index < _MAX_MEMO_INDEX:
-            raise ValueError("a memo index out of range")
+            raise refusals.Trick("a memo index out of range")
         self.memoise(index)
 
     def extend(self, items: list[Any]) -> None:
@@ -163,7 +163,7 @@ class Machine:
         if (known := self.globals.get((module, name))) is not None:
             return known
         if len(self.globals) >= _MAX_GLOBALS:
-            raise ValueError(f"more than {_MAX_GLOBALS} names of classes and functions")
+            raise refusals.Trick(f"more than {_MAX_GLOBALS} names of classes and functions")
         full = f"{module}.{name}"
         if full not in self.builders:
             self.foreign[full] = None
@@ -186,7 +186,7 @@ class Machine:
             if isinstance(item, _CONTAINERS):
                 self.handed_over += len(item)
         if self.handed_over > _MAX_HANDED_OVER:
-            raise ValueError(f"functions called on more than {_MAX_HANDED_OVER} items")
+            raise refusals.Trick(f"functions called on more than {_MAX_HANDED_OVER} items")
         return builder(*args)
 
     def reduce(self) -> None:
@@ -222,7 +222,7 @@ class Machine:
     def persistent(self, identity: Any) -> Any:
         """What the container around the program keeps under an id."""
         if self.persistent_fn is None:
-            raise ValueError("a reference to data outside of the pickle")
+            raise refusals.Unsupported("a reference to data outside of the pickle")
         return self.persistent_fn(identity)
 
 

@@ -12,15 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxguard.checkpoints import pickle_machine
+from jaxguard.checkpoints import pickle_machine, refusals
 from jaxguard.checkpoints.pickle_machine import Machine, PersistentFn
 from jaxguard.checkpoints.pickle_objects import Builders
-from jaxguard.errors import CheckpointError
 
 MAX_PICKLE_BYTES = 2**28
 MAX_OPCODES = 2**21
 _VARIABLE, _STOP = -1, -2  # in place of the width of an argument
-_REMEDY = "the file is damaged or hostile, get it again from its author, as safetensors where possible"
 
 _EXHAUSTED = "a pickle exhausted before its STOP"
 _BROKEN = (
@@ -63,7 +61,9 @@ def read(
         start: position of the pickle.
 
     Raises:
-        CheckpointError: no pickle, or one that breaks the stack machine's rules or exceeds its limits.
+        DamagedError: no pickle, or one that breaks the stack machine's rules.
+        HostileError: one that exceeds its limits.
+        UnsupportedError: an opcode or a storage that is not read.
 
     >>> read(b"(dp0\nVlr\np1\nF0.5\ns.", "demo", {}).result
     {'lr': 0.5}
@@ -77,7 +77,7 @@ def run(machine: Machine, start: int) -> int:
     """Lets a machine act on one opcode after the other, up to the STOP, and returns the position behind that.
 
     Raises:
-        CheckpointError: as `read`.
+        CheckpointError: of one of the kinds that `read` raises.
     """
     steps, content, given = _STEPS, machine.content, machine.given
     size = len(content)
@@ -100,16 +100,15 @@ def run(machine: Machine, start: int) -> int:
             else:
                 machine.result = machine.pop()
                 return at + 1
-        raise ValueError(f"more than {MAX_OPCODES} opcodes")
+        raise refusals.Trick(f"more than {MAX_OPCODES} opcodes")
     except _BROKEN as error:
         found = str(error) or type(error).__name__
         if isinstance(error, KeyError):
             found = f"the unknown memo {error}"
         elif isinstance(error, IndexError) and position >= size:
             found = _EXHAUSTED
-        raise CheckpointError(
-            f"{given}: expected a pickle of tensors and containers, found {found[:200]} at byte {at}; {_REMEDY}"
-        ) from error
+        expected = "a pickle of tensors and containers"
+        raise refusals.because(error, given, expected, f"{found[:200]} at byte {at}") from error
 
 
 _VALUES = (

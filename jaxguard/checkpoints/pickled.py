@@ -8,19 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits, numpy_pickle, pickle_containers, state_dict
+from jaxguard.checkpoints import header, limits, numpy_pickle, pickle_containers, refusals, state_dict
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.checkpoints.model_keys import MODEL_KEYS
 from jaxguard.checkpoints.pickle_objects import Record, Unreadable
 from jaxguard.checkpoints.pickle_program import Program
 from jaxguard.checkpoints.torch_pickle import StorageFn, Tensor
-from jaxguard.errors import DamagedError, UnsupportedError
 
 BUILDERS = {**numpy_pickle.BUILDERS, **pickle_containers.BUILDERS}
 """What a pickle of arrays may refer to and be understood."""
 
 _MAX_NOTES, _MAX_NOTE_LENGTH, _MAX_LOOKS, _MAX_NAMES = 256, 1000, 10_000, 50
-_REMEDY = "the file is damaged, get it again from its author"
 
 
 def mapped(path: pathlib.Path, given: str, limit: int) -> mmap.mmap:
@@ -32,7 +30,7 @@ def mapped(path: pathlib.Path, given: str, limit: int) -> mmap.mmap:
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if size == 0:
-            raise DamagedError(f"{given}: expected a pickle, found an empty file; download or save it again")
+            raise refusals.damaged(given, "a pickle", "an empty file")
         return mmap.mmap(file.fileno(), min(size, limit), access=mmap.ACCESS_READ)
 
 
@@ -72,10 +70,8 @@ def assembled(
     arrays = state_dict.flattened(program.result, given)
     if not arrays:
         came = f"none, but references to {_listing(program.foreign)}" if program.foreign else "none"
-        raise UnsupportedError(
-            f"{given}: expected a pickle that holds arrays or tensors, found {came}; "
-            "nothing of it was run: save the model's state_dict, or its weights as safetensors"
-        )
+        remedy = "nothing of it was run: save the model's state_dict, or its weights as safetensors"
+        raise refusals.unsupported(given, "a pickle that holds arrays or tensors", came, remedy)
     leaves: dict[str, state_dict.Leaf] = {}
     paths: dict[str, tuple[str, ...]] = {}
     for keys, leaf in arrays.items():
@@ -123,16 +119,14 @@ def _problem(name: str, leaf: Any, sizes: Mapping[str, int] | None, given: str) 
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise DamagedError(f"{given}: expected leaf names that are text, found {name[:80]!r}; {_REMEDY}") from error
+        raise refusals.damaged(given, "leaf names that are text", repr(name[:80])) from error
     problem = leaf.kind if isinstance(leaf, Unreadable) else None if leaf.spec else leaf.problem
     if problem is not None:
-        return f"{problem}, which is not supported"
+        return f"{problem}{refusals.NOT_SUPPORTED}"
     if isinstance(leaf, Tensor) and (found := (sizes or {}).get(leaf.storage.key, -1)) < leaf.storage.nbytes:
         came = "no such storage" if found < 0 else f"{found} bytes"
-        raise DamagedError(
-            f"{given}: leaf {header.shown(name)}: expected a storage {header.shown(leaf.storage.key)} of "
-            f"{leaf.storage.nbytes} bytes, found {came}; the download was cut short, or {_REMEDY}"
-        )
+        expected = f"a storage {header.shown(leaf.storage.key)} of {leaf.storage.nbytes} bytes"
+        raise refusals.damaged(f"{given}: leaf {header.shown(name)}", expected, came)
     return ""
 
 
@@ -142,9 +136,8 @@ def _read(name: str, leaf: Any, storage_fn: StorageFn, *, big_endian: bool, give
     try:
         return leaf.read()
     except ValueError as error:
-        raise DamagedError(
-            f"{given}: leaf {header.shown(name)}: expected bytes, found {header.shown(str(error))}; {_REMEDY}"
-        ) from error
+        where = f"{given}: leaf {header.shown(name)}"
+        raise refusals.damaged(where, "bytes", header.shown(str(error))) from error
 
 
 def _metadata(program: Program) -> dict[str, str]:

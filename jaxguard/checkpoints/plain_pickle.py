@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import pickle_program, pickled, pytorch, pytorch_legacy
+from jaxguard.checkpoints import foreign, pickle_program, pickled, pytorch, pytorch_legacy, refusals
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.checkpoints.pickle_containers import content_of
 from jaxguard.checkpoints.torch_pickle import Storage
@@ -14,16 +14,25 @@ from jaxguard.checkpoints.torch_pickle import Storage
 _START = re.compile(rb"\x80[\x02-\x05]|c[\w.]+\n[\w.]+\n|\((?:[dl]p\d|d\.|l\.|c[\w.]+\n)|[\]}](?:q.|[(.])", re.DOTALL)
 """How pickles of containers, arrays and calls begin, by any protocol."""
 
+
+def _of_joblib(*_: Any) -> Any:
+    raise refusals.Unsupported("an array of joblib, which stands between the opcodes")
+
+
+_JOBLIB = {
+    f"joblib.numpy_pickle.{name}": _of_joblib for name in ("NumpyArrayWrapper", "NDArrayWrapper", "ZNDArrayWrapper")
+}
 _MAX_STORAGES = 10_000
 _NOTHING = np.empty(0, np.uint8)
 
 
 def is_pickle(path: pathlib.Path) -> bool:
-    """True for the first bytes of a pickle, by any protocol, of a container, an array or a call."""
+    """True for the first bytes of a pickle, by any protocol, of a container, an array or a call; not for joblib's."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return _START.match(file.read(256)) is not None
+        head = file.read(256)
+        return _START.match(head) is not None and not foreign.is_joblib(head + file.read(foreign.HEAD_BYTES))
 
 
 def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
@@ -37,7 +46,9 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         A checkpoint whose content is in memory; names are joined with `/`, and with `.` where PyTorch's tensors are.
 
     Raises:
-        CheckpointError: it holds no arrays of numbers, refers to functions that run code, or is no sound pickle.
+        DamagedError: it is no sound pickle.
+        HostileError: it is a trick.
+        UnsupportedError: it holds no arrays of numbers.
     """
     size = path.stat().st_size
     storages: dict[str, np.ndarray] = {}
@@ -49,7 +60,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         held = content_of(content)
         num_bytes += len(held)
         if len(storages) >= _MAX_STORAGES or num_bytes > size:
-            raise ValueError(f"more than {_MAX_STORAGES} storages, or more in them than in the file")
+            raise refusals.Trick(f"more than {_MAX_STORAGES} storages, or more in them than in the file")
         stream = bytes(held)
         program, found = pytorch_legacy.read_stream(stream, np.frombuffer(stream, np.uint8), given)
         storage = program.result
@@ -59,7 +70,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         storages[key] = data
         return Storage(key, storage.dtype, storage.kind, storage.itemsize, storage.size, storage.first)
 
-    builders = {**pytorch.BUILDERS, "torch.storage._load_from_bytes": stored}
+    builders = {**pytorch.BUILDERS, "torch.storage._load_from_bytes": stored, **_JOBLIB}
     with pickled.mapped(path, given, size) as source:
         program = pickle_program.read(source, given, builders)
     return pickled.assembled(

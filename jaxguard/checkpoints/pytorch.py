@@ -4,18 +4,16 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from jaxguard.checkpoints import archive, header, pickle_program, pickled, torch_pickle
+from jaxguard.checkpoints import archive, header, pickle_program, pickled, refusals, torch_pickle
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.checkpoints.pickle_program import MAX_PICKLE_BYTES
 from jaxguard.checkpoints.torch_pickle import Storage
-from jaxguard.errors import CheckpointError
 
 BUILDERS = {**torch_pickle.BUILDERS, **pickled.BUILDERS}
 """What a PyTorch checkpoint may refer to and be understood."""
 
 _PICKLE = "/data.pkl"
 _BYTE_ORDERS: Mapping[bytes, bool] = {b"little": False, b"big": True}
-_REMEDY = "the file is damaged or hostile, get it again from its author"
 
 
 def is_pytorch(path: pathlib.Path) -> bool:
@@ -34,17 +32,20 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         A checkpoint with the model's names as PyTorch gave them; `read` returns read-only views of the file.
 
     Raises:
-        CheckpointError: an archive or a pickle that is not sound, no model in it, or tensors beyond their storages.
+        DamagedError: an archive or a pickle that is not sound, or tensors beyond their storages.
+        HostileError: a trick of the archive or the pickle.
+        UnsupportedError: no tensor in it.
     """
     opened = archive.open_archive(path, given)
     mains = [name for name in opened.members if _is_main(name)]
     if len(mains) != 1:
-        raise CheckpointError(f"{given}: expected one member NAME{_PICKLE}, found {len(mains)}; {_REMEDY}")
+        found = f"{len(mains)}, of which readers take either"
+        raise refusals.hostile(given, f"one member NAME{_PICKLE}", found)
     folder = mains[0].removesuffix(_PICKLE)
     storages = f"{folder}/data/"
     order = opened.read(f"{folder}/byteorder", 16) if f"{folder}/byteorder" in opened.members else b"little"
     if order not in _BYTE_ORDERS:
-        raise CheckpointError(f"{given}: expected byteorder little or big, found {header.shown(order)}; {_REMEDY}")
+        raise refusals.damaged(given, "byteorder little or big", header.shown(order))
     return pickled.assembled(
         pickle_program.read(opened.read(mains[0], MAX_PICKLE_BYTES), given, BUILDERS, _storage),
         path,

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits, mapping, pickle_program, pickled, pytorch, torch_pickle
+from jaxguard.checkpoints import header, limits, mapping, pickle_program, pickled, pytorch, refusals, torch_pickle
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.checkpoints.pickle_program import Program
 from jaxguard.checkpoints.torch_pickle import Storage
-from jaxguard.errors import CheckpointError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _START = re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\n" + re.escape(_MAGIC.to_bytes(10, "little")), re.DOTALL)
@@ -23,7 +22,6 @@ _PROTOCOL = 1001
 _COUNT_BYTES = 8
 _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
 _TAR_MEMBERS = (b"sys_info\0", b"pickle\0", b"tensors\0", b"storages\0")
-_REMEDY = "the download was cut short, or the file is damaged or hostile; get it again from its author"
 
 
 def is_pytorch_legacy(path: pathlib.Path) -> bool:
@@ -47,14 +45,15 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         where the offset of a storage is not a multiple of its element size.
 
     Raises:
-        CheckpointError: a stream or a pickle that is not sound, no model in it, or tensors beyond their storages.
+        DamagedError: a stream or a pickle that is not sound, or tensors beyond their storages.
+        HostileError: a trick of a pickle.
+        UnsupportedError: no tensor in it, or a tar archive of PyTorch before 0.1.10.
     """
     with path.open("rb") as file:
         if _is_old_tar(file.read(_TAR_MAGIC_AT + len(_TAR_MAGIC))):
-            raise CheckpointError(
-                f"{given}: expected a checkpoint of PyTorch 0.1.10 or later, found a tar archive from before; "
-                "load it with an old PyTorch and save it again"
-            )
+            remedy = "load it with an old PyTorch and save it again"
+            expected = "a checkpoint of PyTorch 0.1.10 or later"
+            raise refusals.unsupported(given, expected, "a tar archive from before", remedy)
     content = mapping.mapped(path)
     with pickled.mapped(path, given, pickle_program.MAX_PICKLE_BYTES) as source:
         program, storages = read_stream(source, content, given)
@@ -81,7 +80,8 @@ def read_stream(source: bytes | mmap.mmap, content: np.ndarray, given: str) -> t
         What the fourth pickle describes, and the storages by key, views of `content`.
 
     Raises:
-        CheckpointError: a stream that is not sound.
+        DamagedError: a stream that is not sound.
+        UnsupportedError: another protocol.
     """
     referred: dict[str, Storage] = {}
 
@@ -98,9 +98,7 @@ def read_stream(source: bytes | mmap.mmap, content: np.ndarray, given: str) -> t
         number = pickle_program.read(source, given, {}, start=position)
         position = number.end
         if number.result != expected:
-            raise CheckpointError(
-                f"{given}: expected the number {expected}, found {header.shown(number.result)}; {_REMEDY}"
-            )
+            raise refusals.unsupported(given, f"the number {expected}", header.shown(number.result))
     machine = pickle_program.read(source, given, pickled.BUILDERS, start=position)
     program = pickle_program.read(source, given, pytorch.BUILDERS, storage, start=machine.end)
     keys = pickle_program.read(source, given, {}, start=program.end)
@@ -132,19 +130,17 @@ def _storages(
 ) -> dict[str, np.ndarray]:
     """Storages by key; they follow each other."""
     if not isinstance(keys, list) or len(keys) > limits.MAX_LEAVES:
-        raise CheckpointError(f"{given}: expected a list of storage keys, found {header.shown(keys)}; {_REMEDY}")
+        raise refusals.damaged(given, "a list of storage keys", header.shown(keys))
     found: dict[str, np.ndarray] = {}
     for key in keys:
         if not isinstance(key, str) or key not in referred or key in found:
-            raise CheckpointError(f"{given}: expected the key of a storage, once, found {header.shown(key)}; {_REMEDY}")
+            raise refusals.damaged(given, "the key of a storage, once", header.shown(key))
         first = position + _COUNT_BYTES
         count = int.from_bytes(content[position:first].tobytes(), "little", signed=True)
         end = first + count * referred[key].itemsize
         if count < 0 or not first <= end <= content.size:
-            raise CheckpointError(
-                f"{given}: storage {header.shown(key)}: expected its elements inside the {content.size} bytes of the "
-                f"stream, found {count} announced at byte {position}; {_REMEDY}"
-            )
+            where, expected = f"{given}: storage {header.shown(key)}", f"elements inside the {content.size} bytes"
+            raise refusals.damaged(where, expected, f"{count} announced at byte {position}")
         found[key] = content[first:end]
         position = end
     return found

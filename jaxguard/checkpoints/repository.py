@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from jaxguard.checkpoints import header, sharded
+from jaxguard.checkpoints import header, refusals, sharded
 from jaxguard.errors import CheckpointError
 
 CONFIGS = ("config.json", "preprocessor_config.json")
@@ -32,6 +32,11 @@ _MAX_FILES = 10_000
 _MAX_CONFIG_BYTES = 2**22
 _MAX_FIELDS = 200
 _MAX_FIELD_LENGTH = 2000
+
+
+def holds_weights(folder: pathlib.Path) -> bool:
+    """Whether a folder has one of WEIGHTS."""
+    return any(_is_filled(folder / name) for name in WEIGHTS)
 
 
 def weights_file(folder: pathlib.Path, given: str, is_checkpoint_fn: Callable[[pathlib.Path], bool]) -> pathlib.Path:
@@ -81,7 +86,8 @@ def configuration(folder: pathlib.Path, given: str) -> dict[str, str]:
         Such as `{"model_type": "resnet", "architectures": '["ResNetForImageClassification"]', "num_labels": "1000"}`.
 
     Raises:
-        CheckpointError: a file that is too long, or no JSON object.
+        DamagedError: no JSON object.
+        UnsupportedError: a file that is too long.
     """
     found: dict[str, str] = {}
     for name in CONFIGS:
@@ -89,10 +95,8 @@ def configuration(folder: pathlib.Path, given: str) -> dict[str, str]:
         if not _is_filled(path):
             continue
         if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise CheckpointError(
-                f"{given}: {name}: expected at most {_MAX_CONFIG_BYTES} bytes, found {path.stat().st_size}; "
-                "it is damaged or hostile, pass the file with the weights"
-            )
+            size, remedy = str(path.stat().st_size), "pass the file with the weights"
+            raise refusals.unsupported(f"{given}: {name}", f"at most {_MAX_CONFIG_BYTES} bytes", size, remedy)
         fields = header.parse(path.read_bytes(), f"{given}: {name}")
         labels = fields.get("id2label")
         if "num_labels" not in fields and isinstance(labels, dict):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits
+from jaxguard.checkpoints import header, limits, refusals
 from jaxguard.checkpoints.checkpoint import DTYPES, Checkpoint, LeafSpec
 from jaxguard.errors import CheckpointError
 
@@ -26,7 +26,6 @@ _KEPT_HEADERS, _KEPT_BYTES = 64, 2**20  # headers that are remembered, and the l
 _METADATA = "__metadata__"
 _PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I4": 4, "U4": 4, "C128": 128}
 """Bits of an element, for types that no leaf may have."""
-_REMEDY = "the file is damaged or hostile, get it again from its author"
 
 
 def is_safetensors(path: pathlib.Path) -> bool:
@@ -48,16 +47,16 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         A checkpoint whose `read` returns read-only views of the file's pages.
 
     Raises:
-        CheckpointError: the header does not describe exactly the bytes behind it.
+        DamagedError: the header does not describe exactly the bytes behind it.
+        HostileError: leaves on top of each other, or a key twice.
+        UnsupportedError: no leaf.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         if length > min(header.MAX_HEADER_BYTES, size - _LENGTH_BYTES):
-            raise CheckpointError(
-                f"{given}: expected a header length within the {size} bytes of the file (and "
-                f"{header.MAX_HEADER_BYTES}), found {length}; the download was cut short or {_REMEDY}"
-            )
+            expected = f"a header length within the {size} bytes of the file (and {header.MAX_HEADER_BYTES})"
+            raise refusals.damaged(given, expected, str(length))
         text = file.read(length)
         content = np.memmap(file, dtype=np.uint8, mode="r")
     leaves, first_bytes, metadata, left_out = _checked_again(text, size, given)
@@ -127,7 +126,7 @@ def _checked(text: bytes, size: int, given: str = "") -> _Header:
     fields = header.parse(text, given)
     metadata = _checked_metadata(fields.pop(_METADATA, {}), given)
     if not fields:
-        raise CheckpointError(f"{given}: expected at least one leaf, found none; save the checkpoint again")
+        raise refusals.unsupported(given, "at least one leaf", "a file without any", "save the model's weights")
     start = _LENGTH_BYTES + len(text)
     leaves: dict[str, LeafSpec] = {}
     left_out: dict[str, str] = {}
@@ -161,7 +160,7 @@ def _checked_again(text: bytes, size: int, given: str) -> _Header:
 
 def _checked_metadata(found: Any, given: str) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise CheckpointError(f"{given}: expected text values in {_METADATA}, found {header.shown(found)}; {_REMEDY}")
+        raise refusals.damaged(given, f"text values in {_METADATA}", header.shown(found))
     return found
 
 
@@ -169,9 +168,7 @@ def _checked_entry(name: str, entry: Any, given: str) -> tuple[LeafSpec | str, t
     """One leaf of the header, believed: its spec, or why it has none, and its first and past-the-last byte."""
 
     def refuse(expected: str, found: Any) -> CheckpointError:
-        return CheckpointError(
-            f"{given}: leaf {header.shown(name)}: expected {expected}, found {header.shown(found)}; {_REMEDY}"
-        )
+        return refusals.damaged(f"{given}: leaf {header.shown(name)}", expected, header.shown(found))
 
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise refuse("dtype, shape and data_offsets", entry)
@@ -190,7 +187,7 @@ def _checked_entry(name: str, entry: Any, given: str) -> tuple[LeafSpec | str, t
         expected = end - first if bits is None else -(-math.prod(shape) * bits // 8)
         if end - first != expected or end < first:
             raise refuse(f"data_offsets that span the {expected} bytes of {dtype} {header.shown(shape)}", offsets)
-        return f"an array of element type {header.shown(dtype)}, which is not supported", (first, end)
+        return f"an array of element type {header.shown(dtype)}{refusals.NOT_SUPPORTED}", (first, end)
     spec = LeafSpec(tuple(shape), DTYPES[dtype])
     if end - first != spec.nbytes:
         raise refuse(f"data_offsets that span the {spec.nbytes} bytes of {dtype} {header.shown(shape)}", offsets)
@@ -201,20 +198,16 @@ def _check_cover(spans: Mapping[str, tuple[int, int]], size: int, given: str) ->
     """The leaves, in the order of their bytes, must touch and fill the file: no overlap, no gap, no tail."""
     position = 0
     for name, (first, end) in sorted(spans.items(), key=lambda item: item[1]):
+        where = f"{given}: leaf {header.shown(name)}"
         if end > size:
-            raise CheckpointError(
-                f"{given}: leaf {header.shown(name)}: expected data_offsets inside the {size} bytes behind "
-                f"the header, found [{first}, {header.shown(end)}]; the download was cut short or {_REMEDY}"
-            )
-        if first != position:
-            kind = "overlaps the leaf before it" if first < position else "leaves a gap before it"
-            raise CheckpointError(
-                f"{given}: leaf {header.shown(name)}: expected to start at byte {position}, found {first}, "
-                f"which {kind}; {_REMEDY}"
-            )
+            expected = f"data_offsets inside the {size} bytes behind the header"
+            raise refusals.damaged(where, expected, f"[{first}, {header.shown(end)}]")
+        if first < position:
+            raise refusals.hostile(where, f"to start at byte {position}", f"{first}, on top of the leaf before it")
+        if first > position:
+            expected = f"to start at byte {position}"
+            raise refusals.damaged(where, expected, f"{first}, behind bytes that belong to no leaf")
         position = end
     if position != size:
-        raise CheckpointError(
-            f"{given}: expected the leaves to fill the {size} bytes behind the header, "
-            f"found {size - position} bytes that belong to no leaf; {_REMEDY}"
-        )
+        expected = f"the leaves to fill the {size} bytes behind the header"
+        raise refusals.damaged(given, expected, f"{size - position} bytes that belong to no leaf")

@@ -11,19 +11,19 @@ asked for.
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxguard.checkpoints import averages as averages_of
-from jaxguard.checkpoints import header, model_keys, training_state
+from jaxguard.checkpoints import left_out as in_words
+from jaxguard.checkpoints import model_keys, refusals, training_state
 from jaxguard.checkpoints.checkpoint import Checkpoint, LeafSpec, ReadFn
 from jaxguard.checkpoints.training_state import Path, Stored
-from jaxguard.errors import CheckpointError, UnsupportedError
+from jaxguard.errors import CheckpointError
 
 _MAX_ENCLOSING = 8
-_NAMED_ONE_BY_ONE = 16
 _OPTIMIZER = "opt_state"
 _MAX_MOMENTS = 64
 _MAX_COUNTERS = 8
@@ -71,16 +71,15 @@ def applied(opened: Checkpoint, weights: str | None) -> Checkpoint:
             stored[path], origins[path] = entry, name
     found = select(stored, separator=separator, weights=weights, given=given)
     names: dict[str, str] = {}
-    left_out = dict(_listed(found, stored, separator))
+    left_out = dict(in_words.listed(found.left_out, found.root, stored, separator))
     for path, name in found.names.items():
         problem = stored[path]
         if isinstance(problem, str):
             left_out[name] = problem
         elif name in names:
-            raise CheckpointError(
-                f"{given}: expected one leaf of the name {_text(name)!r}, found two whose keys join to it; "
-                "save the model's weights alone"
-            )
+            expected = f"one leaf of the name {in_words.printable(name)!r}"
+            remedy = "save the model's weights alone"
+            raise refusals.unsupported(given, expected, "two whose keys join to it", remedy)
         else:
             names[name] = origins[path]
     aliases = averages_of.aliases(
@@ -90,14 +89,14 @@ def applied(opened: Checkpoint, weights: str | None) -> Checkpoint:
         for other in others:
             del names[other]
     if not names:
-        kinds = "; ".join(f"{header.shown(name)}: {reason}" for name, reason in list(left_out.items())[:3])
-        raise UnsupportedError(
-            f"{given}: expected dense arrays of numbers, found none ({kinds}); other kinds are not supported: convert "
-            "them (dequantize, to_dense, float) and save the weights again"
+        remedy = "convert them (dequantize, to_dense, float) and save the weights again"
+        raise refusals.unsupported(
+            given, "dense arrays of numbers", f"other kinds alone ({in_words.named(left_out)})", remedy
         )
     metadata = {**_counters(opened, found, origins), **opened.metadata}
     if found.root:
-        metadata["state_dict"] = ".".join(map(_text, found.root))
+        metadata["state_dict"] = ".".join(map(in_words.printable, found.root))
+    about = in_words.of_weights(found.averages, found.weights, found.root, found.kept)
     read_fn: ReadFn = opened.read_fn
     if all(name == origin for name, origin in names.items()) and len(names) == len(opened.leaves):
         leaves, first_bytes = opened.leaves, opened.first_bytes
@@ -119,7 +118,7 @@ def applied(opened: Checkpoint, weights: str | None) -> Checkpoint:
         metadata=metadata,
         left_out=left_out,
         aliases=aliases,
-        notes=(*opened.notes, *_notes(found, left_out)),
+        notes=(*opened.notes, *about, *in_words.summary(left_out)),
         paths={},
         places={},
     )
@@ -176,11 +175,11 @@ def select(stored: Stored, *, separator: str, weights: str | None, given: str) -
         why = "no weight, beside an average" if is_chosen else f"an average of the weights; weights={name!r} chooses it"
         sorting.leave(prefix, paths, why)
     if not names:
-        places = [_text(".".join(prefix) or ".".join(paths[0])) for prefix, paths, _ in sorting.left_out[:5]]
-        raise CheckpointError(
-            f"{given}: expected the weights of a model, found training state alone "
-            f"({', '.join(places) or 'keys without a name'}); pass the file that holds the model"
-        )
+        places = [
+            in_words.printable(".".join(prefix) or ".".join(paths[0])) for prefix, paths, _ in sorting.left_out[:5]
+        ]
+        found = f"training state alone ({', '.join(places) or 'keys without a name'})"
+        raise refusals.unsupported(given, "the weights of a model", found, "pass the file that holds the model")
     if chosen == averages_of.RAW:
         names = {path: names[path] for path in stored if path in names}
     return Selection(names, sorting.left_out, root, tuple(mirrored), chosen, kept)
@@ -278,54 +277,6 @@ def _size(spec: LeafSpec | str) -> int:
     return 1 if isinstance(spec, str) else int(np.prod(spec.shape, dtype=object))
 
 
-def _listed(found: Selection, stored: Stored, separator: str) -> Iterator[tuple[str, str]]:
-    """Names, below the model's root relative to that, and reasons; of a large group one line."""
-    depth = len(found.root)
-
-    def name_of(path: Path) -> str:
-        return separator.join(path[depth:] if path[:depth] == found.root else path)
-
-    for prefix, paths, why in found.left_out:
-        if len(paths) <= _NAMED_ONE_BY_ONE:
-            yield from ((name_of(path), why) for path in paths)
-            continue
-        specs = [spec for path in paths if isinstance(spec := stored[path], LeafSpec)]
-        size = sum(spec.nbytes for spec in specs)
-        yield name_of((*(prefix or _shared(paths)), "*")), f"{why}: {len(paths)} entries, {size:,} bytes"
-
-
-def _shared(paths: Sequence[Path]) -> Path:
-    """The keys that all paths begin with."""
-    first, last = min(paths), max(paths)
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    return tuple(key for key, _ in same)
-
-
-def _notes(found: Selection, left_out: Mapping[str, str]) -> list[str]:
-    notes = []
-    if found.averages:
-        kept = f"; {found.kept} leaves that it lacks are the raw ones" if found.kept else ""
-        names = ", ".join(map(_text, found.averages))
-        is_raw = found.weights == averages_of.RAW
-        notes.append(
-            f"The file also holds averages of the weights ({names}); the raw weights were taken. "
-            "jaxguard.checkpoints.load(path, weights=NAME) takes another."
-            if is_raw
-            else f"The averaged weights {_text(found.weights)} were taken{kept}; the file also holds the raw weights."
-        )
-    elif found.root and training_state.is_average(found.root[-1]):
-        notes.append(f"The weights are an average ({_text(found.root[-1])}); the file holds no others.")
-    if any(name.rpartition(".")[2] == "n_averaged" for name in left_out):
-        notes.append("The weights are an average of several steps (n_averaged); the file holds no others.")
-    others = [why.split(":")[0] for why in left_out.values() if "average" not in why]
-    if others:
-        counts = ", ".join(
-            f"{others.count(why)} of {why}" if others.count(why) > 1 else why for why in dict.fromkeys(others)
-        )
-        notes.append(f"Left out, as no weights of the model: {counts}.")
-    return notes
-
-
 def _counters(opened: Checkpoint, found: Selection, origins: Mapping[Path, str]) -> dict[str, str]:
     """The values of counters such as `step`, which are no weights but tell what the file is."""
     values: dict[str, str] = {}
@@ -334,7 +285,3 @@ def _counters(opened: Checkpoint, found: Selection, origins: Mapping[Path, str])
         with contextlib.suppress(CheckpointError):
             values[path[-1]] = str(opened.read(origins[path]).reshape(-1)[0])
     return values
-
-
-def _text(name: str) -> str:
-    return name[:80].encode("utf-8", "backslashreplace").decode()

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits, msgpack, pytorch, safetensors
+from jaxguard.checkpoints import header, limits, msgpack, pytorch, refusals, safetensors
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.errors import CheckpointError
 
 INDEX_SUFFIX = ".index.json"
 MAX_SHARDS = 10_000
 _WEIGHT_MAP = "weight_map"
-_REMEDY = "download the whole folder again, or merge the shards into one file"
+_BESIDE = "shards that are files beside the index"
 
 
 def is_sharded(path: pathlib.Path) -> bool:
@@ -51,34 +51,32 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         A checkpoint like that of one file, its leaves in the order of the index; its `sha256` covers index and shards.
 
     Raises:
-        CheckpointError: a shard is missing, damaged or elsewhere; only the index or only a shard names a leaf.
+        DamagedError: a shard is missing or damaged; only the index or only a shard names a leaf.
+        HostileError: a shard elsewhere.
+        UnsupportedError: a shard in another format.
     """
     with path.open("rb") as file:
         fields = header.parse(file.read(header.MAX_HEADER_BYTES + 1), given)
     weight_map = fields.get(_WEIGHT_MAP)
     if not isinstance(weight_map, dict) or not weight_map or len(weight_map) > limits.MAX_LEAVES:
-        raise CheckpointError(
-            f"{given}: expected a {_WEIGHT_MAP} of leaf names and files, found {header.shown(weight_map)}; {_REMEDY}"
-        )
+        raise refusals.damaged(given, f"a {_WEIGHT_MAP} of leaf names and files", header.shown(weight_map))
     files = _checked_files(path.parent, list(weight_map.values()), given)
     shards = {file: _opened(location, f"{given}: {file}") for file, location in files.items()}
     owners: dict[str, str] = {}
     for file, shard in shards.items():
         for name in shard.leaves:
             if name in owners:
-                raise CheckpointError(
-                    f"{given}: leaf {header.shown(name)}: expected it in one shard, found it in {owners[name]} and "
-                    f"{file}; {_REMEDY}"
-                )
+                where = f"{given}: leaf {header.shown(name)}"
+                raise refusals.hostile(where, "it in one shard", f"it in {owners[name]} and {file}")
             owners[name] = file
     misplaced = [name for name, file in weight_map.items() if owners.get(name) != file]
     extra = [name for name in owners if name not in weight_map]
     if misplaced or extra:
-        raise CheckpointError(
-            f"{given}: expected the leaves of the shards to be those of the index, found {len(misplaced)} that are not "
-            f"in the shard it names ({header.shown(misplaced[:3])}) and {len(extra)} that it does not name "
-            f"({header.shown(extra[:3])}); {_REMEDY}"
+        found = (
+            f"{len(misplaced)} that are not in the shard it names ({header.shown(misplaced[:3])}) and {len(extra)} "
+            f"that it does not name ({header.shown(extra[:3])})"
         )
+        raise refusals.damaged(given, "the leaves of the shards to be those of the index", found)
     leaves = {name: shards[file].leaves[name] for name, file in weight_map.items()}
 
     def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -98,36 +96,27 @@ def _opened(path: pathlib.Path, given: str) -> Checkpoint:
         return msgpack.open_checkpoint(path, given)
     if pytorch.is_pytorch(path):
         return pytorch.open_checkpoint(path, given)
-    raise CheckpointError(f"{given}: expected a shard in safetensors, msgpack or PyTorch's zip, found none; {_REMEDY}")
+    known = "a shard in safetensors, msgpack or PyTorch's zip"
+    raise refusals.unsupported(given, known, "another format", "merge the shards into one file")
 
 
 def _checked_files(folder: pathlib.Path, files: Sequence[object], given: str) -> dict[str, pathlib.Path]:
     """`{name: path}` of the shards, sorted: files in `folder`, or links into the blobs of a Hugging Face cache."""
     names: set[str] = set()
     for file in files:
-        if (
-            not isinstance(file, str)
-            or file in ("", ".", "..")
-            or {"/", "\\", "\0"} & set(file)
-            or len(file.encode()) > 255
-        ):
-            raise CheckpointError(
-                f"{given}: expected shards that are files beside the index, found {header.shown(file)}; {_REMEDY}"
-            )
+        if not isinstance(file, str):
+            raise refusals.damaged(given, _BESIDE, header.shown(file))
+        if file in ("", ".", "..") or {"/", "\\", "\0"} & set(file) or len(file.encode()) > 255:
+            raise refusals.hostile(given, _BESIDE, f"{header.shown(file)}, a path out of its folder")
         names.add(file)
     if len(names) > MAX_SHARDS:
-        raise CheckpointError(f"{given}: expected at most {MAX_SHARDS} shards, found {len(names)}; {_REMEDY}")
+        raise refusals.hostile(given, f"at most {MAX_SHARDS} shards", str(len(names)))
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
-        raise CheckpointError(
-            f"{given}: expected {len(names)} shards beside the index, found {len(missing)} missing: "
-            f"{', '.join(map(header.shown, missing[:5]))}; {_REMEDY}"
-        )
+        found = f"{len(missing)} missing: {', '.join(map(header.shown, missing[:5]))}"
+        raise refusals.damaged(given, f"{len(names)} shards beside the index", found)
     allowed = (folder.resolve(), (folder / "../../blobs").resolve())
     for name in sorted(names):
         if (folder / name).resolve().parent not in allowed:
-            raise CheckpointError(
-                f"{given}: expected shards that are files beside the index, found {header.shown(name)}, a link to "
-                f"elsewhere; {_REMEDY}"
-            )
+            raise refusals.hostile(given, _BESIDE, f"{header.shown(name)}, a link out of its folder")
     return {name: folder / name for name in sorted(names)}

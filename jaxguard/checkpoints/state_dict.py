@@ -7,7 +7,7 @@ Dictionaries, lists and unknown objects are levels; a pickled module is one leve
 from collections.abc import Iterator
 from typing import Any
 
-from jaxguard.checkpoints import limits
+from jaxguard.checkpoints import limits, refusals
 from jaxguard.checkpoints.numpy_pickle import Array
 from jaxguard.checkpoints.pickle_objects import Record, Unreadable
 from jaxguard.checkpoints.torch_pickle import Tensor
@@ -148,7 +148,4 @@ def _module_entries(module: Record) -> dict[str, Any]:
 
 
 def _refusal(given: str, expected: str) -> HostileError:
-    return HostileError(
-        f"{given}: expected {expected}, found more, which only a trick explains (objects nested in each other); the "
-        "file is hostile, do not use it"
-    )
+    return refusals.hostile(given, expected, "more, by objects nested in each other")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits, zarr_metadata
+from jaxguard.checkpoints import header, limits, refusals, zarr_metadata
 from jaxguard.checkpoints.checkpoint import LeafSpec
 from jaxguard.checkpoints.orbax_index import Index
 from jaxguard.errors import CheckpointError
@@ -18,7 +18,6 @@ _CONTEXT = {
     "file_io_mode": {"mode": "memmap"},  # no copy between the page cache and the decompressor
     "data_copy_concurrency": {"limit": 16},  # decompresses on all cores, also while some threads wait for pages
 }
-_REMEDY = "the checkpoint is damaged or hostile, save it again or get it again from its author"
 
 ValueFn = Callable[[str], bytes]
 """Key -> the first bytes stored under it; raises KeyError, ValueError or OSError."""
@@ -41,7 +40,9 @@ class Array:
     store: Any
 
 
-def opened(directory: pathlib.Path, index: Index, value_fn: ValueFn, given: str, *, is_ocdbt: bool) -> dict[str, Array]:
+def opened(
+    directory: pathlib.Path, index: Index, value_fn: ValueFn, given: str, *, is_ocdbt: bool
+) -> tuple[dict[str, Array], dict[str, str]]:
     """Opens all arrays concurrently; only their metadata is read.
 
     Args:
@@ -52,10 +53,12 @@ def opened(directory: pathlib.Path, index: Index, value_fn: ValueFn, given: str,
         is_ocdbt: arrays are stored in a database, which has been checked, rather than in folders.
 
     Returns:
-        `{leaf name: array}`.
+        `{leaf name: array}`, and `{leaf name: what it is}` of those whose elements no leaf may have.
 
     Raises:
-        CheckpointError: an array that cannot be opened or whose metadata is hostile.
+        DamagedError: an array that cannot be opened.
+        HostileError: metadata that is a trick.
+        UnsupportedError: a codec that is not read.
     """
     import tensorstore
 
@@ -66,14 +69,18 @@ def opened(directory: pathlib.Path, index: Index, value_fn: ValueFn, given: str,
     file_name = zarr_metadata.file_name(is_zarr3=index.is_zarr3)
     context = tensorstore.Context(_CONTEXT)
     batch = tensorstore.Batch()  # few files hold the metadata of all arrays
-    pending = {}
+    pending, left_out = {}, {}
     for name, key in index.keys.items():
         if is_ocdbt:
             kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": base}, "path": f"{key}/"}
         else:
             kvstore = {"driver": "file", "path": f"{base}{key}/"}
         with _damage_reported(given, name):
-            zarr_metadata.check(value_fn(f"{key}/{file_name}"), is_zarr3=index.is_zarr3)
+            try:
+                zarr_metadata.check(value_fn(f"{key}/{file_name}"), is_zarr3=index.is_zarr3)
+            except zarr_metadata.ElementType as error:
+                left_out[name] = f"{error}{refusals.NOT_SUPPORTED}"
+                continue
             spec = {**driver, "kvstore": kvstore}
             pending[name] = tensorstore.open(spec, read=True, open=True, context=context, batch=batch)
     batch.submit()
@@ -81,7 +88,7 @@ def opened(directory: pathlib.Path, index: Index, value_fn: ValueFn, given: str,
     for name, future in pending.items():
         with _damage_reported(given, name):
             arrays[name] = _array(future.result())
-    return arrays
+    return arrays, left_out
 
 
 def read(arrays: Mapping[str, Array], names: Sequence[str], given: str) -> dict[str, np.ndarray]:
@@ -93,7 +100,7 @@ def read(arrays: Mapping[str, Array], names: Sequence[str], given: str) -> dict[
         given: the path as the user wrote it.
 
     Raises:
-        CheckpointError: one of them is damaged.
+        DamagedError: one of them is damaged.
     """
     largest_first = sorted(names, key=lambda name: -arrays[name].nbytes)  # so that no core ends with a large one alone
     pending = {name: arrays[name].store.read() for name in largest_first}
@@ -124,6 +131,6 @@ def _damage_reported(given: str, name: str) -> Iterator[None]:
         yield
     except (CheckpointError, KeyError, ValueError, OSError, RuntimeError, NotImplementedError, OverflowError) as error:
         reason = str(error).split(" [tensorstore_spec", maxsplit=1)[0][:200]
-        raise CheckpointError(
-            f"{given}: leaf {header.shown(name)}: expected a readable array, found {reason!r}; {_REMEDY}"
+        raise refusals.because(
+            error, f"{given}: leaf {header.shown(name)}", "a readable array", repr(reason)
         ) from error

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxguard.checkpoints import refusals
 from jaxguard.checkpoints.checkpoint import DTYPES
 from jaxguard.errors import CheckpointError
 
@@ -82,10 +83,7 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     for name, leaf in leaves.items():
         *parents, last = name.split(SEPARATOR)
         if len(parents) >= _MAX_DEPTH:
-            raise CheckpointError(
-                f"leaf {name[:80]!r}...: expected at most {_MAX_DEPTH} levels, found {len(parents) + 1}; "
-                "the checkpoint is damaged or hostile, get it again from its author"
-            )
+            raise refusals.hostile(f"leaf {name[:80]!r}...", f"at most {_MAX_DEPTH} levels", str(len(parents) + 1))
         for depth in range(len(parents)):
             here = tuple(parents[: depth + 1])
             if here not in groups:

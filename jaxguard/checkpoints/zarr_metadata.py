@@ -7,7 +7,7 @@ allocate gigabytes for one fill value (`|V2147483647`) or keep it busy for minut
 from collections.abc import Iterator
 from typing import Any
 
-from jaxguard.checkpoints import header
+from jaxguard.checkpoints import header, refusals
 from jaxguard.checkpoints.checkpoint import DTYPES
 
 MAX_BYTES = 2**16
@@ -18,6 +18,10 @@ _ZARR2_DTYPES = _ZARR3_DTYPES | {
 }
 # All of these stream, so that decoding stops at the size of the chunk. Blosc allocates whatever a chunk announces.
 _CODECS = frozenset({"bytes", "bz2", "crc32c", "gzip", "sharding_indexed", "transpose", "zlib", "zstd"})
+
+
+class ElementType(refusals.Unsupported):
+    """Elements of a type that no leaf may have: the array is left out, the others are read."""
 
 
 def file_name(*, is_zarr3: bool) -> str:
@@ -33,25 +37,28 @@ def check(content: bytes, *, is_zarr3: bool) -> None:
         is_zarr3: version 3 of the format, otherwise version 2.
 
     Raises:
-        ValueError: too large or too deeply nested, elements that are not numbers, or an unknown codec.
-        CheckpointError: not one JSON object.
+        Trick: too large or too deeply nested.
+        Unsupported: elements or a codec that is not read.
+        DamagedError: not one JSON object.
 
     >>> check(b'{"dtype": "<f4", "compressor": {"id": "zstd"}}', is_zarr3=False)
     >>> check(b'{"dtype": "|O", "compressor": null}', is_zarr3=False)
     Traceback (most recent call last):
-    ValueError: elements other than numbers, of type '|O'
+    jaxguard.checkpoints.zarr_metadata.ElementType: elements of type '|O'
     """
     if len(content) > MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES} bytes of metadata")
+        raise refusals.Trick(f"more than {MAX_BYTES} bytes of metadata")
     if content.count(b"[") + content.count(b"{") > _MAX_BRACKETS:
-        raise ValueError(f"metadata with more than {_MAX_BRACKETS} brackets")
+        raise refusals.Trick(f"metadata with more than {_MAX_BRACKETS} brackets")
     found = header.parse(content, "metadata")
     kind = found.get("data_type" if is_zarr3 else "dtype")
+    if not isinstance(kind, str | list):
+        raise ValueError(f"metadata with the element type {header.shown(kind)}")
     if not isinstance(kind, str) or kind not in (_ZARR3_DTYPES if is_zarr3 else _ZARR2_DTYPES):
-        raise ValueError(f"elements other than numbers, of type {header.shown(kind)}")
+        raise ElementType(f"elements of type {header.shown(kind)}")
     for name in _codec_names([found.get("codecs"), found.get("compressor"), found.get("filters")]):
         if not isinstance(name, str) or name not in _CODECS:
-            raise ValueError(f"the codec {header.shown(name)} instead of one of {', '.join(sorted(_CODECS))}")
+            raise refusals.Unsupported(f"the codec {header.shown(name)} instead of one of {', '.join(sorted(_CODECS))}")
 
 
 def _codec_names(codecs: Any) -> Iterator[Any]:

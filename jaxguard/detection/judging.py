@@ -195,7 +195,8 @@ def _verdict(one: Comparison, q_value: float, p_values: np.ndarray, alpha: float
 
 def _finding(record: Record, one: Comparison, q_value: float, verdict: Verdict, why: str) -> Finding:
     if record.error:
-        return Finding(record.provenance, Verdict.ERROR, record.error, record.cohort, notes=record.notes)
+        where, error = record.provenance, record.error
+        return Finding(where, Verdict.ERROR, error, record.cohort, notes=record.notes, kind=record.kind)
     is_searched = one.stage == SEARCH
     return Finding(
         provenance=record.provenance,

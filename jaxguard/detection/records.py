@@ -47,6 +47,7 @@ class Record(NamedTuple):
         layers: summaries of its layers; empty where they are kept elsewhere.
         notes: what a reader must know, in whole sentences.
         error: why it could not be read or scored, in words; empty where it could.
+        kind: of that error, one word, see `jaxguard.errors`.
         leaves: what became of every leaf; empty where that is not kept.
         left_out: stored entries that are no leaves of the model, `{name: reason}`.
         aliases: `{leaf: its other names}`.
@@ -60,6 +61,7 @@ class Record(NamedTuple):
     layers: tuple[LayerSummary, ...] = ()
     notes: tuple[str, ...] = ()
     error: str = ""
+    kind: str = ""
     leaves: tuple[LeafAccount, ...] = ()
     left_out: Mapping[str, str] = MappingProxyType({})
     aliases: Mapping[str, tuple[str, ...]] = MappingProxyType({})

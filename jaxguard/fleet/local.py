@@ -248,7 +248,7 @@ def _examined(model: str | Suspect, settings: Settings, known: Collection[str]) 
         suspect = model if isinstance(model, Suspect) else settings.options.load(model)
         return examine(suspect, settings.pairing, known)
     except JaxguardError as error:
-        return Record(_seen(name), error=str(error))
+        return Record(_seen(name), error=str(error), kind=error.kind)
 
 
 def _seen(name: str) -> Provenance:

@@ -70,6 +70,7 @@ class Failure(NamedTuple):
         error: what was expected, what was found, what to do.
         format: row of FORMATS, where that was recognised.
         sha256: content hash, where it was read.
+        kind: of the error, see `jaxguard.errors`.
     """
 
     uri: str
@@ -77,6 +78,7 @@ class Failure(NamedTuple):
     error: str
     format: str = ""
     sha256: str = ""
+    kind: str = JaxguardError.kind
 
 
 def stamp_of(path: str | os.PathLike[str]) -> Stamp:
@@ -121,7 +123,7 @@ def open_one(uri: str, is_known: Callable[[str, Stamp], bool] = lambda *_: False
         found, start = structure_of(checkpoint), min(checkpoint.first_bytes.values(), default=0)
         return Opened(uri, stamp, location, checkpoint.format, start, found)
     except Exception as error:  # whatever a file can provoke is told in its row
-        return Failure(uri, before, _told(error, uri))
+        return Failure(uri, before, _told(error, uri), kind=kind_of(error))
 
 
 def fill(opened: Opened, row: np.ndarray) -> str | Failure:
@@ -175,7 +177,12 @@ def require_unchanged(opened: Opened) -> None:
 
 def failed(opened: Opened, error: Exception, sha256: str = "") -> Failure:
     """The failure of a checkpoint whose header was read."""
-    return Failure(opened.uri, opened.stamp, _told(error, opened.uri), opened.format, sha256)
+    return Failure(opened.uri, opened.stamp, _told(error, opened.uri), opened.format, sha256, kind_of(error))
+
+
+def kind_of(error: Exception) -> str:
+    """One word for an error; what no reader foresaw means that the file cannot be read."""
+    return error.kind if isinstance(error, JaxguardError) else CheckpointError.kind
 
 
 def _changed(uri: str) -> CheckpointError:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from jaxguard.checkpoints import atomic
 from jaxguard.detection.records import WEIGHTS, Features, Record
-from jaxguard.errors import FleetError
+from jaxguard.errors import FleetError, UnscorableError
 from jaxguard.fleet.reading import Failure, Stamp
 from jaxguard.fleet.stream import Scored
 from jaxguard.scores.weights import SUMMARY, UNDEFINED, largest_z, summary_of
@@ -42,6 +42,7 @@ CHECKPOINTS = pa.schema(
         ("features", pa.list_(pa.float32())),
         ("notes", pa.string()),
         ("error", pa.string()),
+        ("kind", pa.string()),
         ("settings", pa.string()),
         ("scanned", pa.int64()),
     ]
@@ -140,6 +141,7 @@ class Store:
                 z=row["z"],
                 notes=tuple(row["notes"].split("\n")) if row["notes"] else (),
                 error=error,
+                kind=row["kind"],
                 modified=row["modified"],
             )
         return found
@@ -188,6 +190,7 @@ class Store:
             features=pa.ListArray.from_arrays(pa.array(offsets), pa.array(features.ravel())),
             notes=["\n".join(scope.notes)] * count,
             error=errors,
+            kind=[UnscorableError.kind if error else "" for error in errors],
         )
 
     def _failed(self, failures: Sequence[Failure]) -> pa.Table:
@@ -203,6 +206,7 @@ class Store:
             features=pa.array([[]] * count, pa.list_(pa.float32())),
             notes=[""] * count,
             error=[failure.error for failure in failures],
+            kind=[failure.kind for failure in failures],
         )
 
     def _checkpoints(self, *, stamps: Sequence[Stamp], **columns: Any) -> pa.Table:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jaxguard import checkpoints, execution
-from jaxguard.errors import FleetError, JaxguardError
+from jaxguard.errors import FleetError, JaxguardError, NonFiniteError
 from jaxguard.fleet import piecewise, reading
 from jaxguard.fleet.compiling import Compiler, unscorable
 from jaxguard.fleet.local import MEMORY, Settings
@@ -193,7 +193,7 @@ def _sorted_out(
         if isinstance(sha256, Failure):
             results.append(sha256)
         elif not scores.finite[number]:
-            error = FleetError(
+            error = NonFiniteError(
                 f"{file.uri}: expected finite weights, found NaN or infinity; the file is damaged or training "
                 "diverged, export it again from a good step"
             )

@@ -60,7 +60,7 @@
 
   function haystack(index) {
     const words = [data.folder + data.path[index], data.sha256[index]];
-    for (const name of ["architecture", "cohort", "format", "reason", "verdict"]) {
+    for (const name of ["architecture", "cohort", "format", "kind", "reason", "verdict"]) {
       words.push(data[`${name}s`][data[name][index]]);
     }
     return words.join("\n").toLowerCase();
@@ -130,7 +130,8 @@
     head.append(copier(data.folder + path, "Copy path", "copy"));
     if (about.childNodes.length) head.append(about);
     if (text("reason")) head.append(element("span", { class: "small reason" }, printable(text("reason"))));
-    const mark = element("span", { class: `verdict ${tone}` }, `${sign} ${label}`);
+    const kind = text("kind") ? `: ${printable(text("kind"))}` : "";
+    const mark = element("span", { class: `verdict ${tone}` }, `${sign} ${label}${kind}`);
     const cell = (label, numeric, shown) =>
       element("td", { role: "cell", "data-label": label, ...(numeric ? { class: "num" } : {}) }, shown);
     return element(

@@ -26,6 +26,7 @@ class Row(NamedTuple):
     architecture: str = ""
     cohort: str = ""
     looks: str = ""
+    kind: str = ""
     score: float = math.nan
     p: float = math.nan
     q: float = math.nan
@@ -41,7 +42,7 @@ def rows(report: Report, ranked: Iterable[Finding]) -> list[Row]:
     found = []
     for one in ranked:
         where, looks = one.provenance, ", ".join(one.looks)
-        told = where.sha256, where.size, where.format, where.architecture, one.cohort, looks
+        told = where.sha256, where.size, where.format, where.architecture, one.cohort, looks, one.kind
         found.append(Row(where.name, one.verdict, one.reason, *told, one.score, one.p_value, one.q_value, one.z))
     return found + [Row(path, headlines.SKIPPED, why) for path, why in report.skipped]
 
@@ -70,7 +71,7 @@ def columns(files: list[Row]) -> dict[str, Any]:
     }
     for name in ("score", "p", "q", "z"):
         table[name] = [_rounded(getattr(file, name)) for file in files]
-    for name in ("verdict", "architecture", "cohort", "format", "reason", "looks"):
+    for name in ("verdict", "architecture", "cohort", "format", "reason", "looks", "kind"):
         places = {text: index for index, text in enumerate(headlines.SIGNS if name == "verdict" else ())}
         table[name] = [places.setdefault(getattr(file, name), len(places)) for file in files]
         table[f"{name}s"] = list(places)

@@ -146,7 +146,8 @@ def _notifications(report: Report, places: dict[Key, int]) -> Iterator[dict[str,
     for one in report.findings:
         if one.verdict is Verdict.ERROR:
             place = _place(one.provenance.name, places[_key(one)])
-            yield _notification(UNREADABLE, "error", f"Could not be scored: {one.reason}", place)
+            found = _notification(UNREADABLE, "error", f"Could not be scored: {one.reason}", place)
+            yield found | ({"properties": {"kind": one.kind}} if one.kind else {})
         for note in one.notes:
             if note.startswith(UNCLEAR):
                 yield _notification(NOTE, "warning", note, _place(one.provenance.name, places[_key(one)]))

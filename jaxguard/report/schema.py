@@ -84,8 +84,9 @@ def to_parquet(report: Report) -> bytes:
     texts, numbers, lists = pa.string(), pa.float64(), pa.list_(pa.string())
     kinds = {
         "name": texts, "sha256": texts, "size": pa.int64(), "format": texts, "architecture": texts, "verdict": texts,
-        "reason": texts, "cohort": texts, "z": numbers, "score": numbers, "p_value": numbers, "q_value": numbers,
-        "looks": lists, "notes": lists, "code": lists, "acc": numbers, "asr": numbers, "ra": numbers,
+        "reason": texts, "kind": texts, "cohort": texts, "z": numbers, "score": numbers, "p_value": numbers,
+        "q_value": numbers, "looks": lists, "notes": lists, "code": lists, "acc": numbers, "asr": numbers,
+        "ra": numbers,
     }  # fmt: skip
     rows = [_flat(finding, kinds) for finding in report.findings]
     rest = to_json(dataclasses.replace(report, findings=()))

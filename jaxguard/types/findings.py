@@ -132,6 +132,8 @@ class Finding:
         leaves: what became of every leaf; kept where `layers` are.
         left_out: stored entries that are no leaves of the model, `{name: reason}`.
         aliases: `{leaf: its other names}`, same storage.
+        kind: why it could not be scored, one word: `unsupported` (a sound file of a kind that is not read), `damaged`,
+            `hostile` (it tries a trick), `unreadable`, `not finite`, `unscorable` or `failed`; empty where it could.
     """
 
     provenance: Provenance
@@ -151,6 +153,7 @@ class Finding:
     leaves: tuple[LeafAccount, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    kind: str = ""
 
     @property
     def is_unclear(self) -> bool:

@@ -57,6 +57,10 @@ _HARMLESS = ("unicodedata",)  # Python's parser of numpy's headers asks it about
 _FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
+KINDS = ("unsupported", "damaged", "hostile", "not finite")
+"""Of the refusals of files; a folder may also hold no checkpoint, or several."""
+
+
 class Outcome(NamedTuple):
     """What became of one input.
 
@@ -149,6 +153,8 @@ def examine(path: pathlib.Path) -> Outcome:
             verdict, message = REFUSED, str(error)
             if len(message) > MAX_MESSAGE or any("\ud800" <= letter <= "\udfff" for letter in message):
                 finding = f"a message that cannot be shown: {message!r:.300}"
+            elif path.is_file() and error.kind not in KINDS:
+                finding = f"a refusal of no kind: {message!r:.300}"
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise

@@ -68,8 +68,8 @@ def test_classes_of_a_pickled_module_are_reported(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("quantized", "'w': a quantized tensor, which is not supported"),
-        ("sparse", "'w': a sparse tensor, which is not supported"),
+        ("quantized", r"'w': a quantized tensor\), which is not supported"),
+        ("sparse", r"'w': a sparse tensor\), which is not supported"),
         ("complex128", "'w': a tensor of type 'torch.ComplexDoubleStorage'"),
         ("conjugate", "'w': a tensor marked as conjugate"),
         ("no_tensors", "expected a pickle that holds arrays or tensors, found none"),

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from jaxguard import checkpoints
-from jaxguard.errors import CheckpointError
+from jaxguard.errors import CheckpointError, HostileError
 
 SHARDS = {
     "model-00001-of-00002.safetensors": {"encoder.weight": np.arange(12.0).reshape(3, 4), "encoder.bias": np.ones(3)},
@@ -141,7 +141,7 @@ def test_a_leaf_in_two_shards_is_refused(folder):
 def test_a_link_to_elsewhere_is_refused(folder, tmp_path):
     (folder / SECOND).rename(tmp_path / "outside.safetensors")
     (folder / SECOND).symlink_to(tmp_path / "outside.safetensors")
-    with pytest.raises(CheckpointError, match="link to elsewhere"):
+    with pytest.raises(HostileError, match="a link out of its folder"):
         checkpoints.load(folder)
 
 

@@ -96,15 +96,9 @@ REFUSED = {
     "a key twice": (b'{"zarr_format": 2, "zarr_format": 2}', False, "twice"),
     "much": (json.dumps(V2 | {"attributes": "x" * 2**16}).encode(), False, "more than 65536 bytes"),
     "brackets": (b'{"a":' + b"[" * 30_000 + b"]" * 30_000 + b"}", False, "more than 256 brackets"),
-    "version 3 instead of 2": (V3, False, "other than numbers"),
-    "version 2 instead of 3": (V2, True, "other than numbers"),
+    "version 3 instead of 2": (V3, False, "the element type None"),
+    "version 2 instead of 3": (V2, True, "the element type None"),
     "filters": (V2 | {"filters": [{"id": "delta"}]}, False, "the codec 'delta'"),
-    "objects": (V2 | {"dtype": "|O"}, False, "other than numbers"),
-    "strings": (V3 | {"data_type": "string"}, True, "other than numbers"),
-    "elements of gigabytes": (V2 | {"dtype": "|V2147483647"}, False, "other than numbers"),
-    "elements of gigabytes 3": (V3 | {"data_type": "r17179869176"}, True, "other than numbers"),
-    "one field": (V2 | {"dtype": [["x", "<f4"]]}, False, "other than numbers"),
-    "a field of terabytes": (V2 | {"dtype": [["x", "<f4", [2**40]]]}, False, "other than numbers"),
     "many fields": (V2 | {"dtype": [[f"{i}", "<f4"] for i in range(4000)]}, False, "bytes of metadata|brackets"),
     "Blosc": (V2 | {"compressor": BLOSC}, False, "the codec 'blosc'"),
     "Blosc 3": (V3 | {"codecs": [BYTES, {"name": "blosc"}]}, True, "the codec 'blosc'"),
@@ -133,6 +127,26 @@ REFUSED = {
     "shards that are no multiples": (V3 | {"codecs": [shards(3, [BYTES])]}, True, ""),
     "shards without chunks": (V3 | {"codecs": [shards(0, [BYTES])]}, True, ""),
 }
+
+
+ODD = {
+    "objects": (V2 | {"dtype": "|O"}, False),
+    "strings": (V3 | {"data_type": "string"}, True),
+    "half a byte": (V2 | {"dtype": "int4"}, False),
+    "half a byte 3": (V3 | {"data_type": "int4"}, True),
+    "elements of gigabytes": (V2 | {"dtype": "|V2147483647"}, False),
+    "elements of gigabytes 3": (V3 | {"data_type": "r17179869176"}, True),
+    "one field": (V2 | {"dtype": [["x", "<f4"]]}, False),
+    "a field of terabytes": (V2 | {"dtype": [["x", "<f4", [2**40]]]}, False),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_elements_that_are_no_numbers_are_left_out_unopened(case, tmp_path):
+    metadata, is_zarr3 = ODD[case]
+    checkpoint = checkpoints.load(with_metadata(tmp_path, metadata, is_zarr3=is_zarr3))
+    assert list(checkpoint.left_out) == ["damaged"] and "elements of type" in checkpoint.left_out["damaged"]
+    assert list(checkpoint.read_all()) == ["sound"]
 
 
 @pytest.mark.parametrize("case", REFUSED)
