@@ -28,7 +28,7 @@ class Dialect(NamedTuple):
 
 DIALECTS = (
     Dialect("torch", r"(in_proj_|[qkv]_proj_)?weight|weight_(ih|hh|hr)_l\d+(_reverse)?|weight_(ih|hh)", True, False),
-    Dialect("Flax or Keras", r"(recurrent_|pointwise_|depthwise_)?kernel", False, True),
+    Dialect("Flax or Keras", r"(recurrent_|pointwise_|depthwise_)?kernel|gating_einsum|linear", False, True),
     Dialect("Haiku", r"w", False, True),
     Dialect("fused experts", r"(gate_up_proj|down_proj|up_proj|gate_proj|wi(_\d)?|wo|w[123])", False, True),
     Dialect("no library's", r"[Ww]|weights?|\d+", None, None),
@@ -56,18 +56,28 @@ TABLE_PART = re.compile(
 """Parts of tables that are looked up or added: embeddings, positions, tokens."""
 
 TABLE_MODULE = re.compile(
-    r"(.*_)?(embed(ding|der)?s?|emb|embed_tokens|tok_embeddings|wte|wpe)(_\d+)?|shared|relative_attention_bias|pos_embed"
-    r"|query_embed"
+    r"(.*_)?(embed(ding|der)?s?|emb|wte|wpe)(_\d+|_in|_(tokens?|positions?|table|weight))?|tok_embeddings|shared"
+    r"|relative_attention_bias"
 )
 """Last word of a module whose `weight` or only variable of two axes is a table, where it has no bias."""
 
-OUTPUT = re.compile(
-    r"(.*_)?(head|fc\d*|classifier|linear\d*|logits|out|output|softmax|predictions|score|dense)(_.*)?", re.IGNORECASE
+HEAD = re.compile(
+    r"(?!pre_)(.*_)?(heads?|classifiers?|logits|pred|predictions?|preds|predictor|score|softmax)(_.*|\d+)?|aux_?logits|aux\d*",
+    re.IGNORECASE,
 )
-"""Last word of a module that may give the logits."""
+"""A word in the path of a dense layer by which it belongs to a head."""
+
+AUXILIARY = re.compile(r"aux.*", re.IGNORECASE)
+"""A head beside the one that is used."""
+
+OUTPUT = re.compile(r"(.*_)?(fc|linear|dense|output|out|last|final)(_?\d+|_layer|_proj)?", re.IGNORECASE)
+"""Last word of a module that may give the logits, where nothing is called a head."""
+
+ATTENTION_BLOCK = re.compile(r"(.*_)?(attn|attention|self_attn|mha|sa)(_.*|\d*)", re.IGNORECASE)
+"""Modules of attention, whose heads and scores are no outputs."""
 
 ATTENTION = re.compile(r"(.*_)?(query|key|value|q|k|v|qkv)(_dense|_proj)?")
-ATTENTION_OUT = re.compile(r"out|attn_out|output_dense|attention_output|(.*_)?out(_proj)?")
+ATTENTION_OUT = re.compile(r"out|attn_out|_?output_dense|attention_output|(.*_)?out(_proj)?")
 """Modules of Flax and Keras attention: `[D, heads, dim]`, and `[heads, dim, D]`."""
 
 STACKED = re.compile(r"(.*_)?(scan\w*|layers|blocks|stack|layer_stack|hidden_layers|Scan\w*|vmap\w*|Vmap\w*)(_\d+)?")
@@ -76,8 +86,32 @@ STACKED = re.compile(r"(.*_)?(scan\w*|layers|blocks|stack|layer_stack|hidden_lay
 EXPERTS = re.compile(r"(.*_)?(experts?|moe\w*|switch_mlp|Moe\w*|MoE\w*)(_.*)?")
 """Modules whose kernels hold one matrix per expert."""
 
-TRANSPOSED = re.compile(r"(.*_)?(conv\d?d?_?transpose\d*|deconv\w*|Conv\w*Transpose)(_\d+)?", re.IGNORECASE)
-"""Transposed convolutions by name; Keras lays theirs as `[..., out, in]`."""
+TRANSPOSED = re.compile(
+    r"(.*_)?(conv\d?d?_?transposed?\d*d?|conv_?tr(ans)?|t_?conv\d*|deconv\w*|Conv\w*Transpose)(_\d+)?", re.IGNORECASE
+)
+"""Transposed convolutions by name; torch lays theirs as `[in, out, ...]`, Keras as `[..., out, in]`."""
+
+DEPTHWISE = re.compile(
+    r"(.*_)?(depthwise_conv|separable_conv|dw_?conv|conv_dw)(\dd)?(_\d+)?|\w*_dwconv\d*", re.IGNORECASE
+)
+"""Depthwise convolutions by name; Keras lays theirs as `[..., in, multiplier]`."""
+
+DENSE = re.compile(r"(.*_)?(Dense|DenseGeneral|Linear|LinearGeneral|einsum_dense|dense_general)(_\d+)?")
+"""Dense layers by name, which may sum over several axes."""
+
+BILINEAR = re.compile(r"(.*_)?(bilinear|biaffine)\d*", re.IGNORECASE)
+
+EINSUM = re.compile(r"(?P<front>(q|k|v|kv|qkv)_einsum|gating_einsum)|(?P<back>attn_vec_einsum)")
+"""Gemma: `[..., in, out]` with heads in front, and `[heads, dim, out]`."""
+
+STATE_SPACE = re.compile(r"A_logs?|Ds?|dt_bias|A_(real|imag)|log_A_\w+|S4D?_\w+|Lambda_(re|im)|log_dt")
+"""Parameters of state spaces that are no matrix between channels."""
+
+DOWN = re.compile(r"(.*_)?(down(_proj)?|wo|w2|output_linear)")
+"""The one of fused experts that reads what the others make."""
+
+SLOPE = re.compile(r"(.*_)?p_?re_?lu(_\d+)?", re.IGNORECASE)
+"""Activations with parameters of their own."""
 
 PACKED = {
     "qweight": "packed GPTQ or AWQ integers",

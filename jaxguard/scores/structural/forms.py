@@ -44,6 +44,11 @@ class Leaf:
         return math.prod(self.shape)
 
     @property
+    def is_keras_variable(self) -> bool:
+        """Whether it is a numbered variable of Keras 3."""
+        return self.words.part.isdigit() and f"vars/{self.words.part}" in self.name.replace(".", "/")
+
+    @property
     def is_floating(self) -> bool:
         """Whether it holds floating-point numbers."""
         return bool(jnp.issubdtype(np.dtype(self.dtype), jnp.floating))

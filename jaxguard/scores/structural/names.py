@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from jaxguard.scores.structural.dialects import TABLE_PART
+
 _WRAPPERS = frozenset({"value", "_raw_value", "raw_value", "_value", "default", "base_layer"})
 _COLLECTIONS = ("params", "batch_stats", "_mapping", "state", "model_state")
 _PARAMETRISATION = {"original0": "_g", "original1": "_v", "original": "_orig", "_u": "_u", "_v": "_v"}
@@ -79,7 +81,11 @@ def spelled(name: str) -> Spelled:  # noqa: PLR0911  # one return per spelling
         return _made(module[:-1], part)
     if (found := _NUMBERED.fullmatch(part)) is not None:  # W1, b1
         return Spelled((*module, found[2]), found[1], ".".join([*module, part]))
-    if (found := _TAILED.fullmatch(part)) is not None and not part.startswith(_WHOLE):
+    if (
+        (found := _TAILED.fullmatch(part)) is not None
+        and not part.startswith(_WHOLE)
+        and not TABLE_PART.fullmatch(part)
+    ):
         return Spelled((*module, found[1]), found[2], ".".join([*module, found[1]]))
     return _made(module, part)
 

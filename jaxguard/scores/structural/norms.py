@@ -62,10 +62,10 @@ def paired(producers: Sequence[Producer], norms: Sequence[Norm]) -> list[Produce
     waiting: dict[tuple[str, ...], list[Norm]] = {}
     for norm in norms:
         waiting.setdefault(norm.module[:-1], []).append(norm)
-    modules = {_module(one) for one in producers}
+    modules = {one.module for one in producers}
     result = []
     for one in producers:
-        module = _module(one)
+        module = one.module
         queue = waiting.get(module[:-1], [])
         norm = _behind(module, queue, modules)
         if norm is not None and norm.width == one.channels and one.stack is None:
@@ -92,10 +92,6 @@ def _behind(module: tuple[str, ...], queue: Sequence[Norm], modules: set[tuple[s
 
 def _is_numbered(norm: Norm) -> bool:
     return bool(norm.module) and norm.module[-1].isdigit()
-
-
-def _module(one: Producer) -> tuple[str, ...]:
-    return tuple(one.stem.split("."))
 
 
 def width_behind(module: tuple[str, ...], modules: Mapping[tuple[str, ...], Module]) -> int:

@@ -45,6 +45,10 @@ def role_of(leaf: Leaf, module: Module) -> str | None:  # noqa: PLR0911, PLR0912
     is_vector = sum(size > 1 for size in leaf.shape) <= 1
     if part.isdigit() and (keras := _keras_norm(leaf, module)):
         return keras
+    if dialects.STATE_SPACE.fullmatch(part):
+        return "parameter of a state space"
+    if dialects.SLOPE.fullmatch(last):
+        return "slope of an activation"
     if dialects.STATISTIC.fullmatch(part):
         return "running statistics"
     if dialects.COUNTER.fullmatch(part) and is_vector:
