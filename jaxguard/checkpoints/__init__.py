@@ -10,18 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxguard.checkpoints.calls import Call
     from jaxguard.checkpoints.checkpoint import DTYPES, Checkpoint, LeafSpec
     from jaxguard.checkpoints.code import Code, examine
     from jaxguard.checkpoints.finite import check_finite
     from jaxguard.checkpoints.formats import FORMATS, Format, is_checkpoint, load, save
     from jaxguard.checkpoints.listing import Listed, behind, below, manifest, parts, text_of
-    from jaxguard.checkpoints.pickle_calls import Call
     from jaxguard.checkpoints.raw import read_into
     from jaxguard.checkpoints.remote import is_url
     from jaxguard.checkpoints.trees import flatten, unflatten
 
 _HOMES = {
-    "Call": "pickle_calls",
+    "Call": "calls",
     "Checkpoint": "checkpoint",
     "Code": "code",
     "DTYPES": "checkpoint",

@@ -10,8 +10,7 @@ from functools import cached_property
 import ml_dtypes
 import numpy as np
 
-from jaxguard.checkpoints import code
-from jaxguard.checkpoints.pickle_calls import Call
+from jaxguard.checkpoints.calls import Call
 from jaxguard.errors import CheckpointError
 
 DTYPES: Mapping[str, np.dtype] = {
@@ -95,6 +94,8 @@ class Checkpoint:
     @cached_property
     def code(self) -> tuple[Call, ...]:
         """Code that a loader of the file would run, such as a call of `os.system` in a pickle; empty for most."""
+        from jaxguard.checkpoints import code
+
         return code.examine(self.location).calls
 
     @cached_property

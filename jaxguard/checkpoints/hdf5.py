@@ -116,6 +116,18 @@ def open_hdf5(content: np.ndarray, given: str) -> Hdf5:
     return Hdf5(given, root, groups, arrays, left_out, content, datasets)
 
 
+def root_attributes(content: np.ndarray, given: str) -> dict[str, Any]:
+    """Attributes of the file itself; no group is walked and no array looked at.
+
+    Raises:
+        CheckpointError: not HDF5 as pyfive reads it.
+    """
+    import pyfive
+
+    with _damage_reported(given, "the file"):
+        return dict(pyfive.File(cast(BinaryIO, _CountedFile(content, given))).attrs)
+
+
 class _CountedFile(io.RawIOBase):
     """A file in memory that can be read a limited number of times, a limited number of bytes, for a limited time."""
 

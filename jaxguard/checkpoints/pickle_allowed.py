@@ -3,6 +3,8 @@
 Whatever else a pickle calls is reported as code, whether it is known to do harm or not at all.
 """
 
+import re
+
 _BUILTINS = ("set", "frozenset", "list", "dict", "tuple", "bytes", "bytearray", "complex", "object", "int", "float")
 _STORAGES = (
     *("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool", "ComplexFloat"),
@@ -41,8 +43,9 @@ upsampling Upsample UpsamplingBilinear2d UpsamplingNearest2d
 """
 _DTYPES = (
     *("float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool", "complex64"),
-    *("complex128", "float8_e4m3fn", "float8_e5m2"),
+    *("complex128", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
 )
+_TORCH = ("per_tensor_affine", "per_channel_affine", "contiguous_format", "uint16", "uint32", "uint64")
 
 CONSTRUCTORS = frozenset({
     *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in (*_BUILTINS, "bool", "str", "slice")),
@@ -54,10 +57,13 @@ CONSTRUCTORS = frozenset({
     *(f"pathlib._local.{name}" for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
     *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
     *("decimal.Decimal", "fractions.Fraction", "uuid.UUID"),
-    *("numpy.dtype", "numpy.ndarray", "numpy.matrix", "numpy.recarray", "numpy.memmap"),
+    *("numpy.dtype", "numpy.ndarray", "numpy.matrix", "numpy.recarray"),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
     *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"),
     *(f"numpy.random._pickle.__{name}_ctor" for name in ("randomstate", "generator", "bit_generator")),
+    *("numpy.random.__RandomState_ctor", "numpy.random.bit_generator.SeedSequence"),
+    "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
+    *(f"numpy.random._{name.lower()}.{name}" for name in ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")),
     *(f"numpy.{name}" for name in (*_DTYPES, "bool_", "uint16", "uint32", "uint64")),
     *(f"ml_dtypes.{name}" for name in _DTYPES),
     "jax._src.array._reconstruct_array",
@@ -68,7 +74,10 @@ CONSTRUCTORS = frozenset({
     *(f"torch.{device}{name}Storage" for device in ("", "cuda.") for name in _STORAGES),
     *(f"torch.{home}{name}" for home in ("", "storage.") for name in ("UntypedStorage", "_UntypedStorage")),
     *("torch.storage.TypedStorage", "torch.storage._TypedStorage"),
-    *(f"torch.{name}" for name in (*_DTYPES, "per_tensor_affine", "uint16", "uint32", "uint64")),
+    *(f"torch.jit._pickle.{name}" for name in ("build_tensor_from_id", "restore_type_tag")),
+    *(f"torch.jit._pickle.build_{kind}list" for kind in ("int", "tensor", "double", "bool")),
+    *(f"torch.distributed.checkpoint.{name}" for name in ("metadata._MEM_FORMAT_ENCODING", "metadata.MetadataIndex")),
+    *(f"torch.{name}" for name in (*_DTYPES, *_TORCH)),
     *(
         f"torch.nn.modules.{line.split()[0]}.{name}"
         for line in _MODULES.strip().splitlines()
@@ -77,6 +86,21 @@ CONSTRUCTORS = frozenset({
     "joblib.numpy_pickle.NumpyArrayWrapper",
 })  # fmt: skip
 """Exact names, `module.name`: calls of these, and states set on what they make, run no code of a stranger's choice."""
+
+RECORDS = re.compile(
+    r"optax\._src\.\w+\.\w+State|optax\.\w+State|flax\.training\.train_state\.TrainState|"
+    r"flax\.nnx\.(statelib\.(Flat)?State|variablelib\.[A-Z]\w*|tracers\.TraceState|rnglib\.[A-Z]\w*|graph\.[A-Z]\w*)|"
+    r"jax\._src\.(prng|random\.prng)\.PRNG(KeyArray|Impl)|haiku\._src\.data_structures\.FlatMap|"
+    r"torch\.optim\.(\w+\.)?[A-Z]\w*|torch\.nn\.(modules|utils)(\.\w+)*\.[A-Z]\w*|"
+    r"torchvision\.(models|ops)(\.\w+)*\.[A-Z]\w*|"
+    r"torch\.distributed\.checkpoint\.(metadata|filesystem)\._?[A-Z]\w*|"
+    r"scipy\.sparse\.\w+\.[a-z]{3}_(matrix|array)|"
+    r"sklearn\.(?!externals|utils|datasets)(_?[a-z]\w*\.)+_?[A-Z]\w*"
+)
+"""Classes of known libraries that hold arrays and settings: `__new__` is harmless, `__init__` may call an argument."""
+
+SUBTYPES = frozenset(("numpy.memmap",))
+"""Classes whose instances are rebuilt by others; calling them opens files."""
 
 CALLED_ARGUMENTS = {
     "collections.defaultdict": (0,),
@@ -90,5 +114,8 @@ CALLED_ARGUMENTS = {
     "numpy.core.multiarray._reconstruct": (0,),
     "numpy._core.multiarray._reconstruct": (0,),
     "torch._utils._rebuild_wrapper_subclass": (0,),
+    "numpy.random._pickle.__bit_generator_ctor": (0,),
+    "numpy.random._pickle.__generator_ctor": (0, 1),
+    "numpy.random._pickle.__randomstate_ctor": (0, 1),
 }
 """Constructor -> positions of arguments that it calls in its turn."""

@@ -13,6 +13,7 @@ _MAX_MEMO_INDEX = 2**32
 _MAX_GLOBALS, _MAX_NAME = 10_000, 1_000
 _MAX_HANDED_OVER = 2**21
 _CONTAINERS = (list, dict)
+MAX_OPCODES = 2**21
 
 PersistentFn = Callable[[Any], Any]
 """Persistent id -> object; raises ValueError."""
@@ -29,8 +30,11 @@ class Machine:
         memo: what the program remembers, by number.
         foreign: names outside of the allow-list, in order of appearance.
         at: position of the opcode that is acted on.
+        max_opcodes: programs of more are refused.
         result: what was on top of the stack at the STOP.
     """
+
+    max_opcodes = MAX_OPCODES
 
     def __init__(self, content: bytes | mmap.mmap, given: str, builders: Builders, persistent_fn: PersistentFn | None):
         self.content, self.given, self.builders, self.persistent_fn = content, given, builders, persistent_fn
@@ -84,6 +88,22 @@ class Machine:
     def refuse(self, argument: Any = None) -> None:
         """What only programs with other programs around them need."""
         raise refusals.Unsupported(f"an opcode for data outside of the file (argument {header.shown(argument)})")
+
+    def unread(self, error: ValueError) -> Any:
+        """What stands for a line of text that cannot be read."""
+        raise error
+
+    def buffer(self) -> None:
+        """Pushes bytes that the loader is given beside the pickle."""
+        self.refuse()
+
+    def read_only(self) -> None:
+        """Makes such bytes read-only."""
+        self.refuse()
+
+    def persistent_text(self, identity: str) -> None:
+        """Pushes what the container keeps under an id of text."""
+        self.refuse(identity)
 
     def text(self, position: int) -> int:
         """Pushes text behind its length in 32 bits."""
@@ -197,6 +217,10 @@ class Machine:
         args = stack.pop()
         stack[-1] = self.called(stack[-1], args)
 
+    def new_object(self) -> None:
+        """As `reduce`, of a class: its `__new__` is called, not its `__init__`."""
+        self.reduce()
+
     def called_with_names(self, function: Any, args: Any, named: Any) -> Any:
         """As `called`, with arguments by name, which no builder takes."""
         if not isinstance(function, Global) or not isinstance(args, tuple) or not isinstance(named, dict):
@@ -206,10 +230,6 @@ class Machine:
     def called_at_mark(self, function: Any = None, *args: Any) -> Any:
         """As `called`, for what was pushed since a mark."""
         return self.called(function, args)
-
-    def called_by_name(self, names: str, args: list[Any]) -> Any:
-        """As `called`, for a module and a name of it with a space between them."""
-        return self.called(self.found_global(*names.split(" ", 1)), tuple(args))
 
     def build(self, state: Any) -> None:
         """Hands a state over to the object on top of the stack."""

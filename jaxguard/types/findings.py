@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from jaxguard.checkpoints.pickle_calls import Call
+from jaxguard.checkpoints.calls import Call
 from jaxguard.types.audits import Metrics, RecoveredTrigger
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxguard import checkpoints
-from jaxguard.checkpoints import pickle_objects, pickle_program, pickled
+from jaxguard.checkpoints import pickle_machine, pickle_objects, pickle_program, pickled
 from jaxguard.errors import CheckpointError, UnsupportedError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "pytorch"
@@ -287,7 +287,7 @@ HOSTILE = {
         "a shape",
     ),
     "dictionary of a string": (b"ccollections\nOrderedDict\n(X\x01\x00\x00\x00atR.", "a dictionary made from a str"),
-    "too many opcodes": (b"N0" * (pickle_program.MAX_OPCODES // 2) + b"N.", "opcodes"),
+    "too many opcodes": (b"N0" * (pickle_machine.MAX_OPCODES // 2) + b"N.", "opcodes"),
 }
 
 
