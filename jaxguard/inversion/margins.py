@@ -1,0 +1,91 @@
+"""How far one class stands out by its trigger: margins, their gap, and a p-value from the classes themselves.
+
+    T_c = mean over judged images of (z_c - max_{j != c} z_j) / standard deviation of all clean logits
+    G = T_(1) - T_(2),    t = (T_(1) - mean of the rest) / (sd of the rest sqrt(1 + 1/(S - 1)))
+
+over the `S` classes that were searched. If they were equal and their margins normal, `t` of a class named beforehand
+would have Student's distribution with S - 2 degrees of freedom; the leading one of S is as high with probability at
+most `S sf(t)`, and the best of several sizes by Bonferroni. Margins, not success rates: those end at 1, and ties break
+the gap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxguard.types.searches import TriggerRow
+
+
+class Judged(NamedTuple):
+    """One trigger per class on images it was not made on.
+
+    Attributes:
+        margin: `[S]`, T.
+        hits: int `[S]`.
+        judged: int `[S]`.
+    """
+
+    margin: np.ndarray
+    hits: np.ndarray
+    judged: np.ndarray
+
+
+def judged(stamped: np.ndarray, clean: np.ndarray, classes: np.ndarray, labels: np.ndarray, spread: float) -> Judged:
+    """Margins and hits of triggers.
+
+    Args:
+        stamped: logits `[S, B, K]` of the images with the trigger of each class.
+        clean: logits `[B, K]` of the images without.
+        classes: int `[S]`.
+        labels: int `[B]`.
+        spread: standard deviation of all clean logits, > 0.
+
+    Returns:
+        Over the images that are neither of the class nor taken for it; the margin is -inf where there is none, or a
+        logit is not finite.
+
+    Example:
+        >>> clean, labels = np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([0, 1])
+        >>> judged(np.array([[[0.0, 3.0], [0.0, 3.0]]]), clean, np.array([1]), labels, 1.0)
+        Judged(margin=array([3.]), hits=array([1]), judged=array([1]))
+    """
+    own = np.arange(stamped.shape[-1]) == classes[:, None]
+    counted = (labels != classes[:, None]) & (clean.argmax(-1) != classes[:, None])
+    height = np.take_along_axis(stamped, classes[:, None, None], axis=-1)[..., 0]
+    margin = height - np.where(own[:, None], -np.inf, stamped).max(-1)
+    counts = counted.sum(1)
+    with np.errstate(invalid="ignore"):
+        mean = np.where(counted, margin, 0).sum(1) / np.maximum(counts, 1) / spread
+    mean = np.where((counts > 0) & np.isfinite(mean), mean, -np.inf)
+    return Judged(mean, (counted & (margin > 0)).sum(1), counts)
+
+
+def class_p_value(rows: Sequence[TriggerRow]) -> float:
+    """Chance that one of equal classes leads by as much in any of the rows.
+
+    Args:
+        rows: of one search.
+
+    Returns:
+        At most 1; NaN for fewer than three classes.
+    """
+    found = [p_value for row in rows if not math.isnan(p_value := _leading(row.margin))]
+    return min(1.0, len(found) * min(found)) if found else math.nan
+
+
+def _leading(margin: np.ndarray) -> float:
+    """Of one row, by Bonferroni over its classes."""
+    from scipy import stats
+
+    number = len(margin)
+    if number < 3 or not np.isfinite(margin).all():
+        return math.nan
+    high, rest = margin.max(), np.delete(margin, margin.argmax())
+    spread = rest.std(ddof=1) * math.sqrt(1 + 1 / (number - 1))
+    if spread == 0:
+        return 0.0 if high > rest.max() else 1.0
+    return min(1.0, number * float(stats.t.sf((high - rest.mean()) / spread, number - 2)))
