@@ -260,18 +260,20 @@ def _with_layers(findings: Sequence[Finding], seen: Examination) -> list[Finding
     kept = seen.layers({findings[k].provenance.sha256 for k in shown if not findings[k].layers})
     layers = [one.layers or kept.get(one.provenance.sha256, ()) for one in findings]
     return [
-        _with_leaves(replace(one, layers=layers[k])) if k in shown else replace(one, layers=(), leaves=())
+        _with_leaves(replace(one, layers=layers[k]), seen.models[k].options.weights)
+        if k in shown
+        else replace(one, layers=(), leaves=())
         for k, one in enumerate(findings)
     ]
 
 
-def _with_leaves(finding: Finding) -> Finding:
+def _with_leaves(finding: Finding, weights: str | None) -> Finding:
     """What became of every leaf, by the header of the file where that was not kept."""
     name = finding.provenance.name
     if finding.leaves or not os.path.exists(name):
         return finding
     try:
-        checkpoint, leaves = accounting.of_file(name, finding.provenance.architecture)
+        checkpoint, leaves = accounting.of_file(name, finding.provenance.architecture, weights)
     except JaxguardError:  # a function of the user's own, or a file that changed: its leaves are not told
         return finding
     return replace(finding, leaves=leaves, left_out=checkpoint.left_out, aliases=checkpoint.aliases)

@@ -190,6 +190,20 @@ def test_inspect_needs_no_architecture(jaxguard, stranger, tmp_path):
     assert "expected hidden kernels" in out
 
 
+def test_the_weights_of_a_file_can_be_chosen(jaxguard, model, tmp_path):
+    leaves = checkpoints.flatten(model.init(jax.random.key(0)))
+    averaged = {f"ema_{name}": leaf + 1 for name, leaf in leaves.items() if name.startswith("params/")}
+    checkpoints.save(tmp_path / "both.safetensors", leaves | averaged)
+    code, out, _ = jaxguard("inspect", tmp_path / "both.safetensors")
+    assert code == 0 and "averages of the weights (ema_params); the raw weights were taken" in out
+    code, out, _ = jaxguard("inspect", tmp_path / "both.safetensors", "--weights", "ema")
+    assert code == 0 and "The averaged weights ema_params were taken" in out and "cnn:width=0.5: ChannelGraph(" in out
+    code, out, _ = jaxguard("scan", tmp_path / "both.safetensors", "--weights", "ema", "--json")
+    assert code == 0 and "The averaged weights ema_params were taken" in out
+    code, _, err = jaxguard("inspect", tmp_path / "both.safetensors", "--weights", "polyak")
+    assert code == 2 and "found no 'polyak'" in err
+
+
 def test_inspect_tells_the_architecture_from_the_leaves(jaxguard, model, tmp_path):
     path = tmp_path / "plain.safetensors"
     checkpoints.save(path, models.unbind(model, model.init(jax.random.key(0)), "torch"))
@@ -275,7 +289,7 @@ def test_truncated_safetensors(jaxguard, checkpoint):
     assert json.loads(out)["findings"][0]["verdict"] == "error"
     code, _, err = jaxguard("inspect", checkpoint)
     assert code == 2
-    assert err.startswith("CheckpointError")
+    assert err.startswith("DamagedError")
 
 
 def test_wrong_shape(jaxguard, checkpoint):

@@ -68,6 +68,7 @@ def repair(
     input_: options.Input = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    weights: options.Weights = None,
     models: options.Models = None,
     data: options.Data = None,
     clean: Annotated[float, typer.Option(help="Share of the training split that the defender owns.")] = 0.05,
@@ -99,7 +100,7 @@ def repair(
     chosen = options.hyperparameters(assignments or [])
     found = options.dataset(data, seed, clean, images_per_class) if data else None
     known = options.attack(attack, trigger, target, found)
-    given = options.model_options(arch, apply, init, input_, mean=mean, std=std)
+    given = options.model_options(arch, apply, init, input_, mean=mean, std=std, weights=weights)
     path, opening = options.opening(checkpoint, given, models)
     suspect = opening.load(path)
     suspects.require_writable(out, suspect, format=format_, overwrite=overwrite)
@@ -140,6 +141,7 @@ def evaluate(
     input_: options.Input = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    weights: options.Weights = None,
     models: options.Models = None,
     attack: options.AttackName = None,
     trigger: options.Trigger = None,
@@ -156,7 +158,7 @@ def evaluate(
 
     found = options.dataset(data, seed)
     known = options.attack(attack, trigger, target, found)
-    given = options.model_options(arch, apply, init, input_, mean=mean, std=std)
+    given = options.model_options(arch, apply, init, input_, mean=mean, std=std, weights=weights)
     path, opening = options.opening(checkpoint, given, models)
     suspect, test = opening.load(path), opening.relabelled(found.test)
     network = suspect.require_network()
@@ -177,18 +179,19 @@ def inspect(
     apply: options.Apply = None,
     init: options.Init = None,
     input_: options.Input = None,
+    weights: options.Weights = None,
     models: options.Models = None,
 ) -> None:
     """Show format, leaves, architecture and channels of a checkpoint."""
     from jaxguard import checkpoints
     from jaxguard.cli import inspection
 
-    given = options.model_options(arch, apply, init, input_, mean=None, std=None)
+    given = options.model_options(arch, apply, init, input_, mean=None, std=None, weights=weights)
     path, opening = options.opening(checkpoint, given, models)
-    console.out.print(inspection.leaves(checkpoints.load(path)))
+    console.out.print(inspection.leaves(checkpoints.load(path, weights=opening.weights)))
     suspect = opening.load(path)
     if suspect.network is None:
         console.out.print(inspection.structure(suspect))
     else:
-        console.out.print(inspection.channels(suspect.network.graph, suspect.architecture))
+        console.out.print(inspection.channels(suspect.network.graph, suspect.architecture, suspect.notes))
     console.out.print(inspection.accounts(suspect))

@@ -27,6 +27,7 @@ def calibrate(
     input_: options.Input = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    weights: options.Weights = None,
     pairing: options.Pairs = "dataflow",
     memory: scan.Memory = None,
     readers: scan.Readers = None,
@@ -68,7 +69,7 @@ def calibrate(
         backdoored or [],
         looks=taken,
         executor=scan.executor_of(results, "0/1", memory, readers, ray),
-        options=options.model_options(arch, apply, init, input_, mean=mean, std=std),
+        options=options.model_options(arch, apply, init, input_, mean=mean, std=std, weights=weights),
         pairing=options.checked_pairing(pairing),
         listener=scanning.Listener(console.fleet_progress, console.say),
     )

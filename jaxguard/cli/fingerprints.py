@@ -57,6 +57,7 @@ def make(
     input_: options.Input = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    weights: options.Weights = None,
     models: options.Models = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing certificate.")] = False,
     seed: options.Seed = 0,
@@ -74,7 +75,7 @@ def make(
 
     if out.exists() and not overwrite:
         raise CheckpointError(f"{out}: expected a path that is free, found a file; pass --overwrite, or another path")
-    given = options.model_options(arch, apply, init, input_, mean=mean, std=std)
+    given = options.model_options(arch, apply, init, input_, mean=mean, std=std, weights=weights)
     path, opening = options.opening(owner, given, models)
     mine, independents = opening.load(path), options.suspects(_files(independent or []), given, models)
     images = _images(data, seed)
@@ -111,6 +112,7 @@ def verify(
     input_: options.Input = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    weights: options.Weights = None,
     models: options.Models = None,
     gives: Annotated[str, typer.Option(help="What an endpoint answers: logits or probs.")] = "logits",
     endpoint: Annotated[
@@ -136,7 +138,7 @@ def verify(
         raise typer.BadParameter(f"expected logits or probs, got {gives!r}", param_hint="--gives")
     held = load(certificate)
     settings = methods.check(endpoints.http, options.hyperparameters(endpoint or []))
-    given = options.model_options(arch, apply, init, input_, mean=mean, std=std)
+    given = options.model_options(arch, apply, init, input_, mean=mean, std=std, weights=weights)
     opened: list[Any] = [
         endpoints.http(path, headers=_headers(header or []), **settings)
         if path.startswith(("http://", "https://"))
@@ -170,6 +172,7 @@ def matrix(
     input_: options.Input = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    weights: options.Weights = None,
     models: options.Models = None,
     seed: options.Seed = 0,
     report: options.Report = None,
@@ -182,7 +185,7 @@ def matrix(
     from jaxguard.environment import environment
     from jaxguard.types import Report
 
-    given = options.model_options(arch, apply, init, input_, mean=mean, std=std)
+    given = options.model_options(arch, apply, init, input_, mean=mean, std=std, weights=weights)
     mine = options.suspects(_files(owners), given, models)
     others = options.suspects(_files(against), given, models) if against else mine
     with console.progress(f"matrix by {method}") as progress:

@@ -65,7 +65,7 @@ def structure(suspect: Suspect) -> Group:
     return Group(title, *notes, Text(), made)
 
 
-def channels(graph: ChannelGraph, architecture: str) -> Group:
+def channels(graph: ChannelGraph, architecture: str, notes: tuple[str, ...] = ()) -> Group:
     """What makes a model's channels, what is scored, and which channels belong together."""
     made = _table("producer", "channels", "gate behind", "traced at")
     for number, producer in enumerate(graph.producers):
@@ -82,7 +82,7 @@ def channels(graph: ChannelGraph, architecture: str) -> Group:
             group.name, str(group.size), str(len(group.members)), "yes" if group.permutable else group.frozen
         )
     title = Text(f"\n{architecture}: {graph}", style="bold")
-    remarks = [Text(remark) for remark in graph.remarks]
+    remarks = [Text(printable(remark)) for remark in (*notes, *graph.remarks)]
     return Group(title, *remarks, Text(), made, Text(), scored, Text(), groups)
 
 

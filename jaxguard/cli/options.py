@@ -49,6 +49,13 @@ Mean = Annotated[
     str | None, typer.Option(help="Subtracted from images in [0, 1]: 0.5, or one value per channel, 0.49,0.48,0.45.")
 ]
 Std = Annotated[str | None, typer.Option(help="What they are divided by: 0.5, or 0.25,0.24,0.26.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Which weights, where a file holds several: raw, ema, or the name of a group of arrays.",
+        show_default="raw",
+    ),
+]
 Models = Annotated[
     pathlib.Path | None,
     typer.Option(help="Manifest models.toml: architecture, function, normalisation and labels for each path."),
@@ -122,7 +129,14 @@ def hyperparameters(assignments: list[str]) -> dict[str, str]:
 
 
 def model_options(
-    arch: str | None, apply: str | None, init: str | None, input_: str | None, *, mean: str | None, std: str | None
+    arch: str | None,
+    apply: str | None,
+    init: str | None,
+    input_: str | None,
+    *,
+    mean: str | None,
+    std: str | None,
+    weights: str | None,
 ) -> ModelOptions:
     """How checkpoints are opened, but for those that a manifest names.
 
@@ -143,7 +157,8 @@ def model_options(
 
     from jaxguard.suspects import ModelOptions
 
-    return ModelOptions(arch, input_shape, means, stds, function(apply, "--apply"), function(init, "--init"))
+    functions = function(apply, "--apply"), function(init, "--init")
+    return ModelOptions(arch, input_shape, means, stds, *functions, weights=weights)
 
 
 def function(spec: str | None, option: str) -> Callable[..., Any] | None:

@@ -83,6 +83,7 @@ def scan(  # noqa: PLR0917  # a command's options
     input_: options.Input = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    weights: options.Weights = None,
     models: options.Models = None,
     data: options.Data = None,
     attack: options.AttackName = None,
@@ -125,7 +126,7 @@ def scan(  # noqa: PLR0917  # a command's options
         raise typer.Exit(_code(found, failures))
     rates = _rates(alpha, control, profile)
     _warn_of_code(checkpoints)
-    given = options.model_options(arch, apply, init, input_, mean=mean, std=std)
+    given = options.model_options(arch, apply, init, input_, mean=mean, std=std, weights=weights)
     executor = executor_of(out, shard, memory, readers, ray)
     pairs = options.checked_pairing(pairing)
     found = options.dataset(data, seed) if data else None

@@ -43,12 +43,13 @@ def of_suspect(suspect: Suspect) -> tuple[LeafAccount, ...]:
     return by_graph(network.graph, specs, paths)
 
 
-def of_file(path: str, architecture: str) -> tuple[Checkpoint, tuple[LeafAccount, ...]]:
+def of_file(path: str, architecture: str, weights: str | None = None) -> tuple[Checkpoint, tuple[LeafAccount, ...]]:
     """The leaves of a file by its header alone.
 
     Args:
         path: local.
         architecture: that was found when it was scored, or `UNKNOWN`.
+        weights: which of several, see `jaxguard.checkpoints.load`.
 
     Returns:
         The checkpoint, and one account per leaf.
@@ -56,7 +57,7 @@ def of_file(path: str, architecture: str) -> tuple[Checkpoint, tuple[LeafAccount
     Raises:
         JaxguardError: it cannot be opened, or is another one by now.
     """
-    checkpoint = checkpoints.load(path)
+    checkpoint = checkpoints.load(path, weights=weights)
     if architecture == UNKNOWN:
         return checkpoint, by_names(checkpoint.leaves)
     model = models.infer(architecture, checkpoint.leaves)

@@ -34,11 +34,13 @@ class File(NamedTuple):
         uri: as it was found.
         stamp: its state then.
         format: row of `jaxguard.checkpoints.FORMATS`.
+        notes: what a reader of a report must know of the choice of its leaves, in whole sentences.
     """
 
     uri: str
     stamp: Stamp
     format: str
+    notes: tuple[str, ...] = ()
 
 
 class Opened(NamedTuple):
@@ -51,6 +53,8 @@ class Opened(NamedTuple):
         format: row of `jaxguard.checkpoints.FORMATS`.
         start: first byte of its leaves, where its structure is raw.
         structure: what it can be stacked with.
+        weights: which of the weights in it were chosen, see `jaxguard.checkpoints.load`.
+        notes: see `File`.
     """
 
     uri: str
@@ -59,6 +63,13 @@ class Opened(NamedTuple):
     format: str
     start: int
     structure: Structure
+    weights: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def file(self) -> File:
+        """What is kept of it once it was read."""
+        return File(self.uri, self.stamp, self.format, self.notes)
 
 
 class Failure(NamedTuple):
@@ -97,12 +108,15 @@ class Known(NamedTuple):
     uri: str
 
 
-def open_one(uri: str, is_known: Callable[[str, Stamp], bool] = lambda *_: False) -> Opened | Known | Failure:
+def open_one(
+    uri: str, is_known: Callable[[str, Stamp], bool] = lambda *_: False, *, weights: str | None = None
+) -> Opened | Known | Failure:
     """Read a checkpoint's header, and nothing else of it.
 
     Args:
         uri: path or URL; what lies behind a URL is downloaded first.
         is_known: whether there are results of it in that state.
+        weights: which of several, see `jaxguard.checkpoints.load`.
 
     Returns:
         The opened checkpoint, or why that is not needed or not possible.
@@ -113,7 +127,7 @@ def open_one(uri: str, is_known: Callable[[str, Stamp], bool] = lambda *_: False
             before = stamp_of(uri)
             if is_known(uri, before):
                 return Known(uri)
-        checkpoint = checkpoints.load(uri)
+        checkpoint = checkpoints.load(uri, weights=weights)
         location = checkpoint.location
         stamp = stamp_of(location)
         if before not in (stamp, Stamp(0, 0)):
@@ -121,7 +135,7 @@ def open_one(uri: str, is_known: Callable[[str, Stamp], bool] = lambda *_: False
         if is_known(uri, stamp):
             return Known(uri)
         found, start = structure_of(checkpoint), min(checkpoint.first_bytes.values(), default=0)
-        return Opened(uri, stamp, location, checkpoint.format, start, found)
+        return Opened(uri, stamp, location, checkpoint.format, start, found, weights, checkpoint.notes)
     except Exception as error:  # whatever a file can provoke is told in its row
         return Failure(uri, before, _told(error, uri), kind=kind_of(error))
 
@@ -163,7 +177,7 @@ def reopened(opened: Opened) -> Checkpoint:
     Raises:
         CheckpointError: it is another one by now.
     """
-    checkpoint = checkpoints.load(opened.location)
+    checkpoint = checkpoints.load(opened.location, weights=opened.weights)
     if dict(checkpoint.leaves) != opened.structure.specs():
         raise _changed(opened.uri)
     return checkpoint

@@ -188,7 +188,7 @@ class Store:
             cohort=[scope.cohort] * count,
             z=largest.astype(np.float32),
             features=pa.ListArray.from_arrays(pa.array(offsets), pa.array(features.ravel())),
-            notes=["\n".join(scope.notes)] * count,
+            notes=["\n".join((*file.notes, *scope.notes)) for file in result.files],
             error=errors,
             kind=[UnscorableError.kind if error else "" for error in errors],
         )

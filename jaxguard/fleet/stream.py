@@ -94,7 +94,8 @@ def stream(
     filling, running = list[_Batch](), deque[_Running]()
     pool = ThreadPoolExecutor(threads, "read")
     try:
-        plans = _plans(uris, functools.partial(reading.open_one, is_known=is_known), pool, memory)
+        open_fn = functools.partial(reading.open_one, is_known=is_known, weights=compiler.settings.options.weights)
+        plans = _plans(uris, open_fn, pool, memory)
         plan = next(plans, None)
         while plan is not None or filling or running:
             while plan is not None and len(filling) < 2 * threads:
@@ -199,7 +200,7 @@ def _sorted_out(
             )
             results.append(reading.failed(file, error, sha256))
         else:
-            good.append((number, File(file.uri, file.stamp, file.format), sha256))
+            good.append((number, file.file, sha256))
     if good:
         numbers, kept, known = zip(*good, strict=True)
         results.append(Scored(scope, kept, known, Scores(*(array[list(numbers)] for array in scores))))

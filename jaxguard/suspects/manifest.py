@@ -12,6 +12,7 @@ apply = "own_model:apply"         # MODULE:FUNCTION, imported
 init = "own_model:init"
 input = [32, 32, 3]
 outputs = "classes"               # or "sequence", "regression", "embedding"
+weights = "ema"                   # or "raw", or the name of a group of arrays in the file
 labels = [3, 5, 8]                # class of the data set that each logit stands for
 """
 
@@ -31,7 +32,7 @@ from jaxguard.errors import ArchitectureError, CheckpointError
 from jaxguard.suspects.opening import ModelOptions
 
 SUFFIX = ".toml"
-KEYS = ("path", "arch", "apply", "init", "input", "mean", "std", "labels", "outputs")
+KEYS = ("path", "arch", "apply", "init", "input", "mean", "std", "labels", "outputs", "weights")
 
 
 def read(path: str | os.PathLike[str]) -> list[tuple[str, ModelOptions]]:
@@ -64,6 +65,8 @@ def _entry(entry: Mapping[str, Any], manifest: pathlib.Path, number: int) -> tup
     target = entry.get("path")
     if not isinstance(target, str):
         raise CheckpointError(f"{place}: expected a path, got {target!r}; name the checkpoint")
+    if not isinstance(entry.get("weights", ""), str):
+        raise CheckpointError(f"{place}: expected the name of weights, got {entry['weights']!r}; raw, ema or a name")
     if not checkpoints.is_url(target):
         target = os.path.normpath(manifest.parent / target)
     try:
@@ -76,6 +79,7 @@ def _entry(entry: Mapping[str, Any], manifest: pathlib.Path, number: int) -> tup
             init_fn=function(entry.get("init"), manifest.parent),
             labels=_numbers(entry.get("labels"), int),
             outputs=entry.get("outputs"),
+            weights=entry.get("weights"),
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{place}: expected numbers for input, mean, std and labels, got {error}") from error

@@ -31,6 +31,7 @@ def load(
     apply_fn: ApplyFn | None = None,
     init_fn: Callable[[], Any] | None = None,
     outputs: Outputs | None = None,
+    weights: str | None = None,
 ) -> Suspect:
     """Open a checkpoint and bind it to its architecture; nothing in the file is executed.
 
@@ -49,6 +50,7 @@ def load(
         init_fn: `() -> variables` of that model, traced for its shapes only; without it `apply_fn` gets the leaves
             in dictionaries nested at `/`, so that torch's dotted names are keys.
         outputs: what `apply_fn` returns, see `jaxguard.types.Network`.
+        weights: `raw`, `ema`, or the name of a group of arrays, where a file holds several; raw by default.
 
     Returns:
         The suspect.
@@ -66,12 +68,13 @@ def load(
     """
     if isinstance(source, Network):
         given = {"arch": arch, "input_shape": input_shape, "mean": mean, "std": std, "apply_fn": apply_fn}
+        given["weights"] = weights
         if extra := [option for option, value in given.items() if value is not None]:
             raise ArchitectureError(
                 f"expected a network alone, got {', '.join(extra)} as well in load(); a network has its own"
             )
         return Suspect(name or "model", source, getattr(source.apply_fn, "__name__", "apply_fn"))
-    checkpoint = checkpoints.load(source)
+    checkpoint = checkpoints.load(source, weights=weights)
     name = name or checkpoint.path
     if apply_fn is not None:
         return own_model.bind_function(checkpoint, apply_fn, init_fn, input_shape, name, outputs=outputs)
@@ -153,6 +156,7 @@ class ModelOptions:
         apply_fn: the user's own model, `(variables, images) -> logits`, in place of `arch`.
         init_fn: `() -> variables` of that model.
         outputs: what `apply_fn` returns: `classes`, a `sequence` of them, a `regression` or an `embedding`.
+        weights: `raw`, `ema`, or the name of a group of arrays, where a file holds several; raw by default.
         labels: `[K]` class of the data set that each logit stands for; by default the logit's own number.
 
     Raises:
@@ -167,6 +171,7 @@ class ModelOptions:
     init_fn: Callable[[], Any] | None = None
     labels: tuple[int, ...] | None = None
     outputs: Outputs | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         if self.arch is not None:

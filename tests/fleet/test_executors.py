@@ -67,7 +67,7 @@ def assert_same(records: list[Record], others: list[Record], rtol: float = 0.0) 
 def opens(monkeypatch) -> list[str]:
     """The headers and contents that were read."""
     told, load, read = [], checkpoints.load, checkpoints.read_into
-    monkeypatch.setattr(checkpoints, "load", lambda path: told.append(str(path)) or load(path))
+    monkeypatch.setattr(checkpoints, "load", lambda path, **given: told.append(str(path)) or load(path, **given))
     monkeypatch.setattr(checkpoints, "read_into", lambda path, *a, **k: told.append(str(path)) or read(path, *a, **k))
     return told
 

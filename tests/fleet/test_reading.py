@@ -81,8 +81,8 @@ def test_a_file_that_is_replaced_while_its_header_is_read(tmp_path, monkeypatch)
     path = stores.write(tmp_path / "a.safetensors", stores.leaves(6))
     load = checkpoints.load
 
-    def slow(uri):
-        checkpoint = load(uri)
+    def slow(uri, **how):
+        checkpoint = load(uri, **how)
         stores.write(path, stores.stranger())
         return checkpoint
 
