@@ -4,6 +4,7 @@ The head gives the number of classes, the stem the image's channels, the head's 
 if it then expects exactly the leaves of the checkpoint.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,14 +80,9 @@ def identify(
     >>> found.model.spec, found.model.num_classes, found.layout, found.names["bn1.running_var"]
     ('resnet20:width=0.5', 7, 'torch', 'batch_stats/bn1/var')
     """
-    attempts = []
-    for spec in _candidates(leaves):
-        attempt = _attempt(spec, leaves, input_shape)
-        attempts += [attempt] if attempt is not None else []
-        if attempt is not None and not attempt.misfits and attempt.width == architecture.parse(spec)[1].get("width"):
-            break  # a published width; the same leaves may be another family's at an odd one
-    else:
-        attempt = max(attempts, key=lambda attempt: (not attempt.misfits, attempt.share), default=None)
+    attempt = _best(leaves, input_shape, same_names=True)
+    if attempt is None or attempt.misfits:
+        attempt = _best(leaves, input_shape, same_names=False)
     if attempt is None or attempt.misfits:
         raise _unknown(leaves, attempt)
     model, layout = attempt.model, attempt.layout
@@ -95,6 +91,17 @@ def identify(
     expected = layouts.expected(model, layout)
     names = {given: expected[name].path for name, given in original_names(model, leaves).items()}
     return Identification(model, layout, names)
+
+
+def _best(leaves: Mapping[str, HasShape], input_shape: Sequence[int] | None, *, same_names: bool) -> _Attempt | None:
+    """The architecture that fits, or else the closest."""
+    attempts = []
+    for spec in _candidates(leaves):
+        attempt = _attempt(spec, leaves, input_shape, same_names=same_names)
+        attempts += [attempt] if attempt is not None else []
+        if attempt is not None and not attempt.misfits and attempt.width == architecture.parse(spec)[1].get("width"):
+            return attempt  # a published width; the same leaves may be another family's at an odd one
+    return max(attempts, key=lambda attempt: (not attempt.misfits, attempt.share), default=None)
 
 
 def _unknown(leaves: Mapping[str, HasShape], closest: _Attempt | None) -> ArchitectureError:
@@ -186,8 +193,9 @@ def listed(clauses: Sequence[str]) -> str:
 
 def _remedy(model: Model, found: Mapping[str, HasShape]) -> str:
     """What would make the leaves fit, found by trying every architecture."""
-    for spec in dict.fromkeys([model.spec, *_candidates(found)]):
-        attempt = _attempt(spec, found, model.input_shape)
+    specs = dict.fromkeys([model.spec, *_candidates(found)])
+    for same_names, spec in itertools.product((True, False), specs):
+        attempt = _attempt(spec, found, model.input_shape, same_names=same_names)
         if attempt is None or attempt.misfits:
             continue
         fit, advice = attempt.model, []
@@ -219,13 +227,22 @@ def _candidates(leaves: Mapping[str, HasShape]) -> Iterator[str]:
         yield "mlp:hidden=" + "x".join(str(shape[0]) for shape in units)
 
 
-def _attempt(spec: str, leaves: Mapping[str, HasShape], input_shape: Sequence[int] | None) -> _Attempt | None:
-    """The architecture at the width that explains the leaves best; None if the stem does not fit."""
+def _attempt(
+    spec: str, leaves: Mapping[str, HasShape], input_shape: Sequence[int] | None, *, same_names: bool
+) -> _Attempt | None:
+    """The architecture at the width that explains the leaves best.
+
+    None if the stem does not fit or, with `same_names`, if at width one it names its leaves otherwise, which spares
+    tracing it at every width.
+    """
     try:
         name, options = architecture.parse(spec)
         probe = _probe(spec, input_shape)
         layout, found = layouts.recognize(leaves, probe.module)
         if any(_name(probe, layer, layout) not in found for layer in {*probe.module.landmarks} - {probe.module.head}):
+            return None
+        dialect = architecture.canonical(name, {**options, **layouts.options_of(probe.module, layout)})
+        if same_names and layouts.expected(_probe(dialect, input_shape), layout).keys() != found.keys():
             return None
         shape = _image_shape(probe, found, layout, input_shape and input_shape[:2])
         head = found.get(_name(probe, probe.module.head, layout))

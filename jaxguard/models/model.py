@@ -126,7 +126,7 @@ def _first_equal(model: Model) -> Model:
     return model
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=256)  # identification tries every architecture
 def _shapes(model: Model) -> dict[str, Any]:
     images = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
     return jax.eval_shape(lambda x: model.module.init(jax.random.key(0), x), images)
