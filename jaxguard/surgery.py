@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard.errors import GraphError
-from jaxguard.graph import ChannelGraph, Group, LeafView, cuts
+from jaxguard.graph import ChannelGraph, Group, LeafView, cuts, kernel_cuts
+from jaxguard.graph.channels import kernel_matrix
 from jaxguard.graph.pairing import Layer
 from jaxguard.graph.program import leaf_paths
 from jaxguard.graph.views import laid_out
@@ -137,7 +138,53 @@ def cut(graph: ChannelGraph, variables: Variables, layer: Layer, mask: np.ndarra
     Raises:
         GraphError: no edit of the leaves does what a gate of 0 does.
     """
-    found, mask = cuts.find_cut(graph, layer), jnp.asarray(mask)
+    return _cut(graph, variables, cuts.find_cut(graph, layer), mask)
+
+
+def cut_kernel(graph: ChannelGraph, variables: Variables, number: int, mask: np.ndarray | jax.Array) -> Any:
+    """Make the kernel of the masked channels zero, as the layer applies it; its bias and norm stay.
+
+    Args:
+        graph: the model's channel graph.
+        variables: its variables; not modified.
+        number: of the producer.
+        mask: `[C]` bool.
+
+    Returns:
+        The edited variables.
+
+    Raises:
+        GraphError: no edit of the leaves does that, and nothing else.
+    """
+    return _cut(graph, variables, kernel_cuts.find_kernel_cut(graph, number), mask)
+
+
+def zero_weights(graph: ChannelGraph, variables: Variables, number: int, mask: np.ndarray) -> Any:
+    """Make single weights of a kernel zero, as the layer applies it.
+
+    Args:
+        graph: the model's channel graph.
+        variables: its variables; not modified.
+        number: of the producer.
+        mask: `[C, T * D]` bool, the weights of a channel as `ChannelGraph.kernels` gives them.
+
+    Returns:
+        The edited variables.
+
+    Raises:
+        GraphError: no edit of the leaves does that, and nothing else.
+    """
+    found, producer = kernel_cuts.find_kernel_cut(graph, number, "weights"), graph.producers[number]
+    shape = graph.program.shapes[producer.operand]
+    # Where each weight of [C, T, D] lies in the kernel as it is applied, whose order the cut knows.
+    places = np.asarray(kernel_matrix(producer, jnp.arange(mask.size).reshape(shape)))
+    chosen = np.zeros(mask.size, bool)
+    chosen[places.reshape(-1)] = mask.reshape(-1)
+    return _cut(graph, variables, found, chosen)
+
+
+def _cut(graph: ChannelGraph, variables: Variables, found: cuts.Cut, mask: np.ndarray | jax.Array) -> Any:
+    mask = jnp.asarray(mask)
     edits = {part.view.path: zero(part.view, mask) for part in found.parts if part.fill is None}
     known = graph.leaves(graph.program, variables)
     for part in found.parts:

@@ -21,7 +21,7 @@ from jaxguard.activations.layer_inputs import mean_activations
 from jaxguard.defenses.ft import ft
 from jaxguard.defenses.protocol import Data, DefenseReport, require_clean, require_training
 from jaxguard.errors import UnscorableError
-from jaxguard.graph import ChannelGraph, Member
+from jaxguard.graph import ChannelGraph, Group, LeafView, Member, kernel_cuts
 from jaxguard.pruning.holdout import hold_out
 from jaxguard.scores.channel_bounds import require_finite
 from jaxguard.types import LayerScores, Network, Variables
@@ -36,12 +36,16 @@ class LastHidden(NamedTuple):
     Attributes:
         name: of the first layer that makes them.
         activations: `[C]` mean activation of each.
-        places: where they lie in the parameters.
+        places: where they lie in the parameters and are set to zero.
+        kernels: numbers of producers that make them by kernels which are cut otherwise, and where they lie there.
+        why: why they cannot be cut; empty if they can.
     """
 
     name: str
     activations: np.ndarray
     places: tuple[Member, ...]
+    kernels: tuple[tuple[int, Member], ...] = ()
+    why: str = ""
 
 
 def last_hidden(
@@ -71,7 +75,7 @@ def last_hidden(
     Raises:
         UnscorableError: no hidden channel reaches the logits' layer.
     """
-    found: dict[str, list[tuple[np.ndarray, tuple[Member, ...]]]] = {}
+    found: dict[str, list[LastHidden]] = {}
     hidden = {producer.name for number, producer in enumerate(graph.producers) if number not in graph.outputs}
     edited = _parameters(graph, variables)
     for number in sorted(graph.outputs):
@@ -81,7 +85,9 @@ def last_hidden(
             along = inputs.mean(tuple(j for j in range(inputs.ndim) if j != k))
             if prune == "inputs":
                 place = Member(producer.kernel.path, axis, np.arange(len(along))[None])
-                found.setdefault(producer.name, []).append((along, (place,)))
+                is_zero = kernel_cuts.is_zero_where_leaves_are(graph, number, (place,))
+                why = "" if is_zero else f"zeros in {place.path} are none in the kernel that is computed from it"
+                found.setdefault(producer.name, []).append(LastHidden(producer.name, along, (place,), why=why))
                 continue
             taken = np.zeros(len(along), bool)
             for group in sorted(graph.groups, key=lambda group: -group.size):
@@ -89,14 +95,29 @@ def last_hidden(
                 if own and group.name in hidden and not taken[np.concatenate(own)].any():
                     positions = np.concatenate(own)
                     taken[positions] = True
-                    places = tuple(member for member in group.members if member.path in edited)
-                    found.setdefault(group.name, []).append((along[positions].mean(0), places))
+                    one = _with_cut(graph, group, edited)
+                    found.setdefault(group.name, []).append(one._replace(activations=along[positions].mean(0)))
     if not found:
         raise UnscorableError(
             f"expected hidden channels that the layer of the logits reads, got none among {len(graph.producers)} "
             f"producers with {prune=} in fine_pruning(); a model with nothing but an output layer hides no channels"
         )
-    return [LastHidden(name, *parts) for name, entries in found.items() for parts in entries]
+    return [one for entries in found.values() for one in entries]
+
+
+def _with_cut(graph: ChannelGraph, group: Group, edited: set[str]) -> LastHidden:
+    """How a group's channels are cut: zeros wherever they lie, but in leaves whose zeros are none in the kernel."""
+    places = tuple(member for member in group.members if member.path in edited)
+    computed = [k for k in range(len(graph.producers)) if not kernel_cuts.is_zero_where_leaves_are(graph, k, places)]
+    inside = {path for k in computed for path in graph.program.leaves_under(graph.producers[k].operand)}
+    kernels, why = [], []
+    for k in dict.fromkeys(graph.first_uses[k] for k in computed):
+        view = graph.producers[k].kernel
+        made = [member for member in group.members if member.path == view.path and member.axis in view.axes]
+        kernels += [(k, member) for member in made]
+        why += [reason for _ in made if (reason := kernel_cuts.why_uncuttable(graph, k))]
+    kept = tuple(place for place in places if place.path not in inside)
+    return LastHidden(group.name, np.zeros(0), kept, tuple(kernels), "; ".join(dict.fromkeys(why)))
 
 
 def _parameters(graph: ChannelGraph, variables: Variables) -> set[str]:
@@ -108,10 +129,11 @@ def _parameters(graph: ChannelGraph, variables: Variables) -> set[str]:
     return paths - statistics
 
 
-def cut(variables: Variables, layers: list[LastHidden], masks: list[np.ndarray]) -> Any:
+def cut(graph: ChannelGraph, variables: Variables, layers: list[LastHidden], masks: list[np.ndarray]) -> Any:
     """Sets channels to zero wherever they lie.
 
     Args:
+        graph: the model's channel graph.
         variables: of the model; not modified.
         layers: of `last_hidden`.
         masks: bool `[C]` for each.
@@ -123,7 +145,18 @@ def cut(variables: Variables, layers: list[LastHidden], masks: list[np.ndarray])
         for path, axis, positions in layer.places if mask.any() else ():
             index = (slice(None),) * axis + (positions[:, mask].reshape(-1),)
             variables = surgery.edit(variables, {path: lambda leaf, index=index: jnp.asarray(leaf).at[index].set(0)})
+        for number, member in layer.kernels if mask.any() else ():
+            channels = _channels_at(graph.producers[number].kernel, member, mask)
+            variables = surgery.cut_kernel(graph, variables, number, channels)
     return variables
+
+
+def _channels_at(view: LeafView, member: Member, mask: np.ndarray) -> np.ndarray:
+    """Which of a kernel's channels `[C]` are the masked ones of a group that lies on one of its axes."""
+    run = view.index[member.axis]
+    along = np.isin(np.arange(run.start, run.stop), member.positions[:, mask])
+    sizes = [size if axis == member.axis else 1 for axis, size in zip(view.axes, view.shape, strict=True)]
+    return np.broadcast_to(along.reshape(sizes), view.shape).reshape(-1)
 
 
 @methods.checked
@@ -179,13 +212,20 @@ def fine_pruning(
 
     Raises:
         DefenseError: clean images or a training mode are missing, or the loss became NaN or infinite.
-        UnscorableError: no hidden channel reaches the logits' layer, or a parameter is not finite.
+        UnscorableError: no hidden channel reaches the logits' layer or can be cut, or a parameter is not finite.
     """
     clean, train_fn = require_clean(data, "fine-pruning"), require_training(network, "fine-pruning")
     require_finite(network.variables)
     key_split, key_tune = jax.random.split(key)
     learned, judges = hold_out(clean, holdout, key_split, "fine-pruning")
-    layers = last_hidden(network.graph, network.variables, learned.images, prune=prune, dormancy=dormancy)
+    graph = network.graph
+    candidates = last_hidden(graph, network.variables, learned.images, prune=prune, dormancy=dormancy)
+    layers = [one for one in candidates if not one.why]
+    uncut = tuple(f"The channels of {one.name} cannot be cut: {one.why}." for one in candidates if one.why)
+    if not layers:
+        raise UnscorableError(
+            f"expected hidden channels that can be cut in the leaves, got none in fine_pruning(). {' '.join(uncut)}"
+        )
     activations = np.concatenate([layer.activations for layer in layers])
     order = np.argsort(activations, kind="stable")
     edges = np.cumsum([len(layer.activations) for layer in layers])[:-1]
@@ -196,7 +236,7 @@ def fine_pruning(
     stops = range(0, min(math.floor(max_share * len(order)), len(order) - 1) + 1, math.ceil(stride * len(order)))
     accuracies, chosen = [], 0
     for count in stops:
-        pruned = cut(network.variables, layers, masks(count))
+        pruned = cut(graph, network.variables, layers, masks(count))
         accuracies.append(evaluation.accuracy(network.with_variables(pruned), judges))
         if count and accuracies[0] - accuracies[-1] >= max_drop * accuracies[0]:
             break
@@ -204,10 +244,10 @@ def fine_pruning(
     chosen_masks = masks(chosen)
 
     def pruned_train_fn(variables: Variables, images: jax.Array) -> tuple[jax.Array, Variables]:
-        return train_fn(cut(variables, layers, chosen_masks), images)
+        return train_fn(cut(graph, variables, layers, chosen_masks), images)
 
     pruned = Network(
-        cut(network.variables, layers, chosen_masks), network.apply_fn, network.input_spec, pruned_train_fn
+        cut(graph, network.variables, layers, chosen_masks), network.apply_fn, network.input_spec, pruned_train_fn
     )
     repaired, tuned = ft(
         pruned,
@@ -229,7 +269,7 @@ def fine_pruning(
     )
     return network.with_variables(repaired.variables), DefenseReport(
         scored,
-        (_note(chosen, len(order), accuracies, stops, len(judges.images)),),
+        (_note(chosen, len(order), accuracies, stops, len(judges.images)), *uncut),
         {"accuracy_by_cut": np.array(accuracies), **tuned.curves},
     )
 

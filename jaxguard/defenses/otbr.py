@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxguard import fusion, methods, surgery, training, weight_change
@@ -114,14 +113,13 @@ def repairs(
     masses = [mass if mass is not None and mass.sum() > 0 else None for mass in masses]
     pruned, active = [], []
     for gamma in gammas:
-        masks = ranking.top(gamma)
-        edits = {
-            graph.producers[number].kernel.path: surgery.zero(graph.producers[number].kernel, jnp.asarray(mask))
-            for number, mask in masks.items()
-            if mask.any()
-        }
-        pruned.append(surgery.edit(variables, edits))
-        touched = [k for k, one in enumerate(channels) if any(row.kernel.path in edits for row in one.rows)]
+        masks = {number: mask for number, mask in ranking.top(gamma).items() if mask.any()}
+        cut = variables
+        for number, mask in masks.items():
+            cut = surgery.cut_kernel(graph, cut, number, mask)
+        pruned.append(cut)
+        edited = {graph.producers[number].kernel.path for number in masks}
+        touched = [k for k, one in enumerate(channels) if any(row.kernel.path in edited for row in one.rows)]
         # The reference's list begins at the first pruned layer; in the dataflow, sets that lost nothing stay.
         active.append(range(min(touched), len(channels)) if touched and chain == "parameter_order" else touched)
     found = fusion.align(
@@ -274,7 +272,7 @@ def _with_new_statistics(
 def _notes(
     ranking: Ranking, repair: Repair, *, factor: float | None, batch_statistics: bool, made: Synthesis | None
 ) -> tuple[str, ...]:
-    notes = []
+    notes = list(ranking.notes)
     total = sum(len(scores) for scores in ranking.scores)
     if factor is not None:
         notes.append(

@@ -144,9 +144,12 @@ def tsbd(
         epochs=unlearn_epochs, stop_acc=forgotten, learning_rate=unlearn_rate, batch_size=batch_size,
         momentum=momentum, augment=augment, progress=data.progress,
     )  # fmt: skip
-    ranking = rank(graph, variables, unlearned.variables, layers=layers, exclude=exclude, decimals=decimals)
+    ranking = rank(
+        graph, variables, unlearned.variables, layers=layers, exclude=exclude, decimals=decimals, scope="weights"
+    )
     curves = {"unlearn_loss": unlearned.losses, "unlearn_accuracy": unlearned.accuracies}
     notes = [
+        *ranking.notes,
         *weight_change.shortfall(unlearned, forgotten),
         *one_batch(clean, batch_size, epochs, "the paper's setting takes 200"),
     ]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxguard.errors import GraphError, UnscorableError
 from jaxguard.graph import axes
 from jaxguard.graph.axis_rules import Axes
-from jaxguard.graph.channels import KernelDims, Producer, kernel_dims
+from jaxguard.graph.channels import Producer, kernel_matrix
 from jaxguard.graph.dataflow import find_channels
 from jaxguard.graph.expressions import number_expressions
 from jaxguard.graph.groups import find_groups, output_producers
@@ -130,13 +130,17 @@ class ChannelGraph:
             GraphError: the variables are not those the graph was derived from.
         """
         known = self.leaves(self.program, variables)
-        return [_kernel_matrix(self.program, producer, known) for producer in self.producers]
+        cones = ((producer, producer.operand) for producer in self.producers)
+        return [
+            kernel_matrix(producer, self.program.evaluate(known, self.program.cone(value))[value])
+            for producer, value in cones
+        ]
 
     def reads_leaf(self, number: int) -> bool:
         """Whether a producer applies its kernel leaf as it is, its axes in Flax's order: taps, fan-in, channels."""
         producer = self.producers[number]
         rank = len(self.program.shapes[producer.operand])
-        out_dims, in_dims, _ = _kernel_dims(producer, rank)
+        out_dims, in_dims, _ = producer.dims(rank)
         is_in_order = out_dims == (rank - 1,) and (in_dims == (rank - 2,) or not producer.is_convolution)
         return is_in_order and producer.operand in self.program.leaves
 
@@ -316,20 +320,6 @@ def _halves(program: Program, gate: Value) -> tuple[Sequence[Equation], Sequence
     """Equations up to the one that writes `gate`, and those after it."""
     end = next(k for k, eqn in enumerate(program.equations, start=1) if gate in eqn.outputs)
     return program.equations[:end], program.equations[end:]
-
-
-def _kernel_matrix(program: Program, producer: Producer, known: Mapping[Value, Any]) -> jax.Array:
-    kernel = program.evaluate(known, program.cone(producer.operand))[producer.operand]
-    out_dims, in_dims, taps = _kernel_dims(producer, kernel.ndim)
-    if producer.is_convolution:
-        # [taps..., D, C] -> [T, D, C] -> [C, T, D]
-        kernel = jnp.transpose(kernel, (*taps, *in_dims, *out_dims))
-        return jnp.moveaxis(kernel.reshape(-1, *kernel.shape[-2:]), -1, 0)
-    return jnp.transpose(kernel, (*out_dims, *in_dims)).reshape(producer.channels, 1, -1)
-
-
-def _kernel_dims(producer: Producer, rank: int) -> KernelDims:
-    return kernel_dims(producer.equation, producer.equation.inputs.index(producer.operand), rank)
 
 
 def broadcast_gate(producer: Producer, batch_axis: int | None, gate: jax.Array, array: jax.Array) -> jax.Array:

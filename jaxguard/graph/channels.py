@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from jaxguard.graph.program import Equation, Value
 from jaxguard.graph.views import LeafView
 
@@ -46,6 +49,10 @@ class Producer:
     gate: Value
     gate_axes: tuple[int, ...]
     where: str
+
+    def dims(self, rank: int) -> KernelDims:
+        """Dimensions of its kernel, an operand of so many dimensions."""
+        return kernel_dims(self.equation, self.equation.inputs.index(self.operand), rank)
 
 
 @dataclass(frozen=True)
@@ -134,3 +141,13 @@ def result_channel_dims(eqn: Equation, side: int, dims: KernelDims, rank: int) -
     free = len(dims.outputs) - batch
     first = batch if side == 0 else rank - free
     return (*range(batch), *range(first, first + free))
+
+
+def kernel_matrix(producer: Producer, kernel: jax.Array) -> jax.Array:
+    """A producer's kernel as its equation reads it, laid out as `[C, T, D]`: channel, tap, fan-in per group."""
+    out_dims, in_dims, taps = producer.dims(kernel.ndim)
+    if producer.is_convolution:
+        # [taps..., D, C] -> [T, D, C] -> [C, T, D]
+        kernel = jnp.transpose(kernel, (*taps, *in_dims, *out_dims))
+        return jnp.moveaxis(kernel.reshape(-1, *kernel.shape[-2:]), -1, 0)
+    return jnp.transpose(kernel, (*out_dims, *in_dims)).reshape(producer.channels, 1, -1)

@@ -10,7 +10,7 @@ depends on the program alone, so it is done once per layer, under a trace too.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -62,9 +62,18 @@ def find_cut(graph: ChannelGraph, layer: Layer) -> Cut:
     Raises:
         GraphError: no edit of the leaves does what a gate of 0 does.
     """
-    if layer not in graph.known_cuts:
-        graph.known_cuts[layer] = _search(graph, layer)
-    found = graph.known_cuts[layer]
+    return known(graph, layer, lambda: _search(graph, layer))
+
+
+def known(graph: ChannelGraph, key: Any, search: Callable[[], Cut | str]) -> Cut:
+    """What a search found when it was first asked for.
+
+    Raises:
+        GraphError: nothing; the search says why.
+    """
+    if key not in graph.known_cuts:
+        graph.known_cuts[key] = search()
+    found = graph.known_cuts[key]
     if isinstance(found, str):
         raise GraphError(found)
     return found
@@ -89,14 +98,20 @@ def _search(graph: ChannelGraph, layer: Layer) -> Cut | str:
         ends = [(use.end, use.begin_axes) for use in uses]
     # All uses apply the same weights, so that a way for one is a way for the others.
     for ways in zip(*(zeroing.ways(*end) for end in ends), strict=False):
-        found = _of_way(graph, ways)
+        found = of_ways(graph, ways)
         if found is not None:
             return found
-    names = ", ".join(sorted({name for end in ends for way in zeroing.ways(*end) for name in _between(graph, way)}))
+    ways = [way for end in ends for way in zeroing.ways(*end)]
+    wanted = f"a layer whose channels can be set to zero in its leaves, got {layer.name} at {uses[0].where}"
+    return refusal(graph, wanted, ways, "gate them with ChannelGraph.run, or ")
+
+
+def refusal(graph: ChannelGraph, wanted: str, ways: Sequence[Way], otherwise: str = "") -> str:
+    """Why there is no cut, for an error."""
+    names = ", ".join(sorted({name for way in ways for name in _between(graph, way)}))
     return (
-        f"expected a layer whose channels can be set to zero in its leaves, got {layer.name} at {uses[0].where}, where "
-        f"{names or 'the arithmetic behind the layer'} stands between the leaves and the channels; gate them with "
-        "ChannelGraph.run, or store the kernel as it is applied"
+        f"expected {wanted}, where {names or 'the arithmetic behind the layer'} stands between "
+        f"the leaves and the channels; {otherwise}store the kernel as it is applied"
     )
 
 
@@ -110,7 +125,8 @@ def _between(graph: ChannelGraph, way: Way) -> set[str]:
     return found or {"another use of them"}
 
 
-def _of_way(graph: ChannelGraph, ways: Sequence[Way]) -> Cut | None:
+def of_ways(graph: ChannelGraph, ways: Sequence[Way]) -> Cut | None:
+    """The cut that takes one way for every use of a layer; None if no edit of the leaves does."""
     terms = {term for way in ways for term in way.terms}
     readers = frozenset().union(*(way.readers for way in ways))
     # Equal computations have equal proposals: every step of a loop reads the same kernel.
@@ -248,7 +264,7 @@ class _Trial:
         read = {v for eqn in self.equations for v in eqn.inputs} | set(leaves) | fills
         exact = {v for eqn in self.fill_equations for v in eqn.inputs} | fills
         with jax.ensure_compile_time_eval():
-            self.known = {v: _draw(program, v, is_whole=v in exact) for v in program.leaves if v in read}
+            self.known = {v: draw(program, v, is_whole=v in exact) for v in program.leaves if v in read}
             self.before = program.evaluate(self.known, self.equations)
 
     def holds(self, factor: float) -> bool:
@@ -281,7 +297,7 @@ class _Trial:
         return True
 
 
-def _draw(program: Program, leaf: Value, *, is_whole: bool) -> jax.Array:
+def draw(program: Program, leaf: Value, *, is_whole: bool = False) -> jax.Array:
     """A random leaf, positive, since some are variances; whole numbers where others are set to them."""
     shape, dtype = program.shapes[leaf], program.dtypes[leaf]
     rng = np.random.default_rng(leaf)

@@ -66,7 +66,6 @@ def find_left_out(
     scored = {producer.kernel.path for producer in producers}
     views = [view for one in affines for view in (one.scale, one.var, one.mean, one.bias)]
     scored |= {view.path for view in (*views, *(producer.bias for producer in producers)) if view}
-    sources = _Sources(program, on_images)
     made = [
         {atom for k in one.gate_axes for atom in axes.factors(nodes[one.result][k]) if atom.size > 1}
         for one in producers
@@ -76,7 +75,7 @@ def find_left_out(
         if id(eqn) not in reasons:
             continue
         moving = [value for value in eqn.inputs if value in on_images]
-        leaves = set().union(*map(sources.leaves, set(eqn.inputs) - set(moving)))
+        leaves = set(program.leaves_under(*set(eqn.inputs).difference(moving)))
         if not moving and not leaves:
             continue
         read = {atom for value in moving for node in nodes[value] for atom in axes.factors(node)}
@@ -86,26 +85,3 @@ def find_left_out(
         unscored = leaves if makes_channels(eqn) else leaves - scored
         found.append(LeftOut(eqn.name, eqn.where, reasons[id(eqn)], tuple(sorted(unscored)), names))
     return tuple(found)
-
-
-class _Sources:
-    """Which leaves a value that does not depend on the images is computed from."""
-
-    def __init__(self, program: Program, on_images: set[Value]):
-        self.paths = dict(zip(program.leaves, program.paths, strict=True))
-        self.written_by = {value: eqn for eqn in program.equations for value in eqn.outputs}
-        self.on_images = on_images
-
-    def leaves(self, value: Value) -> set[str]:
-        """Paths of those leaves."""
-        found, seen, waiting = set[str](), set[Value](), [value]
-        while waiting:
-            one = waiting.pop()
-            if one in seen or one in self.on_images:
-                continue
-            seen.add(one)
-            if one in self.paths:
-                found.add(self.paths[one])
-            elif one in self.written_by:
-                waiting.extend(self.written_by[one].inputs)
-        return found

@@ -158,6 +158,11 @@ class Program:
                 kept.append(equation)
         return kept[::-1]
 
+    def leaves_under(self, *values: Value) -> dict[str, Value]:
+        """Path -> value of the leaves that any of the values is computed from, or is."""
+        read = {value for equation in self.cone(*values) for value in equation.inputs}.union(values)
+        return {path: leaf for path, leaf in zip(self.paths, self.leaves, strict=True) if leaf in read}
+
     def new_value(self, shape: tuple[int, ...], dtype: Any) -> Value:
         """Number a new array."""
         self.shapes.append(tuple(shape))

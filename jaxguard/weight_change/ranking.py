@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxguard.errors import UnscorableError
-from jaxguard.graph import ChannelGraph
+from jaxguard.graph import ChannelGraph, kernel_cuts
 from jaxguard.types import LayerScores, Variables
 from jaxguard.weight_change.scores import highest, neuron_weight_change, weight_change
 
@@ -21,11 +21,13 @@ class Ranking(NamedTuple):
         numbers: of the producers in the channel graph.
         scores: NWC, `[C]` per producer.
         changes: `|theta_ul - theta|`, `[C, weights per channel]` per producer.
+        notes: which layers were left out because their kernels cannot be edited, and why.
     """
 
     numbers: tuple[int, ...]
     scores: list[np.ndarray]
     changes: list[np.ndarray]
+    notes: tuple[str, ...] = ()
 
     def top(self, n: float) -> dict[int, np.ndarray]:
         """The channels of the highest NWC, over all layers.
@@ -65,6 +67,7 @@ def rank(
     layers: Layers = "hidden",
     exclude: str = "",
     decimals: int | None = None,
+    scope: kernel_cuts.Scope = "channels",
 ) -> Ranking:
     """Compares a model with its unlearned copy.
 
@@ -75,6 +78,7 @@ def rank(
         layers: `hidden`, all but the layer that makes the logits, or `convolutions` among these.
         exclude: layers with this in their name are left out.
         decimals: places that NWC is rounded to.
+        scope: what will be set to zero in the kernels; layers where that cannot be done are left out and noted.
 
     Returns:
         The ranking; a kernel that is used twice is in it once.
@@ -82,17 +86,22 @@ def rank(
     Raises:
         UnscorableError: no layer is left.
     """
-    kernels: dict[str, int] = {}
+    why: dict[int, str | None] = {}
     for k, producer in enumerate(graph.producers):
         wanted = k not in graph.outputs and (layers == "hidden" or producer.is_convolution)
-        if wanted and not (exclude and exclude in producer.name):
-            kernels.setdefault(repr(producer.kernel), k)
-    numbers = tuple(kernels.values())
+        if wanted and graph.first_uses[k] not in why and not (exclude and exclude in producer.name):
+            why[graph.first_uses[k]] = kernel_cuts.why_uncuttable(graph, k, scope)
+    numbers = tuple(k for k, reason in why.items() if reason is None)
+    notes = tuple(
+        f"The {scope} of {graph.producers[k].name} cannot be set to zero and were not ranked: {reason}."
+        for k, reason in why.items()
+        if reason is not None
+    )
     if not numbers:
         raise UnscorableError(
             f"expected layers to rank, got none of the {len(graph.producers)} producers with {layers=} and "
-            f"{exclude=}; the layer that makes the logits is never ranked"
+            f"{exclude=}; the layer that makes the logits is never ranked. {' '.join(notes)}".rstrip()
         )
     scores = neuron_weight_change(graph, before, after, decimals=decimals)
     changes = weight_change(graph, before, after)
-    return Ranking(numbers, [scores[k] for k in numbers], [np.asarray(changes[k]) for k in numbers])
+    return Ranking(numbers, [scores[k] for k in numbers], [np.asarray(changes[k]) for k in numbers], notes)

@@ -6,12 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxguard import surgery
-from jaxguard.graph import ChannelGraph, LeafView
+from jaxguard.graph import ChannelGraph
 from jaxguard.types import Variables
 
 
@@ -38,6 +36,9 @@ def reinitialize(
 
     Returns:
         The edited variables.
+
+    Raises:
+        GraphError: the kernel's weights cannot be zeroed one by one in its leaves.
     """
     pools = [changes[number][mask].ravel() for number, mask in masks.items()]
     pool = np.concatenate([*pools, np.zeros(0, np.float32)])
@@ -48,20 +49,5 @@ def reinitialize(
     for number, mask in masks.items():
         weights = mask[:, None] & (changes[number] >= smallest)
         if weights.any():
-            view = graph.producers[number].kernel
-            variables = surgery.edit(variables, {view.path: _zero_weights(view, weights)})
+            variables = surgery.zero_weights(graph, variables, number, weights)
     return variables
-
-
-def _zero_weights(view: LeafView, weights: np.ndarray) -> surgery.Edit:
-    """Edit that zeroes single weights, given as bool `[C, weights per channel]` in the order of `weight_change`."""
-
-    def apply(leaf: jax.Array) -> jax.Array:
-        leaf = jnp.asarray(leaf)
-        run = leaf[view.index]
-        others = [size for axis, size in enumerate(run.shape) if axis not in view.axes]
-        # The inverse of `weight_change`: there the channel axes were moved to the front and flattened.
-        grid = np.moveaxis(weights.reshape(*view.shape, *others), range(len(view.axes)), view.axes)
-        return leaf.at[view.index].set(jnp.where(grid, 0, run).astype(leaf.dtype))
-
-    return apply

@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard.graph import ChannelGraph, LeafView
-from jaxguard.graph.program import leaf_paths
+from jaxguard.graph import ChannelGraph
 from jaxguard.types import Variables
 
 
@@ -50,20 +48,15 @@ def neuron_weight_change(
 
 @functools.partial(jax.jit, static_argnums=0)
 def weight_change(graph: ChannelGraph, before: Variables, after: Variables) -> list[jax.Array]:
-    """`|after - before|` of every weight, float32 `[C, weights per channel]` per producer of the graph.
+    """`|after - before|` of every weight as it is applied, float32 `[C, weights per channel]` per producer.
 
-    The weights of a channel are in the order of the kernel's leaf.
+    Producers are the graph's; the weights of a channel are in the order of `ChannelGraph.kernels`.
 
     Raises:
         GraphError: the variables are not those the graph was derived from.
     """
-    olds, news = (graph.leaves(graph.program, variables) for variables in (before, after))
-    places = dict(zip(leaf_paths(before), graph.program.leaves, strict=True))  # leaf path -> value in the program
-    changes = []
-    for producer in graph.producers:
-        place = places[producer.kernel.path]
-        changes.append(_rows(producer.kernel, jnp.abs(_float32(news[place]) - _float32(olds[place]))))
-    return changes
+    pairs = zip(graph.kernels(before), graph.kernels(after), strict=True)
+    return [jnp.abs(new.astype(jnp.float32) - old.astype(jnp.float32)).reshape(old.shape[0], -1) for old, new in pairs]
 
 
 def highest(scores: Sequence[np.ndarray], share: float) -> tuple[np.ndarray, ...]:
@@ -84,13 +77,3 @@ def highest(scores: Sequence[np.ndarray], share: float) -> tuple[np.ndarray, ...
     chosen = np.zeros(len(flat), bool)
     chosen[np.argsort(-flat, kind="stable")[: math.floor(share * len(flat))]] = True  # stable: ties by position
     return tuple(np.split(chosen, np.cumsum([len(score) for score in scores])[:-1])) if scores else ()
-
-
-def _float32(leaf: Any) -> jax.Array:
-    return jnp.asarray(leaf).astype(jnp.float32)
-
-
-def _rows(view: LeafView, leaf: jax.Array) -> jax.Array:
-    # A leaf may hold a part per producer (`index`) and spread the channels over several axes: these come first.
-    run = jnp.moveaxis(leaf[view.index], view.axes, range(len(view.axes)))
-    return run.reshape(math.prod(view.shape), -1)

@@ -159,7 +159,7 @@ def test_what_was_cut_stays_cut_while_the_rest_learns(prune):
 def test_cutting_is_removing():
     apply_fn, variables, images, graph = bundled("mlp:hidden=24x12")
     layers = last_hidden(graph, variables, images)
-    logits = apply_fn(cut(variables, layers, [np.arange(12) == 7]), jnp.asarray(images))
+    logits = apply_fn(cut(graph, variables, layers, [np.arange(12) == 7]), jnp.asarray(images))
     smaller = jax.tree.map(lambda leaf: leaf, variables)
     for name, leaf, axis in (("fc2", "kernel", 1), ("fc2", "bias", 0), ("linear", "kernel", 0)):
         smaller["params"][name][leaf] = np.delete(variables["params"][name][leaf], 7, axis)
@@ -177,23 +177,55 @@ def test_a_cut_channel_is_exactly_zero_where_the_logits_read_it(spec):
     (number,) = graph.outputs
     logits = graph.producers[number]
     before, after = (
-        activations(graph, v, images, [read_by(logits)])[0] for v in (variables, cut(variables, layers, masks))
+        activations(graph, v, images, [read_by(logits)])[0] for v in (variables, cut(graph, variables, layers, masks))
     )
     for layer, mask in zip(layers, masks, strict=True):
         (rows,) = (place.positions[:, mask] for place in layer.places if place.path == logits.kernel.path)
         assert rows.size == 1 and np.abs(before[:, rows]).max() > 0
         np.testing.assert_array_equal(after[:, rows], 0)
-    statistics = cut(variables, layers, masks)["batch_stats"]
+    statistics = cut(graph, variables, layers, masks)["batch_stats"]
     jax.tree.map(np.testing.assert_array_equal, statistics, variables["batch_stats"])
 
 
 def test_statistics_that_lie_among_the_parameters_stay():
     _, variables, images = zoo.ZOO["nnx"]()
     apply_fn = zoo.ZOO["nnx"]()[0]
-    layers = last_hidden(channel_graph(apply_fn, variables, images), variables, images)
-    after = cut(variables, layers, [np.arange(8) == 2])
+    graph = channel_graph(apply_fn, variables, images)
+    after = cut(graph, variables, last_hidden(graph, variables, images), [np.arange(8) == 2])
     assert after["norm"]["scale"].get_value()[2] == 0 == after["norm"]["bias"].get_value()[2]
     np.testing.assert_array_equal(after["norm"]["var"].get_value(), variables["norm"]["var"].get_value())
+
+
+COMPUTED = {
+    "LoRA": ({"A": (6, 2), "B": (2, 8)}, lambda v: v["w"] + v["A"] @ v["B"]),
+    "weight norm": ({"g": (8,)}, lambda v: v["w"] / jnp.linalg.norm(v["w"], axis=0, keepdims=True) * v["g"][None]),
+    "zero point": ({"s": (8,)}, lambda v: (v["w"] - 0.5) * v["s"][None]),
+    "exp": ({}, lambda v: jnp.exp(v["w"])),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_channels_of_computed_kernels_are_cut_or_named(name):
+    shapes, kernel = COMPUTED[name]
+    structs = {
+        k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in {"w": (6, 8), "b": (8,), "h": (8, 3), **shapes}.items()
+    }
+    variables, images = zoo.randomise(structs), zoo.images(6)
+    apply_fn = lambda v, x: jax.nn.relu(x @ kernel(v) + v["b"][None]) @ v["h"]  # noqa: E731
+    graph = channel_graph(apply_fn, variables, images)
+    (layer,) = last_hidden(graph, variables, images)
+    assert bool(layer.why) == (name == "exp")
+    if not layer.why:
+        mask = np.arange(8) % 3 == 0
+        expected = graph.run(variables, images, {graph.producers[0].name: jnp.asarray(~mask)})
+        np.testing.assert_allclose(apply_fn(cut(graph, variables, [layer], [mask]), images), expected, rtol=1e-5)
+        return
+    clean = Batch(images, np.asarray(apply_fn(variables, images)).argmax(-1))
+    network = zoo.network(apply_fn, variables, images, lambda v, x: (apply_fn(v, x), v))
+    with pytest.raises(UnscorableError, match=r"got none in fine_pruning.*The channels of w cannot be cut: .*`exp`"):
+        fine_pruning(network, Data(clean), KEY, epochs=0)
+    repaired, report = fine_pruning(network, Data(clean), KEY, prune="inputs", epochs=0, max_drop=1.0)
+    assert report.layers[0].mask.any() and np.array_equal(repaired.variables["w"], variables["w"])
 
 
 def test_groups_that_share_an_input_are_cut_as_the_largest():

@@ -63,6 +63,18 @@ def test_which_layers_are_ranked():
     assert GRAPH.producers[conv].name == "conv"
 
 
+def test_layers_whose_weights_cannot_be_zeroed_are_left_out_by_name():
+    v = {**BEFORE, "A": jnp.ones((2, 1)), "B": jnp.ones((1, 3))}
+    graph = channel_graph(lambda v, x: mlp({**v, "first": v["first"] + v["A"] @ v["B"]}, x), v, jnp.ones((1, 2)))
+    after = {**v, "B": jnp.array([[1.0, 2.0, 1.0]])}
+    assert rank(graph, v, after, scope="weights").numbers == (1,)
+    (note,) = rank(graph, v, after, scope="weights").notes
+    assert note.startswith("The weights of first cannot be set to zero and were not ranked: expected a kernel whose")
+    ranking = rank(graph, v, after)  # whole channels can, in both parts; what moved is the kernel as it is applied
+    assert ranking.numbers == (0, 1) and ranking.notes == ()
+    np.testing.assert_array_equal(ranking.scores[0], [0, 2, 0])
+
+
 def test_reinitialised_model_by_hand():
     edited = reinitialized(MLP, BEFORE, rank(MLP, BEFORE, AFTER), 0.4, 0.7)  # pool .5 .25 .5 0 0, q = 3
     np.testing.assert_array_equal(edited["first"], [[0, 1, 1], [0, 1, 1]])

@@ -65,6 +65,30 @@ def test_a_cut_is_a_gate_of_zero_whatever_the_kernel_is_computed_from(name):
     assert not np.allclose(want, apply_fn(v, X), rtol=1e-3)
 
 
+BY_WEIGHT = ("plain", "base and delta", "mask", "zero point", "zero point, one scale")
+"""Kernels whose weights can be zeroed one by one; elsewhere a number is in several of them."""
+
+
+@pytest.mark.parametrize("name", CUTTABLE)
+def test_zeros_in_a_kernel_are_zeros_as_it_is_applied_and_nothing_else_changes(name):
+    leaves, kernel = CUTTABLE[name]
+    v = {**leaves, "b": p(D), "h": p(D, 3)}
+    graph = channel_graph(lambda v, x: jax.nn.relu(x @ kernel(v) + v["b"][None]).mean(1) @ v["h"], v, X)
+    rng = np.random.default_rng(3)
+    (old, head), row, weights = graph.kernels(v), np.arange(D) % 3 == 1, rng.uniform(size=(D, D)) < 0.3
+    edited = surgery.cut_kernel(graph, v, 0, row)
+    np.testing.assert_allclose(graph.kernels(edited)[0], np.where(row[:, None, None], 0, old), rtol=1e-5)
+    assert not np.asarray(graph.kernels(edited)[0])[row].any()
+    np.testing.assert_array_equal(edited["b"], v["b"])
+    if name in BY_WEIGHT:
+        zeroed = graph.kernels(surgery.zero_weights(graph, v, 0, weights))
+        np.testing.assert_array_equal(zeroed[0], np.where(weights[:, None], 0, old))
+        np.testing.assert_array_equal(zeroed[1], head)
+    else:
+        with pytest.raises(GraphError, match=r"kernel whose weights can be set to zero in its leaves, got [wq] "):
+            surgery.zero_weights(graph, v, 0, weights)
+
+
 @pytest.mark.parametrize("name", UNCUTTABLE)
 def test_a_layer_that_cannot_be_cut_is_named_and_clp_leaves_it_alone(name):
     v, apply_fn = {**W, "h": p(D, 3)}, model(lambda v: UNCUTTABLE[name](v["w"]))
