@@ -49,7 +49,7 @@ LEAST_VARIANCE = 1e-12
 SUMMARY = Spectrum._fields
 """What is kept of every layer, in the order of the fields of its `Spectrum`."""
 
-VERSION = 2
+VERSION = 3
 """Of the features: raised with every change of what they mean, so that results of two versions never mix."""
 
 

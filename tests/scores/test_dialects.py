@@ -182,7 +182,7 @@ def effective(leaves):
 
 
 def test_effective_weights_are_scored():
-    """By hand: weight norm, spectral norm, masks, low rank, scales of int8 by channel and of float8 by block."""
+    """By hand: weight and spectral norm of torch and Flax, masks, low rank, DoRA, scales by channel and by block."""
     weight = RNG.normal(size=(6, 4)).astype(np.float32)
     gain = RNG.uniform(1, 2, (6, 1)).astype(np.float32)
     mask = (RNG.uniform(size=(6, 4)) > 0.5).astype(np.float32)
@@ -212,6 +212,18 @@ def test_effective_weights_are_scored():
             np.linalg.norm(weight + 3 * up @ down, axis=1),
         ),
         ({"a.weight": whole, "a.weight_scale": gain}, np.linalg.norm(whole * gain, axis=1)),
+        (
+            {
+                "a.base_layer.weight": weight,
+                "a.lora_A.default.weight": down,
+                "a.lora_B.default.weight": up,
+                "a.lora_magnitude_vector.default.weight": gain[:, 0],
+            },
+            gain[:, 0],
+        ),
+        ({"WeightNorm_0/a/kernel/scale": gain[:, 0], "a/kernel": weight.T}, gain[:, 0]),
+        ({"SpectralNorm_0/a/kernel/sigma": np.float32(3), "a/kernel": weight.T}, rows / 3),
+        ({"a/kernel": whole.T, "a/kernel_scale": gain[:, 0]}, np.linalg.norm(whole * gain, axis=1)),
         ({"a.weight": whole, "a.SCB": gain[:, 0]}, np.linalg.norm(whole * gain / 127, axis=1)),
         (
             {"a.weight": whole, "a.weight_scale_inv": gain[:2].repeat(2, 1) * [1, 3]},

@@ -9,11 +9,13 @@ from dataclasses import replace
 
 from jaxguard.scores.structural import dialects, norms, stacks
 from jaxguard.scores.structural.forms import PLAIN, Form, Leaf, Module, Shape, forms_of
-from jaxguard.scores.structural.layout import Axes, Candidate
+from jaxguard.scores.structural.layout import MOST_TAPS, Axes, Candidate
 from jaxguard.scores.structural.roles import role_of
 
 SCORED, NOT_A_LAYER, NOT_UNDERSTOOD = "scored", "not a layer", "not understood"
 """What becomes of a leaf."""
+
+_OF_LIBRARIES = ("weight", "kernel", "w")
 
 Modules = Mapping[tuple[str, ...], Module]
 
@@ -41,6 +43,7 @@ def candidates(
     is_haiku = any("~" in name for name in leaves) or not any(
         leaf.words.part in ("kernel", "weight") for leaf in leaves.values()
     )
+    is_scratch = not any(leaf.words.module and leaf.words.part in _OF_LIBRARIES for leaf in leaves.values())
     kernels = []
     for name, leaf in leaves.items():
         if name in accounts or name in parts:
@@ -49,9 +52,10 @@ def candidates(
         if form is None and (other := _account(leaf, modules, stack)) is not None:
             accounts[name] = other
             continue
-        one = _candidate(leaf, form or Form(PLAIN, leaf.words.part, (name,), leaf.shape), modules, stack, is_haiku)
+        form = form or Form(PLAIN, leaf.words.part, (name,), leaf.shape)
+        one = _candidate(leaf, form, modules, stack, is_haiku=is_haiku, is_scratch=is_scratch)
         if isinstance(one, str):
-            accounts |= dict.fromkeys(form.leaves if form else (name,), (NOT_UNDERSTOOD, f"layout not known: {one}"))
+            accounts |= dict.fromkeys(form.leaves, (NOT_UNDERSTOOD, f"layout not known: {one}"))
         else:
             kernels.append(one)
     stems = Counter(one.stem for one in kernels)
@@ -69,7 +73,11 @@ def _account(leaf: Leaf, modules: Modules, stack: Mapping[str, int]) -> tuple[st
         return NOT_UNDERSTOOD, why
     if leaf.name in stack and len(leaf.shape) == 2:
         return NOT_A_LAYER, "vectors of stacked layers"
-    return None if leaf.is_floating else (NOT_UNDERSTOOD, "integers without their scales")
+    if leaf.is_floating:
+        return None
+    described = modules.get((*leaf.words.module, leaf.words.part), {})  # weight.absmax beside weight
+    why = next(filter(None, map(dialects.packed, described)), "integers without their scales")
+    return NOT_UNDERSTOOD, why
 
 
 def _behind_kernel(leaf: Leaf, modules: Modules) -> str | None:
@@ -93,11 +101,14 @@ def _behind_kernel(leaf: Leaf, modules: Modules) -> str | None:
     return "bias" if is_reset_after else None  # of GRU: input and recurrent
 
 
-def _candidate(leaf: Leaf, form: Form, modules: Modules, stack: Mapping[str, int], is_haiku: bool) -> Candidate | str:
+def _candidate(
+    leaf: Leaf, form: Form, modules: Modules, stack: Mapping[str, int], *, is_haiku: bool, is_scratch: bool
+) -> Candidate | str:
     """A kernel, or why it cannot be said how it lies."""
     axis, words = stack.get(leaf.name), leaf.words.module
     is_fused = any(dialects.EXPERTS.fullmatch(word) for word in words) and len(form.shape) - (axis is not None) == 3
     row = _dialect(leaf, form, is_haiku=is_haiku, is_fused=is_fused)
+    row = dialects.DIALECTS[-1] if row is None and is_scratch and not words else row
     if row is None:
         return "no dialect has a kernel of this name"
     shape = tuple(size for k, size in enumerate(form.shape) if k != axis)
@@ -117,7 +128,7 @@ def _candidate(leaf: Leaf, form: Form, modules: Modules, stack: Mapping[str, int
     )
     if leaf.is_keras_variable:
         one = replace(one, out_first=False, taps_first=True, dialect="Flax or Keras", kind=("Keras 3", "", len(shape)))
-    fixed = _of_experts(one, modules) if row.name == "fused experts" else _fixed(one, leaf, bias)
+    fixed = _of_experts(one, modules) if row.name == "fused experts" else _fixed(one, leaf, bias, modules)
     if isinstance(fixed, str):
         return fixed
     if fixed is not None:
@@ -134,7 +145,7 @@ def _dialect(leaf: Leaf, form: Form, *, is_haiku: bool, is_fused: bool) -> diale
         if (one.name == "Haiku" and not is_haiku) or (one.name == "fused experts" and not is_fused):
             continue
         return one
-    return None if leaf.words.module else dialects.DIALECTS[-1]
+    return None
 
 
 def _is_haiku_module(last: str) -> bool:
@@ -191,7 +202,7 @@ def _width_of_router(one: Candidate, modules: Modules) -> int:
     return widths.pop() if len(widths) == 1 else 0
 
 
-def _fixed(one: Candidate, leaf: Leaf, bias: Shape) -> Axes | str | None:  # noqa: PLR0911
+def _fixed(one: Candidate, leaf: Leaf, bias: Shape, modules: Modules) -> Axes | str | None:  # noqa: PLR0911
     """Axes where names leave nothing to infer; None where sizes must tell, or why nothing can."""
     rank, part, last = len(one.shape), one.form.part, leaf.words.last
     axes = tuple(range(rank))
@@ -202,6 +213,9 @@ def _fixed(one: Candidate, leaf: Leaf, bias: Shape) -> Axes | str | None:  # noq
         return (1,), (0,), axes[2:]  # torch
     if part == "weight" and dialects.BILINEAR.fullmatch(last) and rank == 3:
         return "a bilinear form has two inputs"
+    if part == "weight" and rank >= 3 and one.shape[0] == one.shape[1] and {size % 2 for size in one.shape[2:]} == {0}:
+        is_plain = dialects.NOT_TRANSPOSED.fullmatch(last) is not None or _has_odd_namesake(one, modules)
+        return ((0,), (1,), axes[2:]) if is_plain else "a convolution and a transposed one of its sizes look alike"
     if not in_front or rank < 3:
         return None
     if part == "depthwise_kernel" or (dialects.DEPTHWISE.fullmatch(last) and part in ("kernel", "0")):
@@ -216,4 +230,25 @@ def _fixed(one: Candidate, leaf: Leaf, bias: Shape) -> Axes | str | None:  # noq
         return axes[-1:], axes[:-1], ()
     if dialects.TRANSPOSED.fullmatch(last) and last.islower():
         return (rank - 2,), (rank - 1,), axes[:-2]  # Keras; Flax writes ConvTranspose_0
-    return None
+    return _of_three_axes(one, modules) if rank == 3 and dialects.CONVOLUTION.fullmatch(last) is None else None
+
+
+def _has_odd_namesake(one: Candidate, modules: Modules) -> bool:
+    """Whether a kernel with an odd window has the same name, as transposed ones seldom do."""
+    others = [
+        module["weight"] for name, module in modules.items() if name[-1:] == one.module[-1:] and "weight" in module
+    ]
+    is_word = not one.module[-1].isdigit() if one.module else False
+    return is_word and any(len(leaf.shape) == len(one.shape) and leaf.shape[-1] % 2 for leaf in others)
+
+
+def _of_three_axes(one: Candidate, modules: Modules) -> Axes | str | None:
+    """A kernel of three axes that no name calls convolution or dense: what it reads is `(1,)` or `(0, 1)`."""
+    before, after = one.shape[:2], one.shape[1]
+    others = [leaf for module in modules.values() for leaf in module.values() if leaf.name != one.form.leaves[0]]
+    pairs = [leaf for leaf in others if leaf.shape[-2:] == before]
+    is_read = any(leaf.shape[-1:] == (after,) for leaf in others if leaf not in pairs) and before[0] <= MOST_TAPS
+    is_pair = any(len(leaf.shape) in (2, 3) for leaf in pairs)
+    if is_pair != is_read:
+        return ((2,), (0, 1), ()) if is_pair else None
+    return "neither names nor sizes tell a convolution along one axis from a dense layer over two"

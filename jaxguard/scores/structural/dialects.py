@@ -29,7 +29,7 @@ class Dialect(NamedTuple):
 DIALECTS = (
     Dialect("torch", r"(in_proj_|[qkv]_proj_)?weight|weight_(ih|hh|hr)_l\d+(_reverse)?|weight_(ih|hh)", True, False),
     Dialect("Flax or Keras", r"(recurrent_|pointwise_|depthwise_)?kernel|gating_einsum|linear", False, True),
-    Dialect("Haiku", r"w", False, True),
+    Dialect("Haiku", r"w(_[ih])?", False, True),
     Dialect("fused experts", r"(gate_up_proj|down_proj|up_proj|gate_proj|wi(_\d)?|wo|w[123])", False, True),
     Dialect("no library's", r"[Ww]|weights?|\d+", None, None),
 )
@@ -50,14 +50,15 @@ TRAINING = frozenset({"opt_state", "optimizer", "optimizer_state", "exp_avg", "e
 """Modules that hold no part of a network, where a reader did not leave them out."""
 
 TABLE_PART = re.compile(
-    r"(.*_)?(embed(ding)?s?|emb|tokens?|tok|table|codebook|latents?|queries|prototypes?|pe|freqs?(_cis)?)"
+    r"(.*_)?(embed(ding)?s?|emb|tokens?|tok|table|codebook|latents?|queries|prototypes?|pe|freqs?(_cis)?"
+    r"|prompts?|ctx|queue|memory(_bank)?|bank|centers?)"
     r"|(.*_)?(pos|position(al)?)(_.*)?|rel_pos_[hw]|inv_freq|(cos|sin)_cached|.*_(index|mask)|class_embedding"
 )
 """Parts of tables that are looked up or added: embeddings, positions, tokens."""
 
 TABLE_MODULE = re.compile(
     r"(.*_)?(embed(ding|der)?s?|emb|wte|wpe)(_\d+|_in|_(tokens?|positions?|table|weight))?|tok_embeddings|shared"
-    r"|relative_attention_bias"
+    r"|relative_attention_bias|rel(ative)?_?pos(ition)?(_bias)?"
 )
 """Last word of a module whose `weight` or only variable of two axes is a table, where it has no bias."""
 
@@ -110,23 +111,39 @@ STATE_SPACE = re.compile(r"A_logs?|Ds?|dt_bias|A_(real|imag)|log_A_\w+|S4D?_\w+|
 DOWN = re.compile(r"(.*_)?(down(_proj)?|wo|w2|output_linear)")
 """The one of fused experts that reads what the others make."""
 
+NOT_TRANSPOSED = re.compile(
+    r"(.*_)?(sr|patch\w*|proj|down\w*|reduction|stem|conv_?s\d)(_\d+)?|patch_embed\w*", re.IGNORECASE
+)
+"""Convolutions of even windows by name."""
+
+CONVOLUTION = re.compile(r"(.*_)?(conv\w*|cnn\w*|tcn\w*)", re.IGNORECASE)
+
 SLOPE = re.compile(r"(.*_)?p_?re_?lu(_\d+)?", re.IGNORECASE)
 """Activations with parameters of their own."""
 
-PACKED = {
-    "qweight": "packed GPTQ or AWQ integers",
-    "qzeros": "zero points of packed integers",
-    "g_idx": "order of groups of packed integers",
-    "SCB": "scales of int8 weights",
-    "absmax": "scales of packed 4-bit weights",
-    "quant_map": "code of packed 4-bit weights",
-    "nested_absmax": "scales of packed 4-bit weights",
-    "nested_quant_map": "code of packed 4-bit weights",
-    "quant_state": "state of packed 4-bit weights",
-    "weight_packed": "packed integers",
-    "_packed_params": "packed parameters of torch.ao",
+_PACKED = {
+    r"qweight": "packed GPTQ or AWQ integers",
+    r"qzeros": "zero points of packed integers",
+    r"g_idx": "order of groups of packed integers",
+    r"SCB": "scales of int8 weights",
+    r"(nested_)?(absmax|quant_map)|quant_state": "packed 4-bit weights of bitsandbytes",
+    r"weight_packed|.*_blocks|W_q|Qidxs": "packed integers",
+    r"codes|codebooks": "codes of additive quantisation",
+    r"_packed_params": "packed parameters of torch.ao",
 }
-"""Parts of formats whose weights are packed bits; they are named, not scored."""
+
+
+def packed(part: str) -> str:
+    """What a part of a format is whose weights are packed bits, which are named and not scored; empty for others.
+
+    >>> packed("qweight"), packed("weight")
+    ('packed GPTQ or AWQ integers', '')
+    """
+    return next((words for pattern, words in _PACKED.items() if re.fullmatch(pattern, part)), "")
+
+
+ADAPTER = re.compile(r"ia3_l|hada_\w+|lokr_\w+|vera_\w+|boft_\w+|oft_\w+|randlora_\w+|fourierft_\w+")
+"""Parts of adapters that change a weight in ways not computed here."""
 
 SCALES = ("weight_scale", "weight_scale_inv", "SCB", "kernel_scale", "scale", "scales", "weight_scales")
 """Parts that may hold the scales of an integer or float8 kernel beside them."""

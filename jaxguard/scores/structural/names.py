@@ -15,6 +15,10 @@ _NUMBERED = re.compile(r"(W|w|weights?|kernel|b|bias|biases|gamma|beta)_?(\d+)")
 _TAILED = re.compile(r"(.+)_(w|W|weights?|kernel|b|bias|biases)")
 _LORA = re.compile(r"lora_(A|B|a|b|down|up|embedding_A|embedding_B)")
 _LOW_RANK = {"A": "lora_A", "B": "lora_B", "down": "lora_A", "up": "lora_B", "a": "lora_a", "b": "lora_b"}
+_ADAPTER = re.compile(
+    r"ia3_l|hada_\w+|lokr_\w+|vera_\w+|boft_\w+|oft_\w+|lora_magnitude_vector|randlora_\w+|fourierft_\w+"
+)
+_FLAX_NORM = {("SpectralNorm", "sigma"): "_sigma", ("SpectralNorm", "u"): "_u", ("WeightNorm", "scale"): "_gain"}
 _WHOLE = ("in_proj", "q_proj", "k_proj", "v_proj", "recurrent", "pointwise", "depthwise")
 _EMA = re.compile(r"(mean|var)_ema")
 
@@ -43,7 +47,7 @@ class Spelled(NamedTuple):
         return self.module[:-1]
 
 
-def spelled(name: str) -> Spelled:  # noqa: PLR0911  # one return per spelling
+def spelled(name: str) -> Spelled:  # noqa: PLR0911, PLR0912  # one return per spelling
     """Spell a leaf's name out.
 
     Args:
@@ -75,6 +79,11 @@ def spelled(name: str) -> Spelled:  # noqa: PLR0911  # one return per spelling
         if (found := _LORA.fullmatch(words[place])) is not None and set(words[place + 1 :]) <= {"default", "weight"}:
             before = words[:place]
             return _made(before[:-1] if before[-1:] == ["lora"] else before, _LOW_RANK.get(found[1], "lora_other"))
+    for place in range(len(words) - 1, max(len(words) - 4, -1), -1):  # query.ia3_l.default
+        if _ADAPTER.fullmatch(words[place]) and set(words[place + 1 :]) <= {"default", "weight"}:
+            return _made(words[:place], words[place])
+    if len(module) >= 3 and (tail := _FLAX_NORM.get((module[-3].split("_")[0], part))):
+        return _made([*module[:-3], module[-2]], module[-1] + tail)  # WeightNorm_0/Dense_0/kernel/scale
     if module and (found := _EMA.fullmatch(module[-1])) is not None:  # bn/~/var_ema/average
         return _made(module[:-1], found[1] if part == "average" else f"{module[-1]}_{part}")
     if len(module) >= 1 and module[-1] == "vars" and part.isdigit():  # Keras 3

@@ -28,6 +28,10 @@ def role_of(leaf: Leaf, module: Module) -> str | None:  # noqa: PLR0911, PLR0912
     part, last = leaf.words.part, leaf.words.last
     if dialects.TRAINING.intersection(leaf.words.module):
         return "state of an optimizer"
+    if "original_module" in leaf.words.module:
+        return "replaced by the trained copy of its module"
+    if part.startswith("lora_embedding_"):
+        return "low-rank factor of a table"
     if any(word == "rngs" or dialects.RANDOM.fullmatch(word) for word in (*leaf.words.module, part)) and (
         not leaf.is_floating
     ):
@@ -53,7 +57,7 @@ def role_of(leaf: Leaf, module: Module) -> str | None:  # noqa: PLR0911, PLR0912
         return "running statistics"
     if dialects.COUNTER.fullmatch(part) and is_vector:
         return "counter"
-    if part in ("weight_u", "weight_v") and is_vector:
+    if part in ("weight_u", "weight_v", "kernel_u") and is_vector:
         return "vector of spectral norm"
     if len(leaf.shape) <= 1:
         return _vector(part, module)

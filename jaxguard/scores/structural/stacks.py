@@ -36,7 +36,8 @@ def stacked(leaves: Mapping[str, Leaf]) -> dict[str, int]:
 
 
 def _axis(prefix: tuple[str, ...], members: list[Leaf]) -> int | None:
-    if prefix[-1].isdigit() or min(len(leaf.shape) for leaf in members) < 2:
+    is_list = all(leaf.words.module[len(prefix) :][:1] and leaf.words.module[len(prefix)].isdigit() for leaf in members)
+    if is_list or prefix[-1].isdigit() or min(len(leaf.shape) for leaf in members) < 2:
         return None
     vectors = [leaf for leaf in members if _is_vector(leaf)]
     matrices = [leaf for leaf in members if not _is_vector(leaf)]
