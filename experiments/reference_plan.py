@@ -9,6 +9,7 @@ Cheap networks are first.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -83,25 +84,25 @@ class Structure:
         return self.arch.partition(":")[0]
 
 
-CNN, VIT, VGG = "cnn:width=0.5", "vit-tiny-4:width=0.25,depth=3,heads=3", "vgg11:width=0.125"
+CNN, VGG, VIT = "cnn:width=0.5", "vgg11:width=0.125", "vit-tiny-{}:width=0.25,depth=3,heads=3"
 STRUCTURES = (
     Structure("digits", "mlp:hidden=128x64", 3, 300, 2e-3, adam=True),
     Structure("digits", "mlp:hidden=96x48,activation=tanh", 2, 300, 2e-3, adam=True),
     Structure("digits", CNN, 4, 200, 0.1),
     Structure("digits", f"{CNN},norm=none,activation=tanh", 2, 300, 2e-3, adam=True),
-    Structure("digits", VIT, 3, 400, 1e-3, adam=True),
+    Structure("digits", VIT.format(4), 3, 400, 1e-3, adam=True),
     Structure("digits", "resnet8", 2, 200, 0.1),
     Structure("mnist", "mlp:hidden=256x128", 3, 600, 1e-3, adam=True),
     Structure("mnist", "mlp:hidden=128x128x64,activation=gelu", 2, 600, 1e-3, adam=True),
     Structure("mnist", CNN, 4, 250, 0.1),
     Structure("mnist", f"{CNN},norm=none", 3, 400, 2e-3, adam=True),
-    Structure("mnist", VIT, 3, 700, 1e-3, adam=True),
+    Structure("mnist", VIT.format(7), 3, 500, 1e-3, adam=True),
     Structure("faces", "mlp:hidden=128x128", 1, 300, 1e-3, adam=True),
     Structure("faces", CNN, 2, 300, 0.05),
     Structure("fashion", "mlp:hidden=256x128", 2, 700, 1e-3, adam=True, wave=1),
     Structure("fashion", f"{CNN},activation=gelu", 3, 300, 0.1, wave=1),
     Structure("fashion", f"{CNN},norm=none", 3, 500, 2e-3, adam=True, wave=1),
-    Structure("fashion", VIT, 2, 700, 1e-3, adam=True, wave=1),
+    Structure("fashion", VIT.format(7), 2, 500, 1e-3, adam=True, wave=1),
     Structure("gtsrb10", f"{CNN},activation=gelu", 2, 300, 0.1, wave=1),
     Structure("gtsrb10", "resnet8:width=0.5", 1, 300, 0.1, wave=1),
     Structure("gtsrb", CNN, 2, 500, 0.1, wave=1),
@@ -110,7 +111,7 @@ STRUCTURES = (
     Structure("cifar10", f"{CNN},norm=none", 2, 800, 2e-3, adam=True, wave=1),
     Structure("cifar10", VGG, 2, 600, 0.05, wave=1),
     Structure("cifar10", f"{VGG},norm=none", 1, 800, 1e-3, adam=True, wave=1),
-    Structure("cifar10", VIT, 1, 800, 1e-3, adam=True, wave=1),
+    Structure("cifar10", VIT.format(8), 1, 800, 1e-3, adam=True, wave=1),
     Structure("cifar100", CNN, 1, 300, 0.1, wave=1),
     Structure("cifar10", "resnet8", 1, 500, 0.1, wave=2),
     Structure("cifar10", "wideresnet-16-1", 1, 500, 0.1, wave=2),
@@ -155,6 +156,11 @@ class Plan:
     def half(self) -> str:
         """What the network is for."""
         return "judgement" if self.index % 2 else "reference"
+
+    @property
+    def digest(self) -> str:
+        """Of the configuration: a row of the result names it."""
+        return hashlib.sha256(repr((SEED, self, TASKS[self.structure.task])).encode()).hexdigest()[:12]
 
     def draw(self, purpose: int) -> np.random.Generator:
         """Randomness of the network's own."""

@@ -85,6 +85,7 @@ def train(one: Plan, packs: str, folder: pathlib.Path) -> dict[str, Any]:
     digest = hashlib.sha256(b"".join(leaves[name].tobytes() for name in sorted(leaves))).hexdigest()
     row = {
         "index": one.index,
+        "plan": one.digest,
         "half": one.half,
         "data": one.structure.task,
         "classes": num_classes,
@@ -189,6 +190,8 @@ def main() -> None:
     planned = [one for one in reference_plan.plan()[: arguments.first] if one.index // 2 % parts == part]
     for one in planned if arguments.train or arguments.search else ():
         row = read(arguments.rows).get(one.index, {})
+        if row and row["plan"] != one.digest:
+            raise SystemExit(f"expected network {one.index} as it is planned in {arguments.rows}; pass another --rows")
         try:
             if arguments.train and "sha256" not in row:
                 row = train(one, arguments.data, arguments.out)

@@ -150,6 +150,21 @@ def test_evaluate_prints_the_metrics(jaxguard, checkpoint):
     assert json.loads(out)["num_images"] == len(data.load("digits").test.labels)
 
 
+def test_attacks_that_depend_on_the_label_are_counted_on_their_images(jaxguard, checkpoint):
+    labels = np.asarray(data.load("digits").test.labels)
+    for arguments, counted in (
+        (("badnets", "--target", "all"), len(labels)),
+        (("badnets", "--target", "3"), (labels != 3).sum()),
+        (("source-specific", "--target", "3"), (labels == 0).sum()),
+    ):
+        code, out, err = jaxguard("evaluate", checkpoint, "--data", "digits", "--json", "--attack", *arguments)
+        assert code == 0, err
+        assert json.loads(out)["num_triggered"] == counted
+    for target in ("-1", "some", "10"):
+        code, _, err = jaxguard("evaluate", checkpoint, "--data", "digits", "--attack", "badnets", "--target", target)
+        assert code in (2, 4) and "expected a class" in " ".join(err.split()), err
+
+
 def test_inspect_shows_leaves_and_graph(jaxguard, checkpoint):
     code, out, _ = jaxguard("inspect", checkpoint)
     assert code == 0

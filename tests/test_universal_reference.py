@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "experiments"))
 import reference_plan
+import reference_report
 import reference_training
 import universal_reference
 from reference_plan import KINDS, REGIMES, STRUCTURES, TASKS
@@ -23,7 +24,7 @@ def test_the_plan_is_the_same_every_time_and_numbered():
     assert sum(one.kind is None for one in PLAN) == sum(one.kind is not None for one in PLAN) == 128
     # Numbers that were drawn when the plan was fixed: rows of the result refer to them.
     assert [(one.structure.task, one.structure.family, one.regime, one.kind) for one in PLAN[:7:2]] == [
-        ("mnist", "vit-tiny-4", "standard", "blended"),
+        ("mnist", "vit-tiny-7", "standard", "blended"),
         ("mnist", "mlp", "under-trained", None),
         ("digits", "vit-tiny-4", "augmented", None),
         ("mnist", "mlp", "pruned", None),
@@ -94,3 +95,60 @@ def test_networks_are_trained_once_and_resumed(tiny, tmp_path, monkeypatch, caps
     again = run("--train")[0]
     timed = ("seconds", "cpu_seconds")
     assert {**again, **dict.fromkeys(timed)} == {**json.loads(lines[0]), **dict.fromkeys(timed)}
+
+
+def row(index, gap, *, attack=None, hits=(90, 10), **more):
+    """As the search writes it: classes 3 and 4, of which 3 leads."""
+    margin = [None, None] if gap is None else [gap, 0.0]
+    size = {"kind": "patch", "size": 3.0, "classes": [3, 4], "margin": margin, "hits": list(hits), "judged": [100, 100]}
+    searched = {"version": "v", "gap": gap, "problem": "", "cpu_seconds": 2.0, "sizes": [size]}
+    half = "judgement" if index % 2 else "reference"
+    known = {"data": "digits", "classes": 10, "shape": [16, 16, 1], "architecture": "mlp:hidden=16", "acc": 0.9}
+    known |= {"regime": "standard", "cpu_seconds": 1.0, "sha256": "", "attack": attack}
+    if attack:
+        known |= {"target": 3, "failed": False, "asr": 0.9, "size": 3}
+    return {"index": index, "half": half, **known, "searched": searched, **more}
+
+
+def test_report_counts_by_hand():
+    """20 references with gaps of 0 to 0.95: at 0.05 only a gap above all of them is suspected."""
+    rows = [row(2 * k, k / 20) for k in range(20)]
+    rows += [row(1, 0.5), row(3, 1.5), row(5, 1.5, hits=(55, 10)), row(7, None)]  # 55 of 100 may be less than a half
+    rows += [
+        row(101, 2.0, attack="crop"),
+        row(103, 2.0, attack="crop", target=4),
+        row(105, 0.4, attack="letter", size=8),
+    ]
+    rows += [row(107, 3.0, attack="letter", failed=True), row(100, 3.0, attack="letter")]
+    found = reference_report.summary({one["index"]: one for one in rows})
+    assert (found["references"], found["trained"], found["attack_failed"]) == (20, 29, [107])
+    assert (found["false_alarms"]["networks"], found["false_alarms"]["count"]) == (4, 1)
+    # Clopper and Pearson for 1 of 4, by hand: 1 - 0.975^(1/4), and p of 0.025 = (1 - p)^4 + 4 p (1 - p)^3.
+    assert found["false_alarms"]["ci95"] == pytest.approx([0.0063, 0.8059], abs=1e-4)
+    assert (found["power"]["networks"], found["power"]["count"], found["target_found"]["count"]) == (3, 2, 2)
+    assert found["inconclusive"] == {"clean": 1, "backdoored": 0}
+    # Pairs of the clean gaps 0.5, 1.5, 1.5 and the backdoored 2, 2, 0.4: six of nine in order.
+    assert found["auc"] == pytest.approx(6 / 9, abs=1e-4)
+    assert found["power_by"]["attack"]["crop"]["rate"] == 1 and found["power_by"]["attack"]["letter"]["rate"] == 0
+    assert found["power_by"]["trigger size"].keys() == {"3", "8"}
+
+
+def test_reference_file_holds_the_clean_even_half_alone():
+    rows = {one["index"]: one for one in (row(0, 0.2), row(1, 0.3), row(2, 0.4, attack="crop"), row(4, 0.1))}
+    written = reference_report.reference_file(rows, "v")
+    assert [(one["index"], one["gap"]) for one in written["networks"]] == [(0, 0.2), (4, 0.1)]
+    assert len(written["sha256"]) == 64
+    assert reference_report.reference_file(rows, "another")["networks"] == []
+
+
+def test_too_few_references_give_no_rates():
+    found = reference_report.summary({0: row(0, 0.2)})
+    assert "Too few references" in found["note"] and "power" not in found
+
+
+def test_rows_of_another_plan_are_refused(tiny, tmp_path, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"index": 0, "sha256": "", "plan": "another"}) + "\n")
+    monkeypatch.setattr(sys, "argv", ["x", "--train", "--out", str(tmp_path / "out"), "--rows", str(rows)])
+    with pytest.raises(SystemExit, match="network 0 as it is planned"):
+        universal_reference.main()

@@ -79,7 +79,10 @@ AttackName = Annotated[str | None, typer.Option("--attack", help="A known attack
 Trigger = Annotated[
     pathlib.Path | None, typer.Option(help="A known trigger to measure: npz with `mask` and `pattern` in [0, 1].")
 ]
-Target = Annotated[int | None, typer.Option(help="Class that the known trigger leads to.", show_default="0")]
+Target = Annotated[
+    str | None,
+    typer.Option(help="Class that the known trigger leads to, or `all`: each class to the next.", show_default="0"),
+]
 Seed = Annotated[int, typer.Option(help="For everything random.")]
 Report = Annotated[pathlib.Path | None, typer.Option(help="Folder for report.html and report.json.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -292,11 +295,12 @@ def dataset(spec: str, seed: int, clean: float = 0.05, clean_per_class: int | No
     return data.load(spec, seed=seed, clean=clean, clean_per_class=clean_per_class)
 
 
-def attack(name: str | None, trigger: pathlib.Path | None, target: int | None, found: Dataset | None) -> Attack | None:
+def attack(name: str | None, trigger: pathlib.Path | None, target: str | None, found: Dataset | None) -> Attack | None:
     """The known attack a command measures, if any.
 
     Raises:
-        typer.BadParameter: two attacks, an unknown one, or one without data to measure it on.
+        typer.BadParameter: two attacks, an unknown one, one without data to measure it on, or a target that is no
+            class.
     """
     if name is not None and trigger is not None:
         raise typer.BadParameter("expected --attack or --trigger, got both")
@@ -310,7 +314,9 @@ def attack(name: str | None, trigger: pathlib.Path | None, target: int | None, f
     from jaxguard import data, methods
     from jaxguard.attacks import ATTACKS, patch
 
-    target = target or 0
+    if target is not None and target != "all" and not re.fullmatch(r"\d{1,6}", target, re.ASCII):
+        raise typer.BadParameter(f"expected a class from 0 on, or all, got {target!r}", param_hint="--target")
+    leads_to = None if target == "all" else int(target or 0)
     if trigger is not None:
-        return patch(*data.load_trigger(trigger), target=target)
-    return methods.find(ATTACKS, name or "", "attack")(target=target)
+        return patch(*data.load_trigger(trigger), target=leads_to, num_classes=found.num_classes)
+    return methods.find(ATTACKS, name or "", "attack")(target=leads_to, num_classes=found.num_classes)
