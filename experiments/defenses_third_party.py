@@ -11,7 +11,7 @@ row. CLP, FT-SAM and ShapPruning are in `third_party.py` and `shapley_third_part
 training images. Rows are stored as they are done.
 
 Hardware: any. Time: from seconds (CLP's kin) to half an hour (TSBD, FT) a row on two CPU cores.
-Expected: see the README, "Models nobody here trained".
+Expected: see the README, "Models trained by others".
 Result: experiments/results/defenses_third_party.json.
 """
 

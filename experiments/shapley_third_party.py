@@ -10,7 +10,7 @@ the whole test set with the true trigger: before, with the channels cut, and res
 --checkpoints and --images run a part.
 
 Hardware: any. Time: about 3 minutes a row on two CPU cores.
-Expected: see the README, "Models nobody here trained".
+Expected: see the README, "Models trained by others".
 Result: experiments/results/shapley_third_party.json.
 """
 

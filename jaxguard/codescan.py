@@ -97,7 +97,7 @@ def scan_code(paths: Iterable[str | os.PathLike[str]]) -> Report:
         elif os.path.isfile(path):
             files.append(path)
         else:
-            raise CheckpointError(f"{path}: expected a local file or folder, found none; check the path")
+            raise CheckpointError(f"{path}: expected a local file or folder, got none; check the path")
     with ThreadPoolExecutor(READERS) as pool:
         findings = tuple(pool.map(_finding, dict.fromkeys(files)))
     title = f"Scan for code of {len(findings):,} files"

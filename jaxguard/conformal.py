@@ -1,8 +1,8 @@
 """From a score to a statement with an error rate: conformal p-values against references known to be innocent.
 
-A score above those of all references is no proof: with R references the smallest p-value is `1 / (R + 1)`. Whoever may
-be wrong once in twenty times needs nineteen of them at least. Whoever judges many at once must expect one in twenty of
-the innocent below 0.05, and controls the share of false ones among his accusations instead.
+A score above those of all references is no proof: with R references the smallest p-value is `1 / (R + 1)`, so an error
+rate of one in twenty takes nineteen references at least. Among many suspects one innocent in twenty has a p-value below
+0.05; what is controlled then is the share of false accusations among all.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def p_values(scores: ArrayLike, references: ArrayLike) -> np.ndarray:
     for name, values in (("scores", found), ("references", known)):
         if np.isnan(values).any():
             raise DataError(
-                f"expected {name} that are numbers, came {int(np.isnan(values).sum())} NaN among {len(values)} in "
+                f"expected {name} that are numbers, got {int(np.isnan(values).sum())} NaN among {len(values)} in "
                 "p_values(); leave out what could not be scored, and say so"
             )
     return (1 + as_high(found, known)) / (len(known) + 1)
@@ -87,7 +87,7 @@ def adjusted_p_values(p_values: ArrayLike) -> np.ndarray:
     judged = ~np.isnan(given)
     if ((given < 0) | (given > 1)).any():
         raise DataError(
-            f"expected p-values in [0, 1], came {np.nanmin(given):.4g} to {np.nanmax(given):.4g} in "
+            f"expected p-values in [0, 1], got {np.nanmin(given):.4g} to {np.nanmax(given):.4g} in "
             "adjusted_p_values(); give p-values, not scores"
         )
     adjusted = np.full(len(given), np.nan)

@@ -61,7 +61,7 @@ def run(
         folder: checkpoints are written here: `backdoored`, `clean` and one `repaired-METHOD` for each of `METHODS`.
         seed: of data split, initialisation, poisoning and training.
         attack: what the first network is poisoned with, BadNets by default.
-        stage: told what is going on.
+        stage: called with a line on what is going on.
         command: how it was called, for the report.
 
     Returns:
@@ -114,7 +114,7 @@ def train(model: Model, batch: Batch, key: jax.Array, progress: Progress | None)
         model: its architecture.
         batch: training images, poisoned or not.
         key: of initialisation and batches.
-        progress: told how far the training is.
+        progress: called as the work proceeds.
 
     Returns:
         Its variables.

@@ -58,7 +58,7 @@ class GraphError(JaxguardError):
 
 
 class UnscorableError(GraphError):
-    """A model in which no channel has a score; a scan must not pass over it in silence."""
+    """A model in which no channel has a score; a scan must not pass over it silently."""
 
 
 class OptionError(JaxguardError):

@@ -68,7 +68,7 @@ def certify(
         independents: models known to be independent of the owner's; with fewer than `needed_references(alpha)`
             no verdict can be given, except by a method with a null distribution of its own.
         options: of the method.
-        progress: told how far long work is.
+        progress: called as the work proceeds.
 
     Returns:
         The certificate.
@@ -169,7 +169,7 @@ def matrix(
         key: of the probes, the same for all owners.
         data: images and labels, for methods that need them.
         options: of the method.
-        progress: told how many owners are done.
+        progress: called as owners are done.
 
     Returns:
         All scores.

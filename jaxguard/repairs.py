@@ -46,7 +46,7 @@ def repair(
         mixed: training images of the suspect, some perhaps poisoned, `[N, H, W, C]`, for EP.
         test: images to measure on.
         attack: the trigger, if one is known.
-        progress: told how far a method that descends is.
+        progress: called as the work proceeds.
         options: hyper-parameters other than the method's defaults, as values or as text.
 
     Returns:

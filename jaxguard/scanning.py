@@ -74,11 +74,11 @@ def scan(
         alpha: accepted error rate.
         control: what of: `fdr`, of all that are suspected together; `each`, of every one as if it were alone.
         executor: `Local()`, `Stream(out=...)` or `Ray(address=...)`; by default what suits the number and size.
-        options: how checkpoints are opened: architecture, normalisation, or a function of your own.
+        options: how checkpoints are opened: architecture, normalisation, or your own function.
         pairing: which kernel belongs to which BatchNorm, see `jaxguard.graph.pairing.layers`.
         test: labelled images to measure the accuracy on.
         attack: a trigger to measure on them, if one is known.
-        listener: told about progress and remarks.
+        listener: receives progress and remarks.
 
     Returns:
         The report, one finding per suspect in the order they were named or found. What cannot be read or scored is a
@@ -274,7 +274,7 @@ def _with_leaves(finding: Finding, weights: str | None) -> Finding:
         return finding
     try:
         checkpoint, leaves = accounting.of_file(name, finding.provenance.architecture, weights)
-    except JaxguardError:  # a function of the user's own, or a file that changed: its leaves are not told
+    except JaxguardError:  # the user's own function, or a file that changed: its leaves stay unknown
         return finding
     return replace(finding, leaves=leaves, left_out=checkpoint.left_out, aliases=checkpoint.aliases)
 

@@ -184,7 +184,7 @@ def test_what_is_not_there_is_one_error(jaxguard, store, tmp_path):
     for target in (tmp_path / "empty", f"{store}/*.nothing"):
         code, _, err = jaxguard("scan", target)
         assert code == 2
-        assert "found no files" in err.replace("\n", "")
+        assert "got no files" in err.replace("\n", "")
     code, _, err = jaxguard("scan", store, "--profile", "absent.json")
     assert code == 2
     assert "absent.json: expected a profile made by `jaxguard calibrate`" in err.replace("\n", "")
@@ -341,7 +341,7 @@ def test_references_are_scanned_on_a_cluster_too(jaxguard, fleet):
     pytest.importorskip("ray")
     code, _, err = jaxguard("calibrate", fleet / "clean", "--ray", "127.0.0.1:1", "--out", "ray.json")
     assert code == 2
-    assert "--ray 127.0.0.1:1: expected a Ray cluster, found" in err.replace("\n", " ")
+    assert "--ray 127.0.0.1:1: expected a Ray cluster, got" in err.replace("\n", " ")
     assert not pathlib.Path("ray.json").exists()
 
 

@@ -33,7 +33,7 @@ def test_fewest_references(alpha, needed):
     ("scores", "references", "name"), [([np.nan], [1.0], "scores"), ([1.0], [np.nan], "references")]
 )
 def test_no_number_is_no_evidence(scores, references, name):
-    with pytest.raises(DataError, match=f"expected {name} that are numbers, came 1 NaN"):
+    with pytest.raises(DataError, match=f"expected {name} that are numbers, got 1 NaN"):
         conformal.p_values(scores, references)
 
 
@@ -64,7 +64,7 @@ def test_false_discoveries_are_as_rare_as_accepted():
 
 
 def test_a_score_is_no_p_value():
-    with pytest.raises(DataError, match=r"expected p-values in \[0, 1\], came -1 to 2.5"):
+    with pytest.raises(DataError, match=r"expected p-values in \[0, 1\], got -1 to 2.5"):
         conformal.adjusted_p_values([-1, np.nan, 2.5])
 
 

@@ -23,7 +23,7 @@ class Evaluation:
     """A per-example Equinox model mapped over a batch; a value, so that equal models share compiled programs.
 
     Attributes:
-        identity: all that an answer depends on beside the variables.
+        identity: all that an answer depends on besides the variables.
         static: the model without its variables.
         template: the structure of its state; None for a model without one.
         channels_last: whether images are `[B, H, W, C]`, and the model's `[C, H, W]`.

@@ -26,11 +26,11 @@ err = Console(stderr=True, highlight=False)
 
 def command() -> str:
     """The command line as reports quote it: what stands behind `--header` may be a secret."""
-    told = ["jaxguard"]
+    words = ["jaxguard"]
     for word, before in zip(sys.argv[1:], sys.argv, strict=False):
         is_secret = before == "--header" or word.startswith("--header=")
-        told.append("--header=..." if word.startswith("--header=") else "..." if is_secret else word)
-    return " ".join(told)
+        words.append("--header=..." if word.startswith("--header=") else "..." if is_secret else word)
+    return " ".join(words)
 
 
 def error(kind: str, message: object) -> None:

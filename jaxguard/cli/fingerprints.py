@@ -74,7 +74,7 @@ def make(
     from jaxguard.suspects import normalization
 
     if out.exists() and not overwrite:
-        raise CheckpointError(f"{out}: expected a path that is free, found a file; pass --overwrite, or another path")
+        raise CheckpointError(f"{out}: expected a path that is free, got a file; pass --overwrite, or another path")
     given = options.model_options(arch, apply, init, input_, mean=mean, std=std, weights=weights)
     path, opening = options.opening(owner, given, models)
     mine, independents = opening.load(path), options.suspects(_files(independent or []), given, models)
@@ -217,7 +217,7 @@ def _files(patterns: list[str]) -> list[str]:
     for pattern in patterns:
         matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not os.path.exists(pattern) else [pattern]
         if not matches:
-            raise typer.BadParameter(f"expected files of this pattern, found none: {pattern}")
+            raise typer.BadParameter(f"expected files of this pattern, got none: {pattern}")
         found += matches
     return found
 

@@ -33,10 +33,10 @@ def leaves(checkpoint: Checkpoint) -> Group:
 def accounts(suspect: Suspect) -> Group:
     """What became of every leaf, what was left out, and counts that add up to the file."""
     leaves = accounting.of_suspect(suspect)
-    table, told = _table("leaf", "what became of it", "why"), list[str]()
+    table, totals = _table("leaf", "what became of it", "why"), list[str]()
     for state in dict.fromkeys(one.state for one in leaves):
         members = [one for one in leaves if one.state == state]
-        told.append(f"{len(members):,} {state} ({sum(one.nbytes for one in members) / 1e6:.1f} MB)")
+        totals.append(f"{len(members):,} {state} ({sum(one.nbytes for one in members) / 1e6:.1f} MB)")
     for one in leaves:
         table.add_row(Text(printable(one.name)), one.state, Text(printable(one.reason)))
     checkpoint = suspect.checkpoint
@@ -46,7 +46,7 @@ def accounts(suspect: Suspect) -> Group:
         for name, others in checkpoint.aliases.items():
             table.add_row(Text(printable(", ".join(others))), "alias", Text(f"the same numbers as {printable(name)}"))
     notes = [Text(note, style="yellow") for note in accounting.remark(leaves)]
-    return Group(Text(f"\nleaves: {', '.join(told)}", style="bold"), *notes, Text(), table)
+    return Group(Text(f"\nleaves: {', '.join(totals)}", style="bold"), *notes, Text(), table)
 
 
 def structure(suspect: Suspect) -> Group:

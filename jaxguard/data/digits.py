@@ -26,7 +26,7 @@ def read(name: str, *, seed: int) -> Source:
     from sklearn import datasets
 
     if name:
-        raise DataError(f"digits:{name}: expected the specification `digits`, found {name!r} after it; remove it")
+        raise DataError(f"digits:{name}: expected the specification `digits`, got {name!r} after it; remove it")
     rows, classes = (np.asarray(array) for array in datasets.load_digits(return_X_y=True))
     everything = images.batch(rows.reshape(-1, 8, 8).astype(np.float32) / _WHITE, classes, "digits")
     pixels, labels = np.asarray(everything.images), np.asarray(everything.labels)

@@ -45,11 +45,11 @@ def nhwc(images: np.ndarray, where: str) -> np.ndarray:
     if pixels.ndim == 3:
         pixels = pixels[..., None]
     if pixels.ndim != 4:
-        raise DataError(f"{where}: expected images [N, H, W, C] or [N, H, W], found shape {images.shape}; reshape them")
+        raise DataError(f"{where}: expected images [N, H, W, C] or [N, H, W], got shape {images.shape}; reshape them")
     if pixels.shape[3] not in range(1, _MAX_CHANNELS + 1):
         remedy = "transpose them from NCHW" if pixels.shape[1] in range(1, _MAX_CHANNELS + 1) else "reshape them"
         raise DataError(
-            f"{where}: expected images [N, H, W, C] of 1 to {_MAX_CHANNELS} channels, found shape {images.shape}; "
+            f"{where}: expected images [N, H, W, C] of 1 to {_MAX_CHANNELS} channels, got shape {images.shape}; "
             f"{remedy}"
         )
     return pixels
@@ -72,13 +72,13 @@ def unit_range(images: np.ndarray, where: str) -> np.ndarray:
         return images.astype(np.float32) / np.float32(255)
     if not np.issubdtype(images.dtype, np.floating):
         raise DataError(
-            f"{where}: expected uint8 or floating-point images, found dtype {images.dtype}; "
+            f"{where}: expected uint8 or floating-point images, got dtype {images.dtype}; "
             "convert them, for example with images.astype(numpy.uint8)"
         )
     # Not `min() < 0 or max() > 1`, which lets NaN through.
     if images.size and not (images.min() >= 0 and images.max() <= 1):
         raise DataError(
-            f"{where}: expected images in [0, 1], found values from {images.min()} to {images.max()}; "
+            f"{where}: expected images in [0, 1], got values from {images.min()} to {images.max()}; "
             "undo the normalisation, or store 0..255 as uint8"
         )
     return images.astype(np.float32)
@@ -98,7 +98,7 @@ def resize(images: np.ndarray, image_size: int) -> np.ndarray:
         DataError: a size below 1.
     """
     if image_size < 1:
-        raise DataError(f"image_size: expected at least 1, found {image_size}; pass the side of the model's input")
+        raise DataError(f"image_size: expected at least 1, got {image_size}; pass the side of the model's input")
     count, height, width, channels = images.shape
     if height == width == image_size:
         return images
@@ -114,15 +114,15 @@ def resize(images: np.ndarray, image_size: int) -> np.ndarray:
 def _checked_labels(labels: np.ndarray, count: int, where: str) -> np.ndarray:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         remedy = "store numpy.argmax(labels, axis=1)" if labels.ndim == 2 else "store class indices"
-        raise DataError(f"{where}: expected integer labels [N], found shape {labels.shape} of {labels.dtype}; {remedy}")
+        raise DataError(f"{where}: expected integer labels [N], got shape {labels.shape} of {labels.dtype}; {remedy}")
     if len(labels) != count:
         raise DataError(
-            f"{where}: expected one label per image, found {count} images and {len(labels)} labels; "
+            f"{where}: expected one label per image, got {count} images and {len(labels)} labels; "
             "store both from the same split"
         )
     if count and (labels.min() < 0 or labels.max() >= MAX_CLASSES):
         raise DataError(
-            f"{where}: expected labels in [0, {MAX_CLASSES}), found {labels.min()} to {labels.max()}; "
+            f"{where}: expected labels in [0, {MAX_CLASSES}), got {labels.min()} to {labels.max()}; "
             "number the classes from 0"
         )
     return labels.astype(np.int32)

@@ -30,14 +30,14 @@ def read(name: str, *, seed: int) -> Source:
     arrays = _arrays(name, expected="test_images, test_labels (and train_images, train_labels)")
     test = _split(arrays, "test", name)
     if len(test.images) == 0:
-        raise DataError(f"npz:{name}: expected test images, found none; store the test split in the pack")
+        raise DataError(f"npz:{name}: expected test images, got none; store the test split in the pack")
     train = Batch(test.images[:0], test.labels[:0])
     if "train_images" in arrays or "train_labels" in arrays:
         train = _split(arrays, "train", name)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
             f"npz:{name}: expected train_images of the test images' shape {test.images.shape[1:]}, "
-            f"found {train.images.shape[1:]}; store both at one size"
+            f"got {train.images.shape[1:]}; store both at one size"
         )
     return Source(train, test, _num_classes(arrays, train, test, name))
 
@@ -63,11 +63,11 @@ def load_trigger(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     fits = mask.ndim == pattern.ndim == 3 and mask.shape in (pattern.shape, (*pattern.shape[:2], 1))
     if not fits:
         raise DataError(
-            f"{name}: expected pattern [H, W, C] and mask [H, W, 1] or [H, W, C], found {pattern.shape} and "
+            f"{name}: expected pattern [H, W, C] and mask [H, W, 1] or [H, W, C], got {pattern.shape} and "
             f"{mask.shape}; store both at the size of the model's input"
         )
     if not mask.any():
-        raise DataError(f"{name}: expected a mask above 0 somewhere, found 0 everywhere; the trigger would do nothing")
+        raise DataError(f"{name}: expected a mask above 0 somewhere, got 0 everywhere; the trigger would do nothing")
     return mask, pattern
 
 
@@ -86,13 +86,13 @@ def load_images(path: str | os.PathLike[str]) -> np.ndarray:
     name = os.fspath(path)
     found = images.nhwc(_required(_arrays(name, expected="images"), "images", name), f"{name} (images)")
     if len(found) == 0:
-        raise DataError(f"{name}: expected images, found none; store some in the file")
+        raise DataError(f"{name}: expected images, got none; store some in the file")
     return found
 
 
 def _arrays(name: str, *, expected: str) -> dict[str, np.ndarray]:
     if not pathlib.Path(name).is_file():
-        raise DataError(f"{name}: expected an npz file, found no such file; check the path")
+        raise DataError(f"{name}: expected an npz file, got no such file; check the path")
     try:
         file = np.load(name, allow_pickle=False)
         if isinstance(file, np.ndarray):
@@ -101,14 +101,14 @@ def _arrays(name: str, *, expected: str) -> dict[str, np.ndarray]:
             return {key: file[key] for key in file.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise DataError(
-            f"{name}: expected an npz with {expected}, found {error}; write it with numpy.savez, without objects"
+            f"{name}: expected an npz with {expected}, got {error}; write it with numpy.savez, without objects"
         ) from error
 
 
 def _required(arrays: dict[str, np.ndarray], key: str, name: str) -> np.ndarray:
     if key not in arrays:
         raise DataError(
-            f"{name}: expected the key {key}, found {', '.join(sorted(arrays)) or 'none'}; rename it in the file"
+            f"{name}: expected the key {key}, got {', '.join(sorted(arrays)) or 'none'}; rename it in the file"
         )
     return arrays[key]
 
@@ -126,6 +126,6 @@ def _num_classes(arrays: dict[str, np.ndarray], train: Batch, test: Batch, name:
     if declared.shape != () or not np.issubdtype(declared.dtype, np.integer) or declared <= largest:
         raise DataError(
             f"npz:{name}: expected num_classes to be an integer above the largest label {largest}, "
-            f"found {declared!r}; correct it or leave it out"
+            f"got {declared!r}; correct it or leave it out"
         )
     return int(declared)

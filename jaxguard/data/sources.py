@@ -48,7 +48,7 @@ def load(
     prefix, _, name = spec.partition(":")
     if prefix not in SOURCES or (prefix != "digits" and not name):
         raise DataError(
-            f"{spec!r}: expected digits, npz:PATH or tfds:NAME, found an unknown specification; "
+            f"{spec!r}: expected digits, npz:PATH or tfds:NAME, got an unknown specification; "
             "add the prefix of a pack, such as npz:cifar10.npz"
         )
     splits.check_request(seed, clean, clean_per_class)

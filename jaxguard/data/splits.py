@@ -36,14 +36,14 @@ def check_request(seed: int, clean: float, clean_per_class: int | None) -> None:
         DataError: a negative seed, a fraction outside [0, 1], or a negative number per class.
     """
     if seed < 0:
-        raise DataError(f"seed: expected an integer of at least 0, found {seed}; pass seed=0")
+        raise DataError(f"seed: expected an integer of at least 0, got {seed}; pass seed=0")
     if not 0 <= clean <= 1:
         raise DataError(
-            f"clean: expected a fraction of the training images in [0, 1], found {clean}; "
+            f"clean: expected a fraction of the training images in [0, 1], got {clean}; "
             "for a number of images per class pass clean_per_class"
         )
     if clean_per_class is not None and clean_per_class < 0:
-        raise DataError(f"clean_per_class: expected at least 0, found {clean_per_class}; pass 0 for no clean images")
+        raise DataError(f"clean_per_class: expected at least 0, got {clean_per_class}; pass 0 for no clean images")
 
 
 def split_clean(
@@ -75,7 +75,7 @@ def split_clean(
         label = int(np.flatnonzero(present & (available < share))[0])
         argument = f"clean={clean}" if clean_per_class is None else f"clean_per_class={clean_per_class}"
         raise DataError(
-            f"{where}: expected {share} training images of every class for {argument}, found {available[label]} "
+            f"{where}: expected {share} training images of every class for {argument}, got {available[label]} "
             f"of class {label}; ask for fewer with clean_per_class"
         )
     owned = draw(labels, np.where(present, share, 0), np.random.default_rng([seed, 1]))

@@ -32,7 +32,7 @@ def read(name: str, *, seed: int) -> Source:
         test_split = next((split for split in _TEST_SPLITS if split in builder.info.splits), None)
         if "train" not in builder.info.splits or test_split is None:
             raise DataError(
-                f"tfds:{name}: expected the splits train and {' or '.join(_TEST_SPLITS)}, found "
+                f"tfds:{name}: expected the splits train and {' or '.join(_TEST_SPLITS)}, got "
                 f"{', '.join(sorted(builder.info.splits)) or 'none'}; choose another dataset, or write a pack "
                 "for npz:PATH"
             )
@@ -66,7 +66,7 @@ def _opened(builder: Any, split: str, name: str) -> Sequence[dict[str, Any]]:
 def _unprepared(name: str, found: str) -> DataError:
     folder = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     return DataError(
-        f"tfds:{name}: expected a dataset prepared for random access in {folder} (TFDS_DATA_DIR), found {found}; "
+        f"tfds:{name}: expected a dataset prepared for random access in {folder} (TFDS_DATA_DIR), got {found}; "
         "check the name, then prepare it once where TensorFlow is installed: "
         f'tfds.builder("{name}", file_format="array_record").download_and_prepare()'
     )
@@ -84,14 +84,14 @@ def _keys(info: Any, name: str) -> tuple[str, str]:
     ):
         return keys
     raise DataError(
-        f"tfds:{name}: expected an image with one class label as supervised keys, found {keys or 'none'}; "
+        f"tfds:{name}: expected an image with one class label as supervised keys, got {keys or 'none'}; "
         "choose an image classification dataset, or write a pack for npz:PATH"
     )
 
 
 def _collected(examples: Sequence[dict[str, Any]], image_key: str, label_key: str, where: str) -> Batch:
     if len(examples) == 0:
-        raise DataError(f"{where}: expected images, found none; prepare the dataset again")
+        raise DataError(f"{where}: expected images, got none; prepare the dataset again")
     first = np.asarray(examples[0][image_key])
     pixels = np.empty((len(examples), *first.shape), first.dtype)
     labels = np.empty(len(examples), np.int64)
@@ -100,7 +100,7 @@ def _collected(examples: Sequence[dict[str, Any]], image_key: str, label_key: st
         image = np.asarray(example[image_key])
         if image.shape != first.shape:
             raise DataError(
-                f"{where}: expected images of one size, found {first.shape} and {image.shape}; "
+                f"{where}: expected images of one size, got {first.shape} and {image.shape}; "
                 "resize them into a pack for npz:PATH"
             )
         pixels[index], labels[index] = image, example[label_key]

@@ -197,7 +197,7 @@ def fine_pruning(
         max_drop: a cut that loses this share of the accuracy is taken back, and no more are tried.
         max_share: most channels cut, as a share of all; one is always left.
         holdout: share of the clean images that only judge the cuts, one at least.
-        epochs: of fine-tuning, see `jaxguard.defenses.ft.ft`, as are the others.
+        epochs: of fine-tuning, see `jaxguard.defenses.ft.ft`, as for all below.
         batch_size: images per step.
         learning_rate: of the first epoch.
         momentum: of SGD.

@@ -107,7 +107,7 @@ class Hypergradient:
         game: the losses.
         rate: `r`, length of the inner step.
         iterations: `K` of the fixed point; 0 leaves the derivative of the perturbation out.
-        inner: whether `P` is of the `batch` at hand, or always of the `first` one.
+        inner: whether `P` is of the current `batch`, or always of the `first` one.
     """
 
     game: Game

@@ -90,7 +90,7 @@ def neural_cleanse(
         stretch: whether mask and pattern are first spread over [0, 1], as BackdoorBench does by way of saved
             pictures: a faint mask becomes opaque somewhere.
         inversion_steps: most steps of the inversion per class.
-        epochs: of fine-tuning, see `jaxguard.defenses.ft.ft`, as are the others.
+        epochs: of fine-tuning, see `jaxguard.defenses.ft.ft`, as for all below.
         batch_size: images per step.
         learning_rate: of the first epoch.
         momentum: of SGD.

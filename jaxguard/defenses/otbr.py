@@ -6,7 +6,7 @@ the original, channels of high weight change becoming mixtures of many of low we
 said to keep the accuracy and to dilute the backdoor.
 
 In the paper norms keep the original's statistics. On networks too narrow to spare what is pruned that costs most of the
-accuracy: the statistics no longer fit. `statistics="synthesised"` estimates them anew on images made of the suspect
+accuracy: the statistics no longer fit. `statistics="synthesised"` re-estimates them on images made of the suspect
 itself, by matching its BatchNorms. That gives accuracy back, and half-pruned backdoors as well, so that more must be
 pruned.
 """
@@ -179,7 +179,7 @@ def otbr(
         gamma: share of the channels that are pruned; chosen by `choose` by default.
         factor: of `choose`.
         weight: of the pruned model in the average; the paper's lambda.
-        statistics: of the norms: `stored`, the suspect's, as in the paper; or estimated anew on images `synthesised` of
+        statistics: of the norms: `stored`, the suspect's, as in the paper; or re-estimated on images `synthesised` of
             the suspect.
         steps: of gradient ascent on noise.
         learning_rate: of the ascent.
@@ -284,7 +284,7 @@ def _notes(
     if not batch_statistics:
         notes.append("No training mode is known; unlearning used the norms' running statistics.")
     if made is not None and made.norms:
-        notes.append(f"The norms' running statistics were estimated anew on {made.source}.")
+        notes.append(f"The norms' running statistics were re-estimated on {made.source}.")
     elif made is not None:
         notes.append("No BatchNorm, and so no running statistics to estimate.")
     unconverged = [alignment for alignment in repair.alignments if not alignment.converged]

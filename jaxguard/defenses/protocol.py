@@ -22,7 +22,7 @@ class Data:
         clean: the few images the defender owns.
         mixed: images `[N, H, W, C]` of the network's own training set, some of them perhaps poisoned; which ones is
             not known, and their labels would not tell. EP uses them, and BNP for layers without running statistics.
-        progress: told how far a method that descends is.
+        progress: called as the work proceeds.
     """
 
     clean: Batch | None = None
@@ -39,7 +39,7 @@ class DefenseReport:
 
     Attributes:
         layers: scores and cut channels, where the method cuts channels.
-        notes: what a reader must know, in whole sentences.
+        notes: caveats for the reader, in full sentences.
         curves: what was recorded step by step, `{name: [steps]}`.
         trigger: what an inversion recovered, where the method inverts.
         path: the pruning path, where the method has one.

@@ -2,7 +2,7 @@
 
 The networks of a cohort are dealt into folds. For each fold a combination is fitted on all others and scores those of
 the fold; a new network is later scored by all combinations (cross-conformal prediction). What is fitted for a fold
-never depends on the fold, not even in the trigger stage: it learns from first scores that were cross-fitted anew
+never depends on the fold, not even in the trigger stage: it learns from first scores that were cross-fitted again
 without the fold.
 """
 
@@ -44,7 +44,7 @@ class _Known(NamedTuple):
         return _Known(*(column[chosen] for column in self))
 
     def without(self, fold: int) -> _Known:
-        """All others, dealt anew."""
+        """All others, dealt again."""
         others = self.where(self.folds != fold)
         return others._replace(folds=np.arange(len(others.folds)) % FOLDS)
 

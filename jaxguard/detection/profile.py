@@ -79,7 +79,7 @@ class Profile:
 
     Attributes:
         cohorts: by name.
-        notes: what a reader must know, in whole sentences: checkpoints and cohorts that were left out.
+        notes: caveats for the reader, in full sentences: checkpoints and cohorts that were left out.
     """
 
     cohorts: Mapping[str, CohortProfile]
@@ -136,7 +136,7 @@ def from_json(text: str | bytes, source: str) -> Profile:
             "after it was made, take the original or calibrate again"
         )
     try:
-        cohorts = {name: _cohort(name, told) for name, told in body["cohorts"].items()}
+        cohorts = {name: _cohort(name, entry) for name, entry in body["cohorts"].items()}
         return Profile(cohorts, tuple(map(str, body["notes"])))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise DataError(
@@ -172,32 +172,32 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _cohort(name: str, told: Mapping[str, Any]) -> CohortProfile:
-    triggers = None if told["triggers"] is None else _stage(told["triggers"])
-    return CohortProfile(name, tuple(map(str, told["looks"])), _stage(told["first"]), triggers)
+def _cohort(name: str, entry: Mapping[str, Any]) -> CohortProfile:
+    triggers = None if entry["triggers"] is None else _stage(entry["triggers"])
+    return CohortProfile(name, tuple(map(str, entry["looks"])), _stage(entry["first"]), triggers)
 
 
-def _stage(told: Mapping[str, Any]) -> Stage:
-    names = tuple(map(str, told["names"]))
-    combinations = tuple(_combination(one, len(names)) for one in told["combinations"])
-    clean, backdoored = (_reference_scores(told[key], len(combinations)) for key in ("clean", "backdoored"))
+def _stage(entry: Mapping[str, Any]) -> Stage:
+    names = tuple(map(str, entry["names"]))
+    combinations = tuple(_combination(one, len(names)) for one in entry["combinations"])
+    clean, backdoored = (_reference_scores(entry[key], len(combinations)) for key in ("clean", "backdoored"))
     return Stage(names, combinations, clean, backdoored)
 
 
-def _reference_scores(told: Mapping[str, Any], num_folds: int) -> ReferenceScores:
-    sha256, folds, scores = tuple(map(str, told["sha256"])), np.array(told["folds"], int), _numbers(told["scores"])
+def _reference_scores(entry: Mapping[str, Any], num_folds: int) -> ReferenceScores:
+    sha256, folds, scores = tuple(map(str, entry["sha256"])), np.array(entry["folds"], int), _numbers(entry["scores"])
     if not len(sha256) == len(folds) == len(scores) or (num_folds and not np.isin(folds, np.arange(num_folds)).all()):
         raise ValueError(f"{len(sha256)} hashes, {len(folds)} indices of {num_folds} folds, {len(scores)} scores")
     return ReferenceScores(sha256, folds, scores)
 
 
-def _combination(told: Mapping[str, Any], num_features: int) -> Combination:
-    arrays = {name: _numbers(told[name]) for name in ("centre", "scale", "coefficients")}
+def _combination(entry: Mapping[str, Any], num_features: int) -> Combination:
+    arrays = {name: _numbers(entry[name]) for name in ("centre", "scale", "coefficients")}
     one = Combination(
-        kind=str(told["kind"]),
-        usable=np.array(told["usable"], bool),
-        intercept=float(told["intercept"]),
-        rest=float(told["rest"]),
+        kind=str(entry["kind"]),
+        usable=np.array(entry["usable"], bool),
+        intercept=float(entry["intercept"]),
+        rest=float(entry["rest"]),
         **arrays,
     )
     width = int(one.usable.sum())
@@ -210,5 +210,5 @@ def _combination(told: Mapping[str, Any], num_features: int) -> Combination:
     return one
 
 
-def _numbers(told: Sequence[Any]) -> np.ndarray:
-    return np.array(told, np.float64)
+def _numbers(entry: Sequence[Any]) -> np.ndarray:
+    return np.array(entry, np.float64)

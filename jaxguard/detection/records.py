@@ -45,7 +45,7 @@ class Record(NamedTuple):
         features: by look; a look that was not taken is missing.
         z: the largest channel z-score; NaN where it could not be scored.
         layers: summaries of its layers; empty where they are kept elsewhere.
-        notes: what a reader must know, in whole sentences.
+        notes: caveats for the reader, in full sentences.
         error: why it could not be read or scored, in words; empty where it could.
         kind: of that error, one word, see `jaxguard.errors`.
         leaves: what became of every leaf; empty where that is not kept.

@@ -44,7 +44,7 @@ def checked(found: Any, count: int, kind: Kind, num_classes: int | None) -> np.n
     if len(beyond):
         value = numbers[tuple(beyond[0])]
         raise EndpointError(
-            f"expected finite numbers in float32's range, found {value} in {_place(beyond[0])} "
+            f"expected finite numbers in float32's range, got {value} in {_place(beyond[0])} "
             f"({len(beyond)} of {numbers.size} numbers); without them there is no verdict, ask the model's owner"
         )
     return _checked_scores(numbers, num_classes) if kind == "scores" else _one_hot(numbers, num_classes)
@@ -54,11 +54,11 @@ def _checked_scores(scores: np.ndarray, num_classes: int | None) -> np.ndarray:
     classes = scores.shape[1]
     if num_classes is not None and classes != num_classes:
         raise EndpointError(
-            f"expected {num_classes} scores per image, found {classes}; pass num_classes={classes} if that is right"
+            f"expected {num_classes} scores per image, got {classes}; pass num_classes={classes} if that is right"
         )
     if not 2 <= classes <= MAX_CLASSES:
         raise EndpointError(
-            f"expected 2 to {MAX_CLASSES} scores per image, found {classes}; a single probability p is the pair "
+            f"expected 2 to {MAX_CLASSES} scores per image, got {classes}; a single probability p is the pair "
             "(1 - p, p), to be made by the endpoint or by a function around it"
         )
     return scores
@@ -69,7 +69,7 @@ def _one_hot(labels: np.ndarray, num_classes: int | None) -> np.ndarray:
     outside = np.flatnonzero((labels != np.floor(labels)) | (labels < 0) | (labels >= classes))
     if len(outside):
         raise EndpointError(
-            f"expected labels in [0, {classes}), found {labels[outside[0]]:g} in answers[{outside[0]}] of the batch; "
+            f"expected labels in [0, {classes}), got {labels[outside[0]]:g} in answers[{outside[0]}] of the batch; "
             "pass num_classes as the model has them"
         )
     rows = np.zeros((len(labels), classes))
@@ -82,16 +82,16 @@ def _of_array(found: Any, count: int, kind: Kind) -> np.ndarray:
         array = np.asarray(found)
     except Exception as error:  # torch tensors on a device, ragged tuples, and whatever else has an __array__
         raise EndpointError(
-            f"expected an array, found {type(found).__name__} that numpy cannot read ({error}); return a numpy array"
+            f"expected an array, got {type(found).__name__} that numpy cannot read ({error}); return a numpy array"
         ) from error
     axes = 2 if kind == "scores" else 1
     if array.ndim != axes:
         raise EndpointError(
-            f"expected {kind} of shape {_expected_shape(count, kind)}, found shape {array.shape} of "
+            f"expected {kind} of shape {_expected_shape(count, kind)}, got shape {array.shape} of "
             f"{type(found).__name__}; {_other_kind(kind, array.ndim)}"
         )
     if array.dtype.kind == "b" or not np.can_cast(array.dtype, np.float64):  # bfloat16 has kind V and can be cast
-        raise EndpointError(f"expected real numbers, found dtype {array.dtype}; convert them to float32")
+        raise EndpointError(f"expected real numbers, got dtype {array.dtype}; convert them to float32")
     _check_count(len(array), count, kind)
     return array.astype(np.float64)
 
@@ -104,12 +104,12 @@ def _of_lists(found: list[Any], count: int, kind: Kind) -> np.ndarray:
         for index, row in enumerate(found):
             if not isinstance(row, list):
                 raise EndpointError(
-                    f"expected a list of scores per image, found {_word(row)} in answers[{index}] of the batch; "
+                    f"expected a list of scores per image, got {_word(row)} in answers[{index}] of the batch; "
                     f"{_other_kind(kind, 1)}"
                 )
             if len(row) != len(found[0]):
                 raise EndpointError(
-                    f"expected as many scores for every image, found {len(found[0])} in answers[0] and {len(row)} in "
+                    f"expected as many scores for every image, got {len(found[0])} in answers[0] and {len(row)} in "
                     f"answers[{index}] of the batch; let the endpoint answer with the scores of all classes"
                 )
             _check_numbers(row, "a number", f"answers[{index}][{{}}] of the batch", "without it there is no verdict")
@@ -117,20 +117,20 @@ def _of_lists(found: list[Any], count: int, kind: Kind) -> np.ndarray:
         return np.array(found, np.float64)
     except OverflowError:
         raise EndpointError(
-            "expected finite numbers in float32's range, found an integer that is larger; ask the model's owner"
+            "expected finite numbers in float32's range, got an integer that is larger; ask the model's owner"
         ) from None
 
 
 def _check_numbers(values: list[Any], expected: str, place: str, remedy: str) -> None:
     for index, value in enumerate(values):
         if type(value) not in (float, int):  # True is an int too
-            raise EndpointError(f"expected {expected}, found {_word(value)} in {place.format(index)}; {remedy}")
+            raise EndpointError(f"expected {expected}, got {_word(value)} in {place.format(index)}; {remedy}")
 
 
 def _check_count(found: int, count: int, kind: Kind) -> None:
     if found != count:
         raise EndpointError(
-            f"expected {kind} of shape {_expected_shape(count, kind)}, one for each of {count} images, found {found} "
+            f"expected {kind} of shape {_expected_shape(count, kind)}, one for each of {count} images, got {found} "
             "answers; the endpoint leaves images out or answers some twice, try batch_size=1"
         )
 

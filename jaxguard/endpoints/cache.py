@@ -77,7 +77,7 @@ class Cache:
         (tables,) = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables and self._application_id() != _APPLICATION_ID:
             raise EndpointError(
-                f"{self.path}: expected a file of answers, found another application's database; choose another path"
+                f"{self.path}: expected a file of answers, got another application's database; choose another path"
             )
         self._database.execute("PRAGMA trusted_schema = OFF")
         self._database.execute("PRAGMA synchronous = FULL")
@@ -110,7 +110,7 @@ class Cache:
             yield
         except sqlite3.OperationalError as error:  # no folder, no permission, full, locked, or another schema
             raise EndpointError(
-                f"{self.path}: expected a file of answers that can be read and written, found {error}; "
+                f"{self.path}: expected a file of answers that can be read and written, got {error}; "
                 "check its folder, or choose another path"
             ) from error
         except (sqlite3.Error, OverflowError) as error:
@@ -118,7 +118,7 @@ class Cache:
 
     def _damaged(self, found: str) -> EndpointError:
         return EndpointError(
-            f"{self.path}: expected a file of answers, found {found}; it is damaged or not a cache, choose another "
+            f"{self.path}: expected a file of answers, got {found}; it is damaged or not a cache, choose another "
             "path or delete it to request all answers again"
         )
 

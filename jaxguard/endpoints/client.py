@@ -154,16 +154,16 @@ class Client:
             finally:
                 await response.aclose()
         if response.status_code not in RETRIED_STATUSES:
-            raise EndpointError(f"expected an answer with status 200, found {found}")
+            raise EndpointError(f"expected an answer with status 200, got {found}")
         wait = _retry_after(response.headers.get("Retry-After", ""))
         if wait is not None and wait > MAX_WAIT_SECONDS:
             raise EndpointError(
-                f"expected to wait at most {MAX_WAIT_SECONDS:g} s, found Retry-After of {wait:.0f} s; run again then"
+                f"expected to wait at most {MAX_WAIT_SECONDS:g} s, got Retry-After of {wait:.0f} s; run again then"
             )
         raise _TemporaryError(found, wait)
 
     async def _content(self, response: httpx.Response) -> bytes:
-        limit = f"expected an answer of at most {self._max_bytes} bytes (a smaller batch_size or max_bytes=), found"
+        limit = f"expected an answer of at most {self._max_bytes} bytes (a smaller batch_size or max_bytes=), got"
         announced = response.headers.get("Content-Length", "")[:20]
         if announced.isdecimal() and int(announced) > self._max_bytes:
             raise EndpointError(f"{limit} {announced} announced")
@@ -172,9 +172,7 @@ class Client:
         if compression in ("gzip", "x-gzip", "deflate"):
             content = self._decompressed(content)
         elif compression not in ("identity", ""):
-            raise EndpointError(
-                "expected a body without compression, or gzip, found another; leave out Accept-Encoding"
-            )
+            raise EndpointError("expected a body without compression, or gzip, got another; leave out Accept-Encoding")
         if len(content) > self._max_bytes:
             raise EndpointError(f"{limit} more")
         return content
@@ -185,9 +183,9 @@ class Client:
         try:
             content = inflater.decompress(content, self._max_bytes + 1)
         except zlib.error:
-            raise EndpointError("expected a compressed body as its header says, found another; ask its owner") from None
+            raise EndpointError("expected a compressed body as its header says, got another; ask its owner") from None
         if not inflater.eof and len(content) <= self._max_bytes:
-            raise EndpointError("expected a whole compressed body, found one cut short; try again")
+            raise EndpointError("expected a whole compressed body, got one cut short; try again")
         return content
 
     async def _refusal(self, response: httpx.Response) -> str:
@@ -214,7 +212,7 @@ class Client:
 
     def _given_up(self, found: str, attempt: int) -> EndpointError:
         return EndpointError(
-            f"expected an answer with status 200, found {found} at attempt {attempt} of {self._attempts}; see that the "
+            f"expected an answer with status 200, got {found} at attempt {attempt} of {self._attempts}; see that the "
             "endpoint is up, try again later, or pass a lower rate, a longer timeout or more retries"
         )
 

@@ -44,7 +44,7 @@ def _as_lists(image: np.ndarray) -> list[Any]:
 def _as_png(image: np.ndarray) -> dict[str, str]:
     if image.shape[2] not in (1, 2, 3, 4):
         raise DataError(
-            f"images: expected 1 to 4 channels for encoding='png', found {image.shape[2]}; use encoding='floats'"
+            f"images: expected 1 to 4 channels for encoding='png', got {image.shape[2]}; use encoding='floats'"
         )
     file = io.BytesIO()
     Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, "PNG")
@@ -80,6 +80,6 @@ def encoding(given: str | Encoding) -> Encoding:
         return given
     if given not in ENCODINGS:
         raise EndpointError(
-            f"encoding: expected one of {', '.join(ENCODINGS)}, found {given!r}; or pass an Encoding of your own"
+            f"encoding: expected one of {', '.join(ENCODINGS)}, got {given!r}; or pass an Encoding of your own"
         )
     return ENCODINGS[given]

@@ -57,15 +57,15 @@ class Endpoint:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 1:
             raise EndpointError(
-                f"batch_size, workers: expected 1 or more, found {self.batch_size} and {self.workers}; pass 1"
+                f"batch_size, workers: expected 1 or more, got {self.batch_size} and {self.workers}; pass 1"
             )
         if self.kind not in ("scores", "labels"):
-            raise EndpointError(f"kind: expected 'scores' or 'labels', found {self.kind!r}; check its spelling")
+            raise EndpointError(f"kind: expected 'scores' or 'labels', got {self.kind!r}; check its spelling")
         if self.num_classes is None and self.kind == "labels":
-            raise EndpointError("num_classes: expected the number of classes with kind='labels', found none; pass it")
+            raise EndpointError("num_classes: expected the number of classes with kind='labels', got none; pass it")
         if self.num_classes is not None and not 2 <= self.num_classes <= answers.MAX_CLASSES:
             raise EndpointError(
-                f"num_classes: expected 2 to {answers.MAX_CLASSES}, found {self.num_classes}; pass the model's"
+                f"num_classes: expected 2 to {answers.MAX_CLASSES}, got {self.num_classes}; pass the model's"
             )
 
     def __repr__(self) -> str:
@@ -115,7 +115,7 @@ class Endpoint:
         pixels = np.asarray(self.pixels_fn(images))
         if len(pixels) != len(images):
             raise EndpointError(
-                f"{self.name}: expected pixels of {len(images)} images, found {len(pixels)}; "
+                f"{self.name}: expected pixels of {len(images)} images, got {len(pixels)}; "
                 "let the encoding's pixels_fn keep the first axis"
             )
         return pixels
@@ -130,7 +130,7 @@ class Endpoint:
         before = next(map(len, rows.values()), found)
         if found != before:
             raise EndpointError(
-                f"{place}: expected {before} scores per image as in the answers before, found {found}; "
+                f"{place}: expected {before} scores per image as in the answers before, got {found}; "
                 "there is no verdict on a model whose classes change, pass num_classes= as they should be"
             )
 
@@ -140,7 +140,7 @@ class Endpoint:
         expected = found[:1] if self.num_classes is None else [self.num_classes]
         if found and found != expected:
             raise EndpointError(
-                f"{self.cache}: expected {expected[0]} scores per image of {self.name}, found answers with "
+                f"{self.cache}: expected {expected[0]} scores per image of {self.name}, got answers with "
                 f"{' and '.join(map(str, found))}; where the model has changed, pass another version= or cache="
             )
 
@@ -192,10 +192,10 @@ class Endpoint:
 def _checked_images(images: np.ndarray) -> np.ndarray:
     found = np.asarray(images)
     if found.ndim != 4 or not found.size:
-        raise DataError(f"images: expected at least one, [N, H, W, C], found shape {found.shape}; reshape them")
+        raise DataError(f"images: expected at least one, [N, H, W, C], got shape {found.shape}; reshape them")
     if not np.issubdtype(found.dtype, np.floating) or not (found.min() >= 0 and found.max() <= 1):
         raise DataError(
-            f"images: expected floating-point numbers in [0, 1], found {found.dtype} from {found.min()} to "
+            f"images: expected floating-point numbers in [0, 1], got {found.dtype} from {found.min()} to "
             f"{found.max()}; divide 0..255 by 255"
         )
     return np.ascontiguousarray(found, np.float32)
@@ -233,7 +233,7 @@ def local(
     """
     if cache is not None and not version:
         raise EndpointError(
-            "version: expected a name for the model with cache=, found none; pass one, and another for another model"
+            "version: expected a name for the model with cache=, got none; pass one, and another for another model"
         )
     inner = fn.func if isinstance(fn, functools.partial) else fn
     name = getattr(inner, "__qualname__", None) or type(inner).__name__
@@ -249,7 +249,7 @@ def _reporting(fn: QueryFn) -> QueryFn:
             return fn(pixels)
         except Exception as error:
             raise EndpointError(
-                f"expected an answer, found {type(error).__name__}: {error}; call the function on images of shape "
+                f"expected an answer, got {type(error).__name__}: {error}; call the function on images of shape "
                 f"{pixels.shape} yourself"
             ) from error
 

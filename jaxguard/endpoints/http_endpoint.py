@@ -32,7 +32,7 @@ class HttpSource:
         single: a request holds one image rather than a list of images, and its answer one row.
         scores_path: where the scores are in the answer: keys and indices separated by dots; `*` stands for every item
             of a list, and an empty path is the whole answer.
-        version: name of the model for the cache, beside the URL.
+        version: name of the model for the cache, besides the URL.
     """
 
     client: Client
@@ -64,14 +64,14 @@ class HttpSource:
             found = json.loads(content)  # takes NaN and Infinity, which the check of the numbers reports
         except (ValueError, RecursionError):
             raise EndpointError(
-                f"expected JSON, found {excerpt(content)}; check that the URL is the model's, not a page's"
+                f"expected JSON, got {excerpt(content)}; check that the URL is the model's, not a page's"
             ) from None
         try:
             found = _at(found, self.scores_path.split(".") if self.scores_path else [])
         except (KeyError, IndexError, TypeError, ValueError):
             where = f"scores at {self.scores_path!r}"
             raise EndpointError(
-                f"expected JSON with {where}, found {excerpt(content)}; pass the right scores_path="
+                f"expected JSON with {where}, got {excerpt(content)}; pass the right scores_path="
             ) from None
         return [found] if self.single else found
 
@@ -82,7 +82,7 @@ class HttpSource:
             return json.dumps(request, allow_nan=False, separators=(",", ":")).encode()
         except (TypeError, ValueError) as error:
             raise EndpointError(
-                f"encoding {self.encoding.name!r}: expected values that JSON has, found others ({error}); "
+                f"encoding {self.encoding.name!r}: expected values that JSON has, got others ({error}); "
                 "let value_fn return numbers, strings, lists and dictionaries"
             ) from error
 
@@ -150,7 +150,7 @@ def http(
         batch_size = 1
     _check_above_zero(rate=rate, timeout=timeout, patience=patience, max_bytes=max_bytes)
     if retries < 0 or not 0 <= backoff < math.inf:
-        raise EndpointError(f"retries, backoff: expected 0 or more, found {retries} and {backoff}; pass 0 for none")
+        raise EndpointError(f"retries, backoff: expected 0 or more, got {retries} and {backoff}; pass 0 for none")
     client = Client(
         Target(url, headers),
         rate=rate,
@@ -171,9 +171,9 @@ def _checked_fields(fields: Mapping[str, Any], images_key: str) -> dict[str, Any
     try:
         json.dumps(fields, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise EndpointError(f"fields: expected what JSON has, found other values ({error}); convert them") from error
+        raise EndpointError(f"fields: expected what JSON has, got other values ({error}); convert them") from error
     if images_key in fields:
-        raise EndpointError(f"fields: expected none named as images_key, found {images_key!r}; rename one of them")
+        raise EndpointError(f"fields: expected none named as images_key, got {images_key!r}; rename one of them")
     return dict(fields)
 
 
@@ -196,4 +196,4 @@ def _at(found: Any, path: list[str]) -> Any:
 def _check_above_zero(**limits: float | None) -> None:
     for name, value in limits.items():
         if value is not None and not 0 < value < math.inf:
-            raise EndpointError(f"{name}: expected more than 0, found {value}; leave it out for the default")
+            raise EndpointError(f"{name}: expected more than 0, got {value}; leave it out for the default")

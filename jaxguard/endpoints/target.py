@@ -92,10 +92,10 @@ def _shown(url: str, what: str) -> str:
     except (httpx.InvalidURL, ValueError):
         parts = httpx.URL("")
     if parts.scheme not in ("http", "https") or not parts.host or not 0 <= (parts.port or 0) < 2**16:
-        raise EndpointError(f"{what}: expected http://HOST/PATH or https://HOST/PATH, found another text; check it")
+        raise EndpointError(f"{what}: expected http://HOST/PATH or https://HOST/PATH, got another text; check it")
     if parts.userinfo:
         raise EndpointError(
-            f"{what}: expected no user name and password in it, found some before @{parts.host}; "
+            f"{what}: expected no user name and password in it, got some before @{parts.host}; "
             "pass headers={'Authorization': ...}"
         )
     path = parts.raw_path.partition(b"?")[0].decode("ascii")
@@ -105,11 +105,11 @@ def _shown(url: str, what: str) -> str:
 def _check_header(name: str, value: str) -> None:
     if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
         raise EndpointError(
-            "headers: expected names that HTTP allows, found another text; is a value where its name belongs?"
+            "headers: expected names that HTTP allows, got another text; is a value where its name belongs?"
         )
     if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
         raise EndpointError(
-            f"headers: expected a line of latin-1 text for {name}, found another value; look for a line break in it"
+            f"headers: expected a line of latin-1 text for {name}, got another value; look for a line break in it"
         )
     if name.lower() in ("content-length", "transfer-encoding", "host"):
-        raise EndpointError(f"headers: expected none that say how a request is sent, found {name}; leave it out")
+        raise EndpointError(f"headers: expected none that say how a request is sent, got {name}; leave it out")

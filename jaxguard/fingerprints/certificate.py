@@ -130,14 +130,14 @@ def load(path: str | os.PathLike[str]) -> Certificate:
     written = settings.pop("digest", None)
     if settings.get("kind") != KIND or written is None:
         raise FingerprintError(
-            f"{given}: expected a {NAME}, found {settings.get('kind', 'none')!r} in its metadata; "
+            f"{given}: expected a {NAME}, got {settings.get('kind', 'none')!r} in its metadata; "
             "make one with `jaxguard fingerprint make`"
         )
     leaves = {name: np.array(array) for name, array in file.read_all().items()}
     found = _digest(settings, leaves)
     if found != written:
         raise FingerprintError(
-            f"{given}: expected contents of digest {written}, found {found}; the certificate was changed after it was "
+            f"{given}: expected contents of digest {written}, got {found}; the certificate was changed after it was "
             "made, take the original"
         )
     try:
@@ -157,5 +157,5 @@ def load(path: str | os.PathLike[str]) -> Certificate:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FingerprintError(
-            f"{given}: expected the settings of a certificate, found them incomplete ({error}); take the original"
+            f"{given}: expected the settings of a certificate, got them incomplete ({error}); take the original"
         ) from error

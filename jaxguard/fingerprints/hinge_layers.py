@@ -164,7 +164,7 @@ def hinge_layers(graph: ChannelGraph) -> tuple[tuple[HingeLayer, ...], str | Non
     smooth = f"`{analysis.smooth.name}` at {analysis.smooth.where}" if analysis.smooth else None
     if not analysis.found:
         raise FingerprintError(
-            "expected a network with ReLUs of values that are piecewise linear in the image, found "
+            "expected a network with ReLUs of values that are piecewise linear in the image, got "
             f"{smooth or 'none at all, a linear model'} instead in tafa_hinge(); use a fingerprint that needs no "
             "ReLU, such as sac or ipguard"
         )

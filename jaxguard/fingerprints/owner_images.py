@@ -127,7 +127,7 @@ def misclassified(
     if len(places) < least:
         who = "the owner gets" if surrogates is None else f"the owner and all of {len(surrogates)} surrogates get"
         raise FingerprintError(
-            f"expected at least {least} images that {who} wrong, found {len(places)} among {len(images)} in "
+            f"expected at least {least} images that {who} wrong, got {len(places)} among {len(images)} in "
             f"{method}(); give the owner more data it was not trained on, or lower least="
         )
     chosen = places[np.asarray(jax.random.permutation(key, len(places))[:number])]

@@ -36,7 +36,7 @@ class Probes(NamedTuple):
     Attributes:
         images: `[N, H, W, C]` float32 in [0, 1], in query order.
         arrays: other inputs of `signature_fn` and `distance_fn`, such as expected labels.
-        notes: caveats for the reader, in whole sentences.
+        notes: caveats for the reader, in full sentences.
     """
 
     images: np.ndarray

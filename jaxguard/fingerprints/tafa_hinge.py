@@ -197,7 +197,7 @@ def _best(found: hinges.Hinges, number: int, depths: tuple[int, ...]) -> hinges.
     if len(usable) < number:
         near = int((found.distances < hinges.NEAR).sum())
         raise FingerprintError(
-            f"expected at least {number} hinges, found {len(usable)} among {len(found.points)} candidates of layers "
+            f"expected at least {number} hinges, got {len(usable)} among {len(found.points)} candidates of layers "
             f"{depths} in tafa_hinge(): {near} are on their hyperplane, but not all of them bend the outputs; "
             "raise candidates_per_probe, lower num_probes, or pass other layers"
         )

@@ -98,7 +98,7 @@ def _connected(address: str) -> Iterator[Any]:
         import ray.exceptions
         import ray.util.scheduling_strategies
     except ImportError as error:
-        raise FleetError(f"--ray {address}: expected Ray, found {error}; pip install 'jaxguard[ray]'") from error
+        raise FleetError(f"--ray {address}: expected Ray, got {error}; pip install 'jaxguard[ray]'") from error
     if ray.is_initialized():
         yield ray
         return
@@ -111,14 +111,14 @@ def _connected(address: str) -> Iterator[Any]:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, RuntimeError, ValueError) as error:
         raise FleetError(
-            f"--ray {address}: expected a Ray cluster, found {error}; start one with `ray start --head`, set "
+            f"--ray {address}: expected a Ray cluster, got {error}; start one with `ray start --head`, set "
             "RAY_AUTH_MODE=token where it wants a token, or pass local"
         ) from error
     try:
         yield ray
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise FleetError(
-            f"--ray {address}: expected a cluster that answers, found {error}; the results so far are kept, the same "
+            f"--ray {address}: expected a cluster that answers, got {error}; the results so far are kept, the same "
             "command goes on"
         ) from error
     finally:

@@ -11,7 +11,7 @@ from jaxguard.fleet.programs import Scorer, scorer
 from jaxguard.fleet.structure import Structure
 
 _THREADS = min(4, os.cpu_count() or 1)
-_SHOWN = 300  # characters of an error of somebody else's
+_SHOWN = 300  # characters of a foreign error
 
 
 class Compiler:
@@ -67,6 +67,6 @@ class Compiler:
 def unscorable(error: Exception) -> FleetError:
     """In our words, an error of the compiler, of a device without memory, or of a model that makes no sense."""
     return FleetError(
-        f"expected weights that can be scored, found {type(error).__name__}: {str(error)[:_SHOWN]}; "
+        f"expected weights that can be scored, got {type(error).__name__}: {str(error)[:_SHOWN]}; "
         "name the architecture with --arch, or lower --memory where that is what lacks"
     )

@@ -138,7 +138,7 @@ def _expanded(targets: Iterable[Target], default: ModelOptions) -> Iterator[List
         found = _found(target)
         if not found:
             what = "checkpoints below the folder" if os.path.isdir(target) else "files that match"
-            raise CheckpointError(f"{target}: expected {what}, found no files; check the path")
+            raise CheckpointError(f"{target}: expected {what}, got no files; check the path")
         yield from found
 
 

@@ -31,7 +31,7 @@ _WRITE_SECONDS = 2.0  # a Parquet part for each checkpoint would be as many file
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told how a scan goes.
+    """Receives the progress of a scan.
 
     Attributes:
         watch: `title -> context manager` of what is called with the progress.
@@ -50,7 +50,7 @@ class Examination:
         models: in the order they were named or found.
         records: one for each.
         owners: whose result each record is, and where further looks are kept.
-        listener: told about the progress.
+        listener: receives the progress.
     """
 
     models: Sequence[Model]
@@ -75,7 +75,7 @@ class Examination:
         """Look at some models, one after the other, and at each content once and for all.
 
         Args:
-            look: what is done. One that fails leaves undefined features, and is told.
+            look: what is done. One that fails leaves undefined features and a remark.
             numbers: which models.
         """
         if not numbers or look.features_fn is None:
@@ -85,7 +85,7 @@ class Examination:
         reused, failed = sum(self.records[k].sha256 in found[self.owners[k]] for k in numbers), 0
         fresh: dict[Results, dict[str, np.ndarray]] = {one: {} for one in self.results}
         try:
-            with self.listener.watch(look.title) as told:
+            with self.listener.watch(look.title) as watch:
                 for done, k in enumerate(numbers, 1):
                     sha256, owner = self.records[k].sha256, self.owners[k]
                     if sha256 not in found[owner]:
@@ -100,7 +100,7 @@ class Examination:
                     if time.perf_counter() - written > _WRITE_SECONDS:
                         _write(look, fresh)
                         written = time.perf_counter()
-                    told(Progress(done, len(numbers), failed, min(reused, done), 0, time.perf_counter() - start))
+                    watch(Progress(done, len(numbers), failed, min(reused, done), 0, time.perf_counter() - start))
         finally:
             _write(look, fresh)
 
@@ -122,7 +122,7 @@ def examined(
         executor: who scores checkpoints; None for what suits their number and size. Live networks are always scored in
             this process.
         pairing: see `jaxguard.graph.pairing.layers`.
-        listener: told about the progress.
+        listener: receives the progress.
         known: cohorts of the profile that will judge them.
         title: of the progress.
 
@@ -138,8 +138,8 @@ def examined(
         for (is_live, options), numbers in places.items():
             chosen = Local() if is_live else executor or _suitable([models[k].name for k in numbers])
             members: list[Any] = [models[k].suspect or models[k].name for k in numbers]
-            with listener.watch(title) as told:
-                run = chosen.run(members, Settings(options, pairing), watch=told, known=known)
+            with listener.watch(title) as watch:
+                run = chosen.run(members, Settings(options, pairing), watch=watch, known=known)
                 results = stack.enter_context(run)
             records |= dict(zip(numbers, results.records, strict=True))
             owners |= dict.fromkeys(numbers, results)

@@ -57,8 +57,8 @@ class Settings:
     @property
     def key(self) -> str:
         """Short name: rows of equal ones can be compared."""
-        told = json.dumps([weights.VERSION, self.options.key, self.pairing])
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        named = json.dumps([weights.VERSION, self.options.key, self.pairing])
+        return hashlib.sha256(named.encode()).hexdigest()[:16]
 
 
 @dataclass(eq=False)
@@ -252,7 +252,7 @@ def _examined(model: str | Suspect, settings: Settings, known: Collection[str]) 
 
 
 def _seen(name: str) -> Provenance:
-    """What can be told of a checkpoint that could not be scored."""
+    """What is known of a checkpoint that could not be scored."""
     with contextlib.suppress(JaxguardError, OSError):
         if not checkpoints.is_url(name):
             checkpoint = checkpoints.load(name)

@@ -56,7 +56,7 @@ def row_length(scorer: Scorer, memory: int) -> int:
     needed = 2 * WORD * max(rest, BUFFERS * channel)
     if needed > memory:
         raise FleetError(
-            f"expected a checkpoint that can be scored in parts within {memory} bytes, found one of "
+            f"expected a checkpoint that can be scored in parts within {memory} bytes, got one of "
             f"{structure.nbytes} that takes {needed}; raise --memory to {needed}"
         )
     return min(memory // (2 * BUFFERS * WORD), max((math.prod(kernel.shape) for kernel in kernels.values()), default=1))

@@ -20,7 +20,7 @@ _IN_FLIGHT = 2  # chunks of a worker: one is scored while the other waits at its
 _CPUS = 4  # cores of a worker where there is no accelerator
 _STARTS = 3  # in vain, one after the other, after which a node is left alone
 _LOOK_SECONDS, _PATIENCE_SECONDS = 2.0, 60.0  # between two looks at the nodes; without any worker
-_WHY = 240  # characters of what is told about a loss
+_WHY = 240  # characters of what is reported about a loss
 _CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 _TPU_HOSTS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}  # how the chips of a host are arranged
 
@@ -82,7 +82,7 @@ class Pool:
             self._worked = time.monotonic()
         elif not self._processes and ((nodes and not usable) or waited > _PATIENCE_SECONDS):
             raise FleetError(
-                f"expected a cluster that can run workers, found none on {len(nodes)} nodes: {self._why}; the results "
+                f"expected a cluster that can run workers, got none on {len(nodes)} nodes: {self._why}; the results "
                 "so far are kept, the same command goes on"
             )
 
@@ -136,7 +136,7 @@ class Pool:
         return _Process(actor, node, actor.prepare.remote(*self._arguments))
 
     def _lost(self, process: _Process, reference: Any, error: Any, chunks: Chunks) -> Iterator[Failure]:
-        """One chunk where the worker told an error, all of its chunks where it died."""
+        """One chunk where the worker reported an error, all of its chunks where it died."""
         is_told = isinstance(error, self._ray.exceptions.RayTaskError)
         cause = error.cause if is_told else error
         lines = (str(cause).strip() or type(cause).__name__).splitlines()
@@ -176,7 +176,7 @@ def share(resources: Mapping[str, float]) -> tuple[dict[str, Any], int, dict[str
     gpus, chips, cpus = (int(resources.get(name, 0)) for name in ("GPU", "TPU", "CPU"))
     environment = {name: os.environ[name] for name in _CACHE if name in os.environ}
     if gpus:
-        # Memory as it is needed: whoever started the scan may sit on the same GPU.
+        # Memory as it is needed: the process that started the scan may use the same GPU.
         return {"num_cpus": 0, "num_gpus": 1}, gpus, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | environment
     if chips:
         # Alone on its host, whatever slice that belongs to; it would wait for the other hosts of the slice.

@@ -136,7 +136,7 @@ def open_one(
             return Known(uri)
         found, start = structure_of(checkpoint), min(checkpoint.first_bytes.values(), default=0)
         return Opened(uri, stamp, location, checkpoint.format, start, found, weights, checkpoint.notes)
-    except Exception as error:  # whatever a file can provoke is told in its row
+    except Exception as error:  # whatever a file can provoke is reported in its row
         return Failure(uri, before, _told(error, uri), kind=kind_of(error))
 
 
@@ -201,7 +201,7 @@ def kind_of(error: Exception) -> str:
 
 def _changed(uri: str) -> CheckpointError:
     return CheckpointError(
-        f"{uri}: expected the file there was when it was opened, found it changed meanwhile; scan it again when it is "
+        f"{uri}: expected the file there was when it was opened, got it changed meanwhile; scan it again when it is "
         "complete"
     )
 
@@ -209,5 +209,5 @@ def _changed(uri: str) -> CheckpointError:
 def _told(error: Exception, uri: str) -> str:
     if isinstance(error, JaxguardError):
         return str(error)
-    came = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__} {error}"
-    return f"{uri}: expected a checkpoint that can be read, found {came}; is it complete, and may you read it?"
+    problem = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__} {error}"
+    return f"{uri}: expected a checkpoint that can be read, got {problem}; is it complete, and may you read it?"

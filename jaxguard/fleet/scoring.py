@@ -46,7 +46,7 @@ class Scope(NamedTuple):
         cohort: what its checkpoints are compared with, see `jaxguard.detection.records`.
         layers: what is scored.
         feature_names: `F` names.
-        notes: what a reader must know, in whole sentences.
+        notes: caveats for the reader, in full sentences.
     """
 
     architecture: str
@@ -164,7 +164,7 @@ def _of_model(structure: Structure, model: Model, settings: Settings, notes: tup
 
 
 def _of_function(structure: Structure, settings: Settings) -> Recipe:
-    """By a function of the user's own; its kernels are not known by their place in the file, so none is reduced."""
+    """By the user's own function; its kernels are not known by their place in the file, so none is reduced."""
     options, specs = settings.options, structure.specs()
     assert options.apply_fn is not None
 

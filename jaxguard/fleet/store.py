@@ -90,7 +90,7 @@ class Store:
                 (folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FleetError(
-                f"{folder}: expected a folder for results, found {error.strerror or error}; choose another with --out"
+                f"{folder}: expected a folder for results, got {error.strerror or error}; choose another with --out"
             ) from error
 
     def add(self, result: Scored | Failure) -> None:
@@ -246,7 +246,7 @@ class Store:
                 pq.write_table(table, fresh, compression="zstd")
         except OSError as error:
             raise FleetError(
-                f"{self.folder}: expected to write results there, found {error.strerror or error}; what was written "
+                f"{self.folder}: expected to write results there, got {error.strerror or error}; what was written "
                 "before is kept, free some space and start the scan again"
             ) from error
 
@@ -276,16 +276,16 @@ def _intact(path: pathlib.Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise FleetError(
-            f"{path}: expected a part of a scan's results, found {error}; move it away, what it held will be scanned "
+            f"{path}: expected a part of a scan's results, got {error}; move it away, what it held will be scanned "
             "again"
         ) from error
 
 
 def _names_in(schema: pa.Schema, settings: str) -> dict[str, tuple[str, ...]]:
-    told = schema.metadata or {}
-    if told.get(_SETTINGS) != settings.encode():
+    metadata = schema.metadata or {}
+    if metadata.get(_SETTINGS) != settings.encode():
         return {}
-    return {cohort: tuple(names) for cohort, names in json.loads(told.get(_NAMES, b"{}")).items()}
+    return {cohort: tuple(names) for cohort, names in json.loads(metadata.get(_NAMES, b"{}")).items()}
 
 
 def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:

@@ -195,7 +195,7 @@ def _sorted_out(
             results.append(sha256)
         elif not scores.finite[number]:
             error = NonFiniteError(
-                f"{file.uri}: expected finite weights, found NaN or infinity; the file is damaged or training "
+                f"{file.uri}: expected finite weights, got NaN or infinity; the file is damaged or training "
                 "diverged, export it again from a good step"
             )
             results.append(reading.failed(file, error, sha256))

@@ -29,7 +29,7 @@ class Structure:
     """The leaves of a checkpoint and their place in a row of float32 numbers.
 
     Attributes:
-        leaves: `(name, shape, dtype)` in file order; all of them, so that an architecture can be told.
+        leaves: `(name, shape, dtype)` in file order; all of them, so that an architecture can be recognised.
         offsets: where each leaf begins in the row; -1 for leaves that it does not hold as numbers.
         length: float32 numbers in the row, `W`.
         is_raw: whether the row is the file from its first leaf on, byte by byte.
@@ -72,7 +72,7 @@ class Structure:
             The leaf in that shape.
         """
         leaf = jax.lax.dynamic_slice(rows, (number, offset), (1, math.prod(shape))).reshape(shape)
-        # Without the barrier the slices become part of every loop that reads them, and compiling takes thrice as long.
+        # Without the barrier the slices become part of every loop that reads them, which triples the time to compile.
         return jax.lax.optimization_barrier(leaf)
 
     def unpack(
@@ -123,7 +123,7 @@ def structure_of(checkpoint: Checkpoint) -> Structure:
     floating = [name for name, spec in specs.items() if holds_weights(spec)]
     if not any(_element(specs[name].dtype).is_floating for name in floating):
         raise CheckpointError(
-            f"{checkpoint.path}: expected floating-point leaves, found {len(specs)} of other types; "
+            f"{checkpoint.path}: expected floating-point leaves, got {len(specs)} of other types; "
             "dequantise the checkpoint before auditing it"
         )
     first_bytes = checkpoint.first_bytes

@@ -53,7 +53,7 @@ class Worker:
         """
         if expected != version():
             raise FleetError(
-                f"{socket.gethostname()}: expected {expected}, as where the scan was started, found {version()}; "
+                f"{socket.gethostname()}: expected {expected}, as where the scan was started, got {version()}; "
                 "install the same on every node"
             )
         # Where the folder is missing, every relative path becomes a failure that says so.
@@ -95,6 +95,6 @@ def _explained(result: Scored | Known | Failure) -> Scored | Known | Failure:
     if any(os.path.lexists(path) for path in (result.uri, result.uri.rpartition("@")[0])):
         return result
     return result._replace(
-        error=f"{result.uri}: expected a file that every node can read, found none on {socket.gethostname()}; "
+        error=f"{result.uri}: expected a file that every node can read, got none on {socket.gethostname()}; "
         "put the checkpoints on storage that all nodes share, or name them by URL"
     )

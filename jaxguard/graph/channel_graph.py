@@ -78,7 +78,7 @@ class ChannelGraph:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a reader of a report must know of the analysis, in whole sentences."""
+        """Caveats of the analysis for the reader of a report, in full sentences."""
         dropped = ", ".join(dict.fromkeys(f"`{eqn.name}` at {eqn.where}" for eqn in self.program.effects))
         effects = (f"Left out of every run, since nothing reads what they return: {dropped}.",) if dropped else ()
         meshes = "; ".join(dict.fromkeys(self.program.meshes))

@@ -15,7 +15,7 @@ from jaxguard.graph.program import Equation, Program, Value, interpret
 def number_expressions(program: Program) -> dict[Value, int]:
     """Numbers the values that do not depend on the images, so that equal numbers mean equal arrays.
 
-    Two values are equal if the same primitive makes them from equal values. A kernel that is computed anew in every
+    Two values are equal if the same primitive makes them from equal values. A kernel that is recomputed in every
     step of a recurrent layer thus has one number, and kernels that are mixed from one bank in different ways have
     several.
 

@@ -75,6 +75,7 @@ def label_rows(labels: jax.Array | np.ndarray, num_classes: int) -> jax.Array:
     """
     labels = jnp.asarray(labels)
     classes = jnp.arange(num_classes)
+    # All rows have the same two values, at the class and elsewhere: one softmax gives them for every class.
     answered = unit_rows(jax.nn.softmax(jnp.where(classes == 0, 1.0, OTHER_CLASS)))  # the row of class 0
     known = (labels >= 0) & (labels < num_classes)
     is_class = jax.nn.one_hot(labels, num_classes, dtype=bool)
@@ -148,6 +149,7 @@ def distances(
         return jnp.zeros(0)
 
     def compare(most_rows: int, entries_at_once: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        # As many tiles as needed, then rows dealt evenly among them: the last tile is not nearly empty.
         tiles = -(-len(owner) // (tile or most_rows))
         rows = -(-len(owner) // tiles)
         at_once = min(batch_size or max(1, entries_at_once // rows**2), len(suspects))
@@ -172,6 +174,7 @@ def _compare(
 ) -> jax.Array:
     """Distances `[S]`; each tile of the owner is computed once."""
     num_probes = len(owner)
+    # Every tile has the same shape, so that one program serves them all; padded rows must add nothing, see below.
     missing = rows * tiles - num_probes
     owner = jnp.pad(owner, ((0, missing), (0, 0)))
     suspects = jnp.pad(suspects, ((0, 0), (0, missing), (0, 0)))
@@ -186,6 +189,7 @@ def _compare(
             far_left, far_right = (jax.lax.dynamic_slice_in_dim(far, at * rows, rows) for at in (row, column))
             return _entries(left, right, far_left, far_right, kernel)
 
+        # Once for each pair of tiles, whatever the number of suspects.
         expected = entries(owner)
 
         def difference(suspect: jax.Array) -> jax.Array:
@@ -208,6 +212,7 @@ def _entries(left: jax.Array, right: jax.Array, far_left: jax.Array, far_right: 
     products = jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST)
     if kernel == "cosine":
         return products
+    # Rows need not be of unit norm here: padded ones are zero, and infinitely far by `far`.
     squares_left, squares_right = (
         jnp.sum(part * part, axis=-1) + far for part, far in ((left, far_left), (right, far_right))
     )

@@ -22,11 +22,17 @@ import jax.numpy as jnp
 from jaxguard.kernels import loops
 from jaxguard.kernels.division import or_one
 
+# The power iterated to is 2^16: an eigenvalue within 1e-4 of the largest is suppressed by about e^-6.
 SQUARINGS = 16
+# Three squarings take the largest eigenvalue from 1/S or more to S^-8 or more, which float32 holds for S < 50,000.
 _SQUARINGS_PER_SCALING = 3
+# The next power of two above 1e37 is still finite in float32, and so is its reciprocal.
 _LARGEST_DIVISOR = 1e37
+# Squared norms in this range are far from where float32 overflows or loses digits.
 _HARMLESS = (1e-24, 1e30)
+# Sums by tiles are for CPU, from 2^17 entries on and for at most 9 rows (a 3x3 window); height and width of a tile.
 _LARGE, _MOST_ROWS, _TILE = 2**17, 9, (16, 32)
+# Up to this size a product is unrolled into sums over vectors, above it is one batched product.
 _MOST_UNROLLED = 16
 
 
@@ -72,8 +78,10 @@ def _grams_by_tile(rows: jax.Array) -> jax.Array:
     height, width = _TILE
 
     def step(number: jax.Array, gram: jax.Array) -> jax.Array:
+        # [S, height, C] -> [height, C / width, S, width]: channels run last, so that every product is a long vector.
         block = jax.lax.dynamic_slice_in_dim(rows, number * height, height, axis=1)
         tiles = jnp.transpose(block.reshape(size, height, -1, width), (1, 2, 0, 3))
+        # The outer product of each fan-in position with itself, over the S axis: [C / width, S, S, width].
         return functools.reduce(operator.add, [tile[:, :, None] * tile[:, None] for tile in tiles], gram)
 
     gram = jnp.zeros((channels // width, size, size, width), rows.dtype)
@@ -95,6 +103,7 @@ def largest_eigenvalues(gram: jax.Array, *, squarings: int = SQUARINGS) -> jax.A
     """
     chex.assert_rank(gram, 3)
     if gram.shape[0] == 1:
+        # A 1x1 matrix is its own eigenvalue: depthwise kernels with one tap, and dense layers of fan-in one.
         return gram[0, 0]
 
     def squared(power: jax.Array, times: int) -> jax.Array:
@@ -103,6 +112,7 @@ def largest_eigenvalues(gram: jax.Array, *, squarings: int = SQUARINGS) -> jax.A
             power = jax.lax.optimization_barrier(_product(power, power))
         return _scaled(power)
 
+    # Scale before every few squarings: eigenvalues of unscaled powers would overflow after a handful.
     rounds, rest = divmod(squarings, _SQUARINGS_PER_SCALING)
     power = squared(_scaled(gram), rest)
     power = loops.fori_loop(0, rounds, lambda _, power: squared(power, _SQUARINGS_PER_SCALING), power)
@@ -143,7 +153,7 @@ def spectral_norms(
     Args:
         kernels: `[C, T, D]` each; output channel, spatial tap, fan-in; or `[C, D, T]`, which has the same norms.
         channels_first: indices of kernels whose memory layout is `[C, ...]`, as PyTorch's; the others have the
-            channels as the last axis in memory, as Flax's. On CPU a wrong entry makes the norms take thrice as long.
+            channels as the last axis in memory, as Flax's. On CPU a wrong entry triples the time that the norms take.
         squarings: see `largest_eigenvalues`.
 
     Returns:
@@ -176,6 +186,7 @@ def norms_of(grams: Sequence[Grams], *, squarings: int = SQUARINGS) -> list[jax.
     Returns:
         `[C]` for each layer, see `spectral_norms`.
     """
+    # One batch per Gram size: a few long loops instead of one short loop per layer.
     by_size: dict[int, list[int]] = defaultdict(list)
     for layer, (matrices, _) in enumerate(grams):
         by_size[matrices.shape[0]].append(layer)
@@ -213,6 +224,7 @@ def scaled_grams(kernel: jax.Array, *, is_channels_first: bool) -> Grams:
         is_channels_first: which of the two.
     """
     gram = _grams_of_matrices(kernel) if is_channels_first else gram_matrices(kernel)
+    # The trace bounds the largest eigenvalue from above, and every square that went into the matrix.
     squares = _trace(gram)
     harmless = jnp.all((squares > _HARMLESS[0]) & (squares < _HARMLESS[1]))
 
@@ -225,12 +237,14 @@ def scaled_grams(kernel: jax.Array, *, is_channels_first: bool) -> Grams:
     def as_is(kernel: jax.Array, gram: jax.Array) -> Grams:
         return Grams(gram, jnp.ones_like(squares))
 
+    # A branch, not a select: the common case never finds the largest entries. (Under `vmap` both branches run.)
     return jax.lax.cond(harmless, as_is, divided, kernel, gram)
 
 
 def _unit(largest: jax.Array) -> jax.Array:
     """Power of two that brings numbers of that magnitude near one; exact to divide by, and so is its reciprocal."""
     largest = jax.lax.stop_gradient(largest)  # what is divided by it is multiplied by it again
+    # An infinite or NaN magnitude has no exponent; the last line gives it NaN, which marks its channel.
     _, exponent = jnp.frexp(jnp.minimum(largest, _LARGEST_DIVISOR))
     return jnp.where(jnp.isfinite(largest), jnp.ldexp(jnp.ones_like(largest), exponent), jnp.nan)
 
@@ -247,9 +261,11 @@ def affine_scales(scale: jax.Array | None, var: jax.Array | None, *, eps: float 
         `[C]`, or a scalar 1 if both are None; NaN, for no score, where the variance is zero, denormal, negative or not
         finite.
     """
+    # A negative gamma flips the channel's sign, which a Lipschitz bound does not see.
     magnitude = jnp.asarray(1.0 if scale is None else jnp.abs(scale))
     if var is None:
         return magnitude
+    # Denormal variances flush to zero on some backends: they count as none on all, so that scores agree.
     valid = (var + eps >= jnp.finfo(var.dtype).tiny) & jnp.isfinite(var)
     return jnp.where(valid, magnitude / jnp.sqrt(jnp.where(valid, var + eps, 1)), jnp.nan)
 
@@ -295,6 +311,7 @@ def moments(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     valid = jnp.isfinite(scores)
     count = valid.sum(dtype=scores.dtype)
+    # Scores near the limits of float32 would overflow when squared; a power of two scales them without rounding.
     unit = _unit(jnp.max(jnp.where(valid, jnp.abs(scores), 0), initial=0))
     ratios = jnp.where(valid, scores / unit, 0)
 

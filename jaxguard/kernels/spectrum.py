@@ -45,6 +45,7 @@ def spectrum(scores: jax.Array, u: float = 3.0) -> Spectrum:
         >>> float(found.mean), float(found.largest), int(found.channel), float(found.z), int(found.above)
         (2.0, 5.0, 3, 1.5, 1)
     """
+    # `moments` gives an infinite mean where there are fewer than two scores: NaN is what a reader expects there.
     valid = jnp.isfinite(scores)
     mean, std = lipschitz.moments(scores)
     known = jnp.isfinite(mean)
@@ -58,6 +59,7 @@ def spectrum(scores: jax.Array, u: float = 3.0) -> Spectrum:
         largest=jnp.where(is_any, largest, jnp.nan),
         channel=jnp.where(is_any, jnp.argmax(jnp.where(valid, scores, -jnp.inf)), -1).astype(jnp.float32),
         z=z,
+        # With no spread the threshold is the mean itself, computed so that equal scores do not exceed it.
         above=(valid & (scores > jnp.where(std == 0, mean, mean + u * std))).sum().astype(jnp.float32),
     )
 
@@ -108,6 +110,7 @@ def distribution(values: jax.Array) -> Distribution:
     ratios = jnp.where(varies[..., None], off / jnp.where(varies, std, 1)[..., None], 0)
     known = jnp.where(valid, ratios, -jnp.inf)
     low, high = jnp.min(jnp.where(valid, ratios, jnp.inf), axis=-1), known.max(-1)
+    # The second largest is the largest once one occurrence of the first is masked; no sort needed.
     is_first = jax.nn.one_hot(known.argmax(-1), values.shape[-1], dtype=bool)
     second = jnp.where(is_first, -jnp.inf, known).max(-1)
     found = (mean, jnp.where(varies, std, 0), low, high, high - second, average(ratios**3, count))

@@ -158,14 +158,14 @@ def original_names(model: Model, leaves: Mapping[str, object]) -> dict[str, str]
 
 
 def misfits(model: Model, expected: Mapping[str, Leaf], found: Mapping[str, HasShape]) -> list[str]:
-    """What keeps leaves from fitting a model, one clause each, telling ones first."""
-    telling = sorted(expected.items(), key=lambda item: -len(item[1].shape))  # kernels before vectors
+    """What keeps leaves from fitting a model, one clause each, the most informative first."""
+    largest_first = sorted(expected.items(), key=lambda item: -len(item[1].shape))  # kernels before vectors
     clauses = [
         f"leaf {name!r} is {found[name].shape}, {model.spec} expects {leaf.shape}"
-        for name, leaf in telling
+        for name, leaf in largest_first
         if name in found and found[name].shape != leaf.shape
     ]
-    clauses += [f"leaf {name!r} {leaf.shape} is missing" for name, leaf in telling if name not in found]
+    clauses += [f"leaf {name!r} {leaf.shape} is missing" for name, leaf in largest_first if name not in found]
     clauses += [
         f"leaf {name[:80]!r} {leaf.shape} is not part of {model.spec}"
         for name, leaf in found.items()

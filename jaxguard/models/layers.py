@@ -59,7 +59,7 @@ class Classifier(nn.Module, kw_only=True):
 
     @property
     def guesses(self) -> Sequence[str]:
-        """Assumptions that the leaves do not determine, in whole sentences."""
+        """Assumptions that the leaves do not determine, in full sentences."""
         return ()
 
     def input_size(self, shape_of: Callable[[str], Shape | None]) -> tuple[int, int] | None:

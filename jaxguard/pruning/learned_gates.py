@@ -31,7 +31,7 @@ Statistics = Literal["running", "batch"]
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """A model whose norms use the statistics of the batch at hand; a value, so that equal ones share a program.
+    """A model whose norms use the statistics of the current batch; a value, so that equal ones share a program.
 
     Attributes:
         train_fn: training-mode model.
@@ -234,7 +234,7 @@ def learn(
         learning_rate: of SGD, without decay or schedule.
         momentum: of SGD, in [0, 1).
         augment: `(key, images) -> images`.
-        progress: told how far the descent is.
+        progress: called as the work proceeds.
 
     Returns:
         The gates, `[C]` per layer, and what the gradient recorded, `[steps]` each.

@@ -50,7 +50,7 @@ def permutation_sampling(
         chunk: as there.
         devices: among which samples are shared out, each with its copy of the arrays in `values_fn`; by default JAX's.
         workers: samples drawn at once on each device, >= 1; by default `jaxguard.execution.workers()`.
-        progress: told after each sample.
+        progress: called after each sample.
 
     Returns:
         The estimate.

@@ -34,22 +34,22 @@ def numbers(finding: Finding) -> list[tuple[str, str]]:
     [('highest channel z-score', '3.02')]
     """
     shown = [("score", finding.score), ("p", finding.p_value), ("q", finding.q_value)]
-    told = [(name, wording.rate(value) if name in "pq" else wording.number(value)) for name, value in shown]
-    told = [pair for pair, (_, value) in zip(told, shown, strict=True) if math.isfinite(value)]
+    facts = [(name, wording.rate(value) if name in "pq" else wording.number(value)) for name, value in shown]
+    facts = [pair for pair, (_, value) in zip(facts, shown, strict=True) if math.isfinite(value)]
     if math.isfinite(finding.z):
-        told.append(("highest channel z-score", wording.number(finding.z)))
+        facts.append(("highest channel z-score", wording.number(finding.z)))
     if finding.layers:
         above, total = sum(layer.above for layer in finding.layers), sum(layer.channels for layer in finding.layers)
-        told.append(("channels above their threshold", f"{above} of {total}"))
+        facts.append(("channels above their threshold", f"{above} of {total}"))
         undefined = sum(layer.undefined for layer in finding.layers)
-        told += [("channels without a score", str(undefined))] if undefined else []
+        facts += [("channels without a score", str(undefined))] if undefined else []
     if finding.trigger is not None:
-        told.append(("trigger search", suspicion(finding.trigger)))
+        facts.append(("trigger search", suspicion(finding.trigger)))
     if finding.metrics is not None:
-        told.append(("accuracy", wording.percent(finding.metrics.acc)))
+        facts.append(("accuracy", wording.percent(finding.metrics.acc)))
         if finding.metrics.asr is not None:
-            told.append(("success of the given trigger", wording.percent(finding.metrics.asr)))
-    return told
+            facts.append(("success of the given trigger", wording.percent(finding.metrics.asr)))
+    return facts
 
 
 def cut_count(layers: Sequence[LayerScores]) -> tuple[int, int]:
@@ -115,14 +115,14 @@ def reference(found: Reference | None) -> str:
     """
     if found is None or not len(found.scores):
         return "nothing to compare with"
-    told = f"compared with {wording.plural(len(found.scores), 'clean reference')}"
+    facts = f"compared with {wording.plural(len(found.scores), 'clean reference')}"
     if not math.isfinite(found.power) or not len(found.suspects):
-        return f"{told}; how many backdoored networks would be suspected was not measured"
-    told += f"; {wording.percent(found.power)} of {len(found.suspects):,} backdoored ones would be suspected"
+        return f"{facts}; how many backdoored networks would be suspected was not measured"
+    facts += f"; {wording.percent(found.power)} of {len(found.suspects):,} backdoored ones would be suspected"
     if all(map(math.isfinite, found.interval)):
         low, high = (wording.percent(end).removesuffix(" %") for end in found.interval)
-        told += f" (95 % interval {low} to {high} %)"
-    return told
+        facts += f" (95 % interval {low} to {high} %)"
+    return facts
 
 
 def suffices(report: OwnershipReport) -> bool:
@@ -184,13 +184,13 @@ def comparison(report: OwnershipReport, found: Verification) -> str:
         rank = "no independent model to compare with"
     elif as_high:
         rank = f"{as_high} of {count} independent models score as high"
-    told = [f"{wording.method_name(report.method)} score {wording.number(found.score)}, {rank}"]
+    facts = [f"{wording.method_name(report.method)} score {wording.number(found.score)}, {rank}"]
     if count and math.isfinite(found.p_value):
-        told.append(f"an independent model would score as high {wording.odds(found.p_value)}")
+        facts.append(f"an independent model would score as high {wording.odds(found.p_value)}")
     if found.null_p_value is not None:
         chance = wording.odds(found.null_p_value)
-        told.append(f"by the method’s own null distribution, chance would do so {chance}")
-    return "; ".join(told)
+        facts.append(f"by the method’s own null distribution, chance would do so {chance}")
+    return "; ".join(facts)
 
 
 def checked_scores(matrix: FingerprintMatrix) -> np.ndarray:

@@ -145,9 +145,9 @@ def _alone(finding: Finding) -> tuple[str, list[str]]:
         Verdict.INCONCLUSIVE: "Inconclusive",
         Verdict.ERROR: "Could not be scored",
     }
-    told = "; ".join(f"{name} {value}" for name, value in evidence.numbers(finding))
+    facts = "; ".join(f"{name} {value}" for name, value in evidence.numbers(finding))
     reason = wording.printable(finding.reason)
-    return leads[finding.verdict], [text for text in (wording.sentence(reason), wording.sentence(told)) if text]
+    return leads[finding.verdict], [text for text in (wording.sentence(reason), wording.sentence(facts)) if text]
 
 
 def _together(report: Report, counts: dict[str, int]) -> str:
@@ -191,20 +191,20 @@ def repair_headline(repair: Repair) -> Headline:
     The backdoor is *out* when ASR is at most `REMOVED_ASR` afterwards, *left in* when more than half of the ASR
     remains, *weakened* in between. Losing more than `HARMFUL_ACC_DROP` of ACC on the way is said in the lead.
     """
-    told = []
+    facts = []
     if repair.before is not None and repair.after is not None:
         if repair.before.asr is not None:
-            told.append(f"ASR {wording.change(repair.before.asr, repair.after.asr)}")
-        told.append(f"ACC {wording.change(repair.before.acc, repair.after.acc)}")
+            facts.append(f"ASR {wording.change(repair.before.asr, repair.after.asr)}")
+        facts.append(f"ACC {wording.change(repair.before.acc, repair.after.acc)}")
     if repair.trigger is not None:
         target, word = repair.trigger.target, "named" if evidence.is_named(repair.trigger) else "suspected"
-        told.append("no class suspected" if target is None else f"class {target} {word}")
+        facts.append("no class suspected" if target is None else f"class {target} {word}")
     if repair.layers:
         cut, total = evidence.cut_count(repair.layers)
-        told.append(f"{cut} of {total} channels cut")
+        facts.append(f"{cut} of {total} channels cut")
     tone, phrase = _outcome(repair.before, repair.after)
     lead = f"{wording.method_name(repair.method)} {phrase}"
-    return Headline(tone, lead, ", ".join(told) or f"{len(repair.change)} leaves changed")
+    return Headline(tone, lead, ", ".join(facts) or f"{len(repair.change)} leaves changed")
 
 
 def _outcome(before: Metrics | None, after: Metrics | None) -> tuple[Tone, str]:
@@ -263,7 +263,7 @@ def ownership_headlines(report: Report) -> list[tuple[str, Headline]]:
     if len(pairs) > MAX_HEADLINES:
         accused = [pair for pair in pairs if pair[1].verdict is Verdict.SUSPECTED]
         shown = sorted(accused, key=lambda pair: pair[1].p_value)[:MAX_HEADLINES]
-    told = [(found.suspect, verification_headline(one, found)) for one, found in shown]
+    facts = [(found.suspect, verification_headline(one, found)) for one, found in shown]
     for one in report.ownerships if len(shown) < len(pairs) else ():
         hidden = [found for found in one.verifications if not any(found is seen for _, seen in shown)]
         more = "more " if any(seen is one for seen, _ in shown) else ""
@@ -271,5 +271,5 @@ def ownership_headlines(report: Report) -> list[tuple[str, Headline]]:
             count = sum(found.verdict is verdict for found in hidden)
             lead = f"{count} {more}suspect{'s' * (count > 1)}: {copy_verdict(verdict)}"
             detail = f"{wording.method_name(one.method)}, {evidence.references(one)}"
-            told.append((f"Copies of {one.owner}", Headline(SIGNS[verdict].tone, lead, detail)))
-    return told
+            facts.append((f"Copies of {one.owner}", Headline(SIGNS[verdict].tone, lead, detail)))
+    return facts

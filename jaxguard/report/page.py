@@ -140,7 +140,7 @@ def to_html(report: Report, *, written: datetime.datetime | None = None) -> str:
 
 
 def _environment() -> jinja2.Environment:
-    """Templates of this package; hostile strings are escaped, and a name that nobody gave is an error."""
+    """Templates of this package; hostile strings are escaped, and an undefined name is an error."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -314,16 +314,16 @@ def _hashes(report: Report) -> list[tuple[str, str]]:
 
 def _facts(report: Report) -> dict[str, Any]:
     """How the report came about, in words."""
-    told: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     if report.findings:
-        told["Reference profile"] = wording.printable(report.profile) or "none"
-        told["Accepted error rate"] = f"{report.alpha:g}"
+        facts["Reference profile"] = wording.printable(report.profile) or "none"
+        facts["Accepted error rate"] = f"{report.alpha:g}"
     if report.seconds > 0 and report.findings:
         speed = [f"{(len(report.findings) - report.reused) / report.seconds:,.3g} checkpoints/s"]
         speed += [f"{wording.size(round(report.bytes_read / report.seconds))}/s"] if report.bytes_read else []
-        told["Scan took"] = f"{wording.duration(report.seconds)}, {', '.join(speed)}"
+        facts["Scan took"] = f"{wording.duration(report.seconds)}, {', '.join(speed)}"
     if report.bytes_read:
-        told["Read"] = wording.size(report.bytes_read)
+        facts["Read"] = wording.size(report.bytes_read)
     if report.reused:
-        told["Not read again"] = f"{wording.plural(report.reused, 'checkpoint')}, known from an earlier scan"
-    return told | {wording.printable(name): wording.printable(value) for name, value in report.environment.items()}
+        facts["Not read again"] = f"{wording.plural(report.reused, 'checkpoint')}, known from an earlier scan"
+    return facts | {wording.printable(name): wording.printable(value) for name, value in report.environment.items()}

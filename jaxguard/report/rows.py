@@ -42,8 +42,8 @@ def rows(report: Report, ranked: Iterable[Finding]) -> list[Row]:
     found = []
     for one in ranked:
         where, looks = one.provenance, ", ".join(one.looks)
-        told = where.sha256, where.size, where.format, where.architecture, one.cohort, looks, one.kind
-        found.append(Row(where.name, one.verdict, one.reason, *told, one.score, one.p_value, one.q_value, one.z))
+        facts = where.sha256, where.size, where.format, where.architecture, one.cohort, looks, one.kind
+        found.append(Row(where.name, one.verdict, one.reason, *facts, one.score, one.p_value, one.q_value, one.z))
     return found + [Row(path, headlines.SKIPPED, why) for path, why in report.skipped]
 
 

@@ -38,7 +38,7 @@ def to_sarif(report: Report) -> str:
     """Writes a report as one SARIF run.
 
     Args:
-        report: of any size; paths become URIs, relative ones below the base `WORKDIR`, whose place is not told.
+        report: of any size; paths become URIs, relative ones below the base `WORKDIR`, whose place is not named.
 
     Returns:
         ASCII JSON in one line, ending in a newline. `properties` of a result hold score, p and q value.
@@ -183,11 +183,11 @@ def _results(report: Report, places: dict[Key, int]) -> Iterator[dict[str, Any]]
 
 def _finding(one: Finding, index: int) -> dict[str, Any]:
     numbers = {"score": one.score, "p": one.p_value, "q": one.q_value, "highest channel z-score": one.z}
-    told = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items() if math.isfinite(value))
+    facts = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items() if math.isfinite(value))
     leads = {Verdict.CODE_EXECUTION: "Code execution", Verdict.SUSPECTED: "Backdoor suspected"}
     verdict = leads.get(one.verdict, "Inconclusive")
     rule = CODE if one.verdict is Verdict.CODE_EXECUTION else BACKDOOR
-    message = wording.sentence(f"{verdict}{f' ({told})' if told else ''}{f': {one.reason}' if one.reason else ''}")
+    message = wording.sentence(f"{verdict}{f' ({facts})' if facts else ''}{f': {one.reason}' if one.reason else ''}")
     result = _result(rule, one.verdict, message, _place(one.provenance.name, index), one.provenance.sha256)
     if logical := [_logical(layer) for layer in {layer.name: layer for layer in one.layers}.values()]:
         result["locations"][0]["logicalLocations"] = logical

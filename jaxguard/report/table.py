@@ -85,9 +85,9 @@ def reference_table(references: Sequence[Reference], alpha: float) -> Table:
 
 
 def _headlines(report: Report) -> Iterable[RenderableType]:
-    told = headlines.headlines(report)
-    for subject, headline in told:
-        about = f" {wording.printable(subject)}" if subject and len(told) - len(report.repairs) > 1 else ""
+    facts = headlines.headlines(report)
+    for subject, headline in facts:
+        about = f" {wording.printable(subject)}" if subject and len(facts) - len(report.repairs) > 1 else ""
         yield _signed(headline.tone, f"{headline.lead}.", about)
         if headline.detail:
             yield Padding(Text(headline.detail), (0, 0, 0, 2), expand=False)
@@ -137,10 +137,10 @@ def _single(report: Report, top: int) -> Iterable[RenderableType]:
 
 def _leaves(finding: Finding) -> str:
     """Counts by what became of them, and what was stored beside them."""
-    told = [f"{count:,} {state} ({wording.size(size)})" for state, count, _, size in evidence.accounts(finding)]
-    told += [f"{len(finding.left_out):,} left out"] if finding.left_out else []
-    told += [f"{sum(map(len, finding.aliases.values())):,} more names"] if finding.aliases else []
-    return ", ".join(told)
+    facts = [f"{count:,} {state} ({wording.size(size)})" for state, count, _, size in evidence.accounts(finding)]
+    facts += [f"{len(finding.left_out):,} left out"] if finding.left_out else []
+    facts += [f"{sum(map(len, finding.aliases.values())):,} more names"] if finding.aliases else []
+    return ", ".join(facts)
 
 
 def _many(report: Report, top: int) -> Iterable[RenderableType]:
@@ -160,10 +160,10 @@ def _many(report: Report, top: int) -> Iterable[RenderableType]:
         folder = wording.common_folder([one.provenance.name for one in shown])
         yield Text()
         yield _ranking(shown, folder)
-        told = [f"The {len(shown):,} most suspicious of {len(scored):,}."] if len(shown) < len(scored) else []
-        told += [f"Paths below {wording.printable(folder)}."] if folder else []
-        if told:
-            yield Text(" ".join(told))
+        facts = [f"The {len(shown):,} most suspicious of {len(scored):,}."] if len(shown) < len(scored) else []
+        facts += [f"Paths below {wording.printable(folder)}."] if folder else []
+        if facts:
+            yield Text(" ".join(facts))
         reasons = dict.fromkeys(one.reason for one in shown if one.verdict is Verdict.INCONCLUSIVE and one.reason)
         yield from (Text(f"Inconclusive: {wording.printable(reason)}.") for reason in list(reasons)[:3])
     yield from _cohorts(scored, report)
@@ -213,9 +213,9 @@ def _cohorts(scored: Sequence[Finding], report: Report) -> Iterable[RenderableTy
     yield Text("Cohorts", style="bold")
     ranked = sorted(sizes, key=lambda cohort: (-suspected[cohort], -sizes[cohort]))
     for cohort in ranked[:MAX_COHORTS]:
-        told = f"{wording.plural(sizes[cohort], 'checkpoint')}, {suspected[cohort]:,} suspected"
+        facts = f"{wording.plural(sizes[cohort], 'checkpoint')}, {suspected[cohort]:,} suspected"
         name = wording.printable(cohort) or "unknown structure"
-        yield Text(f"  {name}: {told}; {evidence.reference(known.get(cohort))}")
+        yield Text(f"  {name}: {facts}; {evidence.reference(known.get(cohort))}")
     rest = ranked[MAX_COHORTS:]
     if rest:
         count = sum(sizes[cohort] for cohort in rest)
@@ -238,9 +238,9 @@ def _repairs(repairs: Sequence[Repair]) -> Iterable[RenderableType]:
             f"{cut} of {total}" if repair.layers else "–",
             f"{repair.seconds:.2f}" if repair.seconds < 10 else f"{repair.seconds:.0f}",
         )
-        told = [evidence.suspicion(repair.trigger)] if repair.trigger is not None else []
-        told += [evidence.cuts_kept(repair.path)] if repair.path is not None else []
-        found += [Text(f"{name}: {'; '.join(told)}")] if told else []
+        facts = [evidence.suspicion(repair.trigger)] if repair.trigger is not None else []
+        facts += [evidence.cuts_kept(repair.path)] if repair.path is not None else []
+        found += [Text(f"{name}: {'; '.join(facts)}")] if facts else []
     yield table
     yield from found
 

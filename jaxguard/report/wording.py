@@ -1,4 +1,4 @@
-"""How reports write values and names: rates, scores, sizes, p-values, paths that nobody has to trust."""
+"""How reports write values and names: rates, scores, sizes, p-values, paths that need no trust."""
 
 import math
 import os

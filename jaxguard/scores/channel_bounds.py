@@ -152,5 +152,5 @@ def require_finite(variables: Variables) -> None:
     if odd:
         raise UnscorableError(
             f"expected finite parameters, got NaN or infinity in leaf '{odd[0]}' and {len(odd) - 1} others; "
-            "a score would mean nothing: load the checkpoint again or train it anew"
+            "a score would mean nothing: load the checkpoint again or retrain it"
         )

@@ -130,7 +130,7 @@ def image_shape(graph: ChannelGraph) -> tuple[int, int, int]:
     shape = graph.program.shapes[graph.program.images][1:]
     if len(shape) != 3:
         raise DataError(
-            f"expected a model of images [H, W, C], came one of inputs {shape} in image_shape(); score its weights"
+            f"expected a model of images [H, W, C], got one of inputs {shape} in image_shape(); score its weights"
         )
     height, width, channels = shape
     return height, width, channels

@@ -89,7 +89,7 @@ def leaf_sums(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Sum and sum of squares of each leaf, `[2]`.
 
     Args:
-        leaves: by name, in the order in which they lie in memory: a transposed one takes thrice as long to read.
+        leaves: by name, in the order in which they lie in memory: a transposed one takes three times as long to read.
 
     Returns:
         By name.

@@ -191,14 +191,14 @@ class ModelOptions:
     @property
     def key(self) -> str:
         """JSON that names these options, functions by module and name: results of equal ones can be compared."""
-        told = {}
+        named = {}
         for one in fields(self):
             value = getattr(self, one.name)
             is_function = callable(value)
-            told[one.name] = (
+            named[one.name] = (
                 f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', value)}" if is_function else value
             )
-        return json.dumps(told, sort_keys=True)
+        return json.dumps(named, sort_keys=True)
 
     def relabelled(self, batch: Batch) -> Batch:
         """Images with the numbers of the logits that stand for their classes.

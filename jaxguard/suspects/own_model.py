@@ -1,4 +1,4 @@
-"""A checkpoint bound to a function of the user's own."""
+"""A checkpoint bound to the user's own function."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def network_of(
 
 
 def variables_of(leaves: Mapping[str, Any], init_fn: Callable[[], Any] | None) -> Any:
-    """What a function of the user's own takes as variables; traceable.
+    """What the user's own function takes as variables; traceable.
 
     Args:
         leaves: of a checkpoint, by name; arrays or tracers.

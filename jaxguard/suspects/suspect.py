@@ -29,8 +29,8 @@ class Suspect:
         checkpoint: where it was read from, or None.
         model: bundled architecture, or None.
         layout: naming of the checkpoint's leaves, such as `flax` or `torch`.
-        names: leaf of the checkpoint -> path in the variables, for a function of the user's own.
-        notes: what a reader of a report must know, in whole sentences.
+        names: leaf of the checkpoint -> path in the variables, for the user's own function.
+        notes: caveats for the reader of a report, in full sentences.
         leaves: the checkpoint's arrays by name where `network` is None; otherwise empty.
     """
 

@@ -44,7 +44,7 @@ def adversarial_extraction(
     """Trains an extracted student on images and on adversarial examples against itself, both under the owner's label.
 
     The defaults are those of SAC's code for CIFAR-10; batch size, momentum and decay are taken over from its extraction
-    by label, and the random start is ours. Each step attacks its batch anew, so it costs `attack_steps` + 2 passes.
+    by label, and the random start is ours. Each step attacks its batch again, so it costs `attack_steps` + 2 passes.
 
     Args:
         owner: the stolen model; it is queried with the thief's images once each, whether or not the student has to be
@@ -59,7 +59,7 @@ def adversarial_extraction(
         epsilon: largest change of a pixel.
         random_start: whether attacks start from a random point within `epsilon`, or from the image.
         sgd: how it is hardened, without augmentation; 0 epochs return the student as it was.
-        progress: told how far the hardening is.
+        progress: called as the work proceeds.
 
     Returns:
         The student, with the curves `loss` and `attacked_loss`, the part of it that adversarial examples have, each

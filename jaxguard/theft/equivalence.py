@@ -146,7 +146,7 @@ def _candidates(graph: ChannelGraph, variables: Variables, group: Group) -> list
         made, read = [], []
         for member in group.members:
             at = member.path, member.axis
-            # A depthwise kernel reads the very channels that it makes: the two cancel unless a norm makes them anew.
+            # A depthwise kernel reads the very channels that it makes: the two cancel unless a norm remakes them.
             through = member.path in depthwise and at in out_axes
             if member.path in way - fixed and not through and (at in out_axes or at not in in_axes):
                 made.append(member)

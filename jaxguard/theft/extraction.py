@@ -45,7 +45,7 @@ def label_extraction(
         key: draws the student's weights, batches and augmentation.
         student: architecture of the copy; the owner's by default.
         sgd: how; 0 epochs leave the student random.
-        progress: told how far the training is.
+        progress: called as the work proceeds.
 
     Returns:
         The student, with the curve `loss`, `[steps]`.
@@ -87,7 +87,7 @@ def distillation(
         alpha: weight of the soft part.
         reduction: what the divergence is averaged over.
         sgd: how.
-        progress: told how far the training is.
+        progress: called as the work proceeds.
 
     Returns:
         The student, with the curve `loss`, `[steps]`.

@@ -54,15 +54,15 @@ def fine_pruning(
         data: the thief's images and labels.
         key: draws images, batches and augmentation.
         share: of the hidden channels, in [0, 1); one of each layer always stays. 0 changes nothing.
-        every: channels cut between two bursts of fine-tuning; activations are measured anew for each cut, on a batch.
+        every: channels cut between two bursts of fine-tuning; activations are measured again for each cut, on a batch.
         scope: whether activations are compared within their `layer`, which cuts the same share of each, or all over the
             `network`.
         dormancy: whether activations, before the ReLU, are means of the `magnitude`, or of the value (`mean`), as in
             the code of SAC's second paper; a channel that is always negative is then cut first.
         only_convolutions: whether dense layers are left alone, as in SAC.
-        burst: most images of a burst, drawn anew each time.
+        burst: most images of a burst, redrawn each time.
         sgd: how bursts are learned; 0 epochs only prune.
-        progress: told how far each burst is.
+        progress: called as the work proceeds.
 
     Returns:
         The copy, with the curve `loss` of all bursts.

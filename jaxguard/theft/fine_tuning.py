@@ -48,7 +48,7 @@ def fine_tuning(
         layers: how many of the last layers learn, 1 for the one that makes the logits; None for all parameters.
         statistics: whether running statistics `move` or `stay`.
         sgd: how.
-        progress: told how far the training is.
+        progress: called as the work proceeds.
 
     Returns:
         The copy, with the curve `loss`, `[steps]`.
@@ -93,7 +93,7 @@ def head_reset(
     sgd: SGD = SGD(epochs=30, learning_rate=0.01),
     progress: Progress | None = None,
 ) -> Copy:
-    """Draws the head anew, then fine-tunes all layers (RTAL) or the last ones (RTLL); see `fine_tuning`.
+    """Redraws the head, then fine-tunes all layers (RTAL) or the last ones (RTLL); see `fine_tuning`.
 
     The learning rate is ours, twenty times that of fine-tuning, since a new head has everything to learn.
     """
@@ -101,7 +101,7 @@ def head_reset(
     head = fresh_head(owner.graph, owner.variables, key_head)
     start = owner.with_variables(with_leaves(owner.variables, head))
     copy = fine_tuning(start, data, key_tune, layers=layers, statistics=statistics, sgd=sgd, progress=progress)
-    return copy._replace(notes=(f"The head, {', '.join(sorted(head))}, was drawn anew.",))
+    return copy._replace(notes=(f"The head, {', '.join(sorted(head))}, was redrawn.",))
 
 
 def transfer(
@@ -126,12 +126,12 @@ def transfer(
         data: images and labels of the other task.
         key: draws the head, batches and augmentation.
         num_classes: `K` of the other task; its largest label plus 1 by default.
-        model: the architecture with the new head; by default a bundled one is built anew, and functions of others are
+        model: the architecture with the new head; by default a bundled one is rebuilt, and functions of others are
             the owner's, if they take whatever shape the leaves have.
         layers: see `fine_tuning`; 1 trains the head alone (linear probing).
         statistics: see `fine_tuning`.
         sgd: how.
-        progress: told how far the training is.
+        progress: called as the work proceeds.
 
     Returns:
         The copy, with the curve `loss`, `[steps]`.
@@ -153,7 +153,7 @@ def transfer(
     start = replace(start, variables=with_leaves(owner.variables, head), input_spec=images)
     try:
         found = start.num_classes
-    except Exception as error:  # whatever a function of the user's own, or Flax, makes of a head of another shape
+    except Exception as error:  # whatever the user's own function, or Flax, makes of a head of another shape
         raise TheftError(
             f"expected a model that takes {', '.join(sorted(head))} for {num_classes} classes and images of shape "
             f"{images.shape}, got {type(error).__name__}: {str(error).splitlines()[0]}; pass model=, its "
@@ -162,7 +162,7 @@ def transfer(
     if found != num_classes:
         raise TheftError(f"expected {num_classes} logits from the new head, got {found}; pass another model=")
     copy = fine_tuning(start, data, key_tune, layers=layers, statistics=statistics, sgd=sgd, progress=progress)
-    return copy._replace(notes=(f"The head, {', '.join(sorted(head))}, was drawn anew for {num_classes} classes.",))
+    return copy._replace(notes=(f"The head, {', '.join(sorted(head))}, was redrawn for {num_classes} classes.",))
 
 
 @functools.lru_cache(maxsize=64)

@@ -60,7 +60,7 @@ def independent(
         model: its architecture.
         data: images and labels.
         key: draws weights, batches and augmentation; another key is another seed.
-        progress: told how far the training is.
+        progress: called as the work proceeds.
         settings: fields of `SGD` that differ from `FROM_SCRATCH`, such as `epochs=20`.
 
     Returns:

@@ -46,7 +46,7 @@ class Copy(NamedTuple):
     Attributes:
         network: the copy.
         curves: what was recorded step by step, `{name: [steps]}`.
-        notes: what a reader must know, in whole sentences.
+        notes: caveats for the reader, in full sentences.
         queries: images, or views of them, that the owner's model was queried with.
     """
 
@@ -63,7 +63,7 @@ class TheftReport:
     Attributes:
         method: name of the function that made it.
         options: hyper-parameters as used, defaults included; architectures and functions by their name.
-        notes: what a reader must know, in whole sentences.
+        notes: caveats for the reader, in full sentences.
         curves: what was recorded step by step, `{name: [steps]}`.
         queries: images, or views of them, that the owner's model was queried with.
     """
@@ -124,7 +124,7 @@ class Theft:
             owner: the model that is stolen; only its answers are used where `access` is `queries`.
             data: the thief's images and labels; ignored where the theft needs none.
             key: the same key gives the same copy.
-            progress: told how far a training is.
+            progress: called as the work proceeds.
             options: hyper-parameters other than the defaults; those of `SGD` by their names.
 
         Returns:
@@ -179,7 +179,7 @@ def require_data(data: Batch | None) -> Batch:
 
 
 def require_labels(data: Batch, num_classes: int) -> None:
-    """Raises DataError for a label outside [0, num_classes), from which a model would learn nothing, in silence."""
+    """Raises DataError for a label outside [0, num_classes), from which a model would silently learn nothing."""
     labels = np.asarray(data.labels)
     if labels.min() < 0 or labels.max() >= num_classes:
         raise DataError(

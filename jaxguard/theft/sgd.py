@@ -76,7 +76,7 @@ class SGD:
             variables: where to start; left untouched.
             data: `N` images and what is learned of them, `[N, ...]`.
             key: draws batches and augmentation.
-            progress: told how far the descent is.
+            progress: called as the work proceeds.
 
         Raises:
             TheftError: the loss became NaN or infinite.

@@ -189,7 +189,7 @@ def fine_tune(
         augment: `(key, images) -> images`.
         abreast: whether all models take a step together; by default on every backend except CPU, where stacked
             convolutions are slower than one after the other.
-        progress: told how far the descent is.
+        progress: called as the work proceeds.
 
     Returns:
         Per model its variables and the curves `loss` and `gradient_norm`, each `[steps]`.

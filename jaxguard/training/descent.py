@@ -150,7 +150,7 @@ def staged(progress: Progress | None, stage: str) -> Progress | None:
     """Progress that also names the stage of a method that is running.
 
     Args:
-        progress: told how far a descent is, if anything is.
+        progress: called as the work proceeds.
         stage: what the descent is for.
 
     Returns:

@@ -114,7 +114,7 @@ class Repair:
         before: metrics of the input model, None without test data.
         after: metrics of the repaired model, None without test data.
         der: defense effectiveness rate in [0, 1], None without a trigger.
-        notes: what a reader must know, in whole sentences.
+        notes: caveats for the reader, in full sentences.
         seconds: wall-clock time of the repair.
         trigger: what an inversion recovered, where the method inverts.
         path: the pruning path, where the method has one.

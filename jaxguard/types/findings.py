@@ -127,7 +127,7 @@ class Finding:
         layers: kept for the findings that a reader looks into, empty for the rest of a large fleet.
         trigger: the trigger that a search recovered, where one was made.
         metrics: measured on a test set, where one was given.
-        notes: what a reader must know, in whole sentences.
+        notes: caveats for the reader, in full sentences.
         code: what a loader of the file would run.
         leaves: what became of every leaf; kept where `layers` are.
         left_out: stored entries that are no leaves of the model, `{name: reason}`.

@@ -52,7 +52,7 @@ class OwnershipReport:
         verifications: one per suspect.
         sees: thefts the method is made for, in words.
         blind: thefts it cannot see, in words.
-        notes: what a reader must know, in whole sentences.
+        notes: caveats for the reader, in full sentences.
         seconds: wall-clock time, queries included.
     """
 

@@ -31,7 +31,7 @@ class Report:
         seconds: wall-clock time.
         bytes_read: bytes that were read.
         reused: checkpoints whose results an earlier scan had left.
-        notes: what a reader must know, in whole sentences.
+        notes: caveats for the reader, in full sentences.
         environment: versions, backend, seeds: `{name: value}`.
     """
 

@@ -61,23 +61,23 @@ def test_the_number_of_classes_may_be_declared(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"test_images": None}, "expected the key test_images, found test_labels"),
+        ({"test_images": None}, "expected the key test_images, got test_labels"),
         ({"train_labels": None}, "expected the key train_labels"),
         ({"test_labels": np.arange(5)}, r"test_labels\): .*6 images and 5 labels"),
         ({"test_labels": np.eye(6, 3)}, "argmax"),
         ({"test_labels": np.zeros((6, 3), int)}, "argmax"),
         ({"test_labels": np.arange(6.0)}, "integer labels"),
-        ({"test_labels": np.arange(6) - 1}, r"expected labels in \[0, 100000\), found -1 to 4"),
-        ({"test_labels": np.arange(6) * 10**6}, "found 0 to 5000000"),
-        ({"test_images": np.zeros((6, 4, 5, 3), np.int64)}, "found dtype int64"),
-        ({"test_images": np.full((6, 4, 5, 3), 255.0)}, r"images in \[0, 1\], found values from 255.0 to 255.0"),
+        ({"test_labels": np.arange(6) - 1}, r"expected labels in \[0, 100000\), got -1 to 4"),
+        ({"test_labels": np.arange(6) * 10**6}, "got 0 to 5000000"),
+        ({"test_images": np.zeros((6, 4, 5, 3), np.int64)}, "got dtype int64"),
+        ({"test_images": np.full((6, 4, 5, 3), 255.0)}, r"images in \[0, 1\], got values from 255.0 to 255.0"),
         ({"test_images": np.full((6, 4, 5, 3), -0.5)}, "undo the normalisation"),
-        ({"test_images": np.full((6, 4, 5, 3), np.nan)}, "found values from nan"),
+        ({"test_images": np.full((6, 4, 5, 3), np.nan)}, "got values from nan"),
         ({"test_images": np.zeros((6, 3, 32, 32))}, "transpose them from NCHW"),
-        ({"test_images": np.zeros((6, 20))}, r"expected images \[N, H, W, C\] or \[N, H, W\], found shape \(6, 20\)"),
+        ({"test_images": np.zeros((6, 20))}, r"expected images \[N, H, W, C\] or \[N, H, W\], got shape \(6, 20\)"),
         ({"test_images": np.zeros((6, 8, 8, 9))}, "1 to 4 channels"),
-        ({"test_images": np.zeros((6, 8, 8, 3))}, r"shape \(8, 8, 3\), found \(4, 5, 3\)"),
-        ({"test_images": np.zeros((0, 4, 5, 3)), "test_labels": np.zeros(0, int)}, "expected test images, found none"),
+        ({"test_images": np.zeros((6, 8, 8, 3))}, r"shape \(8, 8, 3\), got \(4, 5, 3\)"),
+        ({"test_images": np.zeros((0, 4, 5, 3)), "test_labels": np.zeros(0, int)}, "expected test images, got none"),
         ({"num_classes": 2}, "above the largest label 2"),
         ({"num_classes": np.array([7])}, "num_classes to be an integer"),
         ({"test_images": np.array([{"code": 1}] * 6)}, "without objects"),
@@ -87,7 +87,7 @@ def test_a_wrong_pack_is_one_clear_error(change, message, tmp_path):
     spec = write(tmp_path, PACK | change)
     with pytest.raises(DataError, match=message) as caught:
         data.load(spec)
-    assert "pack.npz" in str(caught.value) and "found" in str(caught.value)
+    assert "pack.npz" in str(caught.value) and "got" in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + bytes(50), b"\x80\x02}q\x00."])
@@ -136,15 +136,15 @@ def test_a_trigger_of_grey_planes_in_uint8(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mask": None}, "expected the key mask, found pattern"),
+        ({"mask": None}, "expected the key mask, got pattern"),
         ({"pattern": None}, "expected the key pattern"),
-        ({"mask": np.ones((5, 4, 1))}, r"found \(4, 4, 3\) and \(5, 4, 1\)"),
+        ({"mask": np.ones((5, 4, 1))}, r"got \(4, 4, 3\) and \(5, 4, 1\)"),
         ({"mask": np.ones((4, 4, 2))}, "model's input"),
         ({"mask": np.ones((1, 4, 4, 1))}, "model's input"),
-        ({"mask": np.zeros((4, 4, 1))}, "found 0 everywhere"),
+        ({"mask": np.zeros((4, 4, 1))}, "got 0 everywhere"),
         ({"mask": np.full((4, 4, 1), 2.0)}, r"t.npz \(mask\): expected images in \[0, 1\]"),
-        ({"pattern": np.ones((4, 4, 3), np.int32)}, "found dtype int32"),
-        ({"pattern": np.full((4, 4, 3), np.nan)}, "found values from nan"),
+        ({"pattern": np.ones((4, 4, 3), np.int32)}, "got dtype int32"),
+        ({"pattern": np.full((4, 4, 3), np.nan)}, "got values from nan"),
     ],
 )
 def test_a_wrong_trigger_is_one_clear_error(change, message, tmp_path):
@@ -164,8 +164,8 @@ def test_images_without_labels(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"pictures": np.zeros((1, 4, 4, 3))}, "expected the key images, found pictures"),
-        ({"images": np.zeros((0, 4, 4, 3))}, "expected images, found none"),
+        ({"pictures": np.zeros((1, 4, 4, 3))}, "expected the key images, got pictures"),
+        ({"images": np.zeros((0, 4, 4, 3))}, "expected images, got none"),
         ({"images": np.zeros((1, 3, 8, 8))}, "transpose them from NCHW"),
         ({"images": np.full((1, 4, 4, 3), 2.0)}, r"expected images in \[0, 1\]"),
     ],

@@ -98,10 +98,10 @@ def test_an_unprepared_dataset_says_how_to_prepare_it(name, folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"splits": ("train",)}, "expected the splits train and test or validation, found train"),
-        ({"splits": ("unlabelled", "test")}, "found test, unlabelled"),
-        ({"supervised": ("image", "other")}, r"one class label .*found \('image', 'other'\)"),
-        ({"supervised": None}, "found none"),
+        ({"splits": ("train",)}, "expected the splits train and test or validation, got train"),
+        ({"splits": ("unlabelled", "test")}, "got test, unlabelled"),
+        ({"supervised": ("image", "other")}, r"one class label .*got \('image', 'other'\)"),
+        ({"supervised": None}, "got none"),
         ({"sizes": (4, 3)}, "images of one size"),
     ],
 )
@@ -117,5 +117,5 @@ def test_files_without_random_access_are_one_clear_error(folder):
     prepare(folder, "tiny_records")
     info = folder / "tiny_records" / "1.0.0" / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(DataError, match=r"found tfrecord files, which have no random access"):
+    with pytest.raises(DataError, match=r"got tfrecord files, which have no random access"):
         data.load("tfds:tiny_records")

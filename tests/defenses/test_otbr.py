@@ -221,7 +221,7 @@ def test_statistics_estimated_anew_are_those_of_synthesised_images_and_parameter
     found = anew.variables["batch_stats"]["bn1"]
     np.testing.assert_allclose(found["mean"], first.mean((0, 1, 2)), atol=0.01 * float(first.std()))
     np.testing.assert_allclose(found["var"], first.var((0, 1, 2)), rtol=0.05, atol=0.01)
-    assert "estimated anew on 200 synthesised images" in report.notes[-1]
+    assert "re-estimated on 200 synthesised images" in report.notes[-1]
 
 
 def test_statistics_cannot_be_estimated_without_a_training_mode():

@@ -126,10 +126,10 @@ def test_functions_are_told_apart_by_version(path):
 def test_a_model_whose_classes_changed_gets_no_verdict(server, path):
     endpoints.http(server.url, cache=path)(images(2))
     server.encode = lambda scores: {"predictions": scores[:, :4].tolist()}
-    with pytest.raises(EndpointError, match=r"expected 5 scores per image as in the answers before, found 4"):
+    with pytest.raises(EndpointError, match=r"expected 5 scores per image as in the answers before, got 4"):
         endpoints.http(server.url, cache=path)(images(4))
     with pytest.raises(
-        EndpointError, match=r"answers: expected 4 scores per image of .* found answers with 5; .*version="
+        EndpointError, match=r"answers: expected 4 scores per image of .* got answers with 5; .*version="
     ):
         endpoints.http(server.url, cache=path, num_classes=4)(images(4))
 
@@ -185,7 +185,7 @@ def test_a_changed_answer_is_no_answer(server, path):
         (scores,) = database.execute("SELECT scores FROM answers").fetchone()
         database.execute("UPDATE answers SET scores = ?", (scores[:8] + b"\1" + scores[9:],))
     database.close()
-    with pytest.raises(EndpointError, match="found a row whose checksum is another; it is damaged"):
+    with pytest.raises(EndpointError, match="got a row whose checksum is another; it is damaged"):
         endpoint(images(2))
     assert server.sent == 2
 
@@ -199,7 +199,7 @@ def test_other_files_are_left_alone(tmp_path, server):
     before = (tmp_path / "other.db").read_bytes()
     for name, words in (
         ("notes.txt", "file is not a database"),
-        ("other.db", "found another application's database"),
+        ("other.db", "got another application's database"),
         ("missing/answers", "check its folder"),
         (".", "check its folder"),
     ):

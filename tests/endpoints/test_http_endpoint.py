@@ -124,7 +124,7 @@ def test_arguments_are_checked(options, words):
 
 
 def test_encodings_of_ones_own_are_checked(server):
-    with pytest.raises(EndpointError, match="expected pixels of 2 images, found 1"):
+    with pytest.raises(EndpointError, match="expected pixels of 2 images, got 1"):
         endpoints.http(server.url, encoding=endpoints.Encoding("a", lambda x: x[:1], lambda x: 0))(images(2))
     with pytest.raises(EndpointError, match=r"encoding 'b': expected values that JSON has"):
         endpoints.http(server.url, encoding=endpoints.Encoding("b", lambda x: x, lambda x: float("nan")))(images(2))

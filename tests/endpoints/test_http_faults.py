@@ -36,30 +36,30 @@ PERMANENT = {
     ),
     "redirect to nowhere": (faults.status(302), "a redirect to nowhere"),
     "redirect to no URL": (faults.status(302, Location="file:///etc/passwd"), "a redirect to another URL"),
-    "few rows": (faults.answer(lambda scores: scores[1:]), r"expected scores of shape \[2, K\].*found 1 answers"),
-    "many rows": (faults.answer(lambda scores: scores * 2), "found 4 answers"),
+    "few rows": (faults.answer(lambda scores: scores[1:]), r"expected scores of shape \[2, K\].*got 1 answers"),
+    "many rows": (faults.answer(lambda scores: scores * 2), "got 4 answers"),
     "ragged": (
         faults.answer(lambda scores: [scores[0], scores[1][1:]]),
-        r"found 5 in answers\[0\] and 4 in answers\[1\]",
+        r"got 5 in answers\[0\] and 4 in answers\[1\]",
     ),
-    "NaN": (faults.answer(lambda scores: [scores[0], [float("nan")] * 5]), r"found nan in answers\[1\]\[0\]"),
-    "Infinity": (faults.answer(lambda scores: [scores[0], [float("inf")] * 5]), r"found inf in answers\[1\]\[0\]"),
-    "overflow": (faults.text(b'{"predictions": [[1e999, 2], [3, 4]]}'), "found inf"),
-    "long integer": (faults.text(b'{"predictions": [[1' + b"0" * 5000 + b", 2], [3, 4]]}"), "expected JSON, found"),
-    "null": (faults.answer(lambda scores: [scores[0], [None] * 5]), r"found null in answers\[1\]\[0\]"),
-    "strings": (faults.answer(lambda scores: [[str(x) for x in row] for row in scores]), "found a string in"),
-    "nulls for rows": (faults.answer(lambda scores: [None, None]), r"found null in answers\[0\]"),
-    "an object": (faults.answer(lambda scores: {"0": scores[0]}), r"found shape \(\) of dict"),
+    "NaN": (faults.answer(lambda scores: [scores[0], [float("nan")] * 5]), r"got nan in answers\[1\]\[0\]"),
+    "Infinity": (faults.answer(lambda scores: [scores[0], [float("inf")] * 5]), r"got inf in answers\[1\]\[0\]"),
+    "overflow": (faults.text(b'{"predictions": [[1e999, 2], [3, 4]]}'), "got inf"),
+    "long integer": (faults.text(b'{"predictions": [[1' + b"0" * 5000 + b", 2], [3, 4]]}"), "expected JSON, got"),
+    "null": (faults.answer(lambda scores: [scores[0], [None] * 5]), r"got null in answers\[1\]\[0\]"),
+    "strings": (faults.answer(lambda scores: [[str(x) for x in row] for row in scores]), "got a string in"),
+    "nulls for rows": (faults.answer(lambda scores: [None, None]), r"got null in answers\[0\]"),
+    "an object": (faults.answer(lambda scores: {"0": scores[0]}), r"got shape \(\) of dict"),
     "one score": (faults.answer(lambda scores: [[0.5], [0.5]]), "a single probability"),
-    "HTML": (faults.text(b"<html>Log in</html>", Content_Type="text/html"), "expected JSON, found '<html>Log in"),
-    "empty": (faults.text(b""), "expected JSON, found ''"),
+    "HTML": (faults.text(b"<html>Log in</html>", Content_Type="text/html"), "expected JSON, got '<html>Log in"),
+    "empty": (faults.text(b""), "expected JSON, got ''"),
     "binary": (faults.text(b"\xff\xfe\x00\x81"), "expected JSON"),
     "deep": (faults.text(b"[" * 100_000), "expected JSON"),
-    "no key": (faults.text(b'{"error": "overloaded"}'), "scores at 'predictions', found .*overloaded.*scores_path="),
-    "a number": (faults.text(b"3"), "scores at 'predictions', found '3'"),
-    "long body": (faults.text(b" " * 200_001), "at most 100000 bytes .*found 200001 announced"),
-    "endless body": (faults.endless, "at most 100000 bytes .*found more"),
-    "gzip bomb": (faults.bomb, "at most 100000 bytes .*found more"),
+    "no key": (faults.text(b'{"error": "overloaded"}'), "scores at 'predictions', got .*overloaded.*scores_path="),
+    "a number": (faults.text(b"3"), "scores at 'predictions', got '3'"),
+    "long body": (faults.text(b" " * 200_001), "at most 100000 bytes .*got 200001 announced"),
+    "endless body": (faults.endless, "at most 100000 bytes .*got more"),
+    "gzip bomb": (faults.bomb, "at most 100000 bytes .*got more"),
     "no gzip": (faults.text(b"{}", Content_Encoding="gzip"), "expected a compressed body as its header says"),
     "half a gzip": (faults.text(gzip.compress(b"{}" * 99)[:-9], Content_Encoding="gzip"), "one cut short"),
     "brotli": (faults.text(b"{}", Content_Encoding="br"), "without compression, or gzip"),
@@ -116,7 +116,7 @@ def test_what_may_pass_is_tried_again(server, name):
 )
 def test_attempts_end(server, name, words):
     server.faults = [PASSING[name]] * 3
-    with pytest.raises(EndpointError, match=rf"(?s)found .*({words}).* at attempt 3 of 3; .*none is kept, pass cache="):
+    with pytest.raises(EndpointError, match=rf"(?s)got .*({words}).* at attempt 3 of 3; .*none is kept, pass cache="):
         quick(server)(images(2))
     assert len(server.requests) == 3
 
@@ -161,7 +161,7 @@ def test_no_retries(server):
 def test_a_later_batch_with_another_number_of_classes(server):
     server.faults = [None, faults.answer(lambda scores: [row[:4] for row in scores])]
     with pytest.raises(
-        EndpointError, match=r"batch 2 of 3 .*expected 5 scores per image as in the answers before, found 4"
+        EndpointError, match=r"batch 2 of 3 .*expected 5 scores per image as in the answers before, got 4"
     ):
         quick(server)(images(6))
 
@@ -177,7 +177,7 @@ def test_retry_after_is_waited_for(server):
 def test_a_long_retry_after_ends_the_run(server):
     server.faults = [faults.status(503, Retry_After="3600")]
     with pytest.raises(
-        EndpointError, match="expected to wait at most 300 s, found Retry-After of 3600 s; run again then"
+        EndpointError, match="expected to wait at most 300 s, got Retry-After of 3600 s; run again then"
     ):
         quick(server)(images(2))
 

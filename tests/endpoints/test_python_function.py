@@ -73,31 +73,31 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (np.zeros((1, 3)), r"\[2, K\], one for each of 2 images, found 1 answers"),
-        (np.zeros((3, 3)), "found 3 answers"),
-        (np.zeros(2), r"found shape \(2,\) of ndarray; pass kind=\"labels\""),
-        (np.zeros((2, 3, 1)), r"found shape \(2, 3, 1\)"),
-        (np.zeros((2, 1)), "expected 2 to 100000 scores per image, found 1; a single probability"),
-        (np.zeros((2, 0)), "found 0"),
-        (np.array([[1, 2], [3, NAN]]), r"found nan in answers\[1\]\[1\] of the batch \(1 of 4 numbers\)"),
-        (np.array([[1, -INF], [3, NAN]]), r"found -inf in answers\[0\]\[1\] of the batch \(2 of 4"),
-        (np.array([[1, 1e39], [3, 4]]), r"found 1e\+39 in answers\[0\]\[1\]"),
+        (np.zeros((1, 3)), r"\[2, K\], one for each of 2 images, got 1 answers"),
+        (np.zeros((3, 3)), "got 3 answers"),
+        (np.zeros(2), r"got shape \(2,\) of ndarray; pass kind=\"labels\""),
+        (np.zeros((2, 3, 1)), r"got shape \(2, 3, 1\)"),
+        (np.zeros((2, 1)), "expected 2 to 100000 scores per image, got 1; a single probability"),
+        (np.zeros((2, 0)), "got 0"),
+        (np.array([[1, 2], [3, NAN]]), r"got nan in answers\[1\]\[1\] of the batch \(1 of 4 numbers\)"),
+        (np.array([[1, -INF], [3, NAN]]), r"got -inf in answers\[0\]\[1\] of the batch \(2 of 4"),
+        (np.array([[1, 1e39], [3, 4]]), r"got 1e\+39 in answers\[0\]\[1\]"),
         (np.ones((2, 3), bool), "dtype bool"),
         (np.ones((2, 3), complex), "dtype complex128"),
-        (np.full((2, 3), "1"), "expected real numbers, found dtype <U1"),
+        (np.full((2, 3), "1"), "expected real numbers, got dtype <U1"),
         (np.full((2, 3), None), "dtype object"),
-        (None, r"found shape \(\) of NoneType"),
+        (None, r"got shape \(\) of NoneType"),
         ({"scores": 1}, "of dict"),
-        (((1, 2), (3,)), "found tuple that numpy cannot read"),
-        ([[1, 2], [3]], r"found 2 in answers\[0\] and 1 in answers\[1\]"),
-        ([[1, 2], [3, "4"]], r"found a string in answers\[1\]\[1\]"),
-        ([[1, None], [3, 4]], r"found null in answers\[0\]\[1\]"),
-        ([[1, 2], [True, 4]], r"found a boolean in answers\[1\]\[0\]"),
-        ([[1, 2], {"a": 1}], r"expected a list of scores per image, found an object in answers\[1\]"),
-        ([[1, 2], [[3], 4]], r"found a list in answers\[1\]\[0\]"),
-        ([[1, NAN], [3, 4]], r"found nan in answers\[0\]\[1\]"),
-        ([[1, 10**400], [3, 4]], "found an integer that is larger"),
-        ([1, 2], r"found a int in answers\[0\] of the batch; pass kind=\"labels\""),
+        (((1, 2), (3,)), "got tuple that numpy cannot read"),
+        ([[1, 2], [3]], r"got 2 in answers\[0\] and 1 in answers\[1\]"),
+        ([[1, 2], [3, "4"]], r"got a string in answers\[1\]\[1\]"),
+        ([[1, None], [3, 4]], r"got null in answers\[0\]\[1\]"),
+        ([[1, 2], [True, 4]], r"got a boolean in answers\[1\]\[0\]"),
+        ([[1, 2], {"a": 1}], r"expected a list of scores per image, got an object in answers\[1\]"),
+        ([[1, 2], [[3], 4]], r"got a list in answers\[1\]\[0\]"),
+        ([[1, NAN], [3, 4]], r"got nan in answers\[0\]\[1\]"),
+        ([[1, 10**400], [3, 4]], "got an integer that is larger"),
+        ([1, 2], r"got a int in answers\[0\] of the batch; pass kind=\"labels\""),
     ],
 )
 def test_other_answers_are_no_answers(found, words):
@@ -110,14 +110,14 @@ def test_other_answers_are_no_answers(found, words):
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        ([0, 3], r"expected labels in \[0, 3\), found 3 in answers\[1\]"),
-        ([-1, 0], r"found -1 in answers\[0\]"),
-        ([0.5, 0], r"found 0.5 in answers\[0\]"),
-        ([NAN, 0], "found nan"),
-        ([0, "cat"], r"expected an integer label, found a string in answers\[1\]"),
-        ([[0, 1, 0], [1, 0, 0]], r"found a list in answers\[0\] of the batch; pass kind=\"scores\""),
-        (np.eye(3)[:2], r"found shape \(2, 3\) of ndarray; pass kind=\"scores\""),
-        ([0], "found 1 answers"),
+        ([0, 3], r"expected labels in \[0, 3\), got 3 in answers\[1\]"),
+        ([-1, 0], r"got -1 in answers\[0\]"),
+        ([0.5, 0], r"got 0.5 in answers\[0\]"),
+        ([NAN, 0], "got nan"),
+        ([0, "cat"], r"expected an integer label, got a string in answers\[1\]"),
+        ([[0, 1, 0], [1, 0, 0]], r"got a list in answers\[0\] of the batch; pass kind=\"scores\""),
+        (np.eye(3)[:2], r"got shape \(2, 3\) of ndarray; pass kind=\"scores\""),
+        ([0], "got 1 answers"),
     ],
 )
 def test_other_labels_are_no_labels(found, words):
@@ -128,9 +128,9 @@ def test_other_labels_are_no_labels(found, words):
 def test_the_number_of_classes_must_not_change():
     widths = iter([4, 4, 3])
     endpoint = endpoints.local(lambda batch: np.ones((len(batch), next(widths))), batch_size=2)
-    with pytest.raises(EndpointError, match=r"batch 3 of 3 \(images\[4\] to images\[4\]\): expected 4 .* found 3"):
+    with pytest.raises(EndpointError, match=r"batch 3 of 3 \(images\[4\] to images\[4\]\): expected 4 .* got 3"):
         endpoint(images(5))
-    with pytest.raises(EndpointError, match="expected 7 scores per image, found 5; pass num_classes=5"):
+    with pytest.raises(EndpointError, match="expected 7 scores per image, got 5; pass num_classes=5"):
         endpoints.local(scores_of, num_classes=7)(images(2))
 
 
@@ -138,7 +138,7 @@ def test_an_exception_of_the_function_is_the_cause():
     def model(batch):
         raise RuntimeError("out of memory")
 
-    with pytest.raises(EndpointError, match=r"found RuntimeError: out of memory; .*\(2, 4, 4, 3\)") as raised:
+    with pytest.raises(EndpointError, match=r"got RuntimeError: out of memory; .*\(2, 4, 4, 3\)") as raised:
         endpoints.query(model, images(2))
     assert isinstance(raised.value.__cause__, RuntimeError)
 

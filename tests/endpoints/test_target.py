@@ -28,7 +28,7 @@ def test_other_urls_are_refused(url):
 
 
 def test_a_password_in_the_url_is_refused_and_not_repeated():
-    with pytest.raises(EndpointError, match=r"found some before @example.com") as raised:
+    with pytest.raises(EndpointError, match=r"got some before @example.com") as raised:
         Target("https://user:hunter22@example.com/")
     assert "hunter22" not in str(raised.value)
 

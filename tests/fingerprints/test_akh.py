@@ -74,7 +74,7 @@ def test_options_are_kept_and_few_mistakes_noted():
     assert akh(**method.options).options == method.options == {"num_probes": 50, "least": 2}
     probes = method.make(whose, jax.random.key(0))
     assert f"misclassifies {len(probes.images)} images, fewer than 50;" in probes.notes[0]
-    with pytest.raises(FingerprintError, match=r"found \d+ among 60 in akh"):
+    with pytest.raises(FingerprintError, match=r"got \d+ among 60 in akh"):
         akh(least=60).make(whose, jax.random.key(0))
     with pytest.raises(OptionError, match="for num_probes of akh, got 0"):
         akh(num_probes=0)

@@ -79,14 +79,14 @@ def test_what_is_behind_a_pooling_is_not_linear_in_the_image():
 
 @pytest.mark.parametrize("name", ["vit", "mobile", "fused_attention", "scanned_layers", "unet"])
 def test_networks_without_piecewise_linear_relus_are_refused(name):
-    with pytest.raises(FingerprintError, match=r"expected a network with ReLUs .*, found `\w+` at .* instead"):
+    with pytest.raises(FingerprintError, match=r"expected a network with ReLUs .*, got `\w+` at .* instead"):
         in_zoo(name)
 
 
 def test_a_smooth_network_is_refused_with_the_place_where_it_is_smooth():
-    with pytest.raises(FingerprintError, match=r"found `erf\w*` at .*\.py.*use a fingerprint that needs no ReLU"):
+    with pytest.raises(FingerprintError, match=r"got `erf\w*` at .*\.py.*use a fingerprint that needs no ReLU"):
         found(lambda v, x: jax.nn.gelu(x @ v["a"], approximate=False) @ v["b"])
-    with pytest.raises(FingerprintError, match="found none at all, a linear model instead"):
+    with pytest.raises(FingerprintError, match="got none at all, a linear model instead"):
         found(lambda v, x: x @ v["a"] @ v["b"])
 
 

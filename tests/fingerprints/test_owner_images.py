@@ -57,21 +57,21 @@ def test_surrogates_must_be_wrong_as_well_whatever_they_say():
     surrogates[0, :12] = labels[:12]  # right about the mistakes 0, 3, 6, 9
     found = find(whose, surrogates=surrogates)
     assert sorted(places(found, whose)) == list(range(12, COUNT, 3))
-    with pytest.raises(FingerprintError, match="the owner and all of 2 surrogates get wrong, found 10 among 40"):
+    with pytest.raises(FingerprintError, match="the owner and all of 2 surrogates get wrong, got 10 among 40"):
         find(whose, surrogates=surrogates, least=11)
 
 
 def test_too_few_mistakes_are_counted():
-    with pytest.raises(FingerprintError, match="at least 15 images that the owner gets wrong, found 14 among 40"):
+    with pytest.raises(FingerprintError, match="at least 15 images that the owner gets wrong, got 14 among 40"):
         find(owner(), least=15)
-    with pytest.raises(FingerprintError, match="found 0 among 40"):
+    with pytest.raises(FingerprintError, match="got 0 among 40"):
         find(owner(np.arange(COUNT) % CLASSES), least=1)
 
 
 def test_outputs_that_are_nan_are_no_mistakes():
     whose = owner()
     broken = Owner(whose.network.with_variables(np.float32(np.nan)), whose.data)
-    with pytest.raises(FingerprintError, match="found 0 among 40"):
+    with pytest.raises(FingerprintError, match="got 0 among 40"):
         find(broken, least=1)
 
 

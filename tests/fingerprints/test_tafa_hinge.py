@@ -199,7 +199,7 @@ def test_networks_it_is_not_made_for_are_refused():
 
     variables = {"a": jnp.ones((16, 8)), "b": jnp.ones((8, 3))}
     owner = Owner(Network(variables, smooth, (4, 4, 1)))
-    with pytest.raises(FingerprintError, match=r"expected a network with ReLUs .* found `.*` at .* instead"):
+    with pytest.raises(FingerprintError, match=r"expected a network with ReLUs .* got `.*` at .* instead"):
         tafa_hinge().make(owner, KEY)
 
 
@@ -215,7 +215,7 @@ def test_layers_that_are_missing_are_said():
 def test_a_network_without_hyperplanes_in_the_box_is_refused():
     network = autoencoder().network
     far = {**network.variables, "b": network.variables["b"] + 100}
-    with pytest.raises(FingerprintError, match="expected at least 20 hinges, found 0 among 120 candidates"):
+    with pytest.raises(FingerprintError, match="expected at least 20 hinges, got 0 among 120 candidates"):
         tafa_hinge(**QUICK).make(Owner(network.with_variables(far)), KEY)
 
 

@@ -181,7 +181,7 @@ def test_a_cluster_whose_nodes_have_another_version_is_refused(nodes, fleet, mon
     nodes.ensure(1)
     monkeypatch.setattr(cluster, "version", lambda: "jaxguard 9.9")
     with (
-        pytest.raises(FleetError, match=r"expected jaxguard 9\.9, as where the scan was started, found jaxguard 0"),
+        pytest.raises(FleetError, match=r"expected jaxguard 9\.9, as where the scan was started, got jaxguard 0"),
         run([str(fleet)], address=nodes.address),
     ):
         pass
@@ -196,7 +196,7 @@ def test_a_file_that_the_worker_cannot_see_is_a_failure_that_says_so(tmp_path, m
     results, seconds = worker.score([str(seen), missing], {})
     (failure,) = (result for result in results if hasattr(result, "error"))
     assert failure.uri == missing
-    assert "expected a file that every node can read, found none on" in failure.error
+    assert "expected a file that every node can read, got none on" in failure.error
     assert seconds > 0
 
 

@@ -98,7 +98,7 @@ def test_a_shard_that_does_not_exist(shard):
 
 def test_nothing_is_one_error(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="found no files"):
+    with pytest.raises(CheckpointError, match="got no files"):
         discover([str(tmp_path / "empty")])
     with pytest.raises(CheckpointError, match="expected files that match"):
         discover([f"{tmp_path}/*.pt"])

@@ -247,7 +247,7 @@ def test_the_watch_is_told(tmp_path):
 
 
 def test_a_target_that_cannot_be_listed_is_one_error(tmp_path):
-    with pytest.raises(CheckpointError, match="found no files"):
+    with pytest.raises(CheckpointError, match="got no files"):
         scanned(tmp_path)
 
 

@@ -199,7 +199,7 @@ def test_a_damaged_or_foreign_part_is_one_error(tmp_path, kind, table):
         pq.write_table(pa.table({"x": [1]}), bad)
     else:
         bad.write_bytes({"empty": b"", "cut": good.read_bytes()[:-20], "text": b"hello"}[kind])
-    with pytest.raises(FleetError, match=r"zz.parquet: expected a part of a scan's results, found .*; move it away"):
+    with pytest.raises(FleetError, match=r"zz.parquet: expected a part of a scan's results, got .*; move it away"):
         store.records() if table == "checkpoints" else store.layers(["a-hash"])
     if table == "checkpoints" and kind != "foreign":
         with pytest.raises(FleetError, match=r"zz.parquet"):
@@ -208,7 +208,7 @@ def test_a_damaged_or_foreign_part_is_one_error(tmp_path, kind, table):
 
 def test_a_folder_that_cannot_be_used_is_one_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(FleetError, match=r"file: expected a folder for results, found .*; choose another with --out"):
+    with pytest.raises(FleetError, match=r"file: expected a folder for results, got .*; choose another with --out"):
         Store(tmp_path / "file", "s")
     store = Store(tmp_path / "out", "s")
     store.add(scored(["a"]))

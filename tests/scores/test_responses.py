@@ -112,5 +112,5 @@ def test_a_constant_model_has_no_asymmetry():
 def test_inputs_that_are_no_images_are_refused():
     variables = {"w": jnp.eye(4)}
     graph = channel_graph(lambda variables, vectors: vectors @ variables["w"], variables, jnp.zeros((1, 4)))
-    with pytest.raises(DataError, match=r"model of images \[H, W, C\], came one of inputs \(4,\)"):
+    with pytest.raises(DataError, match=r"model of images \[H, W, C\], got one of inputs \(4,\)"):
         responses.response_features(graph, variables)

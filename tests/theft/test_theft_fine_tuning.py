@@ -166,7 +166,7 @@ def test_only_the_head_is_drawn_anew(spec):
     head = "linear" if "cnn" in spec else "head"
     assert moved(owner, copy) == {f"params/{head}/kernel", f"params/{head}/bias"}
     assert not np.asarray(copy.variables["params"][head]["bias"]).any()
-    assert report.notes == (f"The head, params/{head}/bias, params/{head}/kernel, was drawn anew.",)
+    assert report.notes == (f"The head, params/{head}/bias, params/{head}/kernel, was redrawn.",)
 
 
 def test_a_new_kernel_has_variance_one_over_fan_in():
@@ -191,7 +191,7 @@ def test_a_new_head_learns_its_task_again():
 def test_another_task_gets_another_head_on_the_same_body(spec):
     owner, images = network(spec), batch(num_classes=7)
     copy, report = transfer(owner, images, KEY, epochs=0)
-    assert "was drawn anew for 7 classes" in report.notes[0] and copy.apply_fn.__self__.spec == spec
+    assert "was redrawn for 7 classes" in report.notes[0] and copy.apply_fn.__self__.spec == spec
     assert copy.apply_fn(copy.variables, images.images).shape == (12, 7)
     ours, theirs = (
         dict(zip(net.graph.program.paths, jax.tree.leaves(net.variables), strict=True)) for net in (copy, owner)

@@ -79,14 +79,18 @@ def _top_k(
     log = jnp.log(2 / delta)
 
     def undecided(moments: Moments) -> jax.Array:
+        # Empirical Bernstein: the first term shrinks with the variance, the second covers its own uncertainty.
         count = jnp.maximum(moments.samples, 2).astype(jnp.float32)
         half = jnp.sqrt(2 * moments.variance() * log / count) + 7 * value_range * log / (3 * (count - 1))
+        # With one sample there is no variance yet: nothing is decided.
         half = jnp.where(moments.samples > 1, half, jnp.inf)
+        # Halfway between the k-th and the (k + 1)-th largest mean; ascending order puts them at N - k and N - k - 1.
         bar = jnp.sort(moments.mean)[-k - 1 : players - k + 1].mean()
         return (moments.mean - half < bar) & (bar < moments.mean + half)
 
     def step(state: tuple[jax.Array, Moments, jax.Array]) -> tuple[jax.Array, Moments, jax.Array]:
         number, moments, evaluations = state
+        # The order is of all players, decided ones too: an order of the undecided alone would change the game.
         active = undecided(moments)
         order = jax.random.permutation(jax.random.fold_in(key, number), players)
         values, count = _active_marginals(values_fn, order, active, threshold=threshold, chunk=chunk)
@@ -105,18 +109,22 @@ def _active_marginals(
 ) -> tuple[jax.Array, jax.Array]:
     """Marginals of the active players in an order, and the coalitions evaluated: two for each."""
     players = order.shape[0]
+    # The inverse permutation: rank[i] is when player i leaves.
     rank = jnp.argsort(order)
     # The active ones first, in their order; the last one repeated fills the last block.
     *_, wanted = jax.lax.sort((~active, rank, jnp.arange(players)), num_keys=2)
     wanted = jnp.concatenate([wanted, jnp.broadcast_to(wanted[-1:], (-players % chunk,))])
+    # Traced, unlike the shapes: fewer active players take fewer turns of the loop, not a smaller program.
     blocks = -(-active.sum() // chunk)
 
     def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         block, values, _ = state
         chosen = jax.lax.dynamic_slice_in_dim(wanted, block * chunk, chunk)
         place = rank[chosen][:, None, None] + jnp.arange(2)[None, :, None]  # with the player, and without
+        # Those who leave at or after a place are still in: `place + 1` is the coalition without the player.
         gates = (rank[None, None] >= place).reshape(2 * chunk, players)
         before, after = values_fn(gates.astype(values.dtype)).reshape(chunk, 2).T
+        # A player whose predecessors have brought the value below the threshold counts with 0, and ends the loop.
         spent = jnp.zeros(chunk, bool) if threshold is None else before <= threshold
         return block + 1, values.at[chosen].set(jnp.where(spent, 0, before - after)), spent.any()
 

@@ -40,6 +40,8 @@ class Moments(NamedTuple):
 
     def add(self, sample: jax.Array, active: jax.Array) -> Moments:
         """One more sample `[N]` of the active players, `[N]` or `[]` bool."""
+        # Welford's update: subtracting the old mean from one factor and the new one from the other keeps float32 exact
+        # enough where a sum of squares would cancel.
         samples = self.samples + jnp.asarray(active, jnp.int32)
         shift = jnp.where(active, sample - self.mean, 0)
         mean = self.mean + shift / _at_least_one(samples)

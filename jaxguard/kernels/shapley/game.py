@@ -77,6 +77,8 @@ def traced(values_fn: ValuesFn, players: int, rows: Sequence[int]) -> Partial:
         return Partial(values_fn)
     programs, arrays = [], []
     for count in sorted({*rows}):
+        # What the function closes over appears as constants of its jaxpr: they become arguments, so that the same
+        # program serves other arrays, such as another suspect's weights.
         closed = jax.make_jaxpr(values_fn)(jnp.ones((count, players)))
         programs.append((count, Program(_signature(closed.jaxpr), closed.jaxpr)))
         arrays.append(tuple(closed.consts))
@@ -100,6 +102,8 @@ def _signature(jaxpr: Any) -> Hashable:
             return str(value.dtype), value.tobytes(), repr(atom.aval)
         return numbers[atom]
 
+    # Variables are numbered in order of appearance: two traces of one function give the same numbers, although their
+    # variables are different objects.
     heads = tuple(bound(variable) for variable in (*jaxpr.constvars, *jaxpr.invars))
     equations = tuple(
         (
@@ -114,7 +118,7 @@ def _signature(jaxpr: Any) -> Hashable:
 
 
 _RULES = {"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees"}
-"""Parameters that hold derivatives of a function which is part of the program itself; made anew at each trace."""
+"""Parameters that hold derivatives of a function which is part of the program itself; remade at each trace."""
 
 
 def _comparable(value: Any) -> Hashable:

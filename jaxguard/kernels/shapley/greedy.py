@@ -28,6 +28,7 @@ def greedy_order(key: jax.Array, values: jax.Array, *, epsilon: float | jax.Arra
     Returns:
         `[N]` permutation, and whether it is a uniform one.
     """
+    # Both orders are made and one is chosen: inside a compiled loop a branch would trace both anyway.
     key_choice, key_order = jax.random.split(key)
     uniform = jax.random.permutation(key_order, values.shape[0])
     # By falling value, equal ones in the order of `uniform`. A sort by two keys needs no indices into the values.
@@ -99,10 +100,12 @@ def _epsilon_greedy(
     def step(state: _Greedy) -> _Greedy:
         number, uniform, greedy, evaluations = state
         share = jnp.where(number < warmup, 1.0, epsilon)
+        # The mean over all passes, of either kind; each kind's own mean has its own number of samples.
         total = sum(moments.mean * moments.samples.astype(jnp.float32) for moments in (uniform, greedy))
         present = total / jnp.maximum(number, 1).astype(jnp.float32)
         order, is_uniform = greedy_order(jax.random.fold_in(key, number), present, epsilon=share)
         values, count = marginals(values_fn, order[None], full=full, threshold=threshold, chunk=chunk)
+        # `is_uniform` masks rather than branches: the sample is added to one of the two moments.
         return _Greedy(
             number + 1, uniform.add(values[0], is_uniform), greedy.add(values[0], ~is_uniform), evaluations + count
         )

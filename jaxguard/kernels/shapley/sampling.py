@@ -60,6 +60,7 @@ def permutation_sampling(
     return _sampled(
         traced(values_fn, players, rows(pairing, chunk)),
         key,
+        # Budgets are traced: another number of samples, threshold or tolerance does not compile again.
         jnp.asarray(samples),
         jnp.asarray(-jnp.inf if threshold is None else threshold, jnp.result_type(float)),
         jnp.asarray(tolerance, jnp.result_type(float)),
@@ -91,6 +92,7 @@ def _sampled(
     full = values_fn(jnp.ones((1, players)))[0]
 
     def step(state: _State) -> _State:
+        # The key is folded with the number of the sample, so that samples may be computed in any order, by any worker.
         values, count = _sample(
             values_fn, key, state.number, full, threshold, players=players, pairing=pairing, chunk=chunk
         )
@@ -180,6 +182,8 @@ def _orders(key: jax.Array, players: int, pairing: Pairing) -> jax.Array:
     order = jax.random.permutation(key, players)
     if pairing == "antithetic":
         return jnp.stack([order, order[::-1]])
+    # Rotating by quarters moves every player through early, middle and late places in one sample. A single pass is a
+    # rotation by nothing.
     return jnp.stack([jnp.roll(order, shift * players // PASSES[pairing]) for shift in range(PASSES[pairing])])
 
 

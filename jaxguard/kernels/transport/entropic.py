@@ -77,19 +77,23 @@ def _sinkhorn(problem: Problem, *, epsilon: float, threshold: float, max_iterati
 
     cost = problem.cost.astype(jnp.float32)
     kept = _kept(problem)
+    # Only what cannot stay is transported: an entropic plan of the whole would blur the channels that did not change.
     left, wanted = _residual(problem.source, kept.sum(1)), _residual(problem.target, kept.sum(0))
     total = left.sum()
     moves = total > 0
+    # Sinkhorn expects masses that sum to one; the plan is scaled back below.
     unit = jnp.where(moves, total, 1)
     # Where nothing moves a uniform problem stands in, and its plan is not used.
     left, wanted = (jnp.where(moves, mass / unit, 1 / mass.shape[0]) for mass in (left, wanted))
     schedule = Epsilon(jnp.asarray(epsilon, jnp.float32), init=ANNEAL_FROM, decay=ANNEAL_BY)
+    # Not to stop while epsilon is still large: the marginals fit early, but to the plan of another problem.
     annealing = math.ceil(math.log(ANNEAL_FROM) / -math.log(ANNEAL_BY))
     geometry = Geometry(cost_matrix=cost / or_one(cost.mean()), epsilon=schedule)
     solver = ott_sinkhorn.Sinkhorn(
         threshold=threshold,
         min_iterations=min(annealing, max_iterations),
         max_iterations=max_iterations,
+        # Plans are not differentiated here; the implicit rule would bring in a linear solver.
         implicit_diff=None,
     )
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # OTT promotes implicitly
@@ -127,6 +131,7 @@ def _finished(matrix: jax.Array, problem: Problem) -> tuple[jax.Array, jax.Array
     matrix = _spread(matrix, source, source_ties)
     matrix = _spread(matrix.T, target, target_ties).T
     sums = matrix.sum(0)
+    # A target without mass still needs a mixture for fusion: its nearest source, shared among ties.
     empty = (target <= 0) | (sums <= 0)
     nearest = (source_ties[:, None] == source_ties[cost.argmin(0)][None]).astype(matrix.dtype)
     columns = jnp.where(empty, nearest / nearest.sum(0, keepdims=True), matrix / jnp.where(empty, 1, sums)[None])
@@ -134,6 +139,7 @@ def _finished(matrix: jax.Array, problem: Problem) -> tuple[jax.Array, jax.Array
 
 
 def _spread(matrix: jax.Array, masses: jax.Array, ties: jax.Array) -> jax.Array:
+    # A 0/1 matrix of ties: `equal @ x` sums over each row's equals, in a fixed shape whatever the ties are.
     equal = (ties[:, None] == ties[None]).astype(matrix.dtype)
     share = masses / or_one(equal @ masses)
     return share[:, None] * jnp.matmul(equal, matrix, precision=jax.lax.Precision.HIGHEST)

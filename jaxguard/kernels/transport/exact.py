@@ -60,6 +60,7 @@ def plan(problem: Problem) -> tuple[np.ndarray, np.ndarray, bool]:
     rows, columns = np.flatnonzero(left > ROUNDING), np.flatnonzero(wanted > ROUNDING)
     if len(rows) and len(columns):
         residual = np.ix_(rows, columns)
+        # Rounding may leave the two sides a hair apart, which the network simplex takes for an infeasible problem.
         wanted *= left[rows].sum() / wanted[columns].sum()
         rest = Problem(cost[residual], left[rows], wanted[columns], source_ties[rows], target_ties[columns])
         moved, is_optimal = _moved(rest)
@@ -79,6 +80,7 @@ def plan(problem: Problem) -> tuple[np.ndarray, np.ndarray, bool]:
 def _moved(rest: Problem) -> tuple[np.ndarray, bool]:
     """Plan of a residual, and whether it is optimal."""
     cost, source, target, source_ties, target_ties = rest
+    # Equal masses on both sides: an optimal plan is a permutation (Birkhoff), found faster than by the simplex.
     if len(source) == len(target) and max(np.ptp(source), np.ptp(target)) < ROUNDING:
         result = np.zeros(cost.shape)
         result[linear_sum_assignment(cost)] = source
@@ -102,6 +104,7 @@ def _network_simplex(cost: np.ndarray, source: np.ndarray, target: np.ndarray) -
             target,
             np.ascontiguousarray(cost),
             numItermax=MOST_ITERATIONS,
+            # Only the plan is used, not the dual variables.
             center_dual=False,
             check_marginals=False,
             log=True,

@@ -116,6 +116,8 @@ def distances(source: jax.typing.ArrayLike, target: jax.typing.ArrayLike) -> jax
     """
     source, target = (jnp.asarray(x, jnp.float32) for x in (source, target))
     product = jnp.matmul(source, target.T, precision=jax.lax.Precision.HIGHEST)
+    # |a - b|^2 expanded: one matrix product instead of N x M differences of length F. Cancellation may leave small
+    # negative squares, which the maximum removes.
     squares = jnp.sum(source**2, 1)[:, None] + jnp.sum(target**2, 1)[None] - 2 * product
     found = jnp.sqrt(jnp.maximum(squares, 0))
     shared = min(source.shape[0], target.shape[0])
