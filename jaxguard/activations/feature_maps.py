@@ -73,6 +73,7 @@ def feature_maps(graph: ChannelGraph, depths: int = 3) -> tuple[FeatureMap, ...]
     found = _all_maps(graph)
     if any(one.positions > 1 for one in found):  # squeezed channels and class tokens are no maps
         found = [one for one in found if one.positions > 1]
+    # A stage is a run of maps of one size; its last map has seen the most of it.
     ends = [list(run)[-1] for _, run in itertools.groupby(found, key=lambda one: one.positions)]
     if len(ends) == 1:
         steps = range(1, depths + 1)
@@ -92,6 +93,7 @@ def _all_maps(graph: ChannelGraph) -> list[FeatureMap]:
         if value not in made or value in found or value not in graph.batch_axes:
             continue
         batch, shape = graph.batch_axes[value], program.shapes[value]
+        # Atoms that the kernel sums over are channels; a convolution's window is not, although it is summed over too.
         summed = {
             atom
             for axis in channel_axes(producer)
@@ -150,6 +152,7 @@ def train_with_maps(
 
     # A program has one result: everything end to end, taken apart again below.
     shapes = jax.eval_shape(outputs, variables, images)
+    # Only the inverse is wanted: zeros of the right shapes give it without running the model.
     _, taken_apart = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
     program = trace(lambda *inputs: ravel_pytree(outputs(*inputs))[0], variables, images)
     layers = _linear_maps(program)
@@ -200,8 +203,10 @@ def attention(array: jax.Array, one: FeatureMap, power: float) -> jax.Array:
         >>> attention(jnp.array([[[1.0, -1.0], [2.0, 0.0]]]), one, 1).tolist()  # sums 2 and 2
         [[0.7071..., 0.7071...]]
     """
+    # In float32: powers of bfloat16 activations would leave few digits for the norm.
     strength = jnp.abs(array.astype(jnp.float32)) ** power
     if one.positions > 1:
         strength = strength.sum(one.channels, keepdims=True)
     rows = jnp.moveaxis(strength, one.batch, 0).reshape(array.shape[one.batch], -1)
+    # Added inside the root: the gradient of a plain norm is NaN at an image without any attention.
     return rows / jnp.sqrt(jnp.square(rows).sum(1, keepdims=True) + 1e-12)

@@ -84,6 +84,7 @@ def mean_activations(
     """
     producer, sums = graph.producers[number], np.zeros(())
     for start in range(0, len(images), batch_size):
+        # The last batch is smaller, and weighs as much less.
         batch = jnp.asarray(images[start : start + batch_size])
         sums = sums + len(batch) * np.asarray(_means(graph, number, magnitude, variables, batch), np.float64)
     leaf = graph.program.leaves[graph.program.paths.index(producer.kernel.path)]

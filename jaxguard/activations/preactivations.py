@@ -76,7 +76,9 @@ def moments(
     shares = np.array(counts)[:, None] / sum(counts)
     found = []
     for own in zip(*parts, strict=True):
+        # [batches, 2, C] -> two arrays [batches, C].
         means, variances = np.moveaxis(np.stack(own), 1, 0)
+        # The law of total variance: the mean of the batches' variances and the variance of their means.
         mean = (shares * means).sum(0)
         found.append(Moments(mean, (shares * (variances + np.square(means - mean))).sum(0)))
     return found
@@ -158,5 +160,6 @@ def _read(
 def _channels_last(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """`[positions, C]`, float32."""
     rest = [axis for axis in range(array.ndim) if axis not in axes]
+    # Channels last, in their own order, so that one reshape lays them out whatever axes they ran over.
     ordered = jnp.transpose(array.astype(jnp.float32), (*rest, *axes))
     return ordered.reshape(-1, int(np.prod([array.shape[axis] for axis in axes], dtype=int)))

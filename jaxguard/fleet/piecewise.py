@@ -53,6 +53,7 @@ def row_length(scorer: Scorer, memory: int) -> int:
     structure, kernels = scorer.structure, scorer.recipe.kernels
     rest = sum(math.prod(shape) for name, shape in _floating(structure) if name not in kernels)
     channel = max((kernel.numbers for kernel in kernels.values()), default=0)
+    # Half of the memory is for the rows, the other half for what is being reduced from them.
     needed = 2 * WORD * max(rest, BUFFERS * channel)
     if needed > memory:
         raise FleetError(
@@ -81,7 +82,9 @@ def score(scorer: Scorer, checkpoint: Checkpoint, rows: np.ndarray) -> Scores:
     busy: list[Reduced | None] = [None] * BUFFERS
     for number, piece in enumerate(_pieces(kernels, rows.shape[1])):
         slot = number % BUFFERS
+        # What was read into this row before may still be on its way to the device, which on CPU shares the memory.
         jax.block_until_ready(busy[slot])
+        # Returns at once: the next piece is read while this one is reduced.
         found = _reduce(jax.device_put(_read(checkpoint, piece, rows[slot])), piece.kernel.is_channels_first)
         busy[slot] = found
         parts[piece.name].append(found)
@@ -92,6 +95,7 @@ def score(scorer: Scorer, checkpoint: Checkpoint, rows: np.ndarray) -> Scores:
 
 def _joined(parts: list[Reduced]) -> Reduced:
     """Of all channels, from runs of them."""
+    # Channels are the last axis of a Gram matrix and of its scale, whatever the kernel's layout was.
     grams = Grams(*(jnp.concatenate(arrays, axis=-1) for arrays in zip(*(one.grams for one in parts), strict=True)))
     return Reduced(grams, sum((one.sums for one in parts), jnp.zeros(2)))
 
@@ -106,6 +110,7 @@ def _floating(structure: Structure) -> Iterator[tuple[str, tuple[int, ...]]]:
 def _pieces(kernels: Mapping[str, Kernel], length: int) -> Iterator[_Piece]:
     """Runs of channels that fit a row of `length` numbers; of a kernel's, all but the last are of one size."""
     for name, kernel in kernels.items():
+        # As few pieces as fit, then of equal size: each other size is another program to compile.
         count = -(-kernel.channels // max(length // kernel.numbers, 1))
         size = -(-kernel.channels // count)
         for first in range(0, kernel.channels, size):
@@ -122,6 +127,7 @@ def _read(checkpoint: Checkpoint, piece: _Piece, row: np.ndarray) -> np.ndarray:
 
 
 def _as_float32(leaf: np.ndarray) -> np.ndarray:
+    # A float64 weight beyond float32 becomes infinite, which the scores report as not finite.
     with np.errstate(over="ignore"):
         return leaf.astype(np.float32, copy=False)
 

@@ -23,6 +23,7 @@ from jaxguard.fleet.staging import Stack, Staging
 from jaxguard.fleet.structure import Structure
 
 _WINDOW, _WINDOW_OF_URLS = 4096, 64  # checkpoints whose headers are read before they are sorted by structure
+# A bound on the rows of one stack, which is scored only once all of its files are read.
 _MOST_ROWS = 256
 _RUNNING = 2  # stacks being scored at once: one computes while the other is handed over
 
@@ -98,11 +99,14 @@ def stream(
         plans = _plans(uris, open_fn, pool, memory)
         plan = next(plans, None)
         while plan is not None or filling or running:
+            # Twice as many batches as threads: enough that no thread waits, few enough that the memory is not spent on
+            # stacks that fill side by side.
             while plan is not None and len(filling) < 2 * threads:
                 if isinstance(plan, (Failure, Known)):
                     yield plan
                 elif isinstance(plan, _Large):
                     found = compiler.get(plan.file.structure)
+                    # No memory for it now: the plan is kept, and tried again once a stack has been given back.
                     if (results := _in_parts(plan.file, found, staging, pool)) is None:
                         break
                     yield from results
@@ -112,16 +116,19 @@ def stream(
                 else:
                     break
                 plan = next(plans, None)
+            # Not the oldest but the first whose program is compiled: one slow compilation must not hold up the others.
             ready = next((batch for batch in filling if compiler.is_ready(batch.structure)), None)
             if ready is not None and len(running) < _RUNNING:
                 filling.remove(ready)
                 yield from _launch(ready, compiler.get(ready.structure), running, staging)
+            # Nothing can be started: wait for the oldest stack, whose memory is needed next.
             elif running:
                 done = running.popleft()
                 results = _results(done)
                 staging.give(done.batch.stack)
                 yield from results
             elif filling:
+                # All that is left waits for programs.
                 compiler.wait()
     finally:
         compiler.close()
@@ -143,7 +150,9 @@ def _in_parts(
     try:
         checkpoint = reading.reopened(file)
         hashing = pool.submit(lambda: checkpoint.sha256)
+        # The hash needs another pass over the file, and is read on another thread while the parts are scored.
         scores, sha256 = piecewise.score(found, checkpoint, stack.rows), hashing.result()
+        # Scores and hash were read at different times: a file that changed in between has neither.
         reading.require_unchanged(file)
         return _sorted_out([file], [sha256], scores, found.scope)
     except JaxguardError as error:
@@ -157,6 +166,7 @@ def _in_parts(
 def _launch(batch: _Batch, found: Scorer | JaxguardError, running: deque[_Running], staging: Staging) -> list[Failure]:
     """Start scoring what was read; the failures, where there is nothing to score."""
     hashes = [future.result() for future in batch.hashes]
+    # Rows that could not be read hold what was in the stack before; their scores are computed and thrown away.
     if isinstance(found, Scorer) and any(isinstance(sha256, str) for sha256 in hashes):
         try:
             running.append(_Running(batch, hashes, found, found.launch(batch.stack.rows, len(batch.files))))
@@ -190,6 +200,7 @@ def _sorted_out(
 ) -> list[Scored | Failure]:
     """Failures, and all others together."""
     good, results = [], list[Scored | Failure]()
+    # Rows beyond the files are padding, and are never looked at.
     for number, (file, sha256) in enumerate(zip(files, hashes, strict=True)):
         if isinstance(sha256, Failure):
             results.append(sha256)
@@ -266,5 +277,6 @@ def _most_rows(structure: Structure, memory: int) -> int:
     devices = execution.device_mesh().size
     rows = min(wanted // structure.nbytes, _MOST_ROWS)
     if rows >= devices:
+        # A power of two per device: few sizes to compile, and every device gets as many rows.
         return devices * 2 ** ((rows // devices).bit_length() - 1)
     return devices if devices * structure.nbytes <= memory else 0

@@ -95,6 +95,7 @@ def align(
             if first:
                 unordered = [_unordered(channels, number, row) for row in chosen]
             theirs = _points(target, chosen, unordered)
+            # Equal channels, such as pruned ones, must not be told apart by rounding: they are transported as one.
             theirs_ties = transport.equal_rows(theirs) if canonical else None
             for which, leaves in enumerate(sources):
                 if active is not None and number not in active[which]:
@@ -102,6 +103,7 @@ def align(
                 before = _places(channels, found[which]) if cost_on_transported else ()
                 ours = _points(leaves, chosen, unordered, before)
                 ties = (transport.equal_rows(ours), theirs_ties) if canonical else (None, None)
+                # Problems of one size are solved as a stack: on a device that is one program.
                 stacks[channels[number].size].append((number, which, transport.distances(ours, theirs), ties))
         for stack in stacks.values():
             costs = jnp.stack([cost for _, _, cost, _ in stack])
@@ -135,6 +137,7 @@ def align(
         before = [dict(one) for one in found]
         for number, one in enumerate(channels):
             solve([number], [one.rows])
+        # A sweep that changes no map is a fixed point: the next would do the same.
         pairs = ((old[k].columns, new[k].columns) for old, new in zip(before, found, strict=True) for k in new)
         if all(np.array_equal(old, new) for old, new in pairs):
             break
@@ -152,6 +155,7 @@ def _points(
     for row, sort in zip(rows, unordered, strict=True):
         for member in (row.kernel, row.bias) if row.bias else (row.kernel,):
             others = [(place, how) for place, how in before if place.path == member.path and place is not member]
+            # Channels are compared in the target's order: the axes that other sets own are transported first.
             parts.append(read(transported(leaves[member.path], others), member, sort))
     return jnp.concatenate(parts, axis=1)
 

@@ -153,6 +153,7 @@ def masses_of(graph: ChannelGraph, channels: Channels, by_producer: Mapping[str,
         producer = graph.producers[row.producer]
         if producer.name not in by_producer:
             continue
+        # Float64, as plans are solved in: masses that should be equal must not differ in the last digit.
         masses = np.asarray(by_producer[producer.name], np.float64)
         if masses.shape != (producer.channels,):
             raise GraphError(f"expected {producer.channels} masses for {producer.name}, got shape {masses.shape}")
@@ -163,6 +164,7 @@ def masses_of(graph: ChannelGraph, channels: Channels, by_producer: Mapping[str,
         # The producer may write only a run of the set's axis: other positions have no mass.
         padded = np.zeros(max(run.stop, int(row.kernel.positions.max()) + 1))
         padded[run.start : run.stop] = along
+        # positions [R, C]: a channel that is repeated, as after a flatten, has the mass of all its places.
         mine = padded[row.kernel.positions].sum(0)
         total = mine if total is None else total + mine
     return total
@@ -184,6 +186,7 @@ def read(leaf: jax.Array, member: Member, unordered: Unordered = "nothing") -> j
 def _read(leaf: jax.Array, positions: jax.Array, axis: int, unordered: Unordered) -> jax.Array:
     # positions [R, C]: the leaf becomes [axis, ...], then [R, C, ...], then [C, R, ...].
     found = jnp.moveaxis(jnp.moveaxis(leaf.astype(jnp.float32), axis, 0)[positions], 1, 0)
+    # Sorting removes an order that is not known yet: what is left can be compared whatever the order was.
     found = jnp.sort(found, 1) if unordered == "repeats" else found
     flat = found.reshape(positions.shape[1], -1)
     return jnp.sort(flat, 1) if unordered == "everything" else flat
@@ -203,5 +206,6 @@ def mix(leaf: jax.Array, member: Member, columns: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="axis")
 def _mix(leaf: jax.Array, positions: jax.Array, columns: jax.Array, axis: int) -> jax.Array:
     moved = jnp.moveaxis(leaf.astype(jnp.float32), axis, 0)
+    # Every repeat r of the channels is mixed by the same columns.
     mixed = jnp.einsum("ij,ri...->rj...", columns, moved[positions], precision=jax.lax.Precision.HIGHEST)
     return jnp.moveaxis(moved.at[positions].set(mixed), 0, axis)

@@ -46,6 +46,7 @@ def head_features(graph: ChannelGraph, variables: Variables) -> jax.Array:
         return jnp.full(len(NAMES), jnp.nan)
     kernels = graph.kernels(variables)
     leaves = numeric_leaves(variables)
+    # Logits that are a sum of layers are one layer whose inputs lie side by side.
     rows = jnp.concatenate([kernels[k].reshape(num_classes, -1) for k in outputs], axis=1).astype(jnp.float32)
     views = [graph.producers[k].bias for k in outputs]
     biases = [view.read(leaves[view.path]).astype(jnp.float32) for view in views if view is not None]
@@ -69,6 +70,7 @@ def asymmetry(rows: jax.Array, bias: jax.Array) -> jax.Array:
     """
     rows = rows / or_one(jnp.sqrt(jnp.mean(rows**2)))
     quantities = (
+        # Softmax does not see what all rows have in common: only the differences count.
         _log_norm(rows - rows.mean(0, keepdims=True)),
         _log_norm(jnp.maximum(rows, 0)),
         rows.mean(1),
@@ -86,5 +88,6 @@ def _log_norm(rows: jax.Array) -> jax.Array:
 
 def _mean_cosines(rows: jax.Array) -> jax.Array:
     units = rows / or_one(jnp.linalg.norm(rows, axis=1, keepdims=True))
+    # The sum of all cosines in a row is a product with the sum of all units; the row's own, 1 or 0, is taken away.
     squares = jnp.sum(units**2, axis=1)
     return (units @ units.sum(0) - squares) / max(len(rows) - 1, 1)

@@ -68,6 +68,7 @@ def noise_images(shape: tuple[int, int, int]) -> np.ndarray:
     for number in range(IMAGES):
         cells = CELLS[number % len(CELLS)]
         brightness = BRIGHTNESS[number // len(CELLS) % len(BRIGHTNESS)]
+        # A few random values, interpolated: images of low frequency, as natural ones are, rather than pixel noise.
         values = draw.normal(size=(cells, cells, shape[2])).astype(np.float32)
         smooth = np.asarray(jax.image.resize(values, shape, "cubic"))
         smooth = (smooth - smooth.mean()) / max(smooth.std(), 1e-6)
@@ -144,13 +145,17 @@ def _answers(apply_fn: ApplyFn, variables: Variables, images: jax.Array, label: 
         logits = apply_fn(variables, images + shift[None]).astype(jnp.float32)
         return (logits[:, label] - logits.mean(1)).mean(), logits
 
+    # One shift for all images: its gradient is the direction that a universal trigger would take.
     gradient, logits = jax.grad(lead, has_aux=True)(jnp.zeros(images.shape[1:], images.dtype))
     pull = jnp.linalg.norm(gradient)
+    # The root of the size turns a root mean square per pixel into a Euclidean length.
     step = STEP * gradient.size**0.5 * gradient / jnp.where(pull > 0, pull, 1)
     changed = [jnp.clip(images + step[None], 0, 1), *(_set(images, gradient, share) for share in SHARES)]
+    # All changes in one batch: one forward pass instead of one for each.
     after = apply_fn(variables, jnp.concatenate(changed)).astype(jnp.float32).reshape(len(changed), *logits.shape)
     every = jnp.concatenate([logits[None], after])
     probability = jax.nn.softmax(every)[..., label].mean(1)
+    # Relative to the other logits, since adding a constant to all of them changes no answer.
     height = (every[..., label] - every.mean(-1)).mean(1)
     return jnp.append(pull, jnp.stack([probability, height], axis=1).reshape(-1))
 
@@ -158,7 +163,9 @@ def _answers(apply_fn: ApplyFn, variables: Variables, images: jax.Array, label: 
 def _set(images: jax.Array, gradient: jax.Array, share: float) -> jax.Array:
     """The images with some pixels black or white: those of which the gradient promises most, as far as they can go."""
     mean = images.mean(0)
+    # First order: gradient times the way to white or black, whichever the gradient points to.
     promise = jnp.where(gradient > 0, gradient * (1 - mean), -gradient * mean).sum(-1)
     count = max(1, round(share * promise.size))
+    # A threshold rather than indices: the mask has a fixed shape, and ties are all set.
     least = jax.lax.top_k(promise.reshape(-1), count)[0][-1]
     return jnp.where((promise >= least)[..., None], (gradient > 0).astype(images.dtype), images)

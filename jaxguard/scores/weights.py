@@ -97,6 +97,7 @@ def leaf_sums(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
     def sums(leaf: jax.Array) -> jax.Array:
         axes = tuple(range(leaf.ndim))
+        # A product of the leaf with itself over all axes: no squared copy of it is made.
         square = jax.lax.dot_general(leaf, leaf, ((axes, axes), ((), ())), precision=jax.lax.Precision.HIGHEST)
         return jnp.stack([jnp.sum(leaf), square])
 
@@ -153,6 +154,8 @@ def weight_features(
         path, kernel = graph.producers[producer].kernel.path, kernels[producer]
         if path in reduced:
             return _Weights(kernel.size, reduced[path].sums)
+        # The leaf as it lies in memory, if the kernel is all of it: the arranged kernel is transposed, and slower to
+        # sum.
         leaf = leaves[path] if leaves[path].size == kernel.size else kernel
         return _Weights(kernel.size, leaf_sums({path: leaf})[path])
 
@@ -192,12 +195,14 @@ def structural_features(
         if producer.is_plain:
             return _Weights(leaves[producer.kernel].size, sums[producer.kernel])
         kernel = formed[producer.kernel]
+        # Stacked layers lie in one leaf: each is scored by its own slice.
         if producer.stack is not None:
             kernel = kernel.reshape(producer.form.shape[producer.stack], -1)[producer.index]
         return _Weights(kernel.size, leaf_sums({"": kernel})[""])
 
     parts = [[weights(producer)] for producer in producers]
     summaries, features = _of_layers(scores, norms, parts)
+    # A NaN or infinity in any leaf makes its sum one; no leaf is read a second time for this.
     finite = jnp.isfinite(jnp.stack([row[0] for row in sums.values()])).all()
     return WeightFeatures(summaries, features, finite, tuple(scores))
 
@@ -262,6 +267,7 @@ def _of_layers(
     # Side by side, as wide as the widest: one small program for all layers, which is compiled sooner.
     widths = [len(score) for score in scores]
     first, columns = np.cumsum([0, *widths]), np.arange(max(widths))
+    # Positions of an [L, C] table in the concatenated rows; beyond a row's width all point at one NaN at the end.
     places = np.where(columns < np.array(widths)[:, None], first[:-1, None] + columns, first[-1])
 
     def beside(rows: Iterable[jax.Array | None]) -> jax.Array:
@@ -271,12 +277,15 @@ def _of_layers(
 
     bounds = beside(scores)
     summary = jax.vmap(spectrum)(bounds)
+    # The padding is undefined too, but it is no channel.
     summary = summary._replace(undefined=summary.undefined - (len(columns) - np.array(widths, np.float32)))
     scale, bias, var, mean = map(beside, zip(*norms, strict=True))
     var = jnp.maximum(var, LEAST_VARIANCE)
+    # Bounds spread over orders of magnitude; a dead channel has no logarithm and is left out.
     logs = jnp.log(jnp.where(bounds > 0, bounds, jnp.nan))
     found = distribution(jnp.stack([logs, scale, bias, jnp.log(var), mean / jnp.sqrt(var)], axis=1))
     shape = [getattr(found, part)[:, :1] for part in BOUND]
+    # [L, 4, 2] -> [L, 8]: mean and deviation of each quantity follow one another, as in LAYER.
     spreads = jnp.stack([found.mean[:, 1:], found.std[:, 1:]], axis=2).reshape(len(scores), -1)
     return summary, jnp.concatenate([summary.z[:, None], *shape, spreads, _moments(kernels)], axis=1).reshape(-1)
 
@@ -285,6 +294,7 @@ def _moments(kernels: Sequence[Sequence[_Weights]]) -> jax.Array:
     """Of all weights of each layer together, `[L, 2]` named by `KERNEL`."""
     sizes = np.array([sum(one.size for one in parts) for parts in kernels], np.float32)
     sums = jnp.stack([sum((one.sums for one in parts), jnp.zeros(2)) for parts in kernels])
+    # Moments of several kernels together: their sums add up, their means would not.
     mean, square = (sums / sizes[:, None]).T
     std = jnp.sqrt(jnp.maximum(square - mean**2, LEAST_VARIANCE))
     return jnp.stack([jnp.log(std), mean / std], axis=1)
