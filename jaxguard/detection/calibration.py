@@ -150,6 +150,7 @@ def _known(records: list[Record], looks: Sequence[str], names: Sequence[str], tr
 
 def _are_mostly_defined(rows: np.ndarray) -> np.ndarray:
     """Which of `[R, F]` have at least half of the features that most have; a network without norms has none of them."""
+    # Features that most of the cohort lacks, such as norms, do not speak against a network that lacks them.
     known = np.isfinite(rows)
     wanted = known.mean(0) >= 0.5 if len(rows) else np.zeros(rows.shape[1], bool)
     return known[:, wanted].mean(1) >= 0.5 if wanted.any() else np.zeros(len(rows), bool)
@@ -194,6 +195,8 @@ def _trigger_stage(names: tuple[str, ...], first: Stage, clean: _Known, backdoor
     combinations = []
     for k in range(FOLDS):
         others = clean.without(k), backdoored.without(k)
+        # Nested: the first scores that the trigger stage learns from must be held out too, or they would look better
+        # than those of a new checkpoint.
         inner = _cross_fitted(*others, *learned)
         rows = []
         for one in others:

@@ -79,6 +79,7 @@ def cascade(known: CohortProfile) -> Cascade:
 
 
 def _scale(scores: np.ndarray) -> tuple[float, float]:
+    # Equal scores have no spread: they are shifted, but not scaled.
     spread = float(np.nanstd(scores))
     return float(np.nanmean(scores)), spread if spread > 0 else 1.0
 

@@ -164,6 +164,7 @@ def backdoored_p_values(null: Null) -> np.ndarray:
         `[S]`, NaN for those that could not be scored.
     """
     scores = null.backdoored.scores
+    # Undefined scores have no p-value, and do not count towards the power.
     found, scored = np.full(len(scores), np.nan), ~np.isnan(scores)
     found[scored] = conformal.p_values(scores[scored], null.references.scores)
     return found
@@ -205,6 +206,8 @@ def _compared(
     for k in range(by_fold.shape[1]):
         above += conformal.as_high(by_fold[:, k], np.sort(known.scores[known.folds == k]))
     count = len(known.sha256)
+    # Each reference was counted in the one fold that it was held out of, so `above` is a rank among all of them
+    # (cross-conformal).
     scores, p_values = by_fold.mean(1), (1 + above) / (count + 1)
     found = [
         Comparison("", float(score), float(p_value), count, stage)
@@ -216,6 +219,7 @@ def _compared(
         clean, backdoored = own[stage]
         if sha256 in clean:
             score = clean[sha256]
+            # A reference is compared with the others alone: its own score would count against it.
             others = np.delete(known.scores, places[sha256]) if sha256 in places else known.scores
             lead = "it is one of the references, compared with the others"
         elif sha256 in backdoored:

@@ -64,6 +64,7 @@ class Scorer:
         """
         mesh = execution.device_mesh()
         share = len(rows) // mesh.size
+        # How many of each device's rows hold a checkpoint; the padding is at the end, and its devices stop early.
         counts = np.clip(count - share * np.arange(mesh.size), 0, share).astype(np.int32)
         program = self._compiled.get(len(rows), self.program)
         return program(jax.device_put(rows, _sharding()), jax.device_put(counts, _sharding())), count
@@ -106,6 +107,7 @@ def _program(structure: Structure, recipe: Recipe) -> jax.stages.Wrapped:
     def of_device(rows: jax.Array, count: jax.Array) -> tuple[jax.Array, ...]:
         width = at_once if len(rows) % at_once == 0 else 1
         shapes = jax.eval_shape(one, rows, 0)
+        # Results of all rows, filled in one after the other: the loop's length is traced, its arrays are not.
         empty = tuple(jnp.zeros((len(rows), *shape.shape), shape.dtype) for shape in shapes)
 
         def step(block: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -113,6 +115,7 @@ def _program(structure: Structure, recipe: Recipe) -> jax.stages.Wrapped:
             if width == 1:
                 new = [array[None] for array in one(rows, start)]
             else:
+                # The whole stack is passed along with the numbers of its rows: slicing first would copy every row.
                 new = jax.vmap(one, in_axes=(None, 0))(rows, start + jnp.arange(width))
             return tuple(
                 jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
@@ -142,6 +145,7 @@ def _reduced(structure: Structure, recipe: Recipe, rows: jax.Array, number: jax.
             kernel = structure.cut(rows, number, offset, shape)
             return weights.reduce_kernel(kernel, is_channels_first=is_channels_first)
 
+        # Kernels of one shape share the code that reduces them: deep networks compile in the time of a shallow one.
         stacked = jax.lax.map(reduce_at, np.array([offsets[name] for name in names], np.int32))
         found |= {name: jax.tree.map(lambda array, k=k: array[k], stacked) for k, name in enumerate(names)}
     return {name: found[name] for name in recipe.kernels}

@@ -105,6 +105,7 @@ class Recipe(NamedTuple):
         Returns:
             The fields of `Scores`, without their first axis.
         """
+        # Reduced kernels are never read again; zeros of their shape keep the tree complete, and XLA drops them.
         unread = {name: jnp.zeros(self.kernels[name].leaf_shape) for name in reduced}
         found = self.features_of({**unread, **leaves}, reduced)
         return jnp.stack(found.layers, axis=1), found.features, found.finite
@@ -151,6 +152,7 @@ def _of_model(structure: Structure, model: Model, settings: Settings, notes: tup
         return weights.weight_features(graph, layers, binding.bind_fn(leaves), known)
 
     kernels = {}
+    # Shapes alone: nothing is computed to learn how a kernel is arranged.
     arranged = jax.eval_shape(graph.kernels, model.shapes())
     for name, path in binding.paths.items():
         numbers = [k for k, producer in enumerate(graph.producers) if producer.kernel.path == path]

@@ -128,22 +128,26 @@ def structure_of(checkpoint: Checkpoint) -> Structure:
         )
     first_bytes = checkpoint.first_bytes
     start = min(first_bytes.values(), default=0)
+    # A file of float32 leaves at aligned places is a row already: it is read in one piece, without a copy per leaf.
     is_raw = bool(first_bytes) and all(
         specs[name].dtype == np.float32 and (first_bytes[name] - start) % WORD == 0 for name in floating
     )
     offsets = dict.fromkeys(specs, -1)
     if is_raw:
+        # In file order, so that two files that list equal leaves in another order have other structures.
         names = sorted(specs, key=lambda name: (first_bytes[name], name))
         offsets |= {name: (first_bytes[name] - start) // WORD for name in floating}
         length = -(-sum(spec.nbytes for spec in specs.values()) // WORD)
     else:
         names, length = list(specs), 0
+        # Leaves one after the other; those that hold no weights have no place, offset -1.
         for name in floating:
             offsets[name] = length
             length += math.prod(specs[name].shape)
     return Structure(
         leaves=tuple((name, tuple(specs[name].shape), _element(specs[name].dtype).name) for name in names),
         offsets=tuple(offsets[name] for name in names),
+        # Padded so that every row of a stack begins at an aligned address.
         length=max(-(-length // _ALIGNMENT) * _ALIGNMENT, _ALIGNMENT),
         is_raw=is_raw,
         description=json.dumps(described(checkpoint), sort_keys=True),

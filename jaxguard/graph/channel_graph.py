@@ -295,6 +295,7 @@ def channel_graph(apply_fn: ApplyFn, variables: Variables, images: Any, *, stric
 
 def _example(apply_fn: ApplyFn, variables: Variables, images: Any) -> jax.ShapeDtypeStruct:
     """A batch that the model takes; one of a single image would hide the batch axis among the unit axes."""
+    # Two images: a size that differs from 1 makes the batch axis an axis that ties can follow.
     example = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
     try:
         jax.eval_shape(apply_fn, variables, example)

@@ -54,6 +54,7 @@ class _Stack(NamedTuple):
     def merged(self, rows: jax.Array, axis: int) -> jax.Array:
         """The arrays of some coalitions, side by side along the batch axis."""
         chosen = self.array[jnp.zeros_like(rows) if self.versions is None else self.versions.of[rows]]
+        # [rows, ..., M, ...] with rows moved beside the batch axis M becomes [..., rows * M, ...].
         shape = [size * len(rows) if k == axis else size for k, size in enumerate(self.array.shape[1:])]
         return jnp.moveaxis(chosen, 0, axis).reshape(shape)
 
@@ -68,6 +69,7 @@ class _Run:
         self.fold, self.num_images = fold, images.shape[0]
         self.shapes = graph.program_at(images).shapes
         self.program = graph.program_at(jax.ShapeDtypeStruct((fold * images.shape[0], *images.shape[1:]), images.dtype))
+        # What does not depend on the images, such as a standardised kernel, is the same in every coalition.
         self.known = self.program.evaluate(graph.leaves(self.program, variables), image_free(self.program))
         self.batch_axes = graph.batch_axes
 
@@ -128,6 +130,7 @@ class Coalitions:
             )
         written = {value: k for k, eqn in enumerate(graph.program.equations) for value in eqn.outputs}
         self.graph = graph
+        # In program order: a cut behind an earlier gate must come before one behind a later gate.
         self.producers = tuple(sorted(chosen, key=lambda producer: written[producer.gate]))
         self.offsets = tuple(np.cumsum([0, *(producer.channels for producer in self.producers)]).tolist())
         self.players = self.offsets[-1]
@@ -200,6 +203,7 @@ class Coalitions:
         folds = [min(fold, len(gates)) for fold in self.folds()]
         # Up to the last segment with a fold of 1 the coalitions go one by one; the rest is swept in batches.
         walked = max((k + 1 for k, fold in enumerate(folds) if fold == 1), default=0)
+        # One traced program for each number of versions that go abreast: folded versions lie along the batch axis.
         runs = {fold: _Run(self.graph, variables, start.images, fold) for fold in {1, *folds}}
         stacks = {(-1, int(value)): _Stack(array[None]) for value, array in start.live.items()}
         if walked:
@@ -230,6 +234,7 @@ class Coalitions:
             # `held` has each segment's results for the newest version; a segment is run only where a version begins.
             for k, segment in enumerate(self._segments[:walked]):
                 inputs = {read[1]: held[read] if read in held else stacks[read].array[0] for read in segment.reads}
+                # Without a turn of the loop below, the results of the version before stay as they are.
                 own = {(k, value): held[k, value] for value in segment.writes}
 
                 def compute(turn: jax.Array, own: Any, k: int = k, inputs: Any = inputs) -> Any:
@@ -291,7 +296,9 @@ def _versions(gates: Sequence[jax.Array]) -> list[_Versions]:
     # A version begins where a coalition differs from its predecessor here or at any earlier cut.
     for own in gates:
         new = new | jnp.concatenate([jnp.ones(1, bool), (own[1:] != own[:-1]).any(axis=1)])
+        # A fixed size for jit: beyond the last version stands the last coalition, whose result is written again.
         first = jnp.nonzero(new, size=size, fill_value=size - 1)[0]
+        # The running count of beginnings is each coalition's version, from 0 on.
         found.append(_Versions(jnp.cumsum(new) - 1, first, new.sum(), new))
     return found
 

@@ -60,12 +60,14 @@ class _Analysis:
         self.producers: list[Producer] = []
         self.affines: list[Affine] = []
         self.unread: list[tuple[Equation, str]] = []
+        # One pass in execution order: a value's fact depends on those of its operands alone.
         facts = interpret(program.equations, {}, self._follow)
         self.chains = {value: fact.chain for value, fact in facts.items() if fact.chain}
         # A chain is finished at the values behind which nothing prolongs it.
         for value, chain in self.chains.items():
             if not any(self._extends(chain, eqn) for eqn in self.consumers[value]):
                 self._close(chain)
+        # Chains were closed in the order of their last values; reports and pairings go by the first equation.
         self.affines.sort(key=lambda affine: affine.position)
         self.producers = [self._with_gate(producer) for producer in self.producers]
 
@@ -160,6 +162,7 @@ class _Analysis:
         eqn = self.written_by.get(value)
         if eqn is None or value in self.on_images or row(eqn).channels in skip:
             return set()
+        # A variance reaches the output through a root, a scale does not: that tells the two leaves of a norm apart.
         under_root = under_root or row(eqn).form is Form.ROOT
         return set().union(*(self._leaves_under(v, under_root, skip) for v in eqn.inputs))
 
@@ -169,6 +172,7 @@ class _Analysis:
         if not self._leaves_under(operand):
             return fact
         chain = fact.chain or (_Chain(value, fact.stream) if fact.stream else None)
+        # `c - x` and `c / x` turn the channels around: neither is an affine map of the kind of a BatchNorm.
         is_reversed = value == eqn.inputs[1] and channels in (Channels.SUBTRACTS, Channels.DIVIDES)
         if chain is None or is_reversed or not self._is_channelwise(operand, chain.stream):
             return None
@@ -182,6 +186,7 @@ class _Analysis:
     def _uniform_axes(self, value: Value) -> set[int]:
         """Axes along which a value computed from parameters is known to be constant."""
         shapes, eqn = self.program.shapes, self.written_by.get(value)
+        # A unit axis broadcasts, and so is constant along whatever axis it meets.
         uniform = {k for k, size in enumerate(shapes[value]) if size == 1}
         if eqn is None:
             return uniform

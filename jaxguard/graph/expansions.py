@@ -60,6 +60,7 @@ def _unroll(tracer: Tracer, eqn: Any, jaxpr: Any, inputs: Sequence[Value]) -> li
     steps: dict[int, list[Value]] = {}
     for step in reversed(range(length)) if eqn.params["reverse"] else range(length):
         sliced = [tracer.pick(value, step, eqn.source_info) for value in stacked]
+        # Every step becomes equations of its own, so that each use of a kernel is a layer with a place in the program.
         outputs = tracer.inline(jaxpr, [*constants, *carry, *sliced])
         carry, steps[step] = outputs[:num_carry], outputs[num_carry:]
     results = zip(*(steps[step] for step in range(length)), strict=True)
@@ -74,6 +75,7 @@ def _repeat(tracer: Tracer, eqn: Any, _: Any, inputs: Sequence[Value]) -> list[V
         start = len(tracer.program.equations)
         (condition,) = tracer.inline(eqn.params["cond_jaxpr"], [*for_cond, *carry])
         goes_on = tracer.constant(condition)
+        # The condition was inlined only to see whether it is a constant; the program does not need it.
         del tracer.program.equations[start:]
         if goes_on is None:
             raise NotFollowed("the number of its steps depends on data")

@@ -118,6 +118,7 @@ def _reduced_at_the_end(program: Program, nodes: dict[Value, Axes], on_images: s
         return set()
     while (eqn := writers.get(value)) is not None and not makes_channels(eqn):
         moving = [operand for operand in eqn.inputs if operand in on_images]
+        # What an operand has and the result has not was reduced away: the classes, or nothing yet.
         taken = _atoms(node for one in moving for node in nodes[one]) - _atoms(nodes[value])
         if taken or not moving:
             return taken - _atoms(nodes[program.images][:1])

@@ -66,6 +66,7 @@ def find_left_out(
     scored = {producer.kernel.path for producer in producers}
     views = [view for one in affines for view in (one.scale, one.var, one.mean, one.bias)]
     scored |= {view.path for view in (*views, *(producer.bias for producer in producers)) if view}
+    # The atoms of a producer's output channels: an equation that reads any of them ends their being permuted.
     made = [
         {atom for k in one.gate_axes for atom in axes.factors(nodes[one.result][k]) if atom.size > 1}
         for one in producers

@@ -111,6 +111,7 @@ def _by_dataflow(graph: ChannelGraph) -> tuple[Layer, ...]:
 def _affine_key(graph: ChannelGraph, number: int) -> Any:
     """Equal for affines that scale the channels of the same kernels by the same leaves."""
     affine = graph.affines[number]
+    # By first use: a layer that is applied twice is one set of channels, scored once.
     kernels = tuple((graph.first_uses[producer], offset) for producer, offset in affine.sources)
     return kernels, repr((affine.scale, affine.var, affine.mean, affine.bias))
 

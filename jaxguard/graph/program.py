@@ -151,6 +151,7 @@ class Program:
 
     def cone(self, *values: Value) -> list[Equation]:
         """The equations that any of the values depends on, in execution order."""
+        # Backwards: an equation is needed if a later needed one reads what it writes.
         needed, kept = set(values), []
         for equation in reversed(self.equations):
             if needed.intersection(equation.outputs):

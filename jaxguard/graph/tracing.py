@@ -52,6 +52,7 @@ def trace(apply_fn: ApplyFn, variables: Any, images: Any) -> Program:
         )
     tracer = Tracer(Program(paths=leaf_paths(variables)))
     program = tracer.program
+    # The inputs of the jaxpr are the leaves in tree order, then the images.
     arguments = [program.new_value(v.aval.shape, v.aval.dtype) for v in opened(closed)[0].invars]
     program.leaves, program.images = tuple(arguments[:-1]), arguments[-1]
     tracer.on_images.add(program.images)
@@ -119,6 +120,7 @@ class Tracer:
             try:
                 return EXPANSIONS[found.call.expansion](self, eqn, inner, inputs)
             except NotFollowed as error:
+                # What an expansion has appended before it gave up must go: the equation is kept as one, opaque.
                 del self.program.equations[start:]
                 why = str(error)
             finally:

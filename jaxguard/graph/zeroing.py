@@ -97,6 +97,7 @@ class Zeroing:
                 for ways in itertools.product(*(self._operand(v, value, axes) for v in eqn.inputs))
             ]
         elif channels is Channels.MULTIPLIES:
+            # Factors that do not depend on the images first: a leaf can be set to zero, an activation cannot.
             factors = sorted(eqn.inputs, key=self.moving.__contains__)
             found = [way for v in factors for way in self._operand(v, value, axes)]
         elif channels is Channels.DIVIDES or (len(eqn.inputs) == 1 and _is_linear_elementwise(eqn)):
@@ -143,6 +144,7 @@ class Zeroing:
             return [one for v in operands for one in self.proposals(v)]
         if row(eqn).channels is Channels.DIVIDES or row(eqn).form is Form.LINEAR_IN_FIRST:
             return self.proposals(eqn.inputs[0])
+        # Any other function of several operands is zero for sure only where it is tried: all of them to zero at once.
         together = (frozenset().union(*parts) for parts in itertools.product(*map(self.proposals, operands)))
         return [*itertools.islice(together, MAX_PROPOSALS), *self._at_zero_point(eqn)]
 

@@ -31,6 +31,7 @@ def choose(accuracies: Sequence[float], max_drop: float) -> int:
         >>> choose([0.98, 0.98, 0.96, 0.80, 0.97], max_drop=0.1)
         1
     """
+    # The margin is for rounding: an accuracy exactly at the limit is accepted.
     least = (1 - max_drop) * accuracies[0] - 1e-9
     harmful = [accuracy < least for accuracy in accuracies[1:]]
     return harmful.index(True) - 1 if True in harmful else len(harmful) - 1
@@ -102,6 +103,7 @@ def prune(
 
 def _prune(where: Gating, variables: Variables, gates: Sequence[np.ndarray], threshold: float) -> Pruned:
     masks = [gate <= threshold for gate in gates]
+    # Scores are `1 - gate`, so that higher is more suspicious; the highest one spared is the threshold in the report.
     spared = np.concatenate([1 - gate[~mask] for gate, mask in zip(gates, masks, strict=True)])
     highest = float(spared.max()) if spared.size else 0.0
     layers = tuple(

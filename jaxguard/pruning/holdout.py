@@ -30,6 +30,7 @@ def hold_out(clean: Batch, share: float, key: jax.Array, method: str) -> tuple[B
             f"expected at least 2 clean images, one of them to choose a threshold on, got {count} in {method}; "
             "give more images, or the threshold"
         )
+    # At least one image on either side.
     aside = min(max(round(share * count), 1), count - 1)
     is_aside = np.zeros(count, bool)
     is_aside[np.asarray(jax.random.permutation(key, count))[:aside]] = True

@@ -93,6 +93,7 @@ class Gating:
             if self.form == "channel":
                 weight, bias = gate * (1 + delta), gate * (1 + xi)
             else:
+                # The noise adds to the gate rather than multiplying it, as in the authors' code.
                 weight, bias = gate + delta, 1 + xi
             weights, biases = _gated_views(self.graph, layer)
             for view, factor in [*((view, weight) for view in weights), *((view, bias) for view in biases)]:
@@ -271,6 +272,7 @@ def _optimizer(learning_rate: float, momentum: float) -> optax.GradientTransform
     """SGD within [0, 1]; the identical one for equal arguments, so that a compiled step is found again."""
 
     def within(updates: Any, gates: Any) -> Any:
+        # The update, not the gate, is clipped: optax adds it afterwards.
         return jax.tree.map(lambda update, gate: jnp.clip(gate + update, 0, 1) - gate, updates, gates)
 
     return optax.chain(training.sgd(learning_rate, momentum=momentum, weight_decay=0.0), optax.stateless(within))

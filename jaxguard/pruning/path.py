@@ -16,6 +16,7 @@ from jaxguard.types import PruningPath, Variables
 
 def gates_of(game: Coalitions, order: np.ndarray) -> jax.Array:
     """`[P + 1, N]` gates: all players, then without the first of the order, without the first two, ..."""
+    # Each row has one gate less than the one before, which `Coalitions` computes from where they differ.
     gates = np.ones((len(order) + 1, game.players), np.float32)
     for number, player in enumerate(order):
         gates[number + 1 :, player] = 0
@@ -49,6 +50,7 @@ def walk(
         The path.
     """
     images, stamped = jnp.asarray(recovered.images.images), recovered.stamped_others()
+    # Triggered and clean images in one batch: each cut is run once.
     start = game.start(variables, jnp.concatenate([stamped, images]))
     classes = np.asarray(jax.jit(game.logits)(variables, start, gates_of(game, order)).argmax(-1))
     attack = (classes[:, : len(stamped)] == recovered.target).mean(axis=1)
@@ -56,6 +58,7 @@ def walk(
     chosen, stop = len(order), f"{len(order)} of {game.players} channels are all that may be cut"
     if (worth[1:] <= stop_attack).any():
         chosen, stop = int(np.argmax(worth[1:] <= stop_attack)) + 1, "the recovered trigger fails"
+    # The first cut that costs too much ends the path, even if a later one would happen to recover.
     harmful = accuracy[0] - accuracy > max_drop + 1e-9
     if harmful[: chosen + 1].any():
         chosen, stop = int(np.argmax(harmful)) - 1, "the next cut costs too much accuracy"

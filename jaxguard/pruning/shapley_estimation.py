@@ -64,6 +64,8 @@ def permutation_sampling(
     places = [jax.device_put(shared, device) for device in devices] or [shared]
 
     def draw(number: int) -> tuple[jax.Array, jax.Array]:
+        # Samples go round the devices. Their number, not their place, draws the orders, so that any number of workers
+        # gives the same estimate.
         own, full = places[number % len(places)]
         return jax.block_until_ready(
             shapley.sample(own, players, key, number, full=full, pairing=pairing, threshold=threshold, chunk=chunk)
@@ -73,6 +75,7 @@ def permutation_sampling(
     drawn = execution.in_threads(draw, range(samples), threads=workers * len(places))
     with contextlib.closing(drawn):
         for done, sample in enumerate(drawn, start=1):
+            # Samples arrive in their order, whatever worker was first: sums in another order would round differently.
             values, count = jax.device_put(sample, moments.mean.sharding)
             moments, is_precise = _add(moments, values, tolerance)
             evaluations += int(count)

@@ -132,6 +132,7 @@ def layer_scores(bounds: ChannelBounds, u: float) -> tuple[LayerScores, ...]:
     results = []
     for layer, scores in zip(bounds.layers, bounds.scores, strict=True):
         threshold: Any = lipschitz.thresholds(scores, u)
+        # Outside of a trace the report wants plain numbers; inside, they must stay arrays.
         is_traced = isinstance(threshold, Tracer)
         threshold = threshold if is_traced else float(threshold)
         undefined: Any = jnp.isnan(scores) if is_traced else np.isnan(scores)
