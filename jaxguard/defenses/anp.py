@@ -68,6 +68,7 @@ class AdversarialGateGradient:
         Returns:
             `loss` without noise and `perturbed_loss`; the state, one draw on; the gradient.
         """
+        # The carry holds numbers only, so the key is made of a seed and a count of the steps.
         seed, count = state["draw"]
         noise = self.perturb(gates, state["model"], batch, jax.random.fold_in(jax.random.key(seed), count))
 
@@ -92,12 +93,14 @@ class AdversarialGateGradient:
         Returns:
             The noise.
         """
+        # Noise of weights and of biases, each shaped as the gates.
         leaves, structure = jax.tree.flatten((gates, gates))
         keys = jax.random.split(key, len(leaves))
         drawn = [jax.random.uniform(k, leaf.shape, leaf.dtype, -1, 1) for k, leaf in zip(keys, leaves, strict=True)]
         noise = jax.tree.unflatten(structure, [self.eps * one for one in drawn])
         for _ in range(self.ascent_steps):
             slope = jax.grad(self.plain.loss, argnums=3)(gates, model, batch, noise)
+            # A signed step, as in FGSM: all channels move as far, however small their gradients are.
             noise = jax.tree.map(lambda n, g: n + self.eps / self.ascent_steps * jnp.sign(g), noise, slope)
             if self.project:
                 noise = jax.tree.map(lambda n: jnp.clip(n, -self.eps, self.eps), noise)

@@ -83,6 +83,7 @@ def _notes(layers: tuple[LayerScores, ...], u: float) -> list[str]:
         notes.append(f"{dead} dead channels score 0; they count in their layer's mean and deviation.")
     if not any(layer.mask.any() for layer in layers):
         widest = max(len(layer.scores) for layer in layers)
+        # The largest z-score of n numbers, one far above n - 1 equal ones, with `ddof=1`.
         reachable = (widest - 1) / widest**0.5
         notes.append(
             f"No channel exceeds its layer's mean by {u:g} standard deviations, so nothing was cut; in layers of at "

@@ -82,6 +82,7 @@ class Search:
         self, variables: Variables, perturbation: jax.Array, state: Any, batch: Batch
     ) -> tuple[dict[str, jax.Array], Any, jax.Array]:
         """Differentiates by the perturbation; `loss` is the inner one."""
+        # The perturbation is to change what the model says now, right or wrong: no labels are needed to find it.
         given = jnp.argmax(self.game.apply_fn(variables, jnp.asarray(batch.images)), axis=-1)
         loss, gradient = jax.value_and_grad(self.game.inner)(perturbation, variables, Batch(batch.images, given))
         return {"loss": loss}, state, gradient
@@ -139,10 +140,14 @@ class Hypergradient:
         loss, (pull, direct) = jax.value_and_grad(outer, argnums=(0, 1))(at, params)
         if not self.iterations:
             return {"loss": loss}, state, direct
+        # Linearised once: each turn below is then one product with the Hessian, without running the model forward
+        # again.
         _, hessian = jax.linearize(lambda perturbation: jax.grad(inner)(perturbation, params), at)
         v = pull
         for _ in range(self.iterations - 1):  # unrolled: no convolution's gradient belongs in a loop on CPU
             v = v - self.rate * hessian(v) + pull
+        # The mixed second derivative times v: the derivative along v first, then its gradient with respect to the
+        # weights.
         implicit = jax.grad(lambda params: jax.jvp(lambda moved: inner(moved, params), (at,), (v,))[1])(params)
         return {"loss": loss}, state, jax.tree.map(lambda d, i: (d - self.rate * i).astype(d.dtype), direct, implicit)
 
@@ -220,6 +225,7 @@ def i_bau(
     images = jax.device_put(Batch(jnp.asarray(clean.images, jnp.float32), jnp.asarray(clean.labels)))
     first = Batch(images.images[:batch_size], images.labels[:batch_size])
     still: Any = jnp.zeros(images.images.shape[1:])
+    # One key for all rounds of unlearning: `start` counts their steps on, so that batches go on where they ended.
     key_search, key_unlearn = jax.random.split(key)
     state = unlearn.guided(None).init(variables, images)
     searching, unlearning, norms = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)], []

@@ -60,6 +60,7 @@ class AttentionGradient:
             `loss` and `attention`, the part of it that is the teacher's; the state after the batch; the gradient.
         """
         images = jnp.asarray(batch.images)
+        # Outside of the loss: the teacher is fixed, and no gradient goes through it.
         taught = activations(self.graph, teacher, images, [one.value for one in self.maps])
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:

@@ -63,11 +63,13 @@ def cutmix(
             f"expected at least two images to mix, got {count} in cutmix(); give the owner more data"
         )
     key_partner, key_side, key_rows, key_columns = jax.random.split(key, 4)
+    # A cycle through a random order: every image has a partner, and none is its own.
     order = np.asarray(jax.random.permutation(key_partner, count))
     partner = np.empty(count, int)
     partner[order] = np.roll(order, 1)
     boxes = 1 if one_box else count
     if side is None:
+        # The box's area is the share that CutMix draws; its sides are the root of it.
         drawn = np.sqrt(1 - np.asarray(jax.random.beta(key_side, alpha, alpha, (boxes,)), np.float64))
     else:
         drawn = np.full(boxes, side)
@@ -83,5 +85,6 @@ def _inside(size: int, side: np.ndarray, key: jax.Array, corner: bool) -> np.nda
     near_edge = (positions <= size / _MARGIN) | (positions >= size - size / _MARGIN)
     allowed = positions[near_edge] if corner else positions
     centre = np.asarray(jax.random.choice(key, jnp.asarray(allowed), side.shape))
+    # Cut off at the border, as in CutMix: boxes near an edge are smaller.
     half = (size * side).astype(int) // 2
     return (positions >= (centre - half)[:, None]) & (positions < (centre + half)[:, None])

@@ -82,6 +82,7 @@ class _Analysis:
         self.smooth: Equation | None = None
         self._names = {producer.result: producer.name for producer in graph.producers}
         # Values inside a custom-derivative call cannot be evaluated on their own.
+        # Only values of the flat program have a place there; those inside `relu`'s custom derivative have none.
         whole = {program.images, *(value for eqn in program.equations for value in eqn.outputs)}
         self._batch_axes = {value: axis for value, axis in graph.batch_axes.items() if value in whole}
         zeros = (value for value, array in program.constants.items() if not np.any(np.asarray(array)))
@@ -103,6 +104,7 @@ class _Analysis:
         with_zero = any(fact.is_zero for fact in given)
         entering = None
         if dependence is Dependence.PIECEWISE and eqn.name == "max" and with_zero:
+            # `max(x, 0)` is a ReLU of x; `select(x > 0, ...)` below is another spelling of it.
             entering = compared
         elif dependence is Dependence.PIECEWISE and eqn.name == "select_n":
             entering = given[0].sign_of
@@ -135,6 +137,7 @@ def _dependence(program: Program, eqn: Equation, given: Sequence[Dependence]) ->
         or (form is Form.LINEAR_IN_FIRST and moving == 1 and given[0] > Dependence.CONSTANT)
     )
     if is_linear:
+        # A linear map into integers rounds, and is not linear.
         rounds = any(np.issubdtype(program.dtypes[value], np.integer) for value in eqn.outputs)
         return Dependence.OTHER if rounds else most
     if form in (Form.PIECEWISE, Form.COMPARISON):

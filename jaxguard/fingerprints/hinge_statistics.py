@@ -63,6 +63,7 @@ def profiles(answers: jax.Array, points: int) -> jax.Array:
         >>> bool(jnp.abs(profiles(jnp.asarray(line)[:, None], 7)).max() < 1e-5)
         True
     """
+    # A constant and a slope: what is left of a profile without them is its bend alone.
     design = np.stack([np.ones(points), offsets(points, controls=False)], axis=1)
     without = np.eye(points) - design @ np.linalg.pinv(design)
     own = answers[..., :points, :].astype(jnp.float32)
@@ -104,6 +105,7 @@ def profile_cka(owner: jax.Array, suspects: jax.Array) -> jax.Array:
         return jnp.linalg.norm(jnp.matmul(a.T, b, precision=lax.Precision.HIGHEST))
 
     def similarity(other: jax.Array) -> jax.Array:
+        # Scaled as a whole first: CKA does not change, but its products would overflow or underflow.
         x, y = (_unit(array.reshape(-1)).reshape(-1, array.shape[-1]) for array in (owner, other))
         whole = gram(x, x) * gram(y, y)
         return jnp.where(whole > 0, gram(x, y) ** 2 / jnp.where(whole > 0, whole, 1), 0)
@@ -131,6 +133,7 @@ def second_differences(answers: np.ndarray, points: int, at: int) -> np.ndarray:
         float64 `[...]`.
     """
     places = offsets(points, controls=True)
+    # Float64: differences of nearly equal float32 answers, whose rounding must not decide a rank test.
     low, middle, high = (
         answers[..., int(np.argmin(np.abs(places - t))), :].astype(np.float64) for t in (at - 1, at, at + 1)
     )

@@ -121,6 +121,7 @@ def search(
         `count` hinges.
     """
     key_units, key_points = jax.random.split(key)
+    # Uniform over all units of all layers: a layer is drawn in proportion to its size.
     sizes = np.array([layer.units for layer in layers])
     drawn = np.asarray(jax.random.randint(key_units, (count,), 0, int(sizes.sum())))
     which = np.searchsorted(np.cumsum(sizes), drawn, side="right")
@@ -128,6 +129,7 @@ def search(
     values = tuple(layer.value for layer in layers)
     straight = all(layer.is_linear for layer in layers)
     batch = int(np.clip(LARGEST_ARRAY // max(sizes.max(), *(layer.units for layer in linear), 1), 1, LARGEST_BATCH))
+    # Batches of equal size, so that the last one is not padded more than needed.
     batch = -(-count // -(-count // batch))
     shape = graph.program.shapes[graph.program.images][1:]
     measurement = _Measurement(graph, values, tuple(layer.value for layer in linear), space)
@@ -162,6 +164,7 @@ def preactivation(
         for k, value in enumerate(_rows(graph, values, variables, points)):
             # For points of other ReLUs the unit may be out of range: NaN, and not used.
             entering = jnp.take_along_axis(value, units[:, 1:], axis=1)[:, 0]
+            # Which layer a point belongs to is data: all layers are read, and one is chosen for each point.
             own = jnp.where(units[:, 0] == k, entering, own)
         return own.sum(), own
 
@@ -192,6 +195,7 @@ class _Projection:
         own, gradient = preactivation(self.graph, self.values, variables, units, points)
         squares = _dot(gradient, gradient)
         step = own / jnp.where(squares > 0, squares, 1)
+        # Newton's step onto the hyperplane z = 0 of the present linear region, then back into the box.
         moved = jnp.clip(points - _along(step, gradient), self.margin, 1 - self.margin)
         return moved, {"distance": jnp.median(jnp.abs(step) * jnp.sqrt(squares))}
 
@@ -223,6 +227,8 @@ def _measure(
         return to_space(found.reshape(len(points), -1), of.space)
 
     low, middle, high = (outputs(t) for t in (-1.0, 0.0, 1.0))
+    # Differences of differences, in this order: each is small, so that float32 loses less than in f(+) - 2 f(0) +
+    # f(-).
     bends = (high - middle) - (middle - low)
     norms = [jnp.linalg.norm(array, axis=-1) for array in (bends, middle)]
     found = isolation(of.graph, of.linear, variables, (points, directions), (of.values, units))
@@ -257,6 +263,7 @@ def isolation(
     for value, here, rate in zip(linear, *jax.jvp(entering, (points,), (directions,)), strict=True):
         distances = jnp.where(rate == 0, jnp.inf, jnp.abs(here / jnp.where(rate == 0, 1, rate)))
         if value in values:
+            # The point lies on its own unit's hyperplane, at distance 0: it must not count as its own neighbour.
             mine = (units[:, :1] == values.index(value)) & (units[:, 1:] == jnp.arange(here.shape[1])[None])
             distances = jnp.where(mine, jnp.inf, distances)
         found = jnp.minimum(found, distances.min(1))

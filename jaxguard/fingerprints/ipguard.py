@@ -89,6 +89,7 @@ class Crossing:
         """
         classes = jnp.arange(logits.shape[-1])[None]
         is_source, is_target = classes == source[:, None], classes == target[:, None]
+        # Sums of masked logits pick one logit per row, with a gradient to that logit alone.
         first, second = (jnp.where(mask, logits, 0).sum(-1) for mask in (is_source, is_target))
         others = jnp.where(is_source | is_target, -jnp.inf, logits).max(-1)
         return jax.nn.relu(first - second + self.k) + jax.nn.relu(others - first)
@@ -114,6 +115,7 @@ class Crossing:
         done = state.done | reached
         update, opt_state = self.optimizer.update(gradient, state.opt_state)
         moved = jnp.clip(jnp.asarray(optax.apply_updates(state.images, update)), 0, 1)
+        # Masked rather than dropped: the batch keeps its shape until all points are done.
         images = jnp.where(done[:, None, None, None], state.images, moved)
         return State(images, opt_state, done), {"loss": losses.mean(), "done": done.mean()}
 
@@ -170,6 +172,7 @@ def ipguard(
             )
         source, usual = logits.argmax(-1), np.median(np.diff(np.sort(logits)[:, -2:]))
         if target == "random":
+            # A shift of 1 to K - 1 modulo K never hits the class itself.
             shift = jax.random.randint(key_target, (points,), 1, logits.shape[1])
             aim = (source + np.asarray(shift)) % logits.shape[1]
         else:

@@ -133,6 +133,7 @@ class LearningStep:
             for weight, sign, apply_fn, variables in zip(weights, (-1, -1, 1), self.apply_fns, drawn, strict=True):
                 if weight:
                     outputs = to_space(apply_fn(variables, images), settings.space)
+                    # The logistic loss from the logit: softplus(-z) for copies, softplus(z) for independent networks.
                     loss += weight * jax.nn.softplus(sign * self.verifier(verifier_weights, outputs)).mean()
             return loss
 
@@ -141,10 +142,12 @@ class LearningStep:
         parts: Any = zip(settings.optimizers, gradients, state.opt_states, strict=True)
         updates, opt_states = zip(*(optimizer.update(grad, old) for optimizer, grad, old in parts), strict=True)
         moved: Any = optax.apply_updates(learned, updates)
+        # Probes are images: pixels stay in [0, 1], the verifier's weights are free.
         return State(jnp.clip(moved[0], 0, 1), moved[1], opt_states), {"loss": loss}
 
 
 def _member(stack: Variables, key: jax.Array) -> Variables:
+    # Drawn inside the program: networks of one architecture share it, whichever is drawn.
     number = jax.random.randint(key, (), 0, len(jax.tree.leaves(stack)[0]))
     return jax.tree.map(lambda leaf: leaf[number], stack)
 
@@ -188,6 +191,7 @@ def learn(
     state = settings.begin(images, verifier.init(key_verifier, settings.points, num_outputs))
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key_draw)).ravel().tolist())
     report = progress and (lambda done, stop, metrics: progress(done, settings.steps, metrics))
+    # Another architecture is another program: it is changed from time to time, not at every step.
     for first in range(0, settings.steps, STEPS_AT_A_TIME):
         ours, theirs = _pick(positives, rng), _pick(negatives, rng)
         step = LearningStep(settings, verifier, (owner.network.apply_fn, ours.apply_fn, theirs.apply_fn))

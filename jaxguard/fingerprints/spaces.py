@@ -38,5 +38,6 @@ def to_space(outputs: jax.Array, space: Space, *, given: Space = "logits") -> ja
         raise ValueError(f"expected logits, got {given}, which do not determine them; pass space='clr'")
     if space == "probs":
         return jax.nn.softmax(outputs, axis=-1)
+    # Centred log-ratios: probabilities and logits of one model agree in them, since the log-partition cancels.
     logs = jnp.log(jnp.maximum(outputs, LEAST_PROBABILITY)) if given == "probs" else outputs
     return logs - logs.mean(-1, keepdims=True)

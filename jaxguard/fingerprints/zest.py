@@ -209,6 +209,7 @@ def zest(
 
 def _distances(owner: jax.Array, suspects: jax.Array, metric: Metric) -> jax.Array:
     """Distances `[S]` of coefficients `[S, R, D, K]` to the owner's."""
+    # All references and classes as one long vector, as ZEST compares them.
     ours, theirs = owner.reshape(-1), suspects.reshape(len(suspects), -1)
     if metric != "cosine":
         order = {"L1": 1, "L2": 2, "Linf": jnp.inf}[metric]

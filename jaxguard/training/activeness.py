@@ -57,6 +57,7 @@ class ActivenessAwareGradient:
         metrics = {**metrics, "gradient_norm": optax.tree.norm(jax.tree.map(_float32, first))}
         if self.alpha == 0 or self.r == 0:
             return metrics, after, first
+        # The gradient of the norm to first order: a finite difference of gradients, (g(w + r g/|g|) - g(w)) / r.
         _, _, second = self.gradient_fn(jax.tree.map(jnp.add, params, self.climb(first)), state, batch)
         mixture = jax.tree.map(lambda a, b: ((1 - self.alpha) * a + self.alpha * b).astype(a.dtype), first, second)
         return metrics, after, mixture
@@ -81,6 +82,7 @@ class ActivenessAwareGradient:
         """
         norms = jax.tree.map(lambda g: jnp.linalg.norm(_float32(g)), gradient)
         if self.norm == "global":
+            # The norm of the norms is that of all leaves together.
             whole = optax.tree.norm(norms)
             norms = jax.tree.map(lambda _: whole, norms)
         scales = jax.tree.map(lambda norm: self.r / jnp.where(norm == 0, 1, norm), norms)
@@ -210,6 +212,7 @@ def fine_tune(
             for carry in carries
         ]
         return [(end.variables(like=model), curves) for (end, curves), model in zip(ends, models, strict=True)]
+    # Models side by side on a leading axis: one program trains them all on the same batches.
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)
     told = progress and (
         lambda done, total, metrics: progress(done, total, {name: row.mean() for name, row in metrics.items()})

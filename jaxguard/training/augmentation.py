@@ -39,6 +39,7 @@ class CropFlip:
         if self.padding:
             p = self.padding
             padded = jnp.pad(images, ((0, 0), (p, p), (p, p), (0, 0)))
+            # A crop of the padded image at any corner shifts the image by up to `padding` either way.
             corners = jax.random.randint(key_crop, (len(images), 2), 0, 2 * p + 1)
             images = jax.vmap(lambda image, corner: lax.dynamic_slice(image, (*corner, 0), images.shape[1:]))(
                 padded, corners

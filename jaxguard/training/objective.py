@@ -39,6 +39,7 @@ def partition(variables: Variables) -> tuple[Any, dict[str, Any] | None]:
         params, state = variables, None
     if all(map(_is_trained, jax.tree.leaves(params))):
         return params, state
+    # Two trees of one structure with None where the other has the leaf: optimizers and gradients pass over None.
     trained, fixed = (
         jax.tree.map(lambda leaf, wanted=wanted: leaf if _is_trained(leaf) is wanted else None, params)
         for wanted in (True, False)
@@ -77,6 +78,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
         1.3863
     """
     logits = logits.astype(jnp.float32)
+    # One-hot even without smoothing, so that a label out of range is a row of zeros and not a wrapped index.
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
     return optax.softmax_cross_entropy(logits, targets).mean()
 
@@ -141,6 +143,7 @@ def sgd(
         An optax optimizer.
     """
     descent = optax.sgd(learning_rate, momentum=momentum or None)
+    # Decay before momentum, as torch: optax's own decoupled decay would not go through the momentum.
     return optax.chain(optax.add_decayed_weights(weight_decay), descent)
 
 
@@ -167,6 +170,7 @@ def cosine(learning_rate: float, num_updates: int, *, stride: int = 1, periodic:
     """
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        # Whole periods of `stride` steps: the rate changes epoch by epoch, as schedulers in torch do.
         phase = jnp.asarray(step) // stride / max(num_updates, 1)
         return learning_rate * (1 + jnp.cos(jnp.pi * (phase if periodic else jnp.minimum(phase, 1)))) / 2
 

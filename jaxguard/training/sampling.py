@@ -41,10 +41,12 @@ def draw(key: jax.Array, order: jax.Array, step: jax.Array, data: Batch, batch_s
     """
     num_images = len(order)
     epoch, position = jnp.divmod(step, steps_per_epoch(num_images, batch_size))
+    # The order is part of the carry, and shuffled at the first step of each epoch only.
     order = lax.cond(
         position == 0,
         lambda: jax.random.permutation(jax.random.fold_in(key, epoch), num_images).astype(order.dtype),
         lambda: order,
     )
+    # The last batch wraps around to the first images of the epoch: batches have one shape.
     indices = order[(position * batch_size + jnp.arange(batch_size)) % num_images]
     return order, Batch(data.images[indices], data.labels[indices])

@@ -89,6 +89,7 @@ def rank(
     why: dict[int, str | None] = {}
     for k, producer in enumerate(graph.producers):
         wanted = k not in graph.outputs and (layers == "hidden" or producer.is_convolution)
+        # A kernel that is used twice is ranked once, by its first use.
         if wanted and graph.first_uses[k] not in why and not (exclude and exclude in producer.name):
             why[graph.first_uses[k]] = kernel_cuts.why_uncuttable(graph, k, scope)
     numbers = tuple(k for k, reason in why.items() if reason is None)

@@ -45,6 +45,7 @@ def reinitialize(
     q = math.floor(m * len(pool))
     if q == 0:
         return variables
+    # The q-th largest change: a partial sort finds it without ordering millions of weights.
     smallest = np.partition(pool, len(pool) - q)[len(pool) - q]
     for number, mask in masks.items():
         weights = mask[:, None] & (changes[number] >= smallest)

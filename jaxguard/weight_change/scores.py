@@ -73,6 +73,7 @@ def highest(scores: Sequence[np.ndarray], share: float) -> tuple[np.ndarray, ...
         >>> [mask.tolist() for mask in highest([np.array([1.0, 3.0]), np.array([3.0, 2.0])], 0.5)]
         [[False, True], [True, False]]
     """
+    # Ranked over all layers together; an empty array makes the concatenation of no layers possible.
     flat = np.concatenate([*scores, np.zeros(0)])
     chosen = np.zeros(len(flat), bool)
     chosen[np.argsort(-flat, kind="stable")[: math.floor(share * len(flat))]] = True  # stable: ties by position

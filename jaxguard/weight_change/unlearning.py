@@ -113,6 +113,7 @@ def unlearn(
     for epoch in range(epochs):
         carry, curves = training.descend(step_fn, carry, epoch_steps, start=epoch * epoch_steps, progress=report)
         losses.append(curves["loss"])
+        # Ascent has no bound: a loss that overflows ends it here, rather than in an unusable ranking.
         _require_finite(np.concatenate(losses), carry.params)
         accuracies.append(evaluation.accuracy(network.with_variables(carry.variables(like=variables)), data))
         if accuracies[-1] <= stop_acc:
