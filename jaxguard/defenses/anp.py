@@ -58,15 +58,10 @@ class AdversarialGateGradient:
     project: bool
 
     def __call__(self, gates: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
-        """Differentiates.
+        """A `training.GradientFn` of the gates.
 
-        Args:
-            gates: `[C]` per layer.
-            state: `model`, the variables, and `draw`, uint32 `[2]`: a seed and the number of draws so far.
-            batch: images and labels.
-
-        Returns:
-            `loss` without noise and `perturbed_loss`; the state, one draw on; the gradient.
+        Its state is `model`, the variables, and `draw`, uint32 `[2]`: a seed and the number of draws so far. It records
+        `loss`, without noise, and `perturbed_loss`.
         """
         # The carry holds numbers only, so the key is made of a seed and a count of the steps.
         seed, count = state["draw"]

@@ -52,16 +52,9 @@ class SharpnessAwareGradient:
     rho: float
 
     def __call__(self, params: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
-        """Differentiates twice.
+        """A `training.GradientFn`; records the `loss` at `w`, and `sharpness`, its rise at `w + eps`.
 
-        Args:
-            params: weights `w`.
-            state: the other collections.
-            batch: images and labels.
-
-        Returns:
-            `loss` at `w` and `sharpness`, its rise at `w + eps`; the state of the first pass, since the running
-            statistics of the perturbed weights are of no use; the gradient of the second.
+        The state is that of the first pass: running statistics of the perturbed weights are of no use.
         """
         metrics, after, gradient = self.gradient_fn(params, state, batch)
         climbed = jax.tree.map(jnp.add, params, perturbation(params, gradient, self.rho))

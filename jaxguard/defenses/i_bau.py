@@ -117,17 +117,7 @@ class Hypergradient:
     inner: Inner
 
     def __call__(self, found: Found, params: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
-        """Differentiates.
-
-        Args:
-            found: the perturbation.
-            params: weights `w`.
-            state: the other collections.
-            batch: images and labels, in random order.
-
-        Returns:
-            `loss`, the outer one; the state as it was; the hypergradient.
-        """
+        """A `training.GradientFn` with a perturbation; records the outer `loss`, and leaves the state as it was."""
         at = found.perturbation
         seen = found.first if self.inner == "first" else batch
 

@@ -48,17 +48,7 @@ class AttentionGradient:
     def __call__(
         self, teacher: Variables, params: Any, state: Any, batch: Batch
     ) -> tuple[dict[str, jax.Array], Any, Any]:
-        """Differentiates.
-
-        Args:
-            teacher: variables of the teacher.
-            params: those of the student that the gradient is taken of.
-            state: the student's other collections.
-            batch: images and labels.
-
-        Returns:
-            `loss` and `attention`, the part of it that is the teacher's; the state after the batch; the gradient.
-        """
+        """A `training.GradientFn` with a teacher; records `loss`, and `attention`, the teacher's part of it."""
         images = jnp.asarray(batch.images)
         # Outside of the loss: the teacher is fixed, and no gradient goes through it.
         taught = activations(self.graph, teacher, images, [one.value for one in self.maps])

@@ -60,22 +60,7 @@ class Defense(Protocol):
     def __call__(
         self, network: Network, data: Data, key: jax.Array, /, *_: Any, **options: Any
     ) -> tuple[Network, DefenseReport]:
-        """Repairs a network.
-
-        Args:
-            network: the suspect.
-            data: what the defender has.
-            key: the same key gives the same result.
-            _: nothing; hyper-parameters are keyword-only.
-            options: hyper-parameters, with the paper's defaults.
-
-        Returns:
-            The repaired network and the report.
-
-        Raises:
-            DefenseError: the method lacks what it needs.
-            OptionError: an option is unknown or out of range.
-        """
+        """Repairs a network with what the defender has; hyper-parameters are keyword-only."""
         ...
 
 

@@ -58,16 +58,7 @@ class AttackValue:
     worth: Worth
 
     def __call__(self, variables: Variables, start: State, gates: jax.Array) -> jax.Array:
-        """Values `[B]` in [0, 1].
-
-        Args:
-            variables: of the model.
-            start: of the game, on images with the trigger.
-            gates: `[B, N]`.
-
-        Returns:
-            `[B]`.
-        """
+        """Values `[B]` in [0, 1] of gates `[B, N]`, on the images with the trigger that `start` began with."""
         logits = self.game.logits(variables, start, gates).astype(jnp.float32)
         if self.worth == "rate":
             return jnp.mean(logits.argmax(-1) == self.target, axis=-1)

@@ -40,15 +40,7 @@ class BatchStatistics:
     train_fn: TrainFn
 
     def __call__(self, variables: Variables, images: jax.Array) -> jax.Array:
-        """Logits `[B, K]`; updated running statistics are discarded.
-
-        Args:
-            variables: of the model.
-            images: `[B, ...]`.
-
-        Returns:
-            `[B, K]`.
-        """
+        """Logits `[B, K]` of images `[B, ...]`; updated running statistics are discarded."""
         return self.train_fn(variables, images)[0]
 
 
@@ -179,16 +171,7 @@ class GateGradient:
     alpha: float = 1.0
 
     def __call__(self, gates: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
-        """Differentiates.
-
-        Args:
-            gates: `[C]` per layer.
-            state: `model`, the variables.
-            batch: images and labels.
-
-        Returns:
-            `loss`, without the factor; the state as it was; the gradient.
-        """
+        """A `training.GradientFn` of the gates; its state is the `model`. Records `loss`, without the factor."""
         loss, gradient = jax.value_and_grad(self.loss)(gates, state["model"], batch)
         return {"loss": loss}, state, jax.tree.map(lambda g: self.alpha * g, gradient)
 

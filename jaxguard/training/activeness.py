@@ -43,16 +43,7 @@ class ActivenessAwareGradient:
     norm: Norm = "global"
 
     def __call__(self, params: Any, state: Any, batch: Batch) -> tuple[dict[str, jax.Array], Any, Any]:
-        """Differentiates twice.
-
-        Args:
-            params: weights `w`.
-            state: the other collections.
-            batch: images and labels.
-
-        Returns:
-            `loss` and `gradient_norm` (global) at `w`, the state of the first pass, and the mixture of the gradients.
-        """
+        """A `GradientFn` that differentiates twice; records `loss` and the global `gradient_norm` at `w`."""
         metrics, after, first = self.gradient_fn(params, state, batch)
         metrics = {**metrics, "gradient_norm": optax.tree.norm(jax.tree.map(_float32, first))}
         if self.alpha == 0 or self.r == 0:
@@ -104,17 +95,7 @@ class StatisticsAfterwards:
     def __call__(
         self, data: Batch, key: jax.Array, carry: TrainState, step: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Takes one step.
-
-        Args:
-            data: clean images.
-            key: draws batches and augmentation.
-            carry: the state before.
-            step: int32 `[]`.
-
-        Returns:
-            The state after, and what the step records.
-        """
+        """Takes one step; see `Step`."""
         after, metrics = self.step(data, key, carry, step)
         key_order, key_augment = jax.random.split(key)  # the step's own draw, once more
         _, batch = sampling.draw(key_order, carry.order, step, data, self.step.batch_size)
@@ -138,17 +119,7 @@ class Abreast:
     step_fn: Any
 
     def __call__(self, data: Batch, key: jax.Array, carry: Any, step: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        """Takes one step of each.
-
-        Args:
-            data: clean images.
-            key: draws batches and augmentation.
-            carry: states, stacked on a leading axis.
-            step: int32 `[]`.
-
-        Returns:
-            The states after, and what the step records, `[models]`.
-        """
+        """Takes one step of each: states are stacked on a leading axis, and so is what the step records."""
         return jax.vmap(self.step_fn, in_axes=(None, None, 0, None))(data, key, carry, step)
 
 

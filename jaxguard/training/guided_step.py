@@ -40,18 +40,7 @@ class GuidedStep:
     def __call__(
         self, guide: Any, data: Batch, key: jax.Array, carry: TrainState, index: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Takes one step.
-
-        Args:
-            guide: pytree of arrays, what the gradient needs.
-            data: `N` images.
-            key: draws batches and augmentation.
-            carry: the state before.
-            index: int32 `[]`, counted from 0 over all epochs.
-
-        Returns:
-            The state after, and what `gradient_fn` records.
-        """
+        """Takes one step; `guide` is a pytree of arrays, what the gradient needs. See `Step`."""
         return self.guided(guide)(data, key, carry, index)
 
     def guided(self, guide: Any) -> Step:
