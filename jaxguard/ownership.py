@@ -160,7 +160,7 @@ def matrix(
     options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> FingerprintMatrix:
-    """Scores every suspect against every owner; a suspect is asked once where owners share their probes.
+    """Scores every suspect against every owner; a suspect is queried once where owners share their probes.
 
     Args:
         owners: models that may have been stolen.

@@ -151,7 +151,7 @@ def calibrate(
     """Make the reference profile that verdicts rest on.
 
     A verdict that errs once in twenty times needs nineteen clean networks of the same architecture, made as those that
-    will be judged. With backdoored ones beside them the score learns what to weigh, and its power is known.
+    will be judged. With backdoored ones as well, the score learns what to weigh, and its power is known.
 
     Args:
         clean: known to be clean; everything that `scan` takes.

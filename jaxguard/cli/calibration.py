@@ -49,7 +49,7 @@ def calibrate(
     """Make the reference profile that a scan's verdicts rest on.
 
     A verdict that errs once in twenty times needs nineteen clean checkpoints of the same architecture, made as those
-    that will be judged. With backdoored ones beside them the score learns what to weigh, and its power is known.
+    that will be judged. With backdoored ones as well, the score learns what to weigh, and its power is known.
     """
     from jaxguard import scanning
     from jaxguard.checkpoints import atomic

@@ -34,7 +34,7 @@ Control = Annotated[
 ]
 Out = Annotated[
     pathlib.Path | None,
-    typer.Option(help="Folder of results (Parquet), where a scan that was stopped goes on; by default none is kept."),
+    typer.Option(help="Folder of results (Parquet), from which a stopped scan resumes; by default none is kept."),
 ]
 Shard = Annotated[str, typer.Option(help="i/n: this process's part of the checkpoints, 0/4 is the first of four.")]
 Memory = Annotated[
@@ -154,7 +154,7 @@ def scan(  # noqa: PLR0917  # a command's options
         for note in (*_unscored(result), *result.notes):
             console.say(note)
     if out is not None:
-        console.say(f"results: {out}; the same command goes on where this one ended")
+        console.say(f"results: {out}; the same command resumes where this one ended")
     raise typer.Exit(_code(result, failures))
 
 

@@ -6,7 +6,7 @@ the original, channels of high weight change becoming mixtures of many of low we
 said to keep the accuracy and to dilute the backdoor.
 
 In the paper norms keep the original's statistics. On networks too narrow to spare what is pruned that costs most of the
-accuracy: the statistics no longer fit. `statistics="synthesised"` re-estimates them on images made of the suspect
+accuracy: the statistics no longer fit. `statistics="synthesised"` re-estimates them on images made from the suspect
 itself, by matching its BatchNorms. That gives accuracy back, and half-pruned backdoors as well, so that more must be
 pruned.
 """

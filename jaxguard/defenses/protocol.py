@@ -1,4 +1,4 @@
-"""What a defense is given and what it gives back."""
+"""What a defense takes and returns."""
 
 from __future__ import annotations
 

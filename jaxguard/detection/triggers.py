@@ -44,7 +44,7 @@ NAMES = (*responses.NAMES, *INVERSION_NAMES)
 """Names of all features, in their order."""
 
 LEAST_NORM = 0.5
-"""Patches count with so many pixels at least."""
+"""Smaller patches count as this many pixels."""
 
 LARGEST_INDEX = 20.0
 """Where the other classes are all alike, the index has no bound; above this it counts no further."""

@@ -59,7 +59,7 @@ class Pace:
         time.sleep(mine - now)
 
     def hold(self, seconds: float) -> None:
-        """Gives no turn to any thread for so many seconds."""
+        """Gives no turn to any thread for this many seconds."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
 

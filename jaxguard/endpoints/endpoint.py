@@ -185,8 +185,10 @@ class Endpoint:
 
     def _kept(self, done: int, total: int) -> str:
         if self.cache is None:
-            return f"{done} of {total} answers came and none is kept, pass cache=PATH to resume where a run ends"
-        return f"{done} of {total} answers are kept in {self.cache}, the next run asks for the others only"
+            return (
+                f"{done} of {total} answers were received and none is kept, pass cache=PATH to resume where a run ends"
+            )
+        return f"{done} of {total} answers are kept in {self.cache}, the next run requests only the others"
 
 
 def _checked_images(images: np.ndarray) -> np.ndarray:

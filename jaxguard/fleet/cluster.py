@@ -81,7 +81,7 @@ def stream(
 
 
 def _is_unchanged(uri: str, known: Mapping[str, Stamp]) -> bool:
-    """Whether a look at the file is enough to tell; a worker looks closer."""
+    """Whether the state of the file is enough to tell; a worker checks it again."""
     try:
         if checkpoints.is_url(uri):
             return known.get(uri) == Stamp(0, 0)

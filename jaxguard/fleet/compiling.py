@@ -28,7 +28,7 @@ class Compiler:
         self._pool = ThreadPoolExecutor(_THREADS, "compile")
 
     def begin(self, structure: Structure, rows: int) -> None:
-        """Start compiling for stacks of so many rows, unless that was done before."""
+        """Start compiling for stacks of this many rows, unless that was done before."""
         if structure not in self._pending and structure not in self.scorers:
             self._pending[structure] = self._pool.submit(self._made, structure, rows)
 

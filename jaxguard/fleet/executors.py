@@ -31,7 +31,7 @@ class Stream:
     """This process, reading ahead: checkpoints of one structure are scored together by one program.
 
     Attributes:
-        out: folder of results, where a scan that was stopped goes on; None for one that lasts as long as the scan.
+        out: folder of results, from which a stopped scan resumes; None for one that lasts as long as the scan.
         shard: `(i, n)`: the i-th of n parts, so that several processes divide a store.
         memory: bytes that stacks of checkpoints may take together, in each process.
         readers: threads that read, in each process; four per core by default.

@@ -46,7 +46,7 @@ class Scorer:
         return jax.jit(self.recipe.score)
 
     def compile(self, rows: int) -> None:
-        """Compile for stacks of so many rows; `launch` does it for others when they come."""
+        """Compile for stacks of this many rows; `launch` compiles for other sizes as they occur."""
         sharding, width = _sharding(), self.structure.length
         stack = jax.ShapeDtypeStruct((rows, width), np.float32, sharding=sharding)
         counts = jax.ShapeDtypeStruct((execution.device_mesh().size,), np.int32, sharding=sharding)

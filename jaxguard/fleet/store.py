@@ -1,4 +1,4 @@
-"""Results on disk: Parquet parts that appear whole or not at all, so that a killed scan goes on where it was.
+"""Results on disk: Parquet parts that appear whole or not at all, so that a killed scan resumes.
 
 A folder of results holds `checkpoints/`, one row per checkpoint, `layers/`, one row per layer and content, and
 `looks/`, one row per content that was examined by another look than its weights. Several processes may write to it at

@@ -316,7 +316,7 @@ def freeze_everything(eqn: Equation, operands: Sequence[Axes], results: Sequence
 
 
 def opaque(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
-    """Nothing is known of it, so every axis may be read by position."""
+    """It is unknown, so every axis may be read by position."""
     reason = f"`{eqn.name}` at {eqn.where}"
     for nodes in (*operands, *results):
         _freeze_all(nodes, reason)

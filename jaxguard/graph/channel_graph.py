@@ -250,7 +250,7 @@ class ChannelGraph:
 def channel_graph(apply_fn: ApplyFn, variables: Variables, images: Any, *, strict: bool = False) -> ChannelGraph:
     """Derive the channel graph of any JAX model from its trace alone.
 
-    An equation that nothing is known of, such as a `pallas_call`, is *opaque*: it is evaluated as it is, the channels
+    An unknown equation, such as a `pallas_call`, is *opaque*: it is evaluated as it is, the channels
     that flow into it are frozen, and `ChannelGraph.left_out` names it. The model is traced and never run, so its
     callbacks are not called; `ChannelGraph.run` calls those whose results it needs, as the model does.
 

@@ -6,6 +6,7 @@ A loop over layers that takes `w[i]` reads a stacked leaf by a dynamic slice or 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,43 +17,22 @@ from jaxguard.graph import axis_rules
 from jaxguard.graph.primitives import row
 from jaxguard.graph.program import Equation, Program, Value
 
+Constant = Callable[[Value], Any]
+"""The array that a value is whatever the leaves and the images; None if it depends on them."""
 
-def settle_indices(program: Program) -> None:
+
+def settle_indices(program: Program, constant: Constant) -> None:
     """Replaces dynamic slices and gathers of one element or run at constant positions by slices, in place.
 
     Args:
         program: a traced model.
+        constant: of the tracer that made it.
     """
-    if not any(row(eqn).ties in _READS for eqn in program.equations):
-        return
-    known = _Constants(program)
     equations: list[Equation] = []
     for eqn in program.equations:
         settle = _READS.get(row(eqn).ties)
-        equations += (settle and settle(program, eqn, known)) or [eqn]
+        equations += (settle and settle(program, eqn, constant)) or [eqn]
     program.equations = equations
-
-
-class _Constants:
-    """Values that depend neither on leaves nor on images, computed when they are asked for."""
-
-    def __init__(self, program: Program):
-        self.known: dict[Value, Any] = dict(program.constants)
-        self.written_by = {value: eqn for eqn in program.equations for value in eqn.outputs}
-        self.varying = program.dependents({*program.leaves, program.images})
-
-    def get(self, value: Value) -> np.ndarray | None:
-        """The array; None if it is no constant, or an opaque equation makes it."""
-        if value not in self.known:
-            eqn = None if value in self.varying else self.written_by.get(value)
-            operands = [None] if eqn is None or eqn.opaque else [self.get(operand) for operand in eqn.inputs]
-            if eqn is None or any(operand is None for operand in operands):
-                return None
-            with jax.ensure_compile_time_eval():
-                results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
-            results = results if eqn.primitive.multiple_results else [results]
-            self.known.update(zip(eqn.outputs, results, strict=True))
-        return np.asarray(self.known[value])
 
 
 def _slice(program: Program, eqn: Equation, starts: list[int], output: Value) -> Equation:
@@ -67,23 +47,23 @@ def _clamped(program: Program, eqn: Equation, starts: list[int]) -> list[int]:
     return [min(max(start, 0), size - taken) for start, (size, taken) in zip(starts, sizes, strict=True)]
 
 
-def _dynamic_slice(program: Program, eqn: Equation, known: _Constants) -> list[Equation] | None:
-    starts = [start for value in eqn.inputs[1:] if (start := known.get(value)) is not None]
+def _dynamic_slice(program: Program, eqn: Equation, constant: Constant) -> list[Equation] | None:
+    starts = [start for value in eqn.inputs[1:] if (start := constant(value)) is not None]
     if len(starts) < len(eqn.inputs) - 1:
         return None
     return [_slice(program, eqn, _clamped(program, eqn, [int(start) for start in starts]), *eqn.outputs)]
 
 
-def _gather(program: Program, eqn: Equation, known: _Constants) -> list[Equation] | None:
+def _gather(program: Program, eqn: Equation, constant: Constant) -> list[Equation] | None:
     numbers, (output,) = eqn.params["dimension_numbers"], eqn.outputs
     # One vector of positions reads one run; what it is laid out as differs from the run by unit axes alone.
     if int(np.prod(program.shapes[eqn.inputs[1]][:-1])) != 1 or getattr(numbers, "operand_batching_dims", ()):
         return None
-    positions = known.get(eqn.inputs[1])
+    positions = constant(eqn.inputs[1])
     if positions is None:
         return None
     starts = [0] * len(eqn.params["slice_sizes"])
-    for axis, position in zip(numbers.start_index_map, positions.reshape(-1).tolist(), strict=True):
+    for axis, position in zip(numbers.start_index_map, np.reshape(positions, -1).tolist(), strict=True):
         starts[axis] = int(position)
     clamped = _clamped(program, eqn, starts)
     if clamped != starts and eqn.params["mode"] != jax.lax.GatherScatterMode.CLIP:  # may be filled with NaN

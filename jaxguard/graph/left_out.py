@@ -14,12 +14,12 @@ from jaxguard.graph.program import Equation, Program, Value
 
 @dataclass(frozen=True)
 class LeftOut:
-    """One equation that is evaluated as it is and not looked into.
+    """One equation that is evaluated as it is and not analysed.
 
     Attributes:
         primitive: its name.
         where: file and line it was traced from.
-        why: why nothing is known of it.
+        why: why it is not analysed.
         leaves: parameter leaves that it reads and no analysed layer does; they have no scores.
         layers: producers whose channels flow into it and are frozen by it.
     """

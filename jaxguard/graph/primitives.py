@@ -233,7 +233,7 @@ PRIMITIVES = {row.name: row for row in (*_LAYERS, *_ELEMENTWISE, *_SHAPES, *_RED
 
 
 UNKNOWN = Primitive("", axis_rules.opaque, Channels.ENDS, Form.OPAQUE, None, "any")
-"""What is known of a primitive without a row."""
+"""The row of a primitive that has none."""
 
 
 def row(eqn: Equation) -> Primitive:

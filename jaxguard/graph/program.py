@@ -30,7 +30,7 @@ class Equation:
     Attributes:
         sources: where it was traced from, then the calls it was inlined through, innermost first.
         body: for a custom-derivative call, the equations inside; they read and write the same values.
-        opaque: why it is not followed, where nothing is known of what it computes; otherwise empty.
+        opaque: why it is not followed, where what it computes is unknown; otherwise empty.
     """
 
     primitive: jex.Primitive

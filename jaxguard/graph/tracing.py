@@ -58,7 +58,7 @@ def trace(apply_fn: ApplyFn, variables: Any, images: Any) -> Program:
     tracer.on_images.add(program.images)
     (program.logits,) = tracer.inline(closed, arguments)
     _drop_unused(program, tracer.replaced)
-    settle_indices(program)
+    settle_indices(program, tracer.constant)
     return program
 
 
@@ -135,6 +135,8 @@ class Tracer:
 
     def constant(self, value: Value) -> Any:
         """The array that a value is whatever the leaves and the images; None if it depends on them."""
+        if value in self.on_images:
+            return None
         if value not in self._known:
             eqn, found = self.written_by.get(value), self.program.constants.get(value)
             if eqn is not None and not eqn.opaque:

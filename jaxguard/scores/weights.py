@@ -44,7 +44,7 @@ LAYER = (
 """Features of each layer."""
 
 LEAST_VARIANCE = 1e-12
-"""Variances count with this at least, so that a dead channel has a logarithm."""
+"""Smaller variances count as this, so that a dead channel has a logarithm."""
 
 SUMMARY = Spectrum._fields
 """What is kept of every layer, in the order of the fields of its `Spectrum`."""
@@ -54,7 +54,7 @@ VERSION = 3
 
 
 class WeightFeatures(NamedTuple):
-    """What is known of one checkpoint by its weights.
+    """What the weights of one checkpoint say.
 
     Attributes:
         layers: summaries, one `[L]` for each of its fields.

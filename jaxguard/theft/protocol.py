@@ -1,4 +1,4 @@
-"""What a theft is given and what it gives back; the checks that all of them share."""
+"""What a theft takes and returns; the checks that all of them share."""
 
 from __future__ import annotations
 

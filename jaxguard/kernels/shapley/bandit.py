@@ -37,7 +37,7 @@ def top_k(
         key: `jax.random.key`.
         k: players wanted, `0 < k < N`.
         samples: most passes.
-        threshold: as in `permutation_sampling`; players that leave later in a pass count with 0.
+        threshold: as in `permutation_sampling`; players that leave later in a pass count as 0.
         delta: error probability of one interval.
         value_range: width of the interval the marginals lie in.
         chunk: players evaluated together; each takes two coalitions.
@@ -124,7 +124,7 @@ def _active_marginals(
         # Those who leave at or after a place are still in: `place + 1` is the coalition without the player.
         gates = (rank[None, None] >= place).reshape(2 * chunk, players)
         before, after = values_fn(gates.astype(values.dtype)).reshape(chunk, 2).T
-        # A player whose predecessors have brought the value below the threshold counts with 0, and ends the loop.
+        # A player whose predecessors have brought the value below the threshold counts as 0, and ends the loop.
         spent = jnp.zeros(chunk, bool) if threshold is None else before <= threshold
         return block + 1, values.at[chosen].set(jnp.where(spent, 0, before - after)), spent.any()
 

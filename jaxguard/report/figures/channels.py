@@ -20,7 +20,7 @@ class Standardized(NamedTuple):
     Attributes:
         z: `[C]`, (score - mean) / sample standard deviation over the defined channels; NaN where undefined.
         threshold: the layer's threshold on the same scale; NaN where there is none.
-        limit: the largest z a layer of so many channels can reach, (n - 1) / sqrt(n).
+        limit: the largest z that a layer of this many channels can reach, (n - 1) / sqrt(n).
     """
 
     z: np.ndarray

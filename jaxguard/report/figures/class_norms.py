@@ -42,7 +42,7 @@ class Scale(NamedTuple):
 def scale(trigger: RecoveredTrigger) -> Scale:
     """Reads from norms and anomaly indices where the median and the flag threshold lie.
 
-    The index falls linearly with the norm. A class for which no patch works may count with more than its norm; such
+    The index falls linearly with the norm. A class for which no patch works may count as more than its norm; such
     classes share the lowest index, so whatever has the lowest index is left out where that leaves enough.
 
     Args:
@@ -73,7 +73,7 @@ def scale(trigger: RecoveredTrigger) -> Scale:
 
 
 def counted_norms(trigger: RecoveredTrigger) -> np.ndarray:
-    """`[K]` norms, or what the anomaly index says that a class counts with, where that is something else."""
+    """`[K]` norms, or what the anomaly index counts a class as, where that differs."""
     own, norms = scale(trigger), np.asarray(trigger.norms, np.float64)
     if not math.isfinite(own.median):
         return norms
@@ -86,7 +86,7 @@ def class_norms(trigger: RecoveredTrigger, *, name: str) -> str:
     """Draws every class's norm by its distance from the median; the suspected class is a filled diamond.
 
     Other classes beyond the flag threshold are hollow triangles, classes whose patch fails hollow dots. A class stands
-    at the norm that it counts with, or at the foot of the axes where it has none.
+    at the norm that it counts as, or at the foot of the axes where it has none.
 
     Args:
         trigger: any number of classes; 2 and 200 are both readable.
