@@ -28,6 +28,9 @@ _USER_BLOCKS = tuple(512 * 2**power for power in range(16))
 _SWEPT = re.compile(rb"\x80[\x01-\x05][\]\[(){}NcXK\x8c\x95]|[c(][\w.]{2,80}\n[\w.]{2,80}\n")
 """How pickles begin that stand among other data."""
 
+_OPCODES = frozenset(b"().012BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}\x80") | frozenset(range(0x81, 0x99))
+"""First bytes of what Python's pickle machine does not refuse at once."""
+
 _OTHERS = (b"GGUF", b"ggml", b"{")
 _WEIGHTS = frozenset(("model.safetensors", "pytorch_model.bin", "flax_model.msgpack", "tf_model.h5"))
 """Names of weights in the folder of a Hugging Face model."""
@@ -158,7 +161,8 @@ def _part(part: Part, into: Found) -> None:
     elif head.startswith(b"version https://git-lfs"):
         into.notes.append("A pointer of Git LFS: the file itself is not here, and was not examined.")
     elif part.suffix == ".safetensors" and head[8:9] == b"{":
-        _follow(part, into, is_certain=False)
+        if head[0] in _OPCODES:  # the low byte of the header's length; what begins with no opcode runs nothing
+            _follow(part, into, is_certain=False)
     elif begins(head):
         _follow(part, into, is_certain=not archive)
     elif part.suffix == ".bin":  # of many formats, most of them raw

@@ -34,7 +34,7 @@ class File(NamedTuple):
         uri: as it was found.
         stamp: its state then.
         format: row of `jaxguard.checkpoints.FORMATS`.
-        notes: what a reader of a report must know of the choice of its leaves, in whole sentences.
+        notes: what a reader of a report must know of the choice of its leaves, in full sentences.
     """
 
     uri: str

@@ -80,7 +80,7 @@ class TriggerSearch:
         problem: why the figures say nothing of a backdoor, in words; empty where they do.
         source: what images it was made on.
         reached: share of the procedural images that the network is sure of; NaN where images were given.
-        left_out: sizes that there was no time for, and other limits, in whole sentences.
+        left_out: sizes that there was no time for, and other limits, in full sentences.
         num_classes: `K`.
         shape: `(H, W, C)` of the images.
         forwards: cost in forward passes.

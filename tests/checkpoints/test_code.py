@@ -138,3 +138,14 @@ def test_code_beside_a_model_is_a_note(tmp_path):
     assert not code.calls
     assert "modeling_x.Model" in code.notes[0]
     assert "modeling_x.py" in code.notes[1]
+
+
+def test_what_begins_with_no_opcode_is_not_followed(tmp_path):
+    from jaxguard.checkpoints import code
+
+    assert {ord(one) for one in pickletools.code2op} == code._OPCODES
+    # A file that is both: as safetensors a header of 0x1458 bytes, as a pickle a text of 20 bytes and then a call.
+    payload = b"{" + b" " * 16 + b"cos\nsystem\n(U\x02idtR."
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((ord("X") + (20 << 8)).to_bytes(8, "little") + payload.ljust(0x1458))
+    assert names(path) == ["os.system"]

@@ -39,7 +39,9 @@ def test_nothing_is_asked_twice(server, path):
 def test_an_error_is_resumed(server, path):
     server.faults = [None, None, faults.status(503)]
     endpoint = endpoints.http(server.url, batch_size=2, retries=0, cache=path)
-    with pytest.raises(EndpointError, match=r"4 of 9 answers are kept in .*answers, the next run requests only the others"):
+    with pytest.raises(
+        EndpointError, match=r"4 of 9 answers are kept in .*answers, the next run requests only the others"
+    ):
         endpoint(images(9))
     before = server.sent
     np.testing.assert_allclose(endpoint(images(9)), scores_of(images(9)))
