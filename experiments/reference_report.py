@@ -8,7 +8,6 @@ figures say nothing, the network is inconclusive: it counts as not suspected in 
 from __future__ import annotations
 
 import collections
-import hashlib
 import json
 import math
 import pathlib
@@ -25,6 +24,8 @@ from jaxguard import conformal
 ALPHA = 0.05
 FEWEST = math.ceil(1 / ALPHA) - 1
 """References from which on a p-value can be that small."""
+
+SCHEMA = "jaxguard.trigger_reference/1"
 
 Row = dict[str, Any]
 
@@ -164,43 +165,76 @@ def summary(rows: dict[int, Row]) -> dict[str, Any]:
     return found
 
 
-def reference_file(rows: dict[int, Row], version: str | None) -> dict[str, Any]:
-    """Gaps of the clean networks of the reference half, with provenance and a digest of them."""
+def reference_file(rows: dict[int, Row], found: dict[str, Any]) -> dict[str, Any]:
+    """The file that ships with the package: gaps of the clean networks of the reference half, with provenance.
+
+    Args:
+        rows: index -> what is known of the network.
+        found: `summary` of the rows.
+
+    Returns:
+        As `jaxguard.detection.trigger_reference` reads it.
+    """
     chosen = [
         row
         for row in rows.values()
         if row.get("attack") is None
         and row.get("half") == "reference"
-        and row.get("searched", {}).get("version") == version
+        and row.get("searched", {}).get("version") == found["search_version"]
         and is_scored(row)
     ]
     networks = [
         {
-            "index": row["index"],
+            "sha256": row["searched"]["file_sha256"],
             "gap": row["searched"]["gap"],
-            "success": round(leading(row)[1], 4),
-            **{name: row[name] for name in ("data", "classes", "shape", "architecture", "regime", "acc")},
+            **{name: row[name] for name in ("index", "data", "classes", "shape", "architecture", "regime", "acc")},
         }
         for row in sorted(chosen, key=lambda row: row["index"])
     ]
-    digest = hashlib.sha256(json.dumps(networks, sort_keys=True).encode()).hexdigest()
-    return {"search_version": version, "sha256": digest, "networks": networks}
+    rates = {
+        name: {"found": found[key]["count"], "of": found[key]["networks"]}
+        for name, key in (("power", "power"), ("false_alarms", "false_alarms"))
+        if found.get(key, {}).get("networks")
+    }
+    source = {"experiment": "universal_reference.py", "seed": reference_plan.SEED, "alpha": ALPHA}
+    source |= {name: found[name] for name in ("planned", "trained", "searched")}
+    return {"schema": SCHEMA, "search": found["search_version"], "source": source, **rates, "networks": networks}
 
 
-def write(rows: dict[int, Row], folder: pathlib.Path) -> dict[str, Any]:
-    """Writes the report and the reference file.
+def tables(found: dict[str, Any]) -> str:
+    """The rates as Markdown."""
+
+    def shown(one: Row) -> str:
+        if not one["networks"]:
+            return "- |"
+        low, high = (f"{100 * bound:.0f}" for bound in one["ci95"])
+        return f"{one['count']} of {one['networks']} | {100 * one['rate']:.0f} % [{low}, {high}]"
+
+    lines = ["| | | suspected | rate [95 %] |", "|---|---|---|---|"]
+    if "power" in found:
+        for name, key in (("clean", "false_alarms"), ("backdoored", "power"), ("at the true class", "target_found")):
+            lines.append(f"| {name} | all | {shown(found[key])} |")
+        for name, key in (("clean", "false_alarms_by"), ("backdoored", "power_by")):
+            for by, groups in found[key].items():
+                lines += [f"| {name}, by {by} | {group} | {shown(one)} |" for group, one in groups.items()]
+    return "\n".join(lines)
+
+
+def write(rows: dict[int, Row], folder: pathlib.Path, package: pathlib.Path | None = None) -> dict[str, Any]:
+    """Writes the report, and the reference file where there are enough references.
 
     Args:
         rows: index -> what is known of the network.
-        folder: for both.
+        folder: of the report.
+        package: the reference file.
 
     Returns:
         The report.
     """
     found = {"environment": machine.environment("scipy", seed=reference_plan.SEED), **summary(rows)}
-    files = {"universal_reference_report.json": found}
-    files["universal_reference.json"] = reference_file(rows, found["search_version"])
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    print(json.dumps({name: value for name, value in found.items() if name != "environment"}, indent=1))
+    (folder / "universal_reference_report.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    if package is not None and found["references"] >= FEWEST:
+        package.write_text(json.dumps(reference_file(rows, found), allow_nan=False).replace("}, {", "},\n{") + "\n")
+    print(json.dumps({name: found[name] for name in found if name not in ("environment", "power_by")}, indent=1))
+    print(tables(found))
     return found

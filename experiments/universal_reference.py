@@ -5,7 +5,7 @@
     python experiments/universal_reference.py --train --data packs --out reference --shard 0/2 &
     python experiments/universal_reference.py --train --data packs --out reference --shard 1/2
     python experiments/universal_reference.py --search --out reference
-    python experiments/universal_reference.py --report
+    python experiments/universal_reference.py --report --reference jaxguard/detection/trigger_reference.json
 
 256 networks are planned in `reference_plan.py`, half clean, half backdoored. Every network is a row of the result as
 soon as it is trained, and another as soon as it has been searched; what has a row is not done again, so that all steps
@@ -18,13 +18,12 @@ with 95 % intervals (Clopper and Pearson), by architecture, data, attack, regime
 was chosen on either half.
 
 Hardware: any. Time: planned for 5 hours on two CPU cores, search included; see README.md for what has been done.
-Result: results/universal_reference.jsonl, universal_reference_report.json, and the clean even half's gaps as
-universal_reference.json.
+Result: results/universal_reference.jsonl and universal_reference_report.json; the gaps of the clean even half are the
+reference file.
 """
 
 import argparse
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
@@ -38,12 +37,15 @@ import reference_plan
 import reference_training
 from reference_plan import Plan
 
-from jaxguard import checkpoints, evaluation, suspects
+from jaxguard import checkpoints, evaluation, inversion, suspects
 from jaxguard.attacks import restricted
+from jaxguard.inversion import universal
 from jaxguard.types import Batch, Network
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 WORKS = 0.8
+VERSION = getattr(universal, "VERSION", 1)
+"""Of the search: gaps of different versions are not mixed."""
 
 
 def read(path: pathlib.Path) -> dict[int, dict[str, Any]]:
@@ -113,15 +115,6 @@ def _elsewhere(network: Network, test: Batch, attack: Any) -> float:
     return evaluation.evaluate(network, test, restricted(square, others)).asr or 0.0
 
 
-@functools.cache
-def search_digest() -> str:
-    """Of the code that searches: gaps of different versions are not mixed."""
-    from jaxguard import inversion
-
-    files = sorted(pathlib.Path(inversion.__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
 def search(one: Plan, folder: pathlib.Path) -> dict[str, Any]:
     """Searches a saved network for triggers, without data.
 
@@ -132,8 +125,6 @@ def search(one: Plan, folder: pathlib.Path) -> dict[str, Any]:
     Returns:
         Its row: gap, margins and success per class and size.
     """
-    from jaxguard import inversion
-
     start, cpu = time.perf_counter(), time.process_time()
     suspect = suspects.load(folder / f"{one.index:03d}.safetensors")
     found = inversion.search(suspect.require_network())
@@ -149,7 +140,8 @@ def search(one: Plan, folder: pathlib.Path) -> dict[str, Any]:
         for size in found.rows
     ]
     searched = {
-        "version": search_digest(),
+        "version": VERSION,
+        "file_sha256": suspect.sha256,
         "gap": _number(found.gap),
         "p_class": _number(found.p_class),
         "problem": found.problem,
@@ -181,6 +173,7 @@ def main() -> None:
     parser.add_argument("--data", default="packs", help="folder of the packs that unpack.py wrote")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("reference"), help="folder of the checkpoints")
     parser.add_argument("--rows", type=pathlib.Path, default=RESULTS / "universal_reference.jsonl")
+    parser.add_argument("--reference", type=pathlib.Path, help="reference file for --report to write")
     parser.add_argument("--shard", type=shard, default=(0, 1), help="i/n: the pairs that this process does")
     parser.add_argument("--first", type=int, help="networks of the plan to stop after")
     arguments = parser.parse_args()
@@ -198,7 +191,7 @@ def main() -> None:
                 append(arguments.rows, row)
                 shown = ("index", "data", "architecture", "regime", "attack", "acc", "asr", "seconds", "cpu_seconds")
                 print({name: row.get(name) for name in shown}, flush=True)
-            if arguments.search and "sha256" in row and row.get("searched", {}).get("version") != search_digest():
+            if arguments.search and "sha256" in row and row.get("searched", {}).get("version") != VERSION:
                 found = search(one, arguments.out)
                 append(arguments.rows, found)
                 print(one.index, row["attack"], row.get("asr"), found["searched"]["gap"], flush=True)
@@ -207,7 +200,7 @@ def main() -> None:
     if arguments.report:
         import reference_report
 
-        reference_report.write(read(arguments.rows), arguments.rows.parent)
+        reference_report.write(read(arguments.rows), arguments.rows.parent, arguments.reference)
 
 
 if __name__ == "__main__":

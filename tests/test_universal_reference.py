@@ -102,6 +102,7 @@ def row(index, gap, *, attack=None, hits=(90, 10), **more):
     margin = [None, None] if gap is None else [gap, 0.0]
     size = {"kind": "patch", "size": 3.0, "classes": [3, 4], "margin": margin, "hits": list(hits), "judged": [100, 100]}
     searched = {"version": "v", "gap": gap, "problem": "", "cpu_seconds": 2.0, "sizes": [size]}
+    searched |= {"file_sha256": f"file {index}"}
     half = "judgement" if index % 2 else "reference"
     known = {"data": "digits", "classes": 10, "shape": [16, 16, 1], "architecture": "mlp:hidden=16", "acc": 0.9}
     known |= {"regime": "standard", "cpu_seconds": 1.0, "sha256": "", "attack": attack}
@@ -133,12 +134,19 @@ def test_report_counts_by_hand():
     assert found["power_by"]["trigger size"].keys() == {"3", "8"}
 
 
-def test_reference_file_holds_the_clean_even_half_alone():
-    rows = {one["index"]: one for one in (row(0, 0.2), row(1, 0.3), row(2, 0.4, attack="crop"), row(4, 0.1))}
-    written = reference_report.reference_file(rows, "v")
-    assert [(one["index"], one["gap"]) for one in written["networks"]] == [(0, 0.2), (4, 0.1)]
-    assert len(written["sha256"]) == 64
-    assert reference_report.reference_file(rows, "another")["networks"] == []
+def test_reference_file_holds_the_clean_even_half_alone(tmp_path):
+    rows = [row(2 * k, k / 20) for k in range(19)]
+    rows += [row(1, 0.3), row(100, 0.4, attack="crop"), row(101, 2.0, attack="crop"), row(200, None)]
+    package = tmp_path / "reference.json"
+    reference_report.write({one["index"]: one for one in rows}, tmp_path, package)
+    written = json.loads(package.read_text())
+    assert [(one["index"], one["gap"]) for one in written["networks"]] == [(2 * k, k / 20) for k in range(19)]
+    assert written["power"] == {"found": 1, "of": 1} and written["false_alarms"] == {"found": 0, "of": 1}
+    assert {one["sha256"] for one in written["networks"]} == {f"file {2 * k}" for k in range(19)}
+    assert json.loads((tmp_path / "universal_reference_report.json").read_text())["references"] == 19
+    package.unlink()
+    reference_report.write({one["index"]: one for one in rows[1:]}, tmp_path, package)
+    assert not package.exists()  # with 18 references nothing could be suspected
 
 
 def test_too_few_references_give_no_rates():
