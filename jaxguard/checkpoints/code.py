@@ -3,6 +3,8 @@
 No tensor is read and nothing is run. Only the standard library is needed, HDF5 excepted, so the verdict is instant.
 """
 
+import binascii
+import contextlib
 import functools
 import lzma
 import mmap
@@ -31,6 +33,12 @@ _SWEPT = re.compile(rb"\x80[\x01-\x05][\]\[(){}NcXK\x8c\x95]|[c(][\w.]{2,80}\n[\
 _OPCODES = frozenset(b"().012BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}\x80") | frozenset(range(0x81, 0x99))
 """First bytes of what Python's pickle machine does not refuse at once."""
 
+_HELD = re.compile(
+    rb"(?<=.)\x80[\x02-\x05](?:\x95.{6}\0\0|[\](){}cq]).{0,4096}|gA[IMNQRSUV][\w+/]{16,}={0,2}|800[2-5](?:[0-9a-fA-F]{2}){8,}",
+    re.DOTALL,
+)
+_MAX_HELD = 2**24
+_TEMPLATES = (".json", ".jinja", ".jinja2", ".j2", ".template", ".yaml", ".yml")
 _OTHERS = (b"GGUF", b"ggml", b"{")
 _WEIGHTS = frozenset(("model.safetensors", "pytorch_model.bin", "flax_model.msgpack", "tf_model.h5"))
 """Names of weights in the folder of a Hugging Face model."""
@@ -165,6 +173,12 @@ def _part(part: Part, into: Found) -> None:
             _follow(part, into, is_certain=False)
     elif begins(head):
         _follow(part, into, is_certain=not archive)
+        _held(part, into)
+    elif part.suffix in _TEMPLATES and len(part.content) <= code_configs.MAX_CONFIG:
+        text = bytes(part.content).decode("utf-8", "replace")
+        into.notes.extend(code_configs.template(text, part.member or part.name))
+    elif part.suffix == ".pb":
+        into.notes.extend(code_configs.saved_model(part.content, part.member or part.name))
     elif part.suffix == ".bin":  # of many formats, most of them raw
         known = len(into.trace.calls)
         _follow(part, into, is_certain=False)
@@ -185,6 +199,22 @@ def _sweep(part: Part, into: Found) -> None:
     """Follows what looks like a pickle anywhere among other data."""
     for match in _SWEPT.finditer(part.content):
         _follow(part, into, start=match.start(), is_certain=False)
+
+
+def _held(part: Part, into: Found) -> None:
+    """Notes pickles that a pickle holds as data, plain or encoded: whoever unpickles them runs their calls."""
+    content = part.content if len(part.content) <= _MAX_HELD else bytes(part.content[:_MAX_HELD])
+    calls = dict[str, None]()
+    for match in _HELD.finditer(content):
+        inner = Found(into.given)
+        for decode in (bytes, binascii.unhexlify, binascii.a2b_base64):
+            with contextlib.suppress(ValueError):
+                held = decode(match[0])
+                if begins(held):
+                    _follow(Part(held, part.member, ""), inner, is_certain=False)
+        calls |= dict.fromkeys(name for name in inner.trace.calls if name not in into.trace.calls)
+    if calls:
+        into.notes.append(f"It holds a pickle as data that would call {', '.join(list(calls)[:5])} where unpickled.")
 
 
 def _hdf5(path: pathlib.Path, content: Any, into: Found, member: str) -> None:

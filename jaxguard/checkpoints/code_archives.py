@@ -178,6 +178,8 @@ def _zip(part: Part, into: Found) -> None:
 
 def _zip_member(part: Part, info: zipfile.ZipInfo, into: Found) -> None:
     name = info.filename
+    if info.flag_bits & 1:
+        into.notes.append(f"The member {header.shown(name)} is said to be encrypted; it was read as it lies there.")
     if name.endswith(".py") and "code/" in name:
         text = _read(part.content, info, code_configs.MAX_CONFIG).decode("utf-8", "replace")
         into.notes.extend(code_configs.torchscript(text, part.inner(b"", name).member, into.trace))

@@ -1,5 +1,6 @@
 """Code that configurations name: Keras layers, operators of TorchScript, modules beside a Hugging Face model."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -19,10 +20,13 @@ _KERAS_FUNCTIONS = re.compile(
 )
 """Modules of Keras in which no function touches files, the network or code."""
 
+_NAME = re.compile(r"[\w.>]+")
 _OPERATOR = re.compile(r"\bops\.(?!aten\b|prim\b|quantized\b|torchvision\b)(\w+)\.(\w+)")
 _FILES = re.compile(r"\b(?:torch|ops\.aten)\.(save|from_file|load)\(")
 _MODELS = ("config.json", "model_index.json")
 _MODEL_KEYS = frozenset(("model_type", "auto_map", "architectures", "_class_name"))
+_INTERNALS = re.compile(r"(_|\\x5f){2}\w{2,}(_|\\x5f){2}|\|\s*attr\s*\(|\b(import|eval|exec|popen|system)\s*\(")
+_GRAPH_OPERATORS = re.compile(rb"[\x04-\x14]((?:Eager)?PyFunc|PyFuncStateless|ReadFile|WriteFile|LoadLibrary)\b")
 _REMOTE = ("auto_map", "custom_pipelines")
 
 
@@ -73,7 +77,7 @@ def _lambda(kind: str, inner: Any, member: str, trace: Trace) -> Iterator[str]:
     is_marshalled = kind == "__lambda__" or any(
         isinstance(source, list)
         or (isinstance(source, dict) and source.get("class_name") == "__lambda__")
-        or (isinstance(source, str) and settings.get(f"{name}_type") == "lambda")
+        or (isinstance(source, str) and (settings.get(f"{name}_type") == "lambda" or not _NAME.fullmatch(source)))
         for name, source in zip(("function", "output_shape", "mask"), sources, strict=True)
         if name == "function" or not _is_shape(source)
     )
@@ -87,6 +91,33 @@ def _lambda(kind: str, inner: Any, member: str, trace: Trace) -> Iterator[str]:
 
 def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and all(item is None or isinstance(item, int | list) for item in value)
+
+
+def template(text: str, member: str) -> Iterator[str]:
+    """Templates of chats, as text or in JSON, that reach for the internals of Python; yields a note."""
+    with contextlib.suppress(ValueError, RecursionError):
+        text = "\n".join(_texts(json.loads(text)))
+    if ("{{" in text or "{%" in text) and (found := _INTERNALS.search(text)):
+        yield (
+            f"A template in {member} reaches for {header.shown(found[0])}, Python's internals: rendered outside of a "
+            "sandbox it runs code."
+        )
+
+
+def saved_model(content: Any, member: str) -> Iterator[str]:
+    """Operators of a TensorFlow graph that call Python or touch files; yields a note."""
+    found = sorted({match[1].decode() for match in _GRAPH_OPERATORS.finditer(content)})
+    if found:
+        yield f"The graph in {member} has operators that call Python or touch files: {', '.join(found)}."
+
+
+def _texts(found: Any) -> Iterator[str]:
+    pending = [found]
+    while pending:
+        here = pending.pop()
+        if isinstance(here, str):
+            yield here
+        pending += here.values() if isinstance(here, dict) else here if isinstance(here, list) else ()
 
 
 def _dictionaries(found: Any) -> Iterator[dict[str, Any]]:

@@ -66,6 +66,10 @@ CONSTRUCTORS = frozenset({
     *(f"numpy.random._{name.lower()}.{name}" for name in ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")),
     *(f"numpy.{name}" for name in (*_DTYPES, "bool_", "uint16", "uint32", "uint64")),
     *(f"ml_dtypes.{name}" for name in _DTYPES),
+    *("numpy.ma.core._mareconstruct", "numpy.ma.core.MaskedArray", "numpy.ma.MaskedArray"),
+    *(f"pandas.core.internals.managers.{name}BlockManager" for name in ("", "Single")),
+    *("pandas._libs.internals._unpickle_block", "pandas._libs.tslibs.timestamps._unpickle_timestamp"),
+    *("pandas.core.indexes.base._new_Index", "pandas._libs.arrays.__pyx_unpickle_NDArrayBacked", "pandas.StringDtype"),
     "jax._src.array._reconstruct_array",
     *(f"torch._utils._rebuild_{name}" for name in _REBUILDS),
     *("torch._tensor._rebuild_from_type", "torch._tensor._rebuild_from_type_v2", "torch.storage._load_from_bytes"),
@@ -88,16 +92,24 @@ CONSTRUCTORS = frozenset({
 """Exact names, `module.name`: calls of these, and states set on what they make, run no code of a stranger's choice."""
 
 RECORDS = re.compile(
-    r"optax\._src\.\w+\.\w+State|optax\.\w+State|flax\.training\.train_state\.TrainState|"
+    r"optax\.(\w+\.)*\w+(State|Info)|flax\.training\.train_state\.TrainState|"
     r"flax\.nnx\.(statelib\.(Flat)?State|variablelib\.[A-Z]\w*|tracers\.TraceState|rnglib\.[A-Z]\w*|graph\.[A-Z]\w*)|"
     r"jax\._src\.(prng|random\.prng)\.PRNG(KeyArray|Impl)|haiku\._src\.data_structures\.FlatMap|"
     r"torch\.optim\.(\w+\.)?[A-Z]\w*|torch\.nn\.(modules|utils)(\.\w+)*\.[A-Z]\w*|"
     r"torchvision\.(models|ops)(\.\w+)*\.[A-Z]\w*|"
     r"torch\.distributed\.checkpoint\.(metadata|filesystem)\._?[A-Z]\w*|"
-    r"scipy\.sparse\.\w+\.[a-z]{3}_(matrix|array)|"
+    r"torch\.utils\.data\.dataset\.[A-Z]\w*|"
+    r"scipy\.(sparse\.\w+\.[a-z]{3}_(matrix|array)|interpolate\._bsplines\.BSpline)|"
+    r"pandas\.((core|arrays)(\.\w+)*\.)?[A-Z]\w*|"
     r"sklearn\.(?!externals|utils|datasets)(_?[a-z]\w*\.)+_?[A-Z]\w*"
 )
 """Classes of known libraries that hold arrays and settings: `__new__` is harmless, `__init__` may call an argument."""
+
+TYPES = re.compile(
+    r"sklearn\.(tree\._tree\.Tree|_loss\._loss\.(__pyx_unpickle_)?Cy\w+|linear_model\._sgd_fast\.[A-Z]\w*|"
+    r"(neighbors\._(kd|ball)_tree|metrics\._dist_metrics)\.newObj|metrics\._dist_metrics\.(?!PyFunc)\w+Distance\d*)"
+)
+"""Extension types of scikit-learn, which are called with sizes, and functions that make one of a type."""
 
 SUBTYPES = frozenset(("numpy.memmap",))
 """Classes whose instances are rebuilt by others; calling them opens files."""
@@ -114,6 +126,12 @@ CALLED_ARGUMENTS = {
     "numpy.core.multiarray._reconstruct": (0,),
     "numpy._core.multiarray._reconstruct": (0,),
     "torch._utils._rebuild_wrapper_subclass": (0,),
+    "numpy.ma.core._mareconstruct": (0, 1),
+    "pandas.core.indexes.base._new_Index": (0,),
+    "pandas._libs.arrays.__pyx_unpickle_NDArrayBacked": (0,),
+    "sklearn.neighbors._kd_tree.newObj": (0,),
+    "sklearn.neighbors._ball_tree.newObj": (0,),
+    "sklearn.metrics._dist_metrics.newObj": (0,),
     "numpy.random._pickle.__bit_generator_ctor": (0,),
     "numpy.random._pickle.__generator_ctor": (0, 1),
     "numpy.random._pickle.__randomstate_ctor": (0, 1),

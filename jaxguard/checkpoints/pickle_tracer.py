@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxguard.checkpoints import header
 from jaxguard.checkpoints.calls import NAMED, Call, Inside, Trace, begins
-from jaxguard.checkpoints.pickle_allowed import CALLED_ARGUMENTS, CONSTRUCTORS, RECORDS, SUBTYPES
+from jaxguard.checkpoints.pickle_allowed import CALLED_ARGUMENTS, CONSTRUCTORS, RECORDS, SUBTYPES, TYPES
 from jaxguard.checkpoints.pickle_danger import runs_code
 from jaxguard.checkpoints.pickle_machine import Machine
 from jaxguard.checkpoints.pickle_objects import Global, Record
@@ -27,8 +27,16 @@ _MAX_PREVIEW, _MAX_VISITED, _MAX_INSIDE, _MAX_NAME = 160, 10_000, 1000, 400
 _HEADS = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x93NUMPY")
 """How other files begin that may be handed over as bytes."""
 
-_MAKERS = ("copyreg._reconstructor", "copy_reg._reconstructor", "copyreg.__newobj__")
-"""Constructors that call no more than `__new__`, of a class without arguments."""
+_MAKERS = frozenset((
+    *("copyreg._reconstructor", "copy_reg._reconstructor", "copyreg.__newobj__"),
+    *("numpy.ma.core._mareconstruct", "pandas.core.indexes.base._new_Index", "sklearn.metrics._dist_metrics.newObj"),
+    *("pandas._libs.arrays.__pyx_unpickle_NDArrayBacked", "sklearn.neighbors._kd_tree.newObj"),
+    "sklearn.neighbors._ball_tree.newObj",
+))  # fmt: skip
+"""Constructors that call no more than `__new__`."""
+
+_RANDOM = ("numpy.random._pickle.__generator_ctor", "numpy.random._pickle.__randomstate_ctor")
+"""Constructors that take the result of another one in the place of its name."""
 
 _FORWARDED: dict[str, Callable[[Any], Any]] = {
     "copyreg.__newobj__": lambda args: tuple(args[1:]),
@@ -191,7 +199,8 @@ class Tracer(Machine):
             return
         for value in (args[position] for position in positions if position < len(args)):
             is_foreign = isinstance(value, Global) and not (is_allowed(value.name) or value.name in SUBTYPES)
-            if isinstance(value, Record) or (is_foreign and not (name in _MAKERS and is_record(value.name))):
+            is_result = isinstance(value, Record) and not (name in _RANDOM and is_allowed(value.name))
+            if is_result or (is_foreign and not (name in _MAKERS and is_record(value.name))):
                 self.add(_name(value), f"(...), called by {name}")
             elif not is_foreign and isinstance(value, Global) and value is args[0] and name in _FORWARDED:
                 self.called(value, _FORWARDED[name](args))
@@ -260,7 +269,7 @@ def is_allowed(name: str) -> bool:
     >>> is_allowed("collections.OrderedDict"), is_allowed("__torch__.models.Net"), is_allowed("os.system")
     (True, True, False)
     """
-    return name in CONSTRUCTORS or name.startswith("__torch__.")
+    return name in CONSTRUCTORS or name.startswith("__torch__.") or TYPES.fullmatch(name) is not None
 
 
 def is_record(name: str) -> bool:
