@@ -38,7 +38,6 @@ _HELD = re.compile(
     re.DOTALL,
 )
 _MAX_HELD = 2**24
-_TEMPLATES = (".json", ".jinja", ".jinja2", ".j2", ".template", ".yaml", ".yml")
 _OTHERS = (b"GGUF", b"ggml", b"{")
 _WEIGHTS = frozenset(("model.safetensors", "pytorch_model.bin", "flax_model.msgpack", "tf_model.h5"))
 """Names of weights in the folder of a Hugging Face model."""
@@ -174,11 +173,8 @@ def _part(part: Part, into: Found) -> None:
     elif begins(head):
         _follow(part, into, is_certain=not archive)
         _held(part, into)
-    elif part.suffix in _TEMPLATES and len(part.content) <= code_configs.MAX_CONFIG:
-        text = bytes(part.content).decode("utf-8", "replace")
-        into.notes.extend(code_configs.template(text, part.member or part.name))
-    elif part.suffix == ".pb":
-        into.notes.extend(code_configs.saved_model(part.content, part.member or part.name))
+    elif part.suffix in code_configs.SUFFIXES and len(part.content) <= code_configs.MAX_CONFIG:
+        into.notes.extend(code_configs.others(bytes(part.content), part.suffix, part.member or part.name))
     elif part.suffix == ".bin":  # of many formats, most of them raw
         known = len(into.trace.calls)
         _follow(part, into, is_certain=False)

@@ -26,6 +26,9 @@ _FILES = re.compile(r"\b(?:torch|ops\.aten)\.(save|from_file|load)\(")
 _MODELS = ("config.json", "model_index.json")
 _MODEL_KEYS = frozenset(("model_type", "auto_map", "architectures", "_class_name"))
 _INTERNALS = re.compile(r"(_|\\x5f){2}\w{2,}(_|\\x5f){2}|\|\s*attr\s*\(|\b(import|eval|exec|popen|system)\s*\(")
+SUFFIXES = frozenset((".json", ".jinja", ".jinja2", ".j2", ".template", ".yaml", ".yml", ".pb"))
+"""Suffixes of files for `others`."""
+
 _GRAPH_OPERATORS = re.compile(rb"[\x04-\x14]((?:Eager)?PyFunc|PyFuncStateless|ReadFile|WriteFile|LoadLibrary)\b")
 _REMOTE = ("auto_map", "custom_pipelines")
 
@@ -93,8 +96,16 @@ def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and all(item is None or isinstance(item, int | list) for item in value)
 
 
-def template(text: str, member: str) -> Iterator[str]:
-    """Templates of chats, as text or in JSON, that reach for the internals of Python; yields a note."""
+def others(content: bytes, suffix: str, member: str) -> Iterator[str]:
+    """Templates, as text or in JSON, and graphs of TensorFlow; yields notes."""
+    if suffix == ".pb":
+        yield from _graph(content, member)
+    else:
+        yield from _template(content.decode("utf-8", "replace"), member)
+
+
+def _template(text: str, member: str) -> Iterator[str]:
+    """Those of chats are rendered by whatever runs the model."""
     with contextlib.suppress(ValueError, RecursionError):
         text = "\n".join(_texts(json.loads(text)))
     if ("{{" in text or "{%" in text) and (found := _INTERNALS.search(text)):
@@ -104,8 +115,7 @@ def template(text: str, member: str) -> Iterator[str]:
         )
 
 
-def saved_model(content: Any, member: str) -> Iterator[str]:
-    """Operators of a TensorFlow graph that call Python or touch files; yields a note."""
+def _graph(content: bytes, member: str) -> Iterator[str]:
     found = sorted({match[1].decode() for match in _GRAPH_OPERATORS.finditer(content)})
     if found:
         yield f"The graph in {member} has operators that call Python or touch files: {', '.join(found)}."
