@@ -24,6 +24,7 @@ MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _ENCRYPTED, _SIZES_FOLLOW = 0x1, 0x8
 _IN_ZIP64 = 0xFFFFFFFF
+_END_MAGIC, _END_BYTES, _MAX_COMMENT, _DESCRIPTOR_BYTES, _BLOCK_BYTES = b"PK\x05\x06", 22, 2**16, 24, 2**20
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,18 @@ class Archive:
     Attributes:
         given: the path as the user wrote it.
         members: `{name: Member}` in directory order, without folders.
+        outside: bytes that belong to no member and not to the directory.
     """
 
     given: str
     members: Mapping[str, Member]
+    outside: int
     _content: np.ndarray = field(repr=False)
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """What is in the file beside its members, in words for `Checkpoint.beside`."""
+        return {"(outside of the archive)": f"{self.outside:,} bytes that belong to no member"} if self.outside else {}
 
     def view(self, name: str) -> np.ndarray:
         """The content of a member, `[size]` uint8, read-only: mapped where it is stored, inflated where deflated.
@@ -126,7 +134,7 @@ def member_names(path: pathlib.Path) -> list[str]:
         if file.read(len(MAGIC)) != MAGIC:
             return []
     try:
-        return [entry.filename for entry in _directory(path, str(path))]
+        return [entry.filename for entry in _directory(path, str(path))[0]]
     except CheckpointError:
         return []
 
@@ -145,9 +153,9 @@ def open_archive(path: pathlib.Path, given: str) -> Archive:
         DamagedError: no zip archive, or members that lie outside of the file.
         HostileError: too many members; two of one name; members on top of each other, or that the directory and their
             own headers describe differently; more content than a checkpoint of this size can hold.
-        UnsupportedError: encryption, or compression other than deflate.
+        UnsupportedError: encryption, compression other than deflate, or several archives in one file.
     """
-    entries = _directory(path, given)
+    entries, directory = _directory(path, given)
     content = mapping.mapped(path)
     members: dict[str, Member] = {}
     spans = []
@@ -157,14 +165,34 @@ def open_archive(path: pathlib.Path, given: str) -> Archive:
         member = _checked_member(entry, content, given)
         spans.append((entry.header_offset, member.start + member.stored, entry))
         members[entry.filename] = member
-    end_before = 0
+    end_before = outside = 0
     for first, end, entry in sorted(spans, key=lambda span: span[:2]):
         if first < end_before:
             expected = f"a member behind byte {end_before}"
             raise refusals.hostile(_where(given, entry), expected, f"one at {first}, on top of another member")
+        outside += _outside(content[end_before:first], given)
         end_before = end
+    outside += _outside(content[end_before:directory], given) + _behind(content)
     limits.check_announced(sum(member.size for member in members.values() if member.deflated), content.size, given)
-    return Archive(given, {name: member for name, member in members.items() if not name.endswith("/")}, content)
+    files = {name: member for name, member in members.items() if not name.endswith("/")}
+    return Archive(given, files, outside, content)
+
+
+def _outside(gap: np.ndarray, given: str) -> int:
+    """Bytes between members, where a descriptor of the member before may be, but no member that is not named."""
+    for start in range(0, gap.size, _BLOCK_BYTES):
+        if MAGIC in gap[start : start + _BLOCK_BYTES + len(MAGIC)].tobytes():
+            found = "several in one file, of which readers open the last (as torch.distributed.checkpoint writes them)"
+            raise refusals.unsupported(given, "one zip archive", found, "convert it, or save the weights again")
+    return 0 if gap.size <= _DESCRIPTOR_BYTES else gap.size
+
+
+def _behind(content: np.ndarray) -> int:
+    """Bytes behind the end of the directory and its comment."""
+    tail = content[max(content.size - _END_BYTES - _MAX_COMMENT, 0) :].tobytes()
+    at = tail.rfind(_END_MAGIC)
+    comment = int.from_bytes(tail[at + _END_BYTES - 2 : at + _END_BYTES], "little")
+    return max(len(tail) - at - _END_BYTES - comment, 0)
 
 
 class _BoundedReader(io.BufferedReader):
@@ -177,24 +205,24 @@ class _BoundedReader(io.BufferedReader):
 
 
 @functools.lru_cache(maxsize=1)
-def _entries(path: pathlib.Path, version: tuple[int, int, int]) -> tuple[zipfile.ZipInfo, ...]:
-    """The directory of a file in one version of it: every format that is a zip archive asks for it in turn."""
+def _entries(path: pathlib.Path, version: tuple[int, int, int]) -> tuple[tuple[zipfile.ZipInfo, ...], int]:
+    """The directory of a file in one version of it, and its place: every format that is an archive asks in turn."""
     del version
     with _BoundedReader(io.FileIO(path)) as file, zipfile.ZipFile(file) as opened:
-        return tuple(opened.infolist())
+        return tuple(opened.infolist()), opened.start_dir
 
 
-def _directory(path: pathlib.Path, given: str) -> tuple[zipfile.ZipInfo, ...]:
+def _directory(path: pathlib.Path, given: str) -> tuple[tuple[zipfile.ZipInfo, ...], int]:
     status = path.stat()
     try:
-        entries = _entries(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+        entries, start = _entries(path, (status.st_ino, status.st_size, status.st_mtime_ns))
     # zipfile lets the errors of struct, of codecs and of negative seeks through.
     except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, IndexError, OverflowError) as error:
         kind = refusals.Unsupported(str(error)) if isinstance(error, NotImplementedError) else error
         raise refusals.because(kind, given, "a zip archive", header.shown(str(error))) from error
     if len(entries) > MAX_MEMBERS:
         raise refusals.hostile(given, f"at most {MAX_MEMBERS} members", str(len(entries)))
-    return entries
+    return entries, start
 
 
 def _checked_member(entry: zipfile.ZipInfo, content: np.ndarray, given: str) -> Member:

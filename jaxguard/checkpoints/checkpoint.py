@@ -69,6 +69,7 @@ class Checkpoint:
             in memory, little-endian and without gaps; empty for others.
         left_out: stored entries that are no leaves, `{name: reason}`: training state, and what is not supported. A
             large collection is one entry, named by its prefix and `*`, with count and bytes in the reason.
+        beside: parts of a file just opened that are no entries of its tree, `{name: what it is}`; later in `left_out`.
         aliases: `{leaf: its other names}`: tensors that share storage, offset, shape and strides are one leaf.
         notes: what a reader of a report must know of the choice of the leaves, in whole sentences.
         paths: of a file just opened, the keys that lead to each entry; where there are none, names are split at `/`.
@@ -85,6 +86,7 @@ class Checkpoint:
     shards: Sequence[pathlib.Path] = field(default=(), repr=False)
     first_bytes: Mapping[str, int] = field(default_factory=dict, repr=False)
     left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
+    beside: Mapping[str, str] = field(default_factory=dict, repr=False)
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = field(default=(), repr=False)
     paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)

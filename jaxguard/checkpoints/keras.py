@@ -49,6 +49,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     """
     content = mapping.mapped(path)
     texts: dict[str, Any] = {}
+    beside: dict[str, str] = {}
     if content[: len(hdf5.MAGIC)].tobytes() == hdf5.MAGIC:
         opened = hdf5.open_hdf5(content, given)
         texts = dict(opened.root)
@@ -59,6 +60,10 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
             version = header.parse(members.read(_VERSION, _MAX_CONFIG_BYTES), given).get("keras_version")
             texts["keras_version"] = version
         opened = hdf5.open_hdf5(members.view(_WEIGHTS), given)
+        others = members.members.keys() - {_WEIGHTS, _CONFIG, _VERSION}
+        beside = members.beside | dict.fromkeys(sorted(others), "a member that holds no weights")
+    if any("pandas_type" in attributes for attributes in opened.groups.values()):
+        raise refusals.unsupported(given, "weights in HDF5", "tables of pandas", "save the arrays as npz")
     prefix = f"{_WHOLE_MODEL}/" if _WHOLE_MODEL in opened.groups else ""
     attributes = opened.groups[_WHOLE_MODEL] if prefix else opened.root
     if "layer_names" in attributes or "layer_names0" in attributes:
@@ -74,7 +79,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     def read_fn(wanted: Sequence[str]) -> dict[str, np.ndarray]:
         return {name: opened.read(names[name]) for name in wanted}
 
-    return Checkpoint(given, "keras", leaves, _metadata(texts, given), path, read_fn, left_out=left_out)
+    return Checkpoint(given, "keras", leaves, _metadata(texts, given), path, read_fn, left_out=left_out, beside=beside)
 
 
 def _layered_names(opened: hdf5.Hdf5, attributes: Mapping[str, Any], prefix: str) -> dict[str, str]:

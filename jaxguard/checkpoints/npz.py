@@ -64,7 +64,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     def read_fn(names: Sequence[str]) -> dict[str, np.ndarray]:
         return {name: records[name].array(opened.view(name + _SUFFIX)) for name in names}
 
-    return Checkpoint(given, "npz", leaves, metadata, path, read_fn, left_out=left_out)
+    return Checkpoint(given, "npz", leaves, metadata, path, read_fn, left_out=left_out, beside=opened.beside)
 
 
 def _name(name: str) -> str:

@@ -67,10 +67,15 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         UnsupportedError: a codec that is not read, or no array.
     """
     step, directory = _item(path, given)
-    size = _regular_size(directory, given)
+    size, stored = _measured(directory, given)
     index = orbax_index.read(directory, given)
-    value_fn, is_ocdbt = _values(directory, given)
-    arrays, left_out = tensorstore_arrays.opened(directory, index, value_fn, given, is_ocdbt=is_ocdbt)
+    database = _database(directory, given)
+    if database is not None:
+        stored = {key.decode("utf-8", "replace") for key in database.entries}
+    _require_named(stored, index.known, given)
+    arrays, left_out = tensorstore_arrays.opened(
+        directory, index, _value_fn(directory, database), given, is_ocdbt=database is not None
+    )
     limits.check_announced(sum(array.nbytes for array in arrays.values()), size, given)
     limits.check_chunks(sum(array.num_chunks for array in arrays.values()), size, given)
     leaves = {name: array.spec for name, array in arrays.items()}
@@ -142,14 +147,16 @@ def _steps(run: pathlib.Path) -> dict[int, pathlib.Path]:
     return {int(match[1]): child for child, match in named.items() if match and _items(child)}
 
 
-def _regular_size(directory: pathlib.Path, given: str) -> int:
-    """Bytes on disk; refuses what reading could hang on: devices, pipes, broken links."""
-    size, pending = 0, [os.fspath(directory)]
+def _measured(directory: pathlib.Path, given: str) -> tuple[int, set[str]]:
+    """Bytes on disk and metadata of arrays; refuses what reading could hang on: devices, pipes, broken links."""
+    size, metadata, pending = 0, set[str](), [os.fspath(directory)]
     while pending:
         with os.scandir(pending.pop()) as children:
             for child in children:
                 if child.is_file():
                     size += child.stat().st_size
+                    if child.name in zarr_metadata.FILE_NAMES:
+                        metadata.add(pathlib.PurePath(os.path.relpath(child.path, directory)).as_posix())
                 elif not child.is_dir():
                     name = os.path.relpath(child.path, directory)
                     if child.is_symlink():
@@ -157,18 +164,38 @@ def _regular_size(directory: pathlib.Path, given: str) -> int:
                     raise refusals.hostile(given, "files and folders only", f"{name}, a special file")
                 elif not child.is_symlink():
                     pending.append(child.path)
-    return size
+    return size, metadata
 
 
-def _values(directory: pathlib.Path, given: str) -> tuple[tensorstore_arrays.ValueFn, bool]:
-    """Reads metadata by key, from the database if there is one, which is checked first; and whether there is."""
+def _require_named(stored: set[str], known: frozenset[str], given: str) -> None:
+    """Refuses arrays that the index does not name: a reader of the index would never see them."""
+    strangers = [key for key in stored if "/" in key and not any(folder in known for folder in _folders(key))]
+    if strangers:
+        found = f"{len(strangers)} parts of others, such as {header.shown(min(strangers))}"
+        raise refusals.damaged(given, f"the arrays that {orbax_index.INDEX} names", found)
+
+
+def _folders(key: str) -> list[str]:
+    """All that a key can be below."""
+    parts = key.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+def _database(directory: pathlib.Path, given: str) -> ocdbt.Database | None:
+    """The database of the arrays, checked; None where each has a folder."""
     if not (directory / ocdbt.MANIFEST).is_file():
-        return lambda key: _start(directory / key), False
+        return None
     try:
-        database = ocdbt.opened(directory)
+        return ocdbt.opened(directory)
     except ValueError as error:
         raise refusals.because(error, given, "a database of arrays", header.shown(str(error))) from error
-    return lambda key: bytes(database.value(key)[: zarr_metadata.MAX_BYTES + 1]), True
+
+
+def _value_fn(directory: pathlib.Path, database: ocdbt.Database | None) -> tensorstore_arrays.ValueFn:
+    """Reads metadata by key."""
+    if database is None:
+        return lambda key: _start(directory / key)
+    return lambda key: bytes(database.value(key)[: zarr_metadata.MAX_BYTES + 1])
 
 
 def _start(path: pathlib.Path) -> bytes:

@@ -1,5 +1,6 @@
 """Containers and plain values that pickles make by a call: what the opcodes have no letter for."""
 
+from collections.abc import Callable
 from typing import Any
 
 from jaxguard.checkpoints import header, refusals
@@ -66,6 +67,10 @@ def _reconstructed(cls: Any, *args: Any) -> Record:
     return Record(cls.name, args)
 
 
+def _named(name: str) -> Callable[..., Record]:
+    return lambda *args: Record(name, args)
+
+
 def _builtins(name: str) -> tuple[str, str]:
     return f"builtins.{name}", f"__builtin__.{name}"
 
@@ -83,6 +88,6 @@ BUILDERS: Builders = {
     **dict.fromkeys((*_builtins("dict"),), _ordered),
     **dict.fromkeys((*_builtins("bytes"), *_builtins("bytearray")), _bytes),
     **dict.fromkeys(_builtins("complex"), _complex),
-    **{name: _reconstructed for kind in ("object", "int", "float", "bool", "str", "tuple") for name in _builtins(kind)},
+    **{name: _named(name) for kind in ("object", "int", "float", "bool", "str", "tuple") for name in _builtins(kind)},
 }
 """What pickles of plain values refer to; one that is made from other things than values raises ValueError."""

@@ -44,6 +44,7 @@ def assembled(
     storage_fn: StorageFn | None = None,
     sizes: Mapping[str, int] | None = None,
     big_endian: bool = False,
+    beside: Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """Makes a checkpoint of the model that a pickle describes.
 
@@ -56,6 +57,7 @@ def assembled(
         storage_fn: where tensors find the bytes of their storage.
         sizes: `{key: bytes}` of the storages that there are.
         big_endian: whether storages are.
+        beside: parts of the file that are not read, `{name: what it is}`.
 
     Returns:
         The checkpoint, with everything that holds arrays; which of them are the model's is not decided here. Its
@@ -69,7 +71,7 @@ def assembled(
     """
     arrays = state_dict.flattened(program.result, given)
     if not arrays:
-        came = f"none, but references to {_listing(program.foreign)}" if program.foreign else "none"
+        came = "one without any" + (f", but references to {_listing(program.foreign)}" if program.foreign else "")
         remedy = "nothing of it was run: save the model's state_dict, or its weights as safetensors"
         raise refusals.unsupported(given, "a pickle that holds arrays or tensors", came, remedy)
     leaves: dict[str, state_dict.Leaf] = {}
@@ -108,10 +110,28 @@ def assembled(
         path,
         read_fn,
         left_out=left_out,
+        beside=beside or {},
         paths=paths,
         separator=separator,
         places=places,
     )
+
+
+def behind(count: int, start: bytes, given: str) -> dict[str, str]:
+    """What is behind the last thing that is read of a file, in words for `Checkpoint.beside`.
+
+    Args:
+        count: bytes.
+        start: the first of them.
+        given: the path as the user wrote it.
+
+    Raises:
+        UnsupportedError: they begin as another pickle does.
+    """
+    if start[:1] in (b"\x80", b"(", b"c", b"]", b"}"):
+        remedy = "save what they hold as one"
+        raise refusals.unsupported(given, "one pickle", f"{count:,} bytes of others behind it", remedy)
+    return {"(behind the pickle)": f"{count:,} bytes that nothing refers to"} if count else {}
 
 
 def _problem(name: str, leaf: Any, sizes: Mapping[str, int] | None, given: str) -> str:

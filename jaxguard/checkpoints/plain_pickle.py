@@ -62,7 +62,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         if len(storages) >= _MAX_STORAGES or num_bytes > size:
             raise refusals.Trick(f"more than {_MAX_STORAGES} storages, or more in them than in the file")
         stream = bytes(held)
-        program, found = pytorch_legacy.read_stream(stream, np.frombuffer(stream, np.uint8), given)
+        program, found, _ = pytorch_legacy.read_stream(stream, np.frombuffer(stream, np.uint8), given)
         storage = program.result
         if not isinstance(storage, Storage) or (data := found.get(storage.key, _NOTHING)).size < storage.nbytes:
             raise ValueError("a pickled storage that is none")
@@ -73,6 +73,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     builders = {**pytorch.BUILDERS, "torch.storage._load_from_bytes": stored, **_JOBLIB}
     with pickled.mapped(path, given, size) as source:
         program = pickle_program.read(source, given, builders)
+        rest = source[program.end : program.end + 2]
     return pickled.assembled(
         program,
         path,
@@ -81,4 +82,5 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         separator="." if storages else "/",
         storage_fn=storages.__getitem__,
         sizes={key: len(content) for key, content in storages.items()},
+        beside=pickled.behind(size - program.end, rest, given),
     )

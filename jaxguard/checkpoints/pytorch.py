@@ -13,6 +13,13 @@ BUILDERS = {**torch_pickle.BUILDERS, **pickled.BUILDERS}
 """What a PyTorch checkpoint may refer to and be understood."""
 
 _PICKLE = "/data.pkl"
+_PARTS = frozenset(
+    {
+        *("data.pkl", "byteorder", "version", "constants.pkl", "attributes.pkl", ".data/serialization_id"),
+        *(".data/version", ".format_version", ".storage_alignment"),
+    }
+)
+"""What `torch.save` and `torch.jit.save` write beside storages and code."""
 _BYTE_ORDERS: Mapping[bytes, bool] = {b"little": False, b"big": True}
 
 
@@ -46,8 +53,16 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
     order = opened.read(f"{folder}/byteorder", 16) if f"{folder}/byteorder" in opened.members else b"little"
     if order not in _BYTE_ORDERS:
         raise refusals.damaged(given, "byteorder little or big", header.shown(order))
-    return pickled.assembled(
-        pickle_program.read(opened.read(mains[0], MAX_PICKLE_BYTES), given, BUILDERS, _storage),
+    referred: set[str] = set()
+
+    def storage(identity: Any) -> Storage:
+        found = _storage(identity)
+        referred.add(found.key)
+        return found
+
+    program = pickle_program.read(opened.read(mains[0], MAX_PICKLE_BYTES), given, BUILDERS, storage)
+    checkpoint = pickled.assembled(
+        program,
         path,
         given,
         format="pytorch",
@@ -59,7 +74,31 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
             if name.startswith(storages)
         },
         big_endian=_BYTE_ORDERS[order],
+        beside=opened.beside | _beside(opened, folder),
     )
+    unused = sorted(
+        name for name in opened.members if name.startswith(storages) and name[len(storages) :] not in referred
+    )
+    if unused:
+        found = f"{len(unused)} that none refers to, such as {header.shown(unused[0])}"
+        raise refusals.damaged(given, "storages of the tensors in the pickle", found)
+    return checkpoint
+
+
+def _beside(opened: archive.Archive, folder: str) -> dict[str, str]:
+    """Members that are not read, in words; those that loaders need and that hold no weights are passed over."""
+    constants = f"{folder}/constants/"
+    found: dict[str, str] = {}
+    held = [member.size for name, member in opened.members.items() if name.startswith(constants)]
+    if held:
+        what = f"{len(held)} tensors of {sum(held):,} bytes that are constants of TorchScript code"
+        found[f"{constants}*"] = f"{what}{refusals.NOT_SUPPORTED}"
+    for name in opened.members:
+        inner = name.removeprefix(f"{folder}/")
+        is_known = inner in _PARTS or inner.startswith(("data/", "constants/", "code/"))
+        if not is_known:
+            found[name] = "a member that is no part of the weights"
+    return found
 
 
 def _is_main(name: str) -> bool:

@@ -56,7 +56,7 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
             raise refusals.unsupported(given, expected, "a tar archive from before", remedy)
     content = mapping.mapped(path)
     with pickled.mapped(path, given, pickle_program.MAX_PICKLE_BYTES) as source:
-        program, storages = read_stream(source, content, given)
+        program, storages, end = read_stream(source, content, given)
     return pickled.assembled(
         program,
         path,
@@ -65,10 +65,13 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
         separator=".",
         storage_fn=storages.__getitem__,
         sizes={key: storage.size for key, storage in storages.items()},
+        beside=pickled.behind(content.size - end, content[end : end + 2].tobytes(), given),
     )
 
 
-def read_stream(source: bytes | mmap.mmap, content: np.ndarray, given: str) -> tuple[Program, dict[str, np.ndarray]]:
+def read_stream(
+    source: bytes | mmap.mmap, content: np.ndarray, given: str
+) -> tuple[Program, dict[str, np.ndarray], int]:
     """Reads the five pickles and finds the storages behind them.
 
     Args:
@@ -77,7 +80,7 @@ def read_stream(source: bytes | mmap.mmap, content: np.ndarray, given: str) -> t
         given: the path as the user wrote it.
 
     Returns:
-        What the fourth pickle describes, and the storages by key, views of `content`.
+        What the fourth pickle describes, the storages by key, views of `content`, and the position behind the last.
 
     Raises:
         DamagedError: a stream that is not sound.
@@ -88,6 +91,8 @@ def read_stream(source: bytes | mmap.mmap, content: np.ndarray, given: str) -> t
     def storage(identity: Any) -> Any:
         found = _persistent(identity)
         if isinstance(found, Storage):
+            if not found.itemsize:  # the storages behind it could not be found
+                raise refusals.Unsupported(f"a storage of the unknown type {header.shown(found.kind)}")
             known = referred.setdefault(found.key, found)
             if known.itemsize != found.itemsize:
                 raise ValueError(f"the storage {header.shown(found.key)} with elements of two sizes")
@@ -102,7 +107,7 @@ def read_stream(source: bytes | mmap.mmap, content: np.ndarray, given: str) -> t
     machine = pickle_program.read(source, given, pickled.BUILDERS, start=position)
     program = pickle_program.read(source, given, pytorch.BUILDERS, storage, start=machine.end)
     keys = pickle_program.read(source, given, {}, start=program.end)
-    return program, _storages(keys.result, referred, content, keys.end, given)
+    return program, *_storages(keys.result, referred, content, keys.end, given)
 
 
 def _is_old_tar(start: bytes) -> bool:
@@ -127,8 +132,8 @@ def _persistent(identity: Any) -> Any:
 
 def _storages(
     keys: Any, referred: dict[str, Storage], content: np.ndarray, position: int, given: str
-) -> dict[str, np.ndarray]:
-    """Storages by key; they follow each other."""
+) -> tuple[dict[str, np.ndarray], int]:
+    """Storages by key, which follow each other, and the position behind the last."""
     if not isinstance(keys, list) or len(keys) > limits.MAX_LEAVES:
         raise refusals.damaged(given, "a list of storage keys", header.shown(keys))
     found: dict[str, np.ndarray] = {}
@@ -143,4 +148,4 @@ def _storages(
             raise refusals.damaged(where, expected, f"{count} announced at byte {position}")
         found[key] = content[first:end]
         position = end
-    return found
+    return found, position

@@ -71,7 +71,7 @@ def applied(opened: Checkpoint, weights: str | None) -> Checkpoint:
             stored[path], origins[path] = entry, name
     found = select(stored, separator=separator, weights=weights, given=given)
     names: dict[str, str] = {}
-    left_out = dict(in_words.listed(found.left_out, found.root, stored, separator))
+    left_out = dict(opened.beside) | dict(in_words.listed(found.left_out, found.root, stored, separator))
     for path, name in found.names.items():
         problem = stored[path]
         if isinstance(problem, str):
@@ -117,6 +117,7 @@ def applied(opened: Checkpoint, weights: str | None) -> Checkpoint:
         first_bytes=first_bytes,
         metadata=metadata,
         left_out=left_out,
+        beside={},
         aliases=aliases,
         notes=(*opened.notes, *about, *in_words.summary(left_out)),
         paths={},

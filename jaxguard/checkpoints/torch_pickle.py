@@ -130,9 +130,7 @@ def storage_of(kind: Any, key: Any, size: Any, first: int = 0) -> Storage:
     if not _is_number(size) or not _is_number(first):
         raise ValueError(f"a storage of {header.shown(size)} elements")
     dtype, itemsize = _TYPES.get(kind.name) or (None, _OTHER_STORAGES.get(kind.name.rpartition(".")[2]))
-    if itemsize is None:
-        raise ValueError(f"a storage of the unknown type {header.shown(kind.name)}")
-    return Storage(key, dtype, kind.name, itemsize, size, first)
+    return Storage(key, dtype, kind.name, itemsize or 0, size, first)  # 0: of an unknown type, which is left out
 
 
 def _is_number(found: Any) -> bool:

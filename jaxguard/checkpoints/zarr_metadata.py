@@ -24,6 +24,10 @@ class ElementType(refusals.Unsupported):
     """Elements of a type that no leaf may have: the array is left out, the others are read."""
 
 
+FILE_NAMES = frozenset({".zarray", "zarr.json"})
+"""Of the metadata of an array, in any version."""
+
+
 def file_name(*, is_zarr3: bool) -> str:
     """Name of the metadata in the folder of an array."""
     return "zarr.json" if is_zarr3 else ".zarray"

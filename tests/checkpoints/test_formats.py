@@ -23,7 +23,7 @@ def children(folder: pathlib.Path) -> list[str]:
     ("content", "message"),
     [
         (b"", "empty file"),
-        (b"\x80\x02}q\x00.", "pickle that holds arrays or tensors, found none"),
+        (b"\x80\x02}q\x00.", "pickle that holds arrays or tensors, found one without any"),
         (b"PK\x03\x04" + bytes(40), "zip archive with its directory .*found none; the file is damaged"),
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),

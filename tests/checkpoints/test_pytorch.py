@@ -72,7 +72,7 @@ def test_classes_of_a_pickled_module_are_reported(name):
         ("sparse", r"'w': a sparse tensor\), which is not supported"),
         ("complex128", "'w': a tensor of type 'torch.ComplexDoubleStorage'"),
         ("conjugate", "'w': a tensor marked as conjugate"),
-        ("no_tensors", "expected a pickle that holds arrays or tensors, found none"),
+        ("no_tensors", "expected a pickle that holds arrays or tensors, found one without any"),
     ],
 )
 def test_what_cannot_be_read_says_so(name, message):

@@ -39,15 +39,25 @@ def mapping(**entries: bytes) -> bytes:
     return b"}(" + b"".join(text(key) + value for key, value in entries.items()) + b"u"
 
 
-def zipped(program: bytes, storages: dict[str, bytes] | None = None, order: bytes | None = None, **options) -> bytes:
-    """A zip container around a pickle; by default with one storage of six numbers."""
+def zipped(
+    program: bytes,
+    storages: dict[str, bytes] | None = None,
+    order: bytes | None = None,
+    *,
+    is_exact: bool = False,
+    **options,
+) -> bytes:
+    """A zip container around a pickle; by default with one storage of six numbers, and those alone it refers to."""
+    content = {"0": struct.pack("<6f", *range(6))} if storages is None else storages
+    if not is_exact:
+        content = {key: value for key, value in content.items() if text(key) in program}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", **options) as file:
         file.writestr("archive/data.pkl", program + STOP)
         if order is not None:
             file.writestr("archive/byteorder", order)
-        for key, content in ({"0": struct.pack("<6f", *range(6))} if storages is None else storages).items():
-            file.writestr(f"archive/data/{key}", content)
+        for key, value in content.items():
+            file.writestr(f"archive/data/{key}", value)
     return buffer.getvalue()
 
 

@@ -84,6 +84,21 @@ def compound(file: h5py.File) -> None:
     file["0"] = np.zeros(3, [("a", np.float32), ("b", np.int8)])
 
 
+def mixed(file: h5py.File) -> None:
+    file["layers/dense/kernel"] = VALUES
+    file["layers/dense/words"] = np.array(["a", "b"], dtype=object)
+    file["layers/dense/record"] = np.zeros(3, [("a", np.float32), ("b", np.int8)])
+    file["layers/dense/wide"] = np.ones(2, np.complex128)
+
+
+def pandas() -> None:
+    """A table as `DataFrame.to_hdf` writes it, by PyTables."""
+    import pandas
+
+    frame = pandas.DataFrame({"epoch": [1, 2], "loss": [0.5, 0.25]})
+    frame.to_hdf(FOLDER / "pandas.h5", key="history", mode="w")
+
+
 def unwritten(file: h5py.File) -> None:
     file.create_dataset("0", (10, 7), np.float32)
 
@@ -104,10 +119,11 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for fill in (
         *(storages, dense, circle, external, soft_circle, external_storage, bomb, missing_chunks, vast, text),
-        *(compound, unwritten, lying_names, long_names),
+        *(compound, unwritten, lying_names, long_names, mixed),
     ):
         with h5py.File(FOLDER / f"{fill.__name__}.h5", "w", libver="v108" if fill is dense else None) as file:
             fill(file)
+    pandas()
 
 
 if __name__ == "__main__":
