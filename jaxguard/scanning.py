@@ -150,8 +150,8 @@ def calibrate(
 ) -> Profile:
     """Make the reference profile that verdicts rest on.
 
-    A verdict that errs once in twenty times needs nineteen clean networks of the same architecture, made as those that
-    will be judged. With backdoored ones as well, the score learns what to weigh, and its power is known.
+    A verdict that errs once in twenty times needs nineteen clean networks of the same architecture, made like those
+    that will be judged. With backdoored ones as well, the score learns what to weigh, and its power is known.
 
     Args:
         clean: known to be clean; everything that `scan` takes.

@@ -59,7 +59,7 @@ def demo(
 @app.command()
 def repair(
     checkpoint: options.Checkpoint,
-    out: Annotated[pathlib.Path, typer.Option(help="Where the repaired checkpoint goes.", show_default=False)],
+    out: Annotated[pathlib.Path, typer.Option(help="Where to write the repaired checkpoint.", show_default=False)],
     method: options.Method = "clp",
     assignments: options.Set = None,
     arch: options.Arch = None,
@@ -72,20 +72,22 @@ def repair(
     models: options.Models = None,
     data: options.Data = None,
     clean: Annotated[float, typer.Option(help="Share of the training split that the defender owns.")] = 0.05,
-    images_per_class: Annotated[int | None, typer.Option(help="Instead of --clean: so many per class.")] = None,
+    images_per_class: Annotated[
+        int | None, typer.Option(help="Instead of --clean: this many images per class.")
+    ] = None,
     mixed: options.Mixed = None,
     attack: options.AttackName = None,
     trigger: options.Trigger = None,
     target: options.Target = None,
     format_: Annotated[
-        str | None, typer.Option("--format", help="safetensors, orbax or msgpack; the source's.")
+        str | None, typer.Option("--format", help="safetensors, orbax or msgpack; by default the source's.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing checkpoint.")] = False,
     seed: options.Seed = 0,
     report: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Take a backdoor out, and prove it where there is test data.
+    """Remove a backdoor; with test data, prove it.
 
     The defense gets at most the clean and the mixed images; test images and trigger are for the proof.
     """

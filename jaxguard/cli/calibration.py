@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def calibrate(
     clean: Annotated[list[str], typer.Argument(help="Checkpoints known to be clean; folders, patterns, manifests.")],
-    out: Annotated[pathlib.Path, typer.Option(help="Where the profile goes.")] = pathlib.Path("profile.json"),
+    out: Annotated[pathlib.Path, typer.Option(help="Where to write the profile.")] = pathlib.Path("profile.json"),
     backdoored: Annotated[
         list[str] | None, typer.Option(help="Checkpoints known to be backdoored: what the power is measured on.")
     ] = None,
@@ -36,11 +36,11 @@ def calibrate(
         bool,
         typer.Option(
             "--responses",
-            help="Look at the responses to noise too, here and in scans: finds more, at a fraction of a second each.",
+            help="Also examine responses to noise, here and in scans: finds more, at a fraction of a second each.",
         ),
     ] = False,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Search triggers in all references too, for scans with --deep.")
+        bool, typer.Option("--deep", help="Also search for triggers in all references, for scans with --deep.")
     ] = False,
     images: scan.Images = None,
     seed: options.Seed = 0,
@@ -48,7 +48,7 @@ def calibrate(
 ) -> None:
     """Make the reference profile that a scan's verdicts rest on.
 
-    A verdict that errs once in twenty times needs nineteen clean checkpoints of the same architecture, made as those
+    A verdict that errs once in twenty times needs nineteen clean checkpoints of the same architecture, made like those
     that will be judged. With backdoored ones as well, the score learns what to weigh, and its power is known.
     """
     from jaxguard import scanning

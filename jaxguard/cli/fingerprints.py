@@ -35,7 +35,8 @@ Data = Annotated[
     typer.Option(help="digits, tfds:NAME or npz:PATH; its test split makes the probes.", show_default=False),
 ]
 Suspects = Annotated[
-    list[str], typer.Argument(help="Checkpoints, or http(s) addresses of models that answer JSON.", show_default=False)
+    list[str],
+    typer.Argument(help="Checkpoints, or http(s) addresses of models that answer in JSON.", show_default=False),
 ]
 Alpha = Annotated[float, typer.Option(help="Accepted rate of accusing an independent model.")]
 
@@ -43,7 +44,7 @@ Alpha = Annotated[float, typer.Option(help="Accepted rate of accusing an indepen
 @app.command()
 def make(
     owner: options.Checkpoint,
-    out: Annotated[pathlib.Path, typer.Option(help="Where the certificate goes, ends in .safetensors.")],
+    out: Annotated[pathlib.Path, typer.Option(help="Where to write the certificate; ends in .safetensors.")],
     method: Method = "sac",
     assignments: Assignments = None,
     data: Data = None,
@@ -114,7 +115,7 @@ def verify(
     std: options.Std = None,
     weights: options.Weights = None,
     models: options.Models = None,
-    gives: Annotated[str, typer.Option(help="What an endpoint answers: logits or probs.")] = "logits",
+    gives: Annotated[str, typer.Option(help="What an endpoint returns: logits or probs.")] = "logits",
     endpoint: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,7 +123,8 @@ def verify(
         ),
     ] = None,
     header: Annotated[
-        list[str] | None, typer.Option(help="For endpoints, 'Authorization: Bearer $TOKEN'; variables are filled in.")
+        list[str] | None,
+        typer.Option(help="Header for endpoints: 'Authorization: Bearer $TOKEN'; variables are filled in."),
     ] = None,
     fail_on_inconclusive: Annotated[bool, typer.Option(help="Exit with 1 unless the verdict is conclusive.")] = False,
     report: options.Report = None,

@@ -35,7 +35,9 @@ Checkpoints = Annotated[
 ]
 Arch = Annotated[
     str | None,
-    typer.Option(help="Architecture, such as wideresnet-16-1 or resnet20:width=0.5; by default by the leaves."),
+    typer.Option(
+        help="Architecture, such as wideresnet-16-1 or resnet20:width=0.5; by default inferred from the leaves."
+    ),
 ]
 Apply = Annotated[
     str | None, typer.Option(help="Your own model, MODULE:FUNCTION, called with (variables, images) for logits.")
@@ -48,7 +50,7 @@ Input = Annotated[str | None, typer.Option("--input", help="Image shape HxWxC; b
 Mean = Annotated[
     str | None, typer.Option(help="Subtracted from images in [0, 1]: 0.5, or one value per channel, 0.49,0.48,0.45.")
 ]
-Std = Annotated[str | None, typer.Option(help="What they are divided by: 0.5, or 0.25,0.24,0.26.")]
+Std = Annotated[str | None, typer.Option(help="Then divides them: 0.5, or 0.25,0.24,0.26.")]
 Weights = Annotated[
     str | None,
     typer.Option(
@@ -62,7 +64,8 @@ Models = Annotated[
 ]
 Pairs = Annotated[str, typer.Option("--pairing", help="dataflow, or module_order as in the reference code.")]
 Data = Annotated[
-    str | None, typer.Option(help="digits, tfds:NAME or npz:PATH; its test split is measured on.", show_default=False)
+    str | None,
+    typer.Option(help="digits, tfds:NAME or npz:PATH; figures are measured on its test split.", show_default=False),
 ]
 Method = Annotated[str, typer.Option(help="A defense; `jaxguard methods` lists them with what each needs.")]
 Set = Annotated[
@@ -83,7 +86,7 @@ Target = Annotated[
     str | None,
     typer.Option(help="Class that the known trigger leads to, or `all`: each class to the next.", show_default="0"),
 ]
-Seed = Annotated[int, typer.Option(help="For everything random.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Report = Annotated[pathlib.Path | None, typer.Option(help="Folder for report.html and report.json.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 

@@ -29,16 +29,19 @@ Alpha = Annotated[float | None, typer.Option(help="Accepted rate of false accusa
 Control = Annotated[
     str | None,
     typer.Option(
-        help="fdr: of all suspected ones; each: for every checkpoint, as if it were alone.", show_default="fdr"
+        help="fdr: the false discovery rate among all; each: the error rate of each checkpoint alone.",
+        show_default="fdr",
     ),
 ]
 Out = Annotated[
     pathlib.Path | None,
     typer.Option(help="Folder of results (Parquet), from which a stopped scan resumes; by default none is kept."),
 ]
-Shard = Annotated[str, typer.Option(help="i/n: this process's part of the checkpoints, 0/4 is the first of four.")]
+Shard = Annotated[
+    str, typer.Option(help="i/n: the part of the checkpoints that this process scans; 0/4 is the first of four.")
+]
 Memory = Annotated[
-    str | None, typer.Option(help="For stacks of checkpoints that are read ahead: 512MB, 2GiB.", show_default="768MiB")
+    str | None, typer.Option(help="Memory for checkpoints that are read ahead: 512MB, 2GiB.", show_default="768MiB")
 ]
 Readers = Annotated[int | None, typer.Option(help="Threads that read; four per core by default.", min=1)]
 Ray = Annotated[
@@ -54,17 +57,17 @@ Deep = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Search triggers too, in N of the checkpoints that the cheaper looks leave undecided, those nearest to "
+        help="Also search for triggers in N of the checkpoints left undecided by the cheaper looks, those nearest to "
         "being suspected first; on --images, else on noise. The profile must have been made with --deep.",
     ),
 ]
 Images = Annotated[
     str | None,
-    typer.Option(help="Clean images to search triggers on: digits, tfds:NAME, npz:PATH; noise by default."),
+    typer.Option(help="Clean images to search for triggers on: digits, tfds:NAME, npz:PATH; noise by default."),
 ]
 Format = Annotated[
     str | None,
-    typer.Option("--format", help="What is printed: table, json, jsonl, parquet, sarif, html.", show_default="table"),
+    typer.Option("--format", help="Output format: table, json, jsonl, parquet, sarif, html.", show_default="table"),
 ]
 Output = Annotated[pathlib.Path | None, typer.Option("--output", help="File for --format; standard output by default.")]
 FailOn = Annotated[
@@ -105,14 +108,14 @@ def scan(  # noqa: PLR0917  # a command's options
     fail_on: FailOn = None,
     code_only: Annotated[
         bool,
-        typer.Option("--code-only", help="Look only for code that loading a file would run; reads no weight."),
+        typer.Option("--code-only", help="Look only for code that loading a file would run; reads no weights."),
     ] = False,
     fail_on_inconclusive: Annotated[bool, typer.Option(help="Exit with 1 unless the verdict is conclusive.")] = False,
     seed: options.Seed = 0,
     report: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Judge a checkpoint, or all in a store; no data needed.
+    """Judge one checkpoint, or all in a folder or bucket; no data needed.
 
     Without a reference profile the verdict is `inconclusive`, never `clean`.
     """
