@@ -24,6 +24,8 @@ from jaxguard.checkpoints.checkpoint import DTYPES, LeafSpec
 from jaxguard.errors import CheckpointError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
+# Budgets of the walk: links in circles, or objects that share one header, could keep a parser busy for ever. An honest
+# file's structure is read about once.
 MAX_READS = 1_000_000
 MAX_SECONDS = 30.0
 FREE_READ_BYTES = 2**24
@@ -63,6 +65,7 @@ class Hdf5:
             kind = dataset.id.layout_class
             if not math.prod(spec.shape):
                 return np.zeros(spec.shape, spec.dtype)
+            # A view of the mapped file: nothing is read until the array is.
             if kind == _CONTIGUOUS:
                 array = (
                     hdf5_storage.piece(self._content, dataset.id.data_offset, spec.nbytes)
@@ -110,6 +113,7 @@ def open_hdf5(content: np.ndarray, given: str) -> Hdf5:
             if problem := _problem(dataset):
                 left_out[path] = problem
                 continue
+            # Sizes are added up before anything is read: deflated chunks may announce far more than the file holds.
             arrays[path], most = _checked_array(dataset, content.size)
             announced += most
     limits.check_announced(announced, content.size, given)
@@ -137,6 +141,7 @@ class _CountedFile(io.RawIOBase):
         self._given = given
         self._position = 0
         self._reads_left = MAX_READS
+        # Twice the file, and some more so that tiny files with many reads of one block pass.
         self._bytes_left = FREE_READ_BYTES + 2 * content.nbytes
         self._deadline = time.monotonic() + MAX_SECONDS
 
@@ -202,6 +207,7 @@ def _walk(file: Any, given: str) -> Iterator[tuple[str, Any]]:
             yield joined, found
             if isinstance(found, Mapping):
                 below.append((child, found))
+        # A stack, filled in reverse: the first child is popped next, and so the walk is depth first in order.
         pending.extend(reversed(below))
 
 

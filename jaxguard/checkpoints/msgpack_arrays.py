@@ -104,6 +104,7 @@ def complex_text(stream: Stream, token: Token, name: str) -> str:
 def read(content: np.ndarray, stored: Stored) -> np.ndarray:
     """The array: a view of `content`, or a copy where it is chunked."""
     shape, dtype = stored.spec.shape, stored.spec.dtype
+    # Views of the mapped file; only an array in several chunks has to be copied together.
     views = [content[start:end].view(np.ndarray).view(dtype) for start, end, _ in stored.chunks]
     return (views[0] if len(views) == 1 else np.concatenate(views)).reshape(shape)
 

@@ -87,6 +87,7 @@ class Stream:
         if self._num_tokens > MAX_TOKENS:
             raise self.trick(f"at most {MAX_TOKENS} tokens", "more")
         first = self._number("B")
+        # Small numbers are their own first byte, negative ones as two's complement from 0xE0 on.
         if first <= 0x7F or first >= 0xE0:
             return Token(Kind.PLAIN, first if first <= 0x7F else first - 0x100)
         if first in _PLAIN or first in _NUMBERS:
@@ -156,6 +157,8 @@ class Stream:
     def _sized(self, kind: Kind, size: int) -> Token:
         code = self._number("b") if kind is Kind.EXTENSION else 0
         is_nested = kind in (Kind.MAP, Kind.ARRAY)
+        # Every entry takes at least a byte, every pair two: a larger count is refused before any memory is taken for
+        # it.
         smallest = 2 * size if kind is Kind.MAP else size
         if smallest > self._end - self.position:
             raise self.damage(f"{kind.value} within the {self._end - self.position} bytes left", f"size {size}")

@@ -93,6 +93,7 @@ class _Files:
         """The bytes of an extent, checked."""
         self.check(place)
         if (content := self._mapped.get(place.path)) is None:
+            # A file descriptor each: forget all rather than track which was used last.
             if len(self._mapped) >= _MAX_OPENED:
                 self._mapped.clear()
             content = self._mapped[place.path] = mapping.mapped(self._directory / place.path.decode()).data
@@ -117,6 +118,7 @@ def opened(directory: pathlib.Path) -> Database:
         node = pending.pop()
         cursor = ocdbt_nodes.body(files.content(node.place), _NODE_MAGIC)
         num_bytes += node.place.length + len(cursor.content)
+        # References may form a lattice in which a few nodes are reached along exponentially many paths.
         if num_bytes > _MAX_TREE_BYTES:  # one node can be in many places
             raise refusals.Trick(f"a tree of more than {_MAX_TREE_BYTES} bytes")
         (height,) = cursor.take(1)
@@ -127,6 +129,7 @@ def opened(directory: pathlib.Path) -> Database:
         if count == 0:
             raise ValueError("an empty node")
         if height:
+            # A stack, filled in reverse: children are visited in the order of their keys.
             pending += reversed(_children(cursor, node, table, count))
         else:
             leaf = _leaf(cursor, node, table, count)

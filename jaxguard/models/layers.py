@@ -176,6 +176,8 @@ def adaptive_mean(x: jax.Array, size: int) -> jax.Array:
         if length == 1:
             x = jnp.broadcast_to(x, (*x.shape[:axis], size, *x.shape[axis + 1 :]))
         elif length != size:
+            # Torch's cells: from the floor of the start to the ceiling of the end, so that neighbours may overlap by
+            # one.
             cells = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
             x = jnp.stack(
                 [jnp.mean(lax.slice_in_dim(x, start, stop, axis=axis), axis=axis) for start, stop in cells],

@@ -133,5 +133,7 @@ def decode(array: Any, layout: Layout, leaf: Leaf) -> Any:
     array = array.reshape(dialects.kernel_to_torch(leaf.bound))
     if leaf.grid is not None:
         units = array.shape[0]
+        # Torch flattens [channels, h, w], Flax [h, w, channels]: the inputs of a dense layer behind a flatten are
+        # reordered.
         array = array.reshape(units, -1, *leaf.grid).transpose(0, 2, 3, 1).reshape(units, -1)
     return array.transpose(*range(2, array.ndim), 1, 0)

@@ -64,6 +64,7 @@ class Attention(nn.Module, kw_only=True):
         per_head = (batch, tokens, self.heads, channels // self.heads)
         # Cut before the reshape: values then have channels of their own, which a reshape to (3, heads, dim) would tie.
         query, key, value = (part.reshape(per_head) for part in jnp.split(joined, 3, axis=-1))
+        # Scaling the queries instead of the scores multiplies fewer numbers.
         scores = jnp.einsum("bqhd,bkhd->bhqk", query * per_head[-1] ** -0.5, key)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), value)
         return nn.Dense(channels, dtype=self.dtype, name="proj")(mixed.reshape(x.shape))
