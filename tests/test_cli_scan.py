@@ -485,7 +485,7 @@ print(*sorted(file.rpartition("/jaxguard/")[2] for file in files), file=sys.stde
 
 
 def test_a_scan_runs_few_files_and_imports_no_defense(tmp_path):
-    """Channel graph 17, checkpoints 17, architecture 8; the others are the pipeline. A bound against growth."""
+    """Channel graph 16, checkpoints 17, architecture 8; the others are the pipeline. A bound against growth."""
     path = stores.write(tmp_path / "model.safetensors", stores.leaves(), described=stores.MLP)
     done = subprocess.run(
         [sys.executable, "-c", COUNTING, "scan", str(path), "--format", "jsonl"],

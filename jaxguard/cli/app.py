@@ -10,6 +10,7 @@ import typer
 
 import jaxguard
 from jaxguard.cli import calibration, catalogue, console, fingerprints, options, scan
+from jaxguard.cli.models import NO_OPTIONS, Models, takes_models
 
 app = typer.Typer(
     help="Audit neural-network checkpoints: find backdoors, take them out, recognise stolen models.",
@@ -57,19 +58,13 @@ def demo(
 
 
 @app.command()
+@takes_models()
 def repair(
     checkpoint: options.Checkpoint,
     out: Annotated[pathlib.Path, typer.Option(help="Where to write the repaired checkpoint.", show_default=False)],
     method: options.Method = "clp",
     assignments: options.Set = None,
-    arch: options.Arch = None,
-    apply: options.Apply = None,
-    init: options.Init = None,
-    input_: options.Input = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    weights: options.Weights = None,
-    models: options.Models = None,
+    models: Models = NO_OPTIONS,
     data: options.Data = None,
     clean: Annotated[float, typer.Option(help="Share of the training split that the defender owns.")] = 0.05,
     images_per_class: Annotated[
@@ -102,8 +97,7 @@ def repair(
     chosen = options.hyperparameters(assignments or [])
     found = options.dataset(data, seed, clean, images_per_class) if data else None
     known = options.attack(attack, trigger, target, found)
-    given = options.model_options(arch, apply, init, input_, mean=mean, std=std, weights=weights)
-    path, opening = options.opening(checkpoint, given, models)
+    path, opening = models.opening(checkpoint)
     suspect = opening.load(path)
     suspects.require_writable(out, suspect, format=format_, overwrite=overwrite)
     splits = [] if found is None else [opening.relabelled(one) for one in (found.clean, found.test)]
@@ -134,17 +128,11 @@ def repair(
 
 
 @app.command()
+@takes_models()
 def evaluate(
     checkpoint: options.Checkpoint,
     data: Annotated[str, typer.Option(help="digits, tfds:NAME or npz:PATH.", show_default=False)],
-    arch: options.Arch = None,
-    apply: options.Apply = None,
-    init: options.Init = None,
-    input_: options.Input = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    weights: options.Weights = None,
-    models: options.Models = None,
+    models: Models = NO_OPTIONS,
     attack: options.AttackName = None,
     trigger: options.Trigger = None,
     target: options.Target = None,
@@ -160,8 +148,7 @@ def evaluate(
 
     found = options.dataset(data, seed)
     known = options.attack(attack, trigger, target, found)
-    given = options.model_options(arch, apply, init, input_, mean=mean, std=std, weights=weights)
-    path, opening = options.opening(checkpoint, given, models)
+    path, opening = models.opening(checkpoint)
     suspect, test = opening.load(path), opening.relabelled(found.test)
     network = suspect.require_network()
     metrics = evaluation.evaluate(network, test, known)
@@ -175,21 +162,16 @@ def evaluate(
 
 
 @app.command()
+@takes_models("mean", "std")
 def inspect(
     checkpoint: options.Checkpoint,
-    arch: options.Arch = None,
-    apply: options.Apply = None,
-    init: options.Init = None,
-    input_: options.Input = None,
-    weights: options.Weights = None,
-    models: options.Models = None,
+    models: Models = NO_OPTIONS,
 ) -> None:
     """Show format, leaves, architecture and channels of a checkpoint."""
     from jaxguard import checkpoints
     from jaxguard.cli import inspection
 
-    given = options.model_options(arch, apply, init, input_, mean=None, std=None, weights=weights)
-    path, opening = options.opening(checkpoint, given, models)
+    path, opening = models.opening(checkpoint)
     console.out.print(inspection.leaves(checkpoints.load(path, weights=opening.weights)))
     suspect = opening.load(path)
     if suspect.network is None:

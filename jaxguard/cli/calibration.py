@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jaxguard.cli import console, options, scan
+from jaxguard.cli.models import NO_OPTIONS, Models, takes_models
 
 if TYPE_CHECKING:
     from jaxguard.detection.looks import Look
 
 
+@takes_models("manifest")
 def calibrate(
     clean: Annotated[list[str], typer.Argument(help="Checkpoints known to be clean; folders, patterns, manifests.")],
     out: Annotated[pathlib.Path, typer.Option(help="Where to write the profile.")] = pathlib.Path("profile.json"),
@@ -21,13 +23,7 @@ def calibrate(
     ] = None,
     results: scan.Out = None,
     alpha: scan.Alpha = None,
-    arch: options.Arch = None,
-    apply: options.Apply = None,
-    init: options.Init = None,
-    input_: options.Input = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    weights: options.Weights = None,
+    models: Models = NO_OPTIONS,
     pairing: options.Pairs = "dataflow",
     memory: scan.Memory = None,
     readers: scan.Readers = None,
@@ -69,7 +65,7 @@ def calibrate(
         backdoored or [],
         looks=taken,
         executor=scan.executor_of(results, "0/1", memory, readers, ray),
-        options=options.model_options(arch, apply, init, input_, mean=mean, std=std, weights=weights),
+        options=models.options,
         pairing=options.checked_pairing(pairing),
         listener=scanning.Listener(console.fleet_progress, console.say),
     )

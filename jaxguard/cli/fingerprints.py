@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxguard.cli import console, options
+from jaxguard.cli.models import NO_OPTIONS, Models, takes_models
 
 if TYPE_CHECKING:
     from jaxguard.types import Batch
@@ -42,6 +43,7 @@ Alpha = Annotated[float, typer.Option(help="Accepted rate of accusing an indepen
 
 
 @app.command()
+@takes_models()
 def make(
     owner: options.Checkpoint,
     out: Annotated[pathlib.Path, typer.Option(help="Where to write the certificate; ends in .safetensors.")],
@@ -52,14 +54,7 @@ def make(
         list[str] | None,
         typer.Option(help="Checkpoint known to be independent, or a pattern such as 'others/*'; repeatable."),
     ] = None,
-    arch: options.Arch = None,
-    apply: options.Apply = None,
-    init: options.Init = None,
-    input_: options.Input = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    weights: options.Weights = None,
-    models: options.Models = None,
+    models: Models = NO_OPTIONS,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing certificate.")] = False,
     seed: options.Seed = 0,
 ) -> None:
@@ -76,9 +71,8 @@ def make(
 
     if out.exists() and not overwrite:
         raise CheckpointError(f"{out}: expected a path that is free, got a file; pass --overwrite, or another path")
-    given = options.model_options(arch, apply, init, input_, mean=mean, std=std, weights=weights)
-    path, opening = options.opening(owner, given, models)
-    mine, independents = opening.load(path), options.suspects(_files(independent or []), given, models)
+    path, opening = models.opening(owner)
+    mine, independents = opening.load(path), models.suspects(_files(independent or []))
     images = _images(data, seed)
     if images is not None:
         images = opening.relabelled(images)
@@ -103,18 +97,12 @@ def make(
 
 
 @app.command()
+@takes_models()
 def verify(
     certificate: Annotated[pathlib.Path, typer.Argument(help="Made by `fingerprint make`.", show_default=False)],
     suspects: Suspects,
     alpha: Alpha = 0.05,
-    arch: options.Arch = None,
-    apply: options.Apply = None,
-    init: options.Init = None,
-    input_: options.Input = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    weights: options.Weights = None,
-    models: options.Models = None,
+    models: Models = NO_OPTIONS,
     gives: Annotated[str, typer.Option(help="What an endpoint returns: logits or probs.")] = "logits",
     endpoint: Annotated[
         list[str] | None,
@@ -140,12 +128,11 @@ def verify(
         raise typer.BadParameter(f"expected logits or probs, got {gives!r}", param_hint="--gives")
     held = load(certificate)
     settings = methods.check(endpoints.http, options.hyperparameters(endpoint or []))
-    given = options.model_options(arch, apply, init, input_, mean=mean, std=std, weights=weights)
     opened: list[Any] = [
         endpoints.http(path, headers=_headers(header or []), **settings)
         if path.startswith(("http://", "https://"))
         else opening.load(path)
-        for path, opening in options.openings(suspects, given, models)
+        for path, opening in models.openings(suspects)
     ]
     found = ownership.verify(held, opened, alpha=alpha, gives=gives)
     title = f"Is it a copy of {pathlib.Path(held.owner).name}?"
@@ -160,6 +147,7 @@ def verify(
 
 
 @app.command()
+@takes_models()
 def matrix(
     owners: Annotated[list[str], typer.Argument(help="Owners; also the suspects where none are named.")],
     against: Annotated[
@@ -168,14 +156,7 @@ def matrix(
     method: Method = "sac",
     assignments: Assignments = None,
     data: Data = None,
-    arch: options.Arch = None,
-    apply: options.Apply = None,
-    init: options.Init = None,
-    input_: options.Input = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    weights: options.Weights = None,
-    models: options.Models = None,
+    models: Models = NO_OPTIONS,
     seed: options.Seed = 0,
     report: options.Report = None,
     as_json: options.AsJson = False,
@@ -187,9 +168,8 @@ def matrix(
     from jaxguard.environment import environment
     from jaxguard.types import Report
 
-    given = options.model_options(arch, apply, init, input_, mean=mean, std=std, weights=weights)
-    mine = options.suspects(_files(owners), given, models)
-    others = options.suspects(_files(against), given, models) if against else mine
+    mine = models.suspects(_files(owners))
+    others = models.suspects(_files(against)) if against else mine
     with console.progress(f"matrix by {method}") as progress:
         found = ownership.matrix(
             mine,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -15,7 +13,6 @@ if TYPE_CHECKING:
 
     from jaxguard.attacks import Attack
     from jaxguard.graph.pairing import Pairing
-    from jaxguard.suspects import ModelOptions, Suspect
     from jaxguard.types import Dataset
 
 Checkpoint = Annotated[
@@ -32,35 +29,6 @@ Checkpoints = Annotated[
         "where the latest 16 GiB are kept; JAXGUARD_CACHE_BYTES changes that.",
         show_default=False,
     ),
-]
-Arch = Annotated[
-    str | None,
-    typer.Option(
-        help="Architecture, such as wideresnet-16-1 or resnet20:width=0.5; by default inferred from the leaves."
-    ),
-]
-Apply = Annotated[
-    str | None, typer.Option(help="Your own model, MODULE:FUNCTION, called with (variables, images) for logits.")
-]
-Init = Annotated[
-    str | None,
-    typer.Option(help="MODULE:FUNCTION giving that model's variables, for their shapes; else as in the file."),
-]
-Input = Annotated[str | None, typer.Option("--input", help="Image shape HxWxC; by default inferred from the leaves.")]
-Mean = Annotated[
-    str | None, typer.Option(help="Subtracted from images in [0, 1]: 0.5, or one value per channel, 0.49,0.48,0.45.")
-]
-Std = Annotated[str | None, typer.Option(help="Then divides them: 0.5, or 0.25,0.24,0.26.")]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        help="Which weights, where a file holds several: raw, ema, or the name of a group of arrays.",
-        show_default="raw",
-    ),
-]
-Models = Annotated[
-    pathlib.Path | None,
-    typer.Option(help="Manifest models.toml: architecture, function, normalisation and labels for each path."),
 ]
 Pairs = Annotated[str, typer.Option("--pairing", help="dataflow, or module_order as in the reference code.")]
 Data = Annotated[
@@ -91,34 +59,6 @@ Report = Annotated[pathlib.Path | None, typer.Option(help="Folder for report.htm
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    """Parse `0.49,0.48,0.45`.
-
-    Raises:
-        typer.BadParameter: not numbers.
-    """
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"expected numbers separated by commas, got {text!r}", param_hint=option) from None
-
-
-def shape(text: str | None) -> tuple[int, ...] | None:
-    """Parse `32x32x3`, or `135` for vectors.
-
-    Raises:
-        typer.BadParameter: not positive integers.
-    """
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"expected HEIGHTxWIDTHxCHANNELS, got {text!r}", param_hint="--input")
-    return tuple(map(int, parts))
-
-
 def hyperparameters(assignments: list[str]) -> dict[str, str]:
     """Parse `["u=2", "pairing=module_order"]` into names and texts, which the method's row converts and checks.
 
@@ -132,101 +72,6 @@ def hyperparameters(assignments: list[str]) -> dict[str, str]:
             raise typer.BadParameter(f"expected NAME=VALUE, got {assignment!r}", param_hint="--set")
         options[name.strip().replace("-", "_")] = text
     return options
-
-
-def model_options(
-    arch: str | None,
-    apply: str | None,
-    init: str | None,
-    input_: str | None,
-    *,
-    mean: str | None,
-    std: str | None,
-    weights: str | None,
-) -> ModelOptions:
-    """How checkpoints are opened, but for those that a manifest names.
-
-    Raises:
-        typer.BadParameter: options that contradict each other, or a function that cannot be imported.
-        ArchitectureError: no such architecture.
-    """
-    input_shape = shape(input_)
-    if apply is None and input_shape is not None and len(input_shape) != 3:
-        raise typer.BadParameter(f"expected HEIGHTxWIDTHxCHANNELS, got {input_!r}", param_hint="--input")
-    if apply is None and init is not None:
-        raise typer.BadParameter("expected --apply with it, got none", param_hint="--init")
-    if apply is not None and (arch or mean or std):
-        raise typer.BadParameter(
-            "expected it without --arch, --mean and --std: the function does all", param_hint="--apply"
-        )
-    means, stds = numbers(mean, "--mean"), numbers(std, "--std")
-
-    from jaxguard.suspects import ModelOptions
-
-    functions = function(apply, "--apply"), function(init, "--init")
-    return ModelOptions(arch, input_shape, means, stds, *functions, weights=weights)
-
-
-def function(spec: str | None, option: str) -> Callable[..., Any] | None:
-    """Import `module:function`, also from the current folder: the user's own code, which the user names.
-
-    Raises:
-        typer.BadParameter: no such module or function.
-    """
-    if spec is None:
-        return None
-
-    from jaxguard.errors import ArchitectureError
-    from jaxguard.suspects import manifest
-
-    try:
-        return manifest.function(spec)
-    except ArchitectureError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error
-
-
-def manifests(models: pathlib.Path | None) -> list[str]:
-    """Targets of `--models`, whose options go before those of the command line."""
-    return [] if models is None else [str(models)]
-
-
-def openings(paths: list[str], given: ModelOptions, models: pathlib.Path | None) -> list[tuple[str, ModelOptions]]:
-    """Paths and how each is opened: as a manifest says of it, else as the command line does.
-
-    Raises:
-        CheckpointError: a manifest cannot be read.
-    """
-    from jaxguard.suspects import manifest
-
-    known = {} if models is None else dict(manifest.read(models))
-    found = []
-    for path in paths:
-        if path.lower().endswith(manifest.SUFFIX):
-            found += manifest.read(path)
-        else:
-            found.append((path, known.get(os.path.normpath(path), given)))
-    return found
-
-
-def opening(path: str, given: ModelOptions, models: pathlib.Path | None) -> tuple[str, ModelOptions]:
-    """The one model that a command is about, see `openings`.
-
-    Raises:
-        typer.BadParameter: a manifest that names several.
-    """
-    found = openings([path], given, models)
-    if len(found) != 1:
-        raise typer.BadParameter(f"expected one model, got the {len(found)} of {path}; pass --models {path} and a path")
-    return found[0]
-
-
-def suspects(paths: list[str], given: ModelOptions, models: pathlib.Path | None) -> list[Suspect]:
-    """Open several checkpoints.
-
-    Raises:
-        CheckpointError: one cannot be opened.
-    """
-    return [one.load(path) for path, one in openings(paths, given, models)]
 
 
 def output_format(format_: str | None, *, as_json: bool, output: pathlib.Path | None) -> str:

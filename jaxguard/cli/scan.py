@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxguard.cli import console, options
+from jaxguard.cli.models import NO_OPTIONS, Models, takes_models
 
 if TYPE_CHECKING:
     from jaxguard.detection.looks import Look
@@ -78,16 +79,10 @@ FailOn = Annotated[
 ]
 
 
+@takes_models()
 def scan(  # noqa: PLR0917  # a command's options
     checkpoints: options.Checkpoints,
-    arch: options.Arch = None,
-    apply: options.Apply = None,
-    init: options.Init = None,
-    input_: options.Input = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    weights: options.Weights = None,
-    models: options.Models = None,
+    models: Models = NO_OPTIONS,
     data: options.Data = None,
     attack: options.AttackName = None,
     trigger: options.Trigger = None,
@@ -129,7 +124,7 @@ def scan(  # noqa: PLR0917  # a command's options
         raise typer.Exit(_code(found, failures))
     rates = _rates(alpha, control, profile)
     _warn_of_code(checkpoints)
-    given = options.model_options(arch, apply, init, input_, mean=mean, std=std, weights=weights)
+    given = models.options
     executor = executor_of(out, shard, memory, readers, ray)
     pairs = options.checked_pairing(pairing)
     found = options.dataset(data, seed) if data else None
@@ -140,7 +135,7 @@ def scan(  # noqa: PLR0917  # a command's options
     # Libraries that talk must not do so between the results.
     with contextlib.redirect_stdout(sys.stderr):
         result = scanning.scan(
-            [*checkpoints, *options.manifests(models)],
+            [*checkpoints, *models.targets],
             profile=profile,
             looks=_looks(profile, deep, images, seed),
             **rates,

@@ -16,10 +16,9 @@ from jaxguard.graph import axes
 from jaxguard.graph.axis_rules import Axes
 from jaxguard.graph.channels import Producer, kernel_matrix
 from jaxguard.graph.dataflow import find_channels
-from jaxguard.graph.expressions import number_expressions
 from jaxguard.graph.groups import find_groups, output_producers
 from jaxguard.graph.left_out import find_left_out
-from jaxguard.graph.program import ApplyFn, Equation, Program, Value, Variables, leaf_paths
+from jaxguard.graph.program import ApplyFn, Equation, Program, Value, Variables, leaf_paths, number_expressions
 from jaxguard.graph.ties import mixing_equations, tie_program
 from jaxguard.graph.tracing import trace
 from jaxguard.graph.zeroing import Zeroing
