@@ -58,13 +58,13 @@ def certify(
     options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
-    """Makes what a suspect is judged by later.
+    """Make a certificate: probes, the owner's signature, and the scores of independent models.
 
     Args:
         owner: the model that may be stolen.
         method: row of FINGERPRINTS.
         key: of the probes.
-        data: images and labels of the owner's, for methods that need them; best such that it was not trained on.
+        data: images and labels for methods that need them, best ones that the owner was not trained on.
         independents: models known to be independent of the owner's; with fewer than `needed_references(alpha)`
             no verdict can be given, except by a method with a null distribution of its own.
         options: of the method.
@@ -98,20 +98,20 @@ def verify(
     alpha: float = ALPHA,
     gives: Gives = "logits",
 ) -> OwnershipReport:
-    """Judges suspects.
+    """Judge suspects by a certificate.
 
     Args:
         certificate: of the owner.
         suspects: checkpoints, functions or endpoints.
         alpha: accepted rate of accusing an independent model.
-        gives: what functions and endpoints answer.
+        gives: what functions and endpoints return.
 
     Returns:
         The verdicts in the suspects' order, with what they rest on.
 
     Raises:
         FingerprintError: a suspect whose outputs cannot be compared.
-        EndpointError: an endpoint that did not answer, or wrongly; there is no verdict on any suspect then.
+        EndpointError: an endpoint gave no answer, or a wrong one; then there is no verdict on any suspect.
     """
     start = time.perf_counter()
     suspects = _named(suspects, "suspect")
@@ -160,7 +160,7 @@ def matrix(
     options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> FingerprintMatrix:
-    """Scores every suspect against every owner; a suspect is queried once where owners share their probes.
+    """Score every suspect against every owner; a suspect is queried once where owners share their probes.
 
     Args:
         owners: models that may have been stolen.

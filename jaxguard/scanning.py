@@ -72,7 +72,7 @@ def scan(
             profile's references were examined by. Triggers, which take seconds to minutes for each network, are
             searched only where this names them, and in those that the cheaper looks leave undecided.
         alpha: accepted error rate.
-        control: what of: `fdr`, of all that are suspected together; `each`, of every one as if it were alone.
+        control: what the rate is of: `fdr`, of all that are suspected; `each`, of every one as if it were alone.
         executor: `Local()`, `Stream(out=...)` or `Ray(address=...)`; by default what suits the number and size.
         options: how checkpoints are opened: architecture, normalisation, or your own function.
         pairing: which kernel belongs to which BatchNorm, see `jaxguard.graph.pairing.layers`.

@@ -24,7 +24,7 @@ class Evaluation:
     Attributes:
         definition: the model without its arrays.
         arguments: of the call.
-        random: state of its random streams; of no effect in evaluation mode.
+        random: state of its random streams; without effect in evaluation mode.
     """
 
     definition: Any

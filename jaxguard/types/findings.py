@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Verdict(enum.StrEnum):
     """What a scan says of a checkpoint, or a certificate of a suspect. It never says `clean`.
 
-    Of a scanned checkpoint a backdoor is suspected, of a suspect judged by a certificate that it is a copy.
+    A scan suspects a backdoor, a certificate suspects a copy.
     """
 
     CODE_EXECUTION = "code execution"

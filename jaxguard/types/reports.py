@@ -25,7 +25,7 @@ class Report:
         trigger: example pictures, where a trigger is known.
         skipped: `(path, why)` of files that were not opened.
         alpha: accepted error rate of the findings.
-        control: what of: `fdr`, of all that are suspected; `each`, of every checkpoint as if it were alone.
+        control: what the rate is of: `fdr`, of all that are suspected; `each`, of every checkpoint as if it were alone.
         profile: path and digest of the reference profile; empty without one.
         references: one per cohort that had any.
         seconds: wall-clock time.
