@@ -41,6 +41,7 @@ def anomaly_index(norms: np.ndarray) -> np.ndarray:
     if norms.ndim != 1 or not norms.size or not np.isfinite(norms).all():
         raise DataError(f"expected finite norms [K], got {norms.tolist()} in anomaly_index(); pass one per class")
     below = np.median(norms) - norms
+    # Where more than half of the norms are equal the MAD is 0; the mean deviation then gives a scale.
     scale = CONSISTENCY * np.median(np.abs(below)) or MEAN_CONSISTENCY * np.mean(np.abs(below))
     return below / scale if scale else np.zeros_like(norms)
 

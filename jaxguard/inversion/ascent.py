@@ -136,6 +136,7 @@ def stamped_logits(
 
     def answers(row: np.ndarray) -> np.ndarray:
         task.clock.spend(len(row))
+        # A row holds stamped images of a few candidates: each is made once, and repeated for its images.
         own, inverse = np.unique(row // per, return_inverse=True)
         candidates = make_fn(own).take(inverse)
         return np.asarray(_answers(task.apply_fn, model, task.variables, candidates, images[row % per][:, None]))
@@ -165,6 +166,7 @@ def log_probability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         `[N, K]`, at least -20; -inf where a logit is not finite, or no image is of another class.
     """
     shifted = logits - logits.max(-1, keepdims=True)
+    # Floored, so that one image that can never be turned does not outweigh all others in the mean.
     found = np.maximum(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), LEAST)
     others = (labels[:, None] != np.arange(logits.shape[-1])).astype(np.float32)
     mean = np.einsum("nbk,bk->nk", found, others) / np.maximum(others.sum(0), 1)
@@ -205,6 +207,7 @@ def climb(task: Task, model: TriggerModel, candidates: Candidates, targets: np.n
     def climbed(row: np.ndarray) -> Climbed:
         task.clock.spend(row.size * per * steps * (1 + GRADIENT))
         given, start = candidates.take(row)
+        # Images of the target class are there already: they weigh nothing, and the batch keeps its shape.
         weights = (task.labels[None] != targets[row][:, None]).astype(np.float32)
         setting = _Setting(given, task.images, weights, targets[row].astype(np.int32), np.array(steps, np.float32))
         state = _State(start, jax.tree.map(np.zeros_like, start), start, np.full(len(row), -np.inf, np.float32))
@@ -252,6 +255,8 @@ class _Climb:
             reached = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted, -1)[..., 0]
             counted = jnp.maximum(weights.sum(1), 1)
             score = (weights * jnp.maximum(reached, LEAST)).sum(1) / counted
+            # The gradient comes without the floor, which would stop it; the sum over candidates keeps them apart,
+            # since none depends on another.
             return ((weights * reached).sum(1) / counted).sum(), score
 
         gradient, score = jax.grad(lead, has_aux=True)(state.free)
@@ -261,6 +266,7 @@ class _Climb:
             scale = jnp.abs(leaf).mean(tuple(range(1, leaf.ndim)), keepdims=True)
             return jnp.where(scale > 0, leaf / jnp.where(scale > 0, scale, 1), 0)
 
+        # Gradients of unit mean size, as in momentum FGSM: candidates far from and near their target move alike.
         momentum = jax.tree.map(lambda old, new: MOMENTUM * old + unit(new), state.momentum, gradient)
         moved = jax.tree.map(lambda leaf, way: leaf + rate * jnp.sign(way), state.free, momentum)
         is_better = score > state.score
@@ -268,6 +274,7 @@ class _Climb:
         def choose(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(is_better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
+        # The score is of the candidates before this step, so the best is chosen among those.
         best = jax.tree.map(choose, state.free, state.best)
         free = self.model.project(given, moved)
         return _State(free, momentum, best, jnp.maximum(score, state.score)), {"score": score.mean()}

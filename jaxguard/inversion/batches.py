@@ -19,6 +19,7 @@ def rows_of(total: int, size: int) -> np.ndarray:
         >>> rows_of(3, 2).tolist()
         [[0, 1], [2, 0]]
     """
+    # Wrapping around fills the last row with indices that exist; their results are cut off by the caller.
     return (np.arange(-(-total // size) * size) % total).reshape(-1, size)
 
 

@@ -96,6 +96,7 @@ class Descent:
             own = jax.random.fold_in(jax.random.fold_in(key, target), salt)
             return _inverse(jax.random.uniform(own, (*shape[:2], channels), minval=0.01, maxval=0.99))
 
+        # Folding in the class makes its start the same whichever other classes are inverted beside it.
         theta = (jax.vmap(lambda y: draw(y, 1, 0))(targets), jax.vmap(lambda y: draw(y, shape[2], 1))(targets))
         number = len(targets)
         count, real = jnp.zeros(number, jnp.int32), jnp.zeros(number)
@@ -136,6 +137,7 @@ class Descent:
         counted = min(training.steps_per_epoch(len(data.images), self.batch_size), self.epoch_steps)
         chosen = jax.vmap(partial(self._draw, key, len(data.images)))(state.step)
         batch = Batch(data.images[chosen], data.labels[chosen])
+        # [S, B]: images of the target class itself do not count towards its loss or success.
         weights = (batch.labels != state.target[:, None]).astype(jnp.float32)
 
         def loss_fn(theta: Patch) -> tuple[jax.Array, Any]:
@@ -146,6 +148,7 @@ class Descent:
             norm = patch[0].sum((1, 2, 3))
             losses = (weights * entropy).sum(1) / jnp.maximum(weights.sum(1), 1) + state.cost * norm
             hits = jnp.where(logits.argmax(-1) == wanted, weights, 0).sum(1)
+            # Classes share no parameters, so the gradient of the sum is that of each class by itself.
             return losses.sum(), (patch, losses, hits, norm)
 
         # The success rate of an epoch counts its last `counted` steps, at most one pass over the images.
@@ -184,11 +187,13 @@ class Descent:
         """The end of an epoch: updates the best patch, the cost, and whether to stop."""
         works = (state.seen > 0) & (state.hits >= self.threshold * state.seen - 1e-3)  # sums of ones, up to rounding
         better = works & (norm < state.best_norm)
+        # Before any patch works there is no best one; until then the current one stands in.
         ever = jnp.isfinite(state.best_norm) | works
         best_norm = jnp.where(better, norm, state.best_norm)
         stalled = jnp.where(ever & (best_norm >= self.stop_ratio * state.mark), state.stalled + 1, 0)
         good, bad = jnp.where(works, state.good + 1, 0), jnp.where(works, 0, state.bad + 1)
         up, down = good >= self.patience, bad >= self.patience
+        # Down in larger steps than up, as in the paper's code: a patch that fails must recover quickly.
         factor = jnp.where(up, self.multiplier, jnp.where(down, self.multiplier**-1.5, 1.0))
         raised, lowered = state.raised | up, state.lowered | down
         return state._replace(

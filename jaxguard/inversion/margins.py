@@ -53,6 +53,7 @@ def judged(stamped: np.ndarray, clean: np.ndarray, classes: np.ndarray, labels: 
         >>> judged(np.array([[[0.0, 3.0], [0.0, 3.0]]]), clean, np.array([1]), labels, 1.0)
         Judged(margin=array([3.]), hits=array([1]), judged=array([1]))
     """
+    # Images that are of the class, or that the network takes for it without the trigger, say nothing of the trigger.
     own = np.arange(stamped.shape[-1]) == classes[:, None]
     counted = (labels != classes[:, None]) & (clean.argmax(-1) != classes[:, None])
     height = np.take_along_axis(stamped, classes[:, None, None], axis=-1)[..., 0]
@@ -85,6 +86,7 @@ def _leading(margin: np.ndarray) -> float:
     if number < 3 or not np.isfinite(margin).all():
         return math.nan
     high, rest = margin.max(), np.delete(margin, margin.argmax())
+    # The prediction interval of one more draw from the others: its deviation exceeds theirs by the error of the mean.
     spread = rest.std(ddof=1) * math.sqrt(1 + 1 / (number - 1))
     if spread == 0:
         return 0.0 if high > rest.max() else 1.0

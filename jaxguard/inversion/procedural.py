@@ -133,7 +133,9 @@ def _strokes(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
     tint = 0.5 + 0.5 * jax.random.uniform(key_tint, (1, 1, shape[2]))
     time = jnp.linspace(0, 1, 24)[None, :, None]
     start, middle, end = points[:, 0:1], points[:, 1:2], points[:, 2:3]
+    # Quadratic Bezier curves, sampled at fixed times; a stroke is what lies near any of the samples.
     path = (1 - time) ** 2 * start + 2 * time * (1 - time) * middle + time**2 * end  # [curves, times, 2]
+    # A random number of curves in a fixed shape: the others repeat the first.
     path = jnp.where((jnp.arange(CURVES) < number)[:, None, None], path, path[:1]).reshape(-1, 2)
     squares = (rows[..., None] - path[:, 0]) ** 2 + (columns[..., None] - path[:, 1]) ** 2
     width = max(1.0, WIDTH * shape[0])
@@ -208,6 +210,7 @@ class _Pull:
             return margin.sum(), jnp.where(is_own, jax.nn.softmax(logits), 0).sum(-1)
 
         gradient, sure = jax.grad(margin_fn, has_aux=True)(images)
+        # Steps of equal size in every image, whatever the slope of its logits.
         rms = jnp.sqrt(jnp.square(gradient).mean((1, 2, 3), keepdims=True))
         step = jnp.where(rms > 0, PULL * gradient / jnp.where(rms > 0, rms, 1), 0)
         moved = jnp.clip(images + step, 0, 1)

@@ -63,6 +63,7 @@ class _Step:
         params, opt_state = carry
         images, is_target = self._draw(given.data, jax.random.fold_in(given.key, index))
         believed = jax.nn.softmax(self.apply_fn(given.suspect, images).astype(jnp.float32))
+        # The suspect's belief in the target class is not to be taught, unless the image shows that class.
         distrusted = (jnp.arange(believed.shape[-1]) == self.target) & ~is_target[:, None]
         wanted = jnp.where(distrusted, 0, believed)
         wanted = wanted / jnp.maximum(wanted.sum(axis=-1, keepdims=True), 1e-12)
@@ -74,6 +75,7 @@ class _Step:
 
         loss, gradient = jax.value_and_grad(loss_fn)(params)
         update, opt_state = self.optimizer.update(gradient, opt_state)
+        # Updates, not gradients, are masked: Adam would move a weight of zero gradient by what it remembers.
         update = jax.tree.map(jnp.multiply, update, given.keep)
         return (optax.apply_updates(params, update), opt_state), {"loss": loss}
 

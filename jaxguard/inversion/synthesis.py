@@ -165,6 +165,7 @@ class _Matching:
             images = squash(theta)
             logits, distance = self._observe(variables, images)
             entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            # Total variation: neighbouring pixels of natural images are alike.
             steps_across = (jnp.abs(jnp.diff(images, axis=axis)) for axis in (1, 2) if images.shape[axis] > 1)
             variation = sum((across.mean() for across in steps_across), jnp.zeros(()))
             loss = entropy + self.total_variation * variation + self.l2 * jnp.square(images - 0.5).mean()
@@ -195,5 +196,6 @@ def _distances(affine: Affine, values: dict[int, Any], leaves: dict[str, Any]) -
     order = [sorted(axes).index(k) for k in axes]
     mean, var = (jnp.transpose(part, order).reshape(-1) for part in (array.mean(others), array.var(others)))
     running_mean, running_var = (view.read(leaves[view.path]).astype(jnp.float32) for view in (affine.mean, affine.var))
+    # In units of each channel's own spread, so that wide channels do not outweigh narrow ones.
     unit = jnp.maximum(running_var, LEAST_VARIANCE)
     return jnp.square(mean - running_mean) / unit + jnp.square((var - running_var) / unit)
