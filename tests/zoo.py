@@ -64,13 +64,15 @@ def kinds() -> list[str]:
 
 
 class ViT(nn.Module):
+    depth: int = 2
+
     @nn.compact
     def __call__(self, x):
         x = nn.Conv(16, (4, 4), (4, 4))(x).reshape(x.shape[0], -1, 16)
         cls = self.param("cls", nn.initializers.zeros, (1, 1, 16))
         x = jnp.concatenate([jnp.tile(cls, (x.shape[0], 1, 1)), x], axis=1)
         x = x + self.param("position", nn.initializers.zeros, (1, x.shape[1], 16))
-        for _ in range(2):
+        for _ in range(self.depth):
             x = x + nn.MultiHeadDotProductAttention(4)(nn.LayerNorm()(x))
             x = x + nn.Dense(16)(nn.gelu(nn.Dense(32)(nn.LayerNorm()(x))))
         return nn.Dense(5)(nn.LayerNorm()(x)[:, 0])

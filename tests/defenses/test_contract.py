@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import zoo
+from flax import linen as nn
 
 from jaxguard import models
 from jaxguard.defenses import DEFENSES, Data, DefenseReport
@@ -84,12 +85,34 @@ ROWS = {
         neutral={"unlearn_epochs": 1, "epochs": 0, "batch_size": 2, "n": 0.0},
     ),
 }
-BUNDLED = {
-    "cnn": ("cnn:width=0.5", 16),
-    "pre-activation": ("wideresnet-10-1:width=0.25", 16),
-    "mlp": ("mlp:hidden=24", 8),
+
+
+class Convolutions(nn.Module):
+    """Convolution and norm twice, or a pre-activation block with a shortcut."""
+
+    is_residual: bool
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        def norm(x):
+            return nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+
+        if self.is_residual:
+            x = nn.Conv(8, (3, 3), use_bias=False)(x)
+            x = x + nn.Conv(8, (3, 3), use_bias=False)(norm(x))
+            x = norm(x)
+        else:
+            for width in (8, 12):
+                x = norm(nn.Conv(width, (3, 3), (2, 2), use_bias=False)(x))
+        return nn.Dense(5)(x.mean((1, 2)))
+
+
+MODULES = {
+    "cnn": (Convolutions(is_residual=False), 8),
+    "pre-activation": (Convolutions(is_residual=True), 8),
+    "vit": (zoo.ViT(depth=1), 8),
 }
-FAMILIES = (*BUNDLED, "vit")
+FAMILIES = (*MODULES, "mlp")
 SLOW = {"shapley": ("cnn", "vit")}
 """Families that a slow method is tested on; all for the others."""
 
@@ -103,16 +126,19 @@ every_case = pytest.mark.parametrize(("name", "family"), CASES)
 @functools.cache
 def case(family):
     """A network and what its defender has; the same functions each time, so that the defenses' traces are shared."""
-    if family in BUNDLED:
-        spec, size = BUNDLED[family]
-        model = models.build(spec, num_classes=10, input_shape=(size, size, 3))
-        variables, images = zoo.randomise(model.shapes()), zoo.images(size, size, 3)
+    if family == "mlp":
+        model = models.build("mlp:hidden=24", num_classes=5, input_shape=(8, 8, 3))
+        variables, images = zoo.randomise(model.shapes()), zoo.images(8, 8, 3)
         apply_fn, train_fn = model.apply_fn, model.train_fn
     else:
-        apply_fn, variables, images = zoo.ZOO[family]()
+        module, size = MODULES[family]
+        apply_fn, variables, images = zoo.linen(module, size, size, 3)
 
         def train_fn(variables, images):
-            return apply_fn(variables, images), variables
+            if family == "vit":
+                return apply_fn(variables, images), variables
+            logits, updates = apply_fn(variables, images, train=True, mutable=["batch_stats"])
+            return logits, {**variables, **updates}
 
     network = Network(variables, apply_fn, jax.ShapeDtypeStruct(images.shape[1:], images.dtype), train_fn)
     return network, Data(clean=Batch(images, np.arange(len(images), dtype=np.int32)))
