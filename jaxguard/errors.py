@@ -43,6 +43,12 @@ class NonFiniteError(CheckpointError):
     kind = "not finite"
 
 
+class InternalError(JaxguardError):
+    """jaxguard contradicts itself, as where an account of leaves does not add up to the file: a bug to be reported."""
+
+    kind = "internal"
+
+
 class ArchitectureError(JaxguardError):
     """An architecture name or option that jaxguard does not know."""
 

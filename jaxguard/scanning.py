@@ -29,7 +29,6 @@ from jaxguard.detection.profile import Profile
 from jaxguard.detection.records import TRIGGERS
 from jaxguard.environment import environment
 from jaxguard.errors import DataError, JaxguardError
-from jaxguard.fleet import accounting
 from jaxguard.fleet.discovery import Model, Target, discover
 from jaxguard.fleet.examination import Examination, Listener, examined
 from jaxguard.fleet.executors import Executor, Ray, Stream
@@ -259,24 +258,7 @@ def _with_layers(findings: Sequence[Finding], seen: Examination) -> list[Finding
     shown = {*highest, *(k for k in scored if findings[k].verdict is Verdict.SUSPECTED)}
     kept = seen.layers({findings[k].provenance.sha256 for k in shown if not findings[k].layers})
     layers = [one.layers or kept.get(one.provenance.sha256, ()) for one in findings]
-    return [
-        _with_leaves(replace(one, layers=layers[k]), seen.models[k].options.weights)
-        if k in shown
-        else replace(one, layers=(), leaves=())
-        for k, one in enumerate(findings)
-    ]
-
-
-def _with_leaves(finding: Finding, weights: str | None) -> Finding:
-    """What became of every leaf, by the header of the file where that was not kept."""
-    name = finding.provenance.name
-    if finding.leaves or not os.path.exists(name):
-        return finding
-    try:
-        checkpoint, leaves = accounting.of_file(name, finding.provenance.architecture, weights)
-    except JaxguardError:  # the user's own function, or a file that changed: its leaves stay unknown
-        return finding
-    return replace(finding, leaves=leaves, left_out=checkpoint.left_out, aliases=checkpoint.aliases)
+    return [replace(one, layers=layers[k] if k in shown else ()) for k, one in enumerate(findings)]
 
 
 def _with_code(findings: Sequence[Finding], models: Sequence[Model]) -> list[Finding]:

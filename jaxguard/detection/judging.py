@@ -195,8 +195,17 @@ def _verdict(one: Comparison, q_value: float, p_values: np.ndarray, alpha: float
 
 def _finding(record: Record, one: Comparison, q_value: float, verdict: Verdict, why: str) -> Finding:
     if record.error:
-        where, error = record.provenance, record.error
-        return Finding(where, Verdict.ERROR, error, record.cohort, notes=record.notes, kind=record.kind)
+        return Finding(
+            record.provenance,
+            Verdict.ERROR,
+            record.error,
+            record.cohort,
+            leaves=record.leaves,
+            left_out=record.left_out,
+            aliases=record.aliases,
+            notes=record.notes,
+            kind=record.kind,
+        )
     is_searched = one.stage == SEARCH
     return Finding(
         provenance=record.provenance,

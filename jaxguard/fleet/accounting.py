@@ -5,15 +5,17 @@ Nothing is left unsaid: there is one account per leaf, so that numbers and bytes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxguard import checkpoints, models
-from jaxguard.checkpoints import Checkpoint, LeafSpec
+from jaxguard.checkpoints import LeafSpec
+from jaxguard.errors import InternalError
 from jaxguard.graph import ChannelGraph, pairing
 from jaxguard.scores import structural
 from jaxguard.scores.structural import NOT_A_LAYER, NOT_UNDERSTOOD, SCORED, roles
-from jaxguard.suspects import UNKNOWN, Suspect
+from jaxguard.suspects import Suspect
 from jaxguard.types.findings import UNCLEAR, LeafAccount
 
 MOST = 0.1
@@ -43,31 +45,10 @@ def of_suspect(suspect: Suspect) -> tuple[LeafAccount, ...]:
     return by_graph(network.graph, specs, paths)
 
 
-def of_file(path: str, architecture: str, weights: str | None = None) -> tuple[Checkpoint, tuple[LeafAccount, ...]]:
-    """The leaves of a file by its header alone.
-
-    Args:
-        path: local.
-        architecture: that was found when it was scored, or `UNKNOWN`.
-        weights: which of several, see `jaxguard.checkpoints.load`.
-
-    Returns:
-        The checkpoint, and one account per leaf.
-
-    Raises:
-        JaxguardError: it cannot be opened, or is another one by now.
-    """
-    checkpoint = checkpoints.load(path, weights=weights)
-    if architecture == UNKNOWN:
-        return checkpoint, by_names(checkpoint.leaves)
-    model = models.infer(architecture, checkpoint.leaves)
-    graph = model.network(model.shapes()).graph
-    return checkpoint, by_graph(graph, checkpoint.leaves, models.binding_of(model, checkpoint.leaves).paths)
-
-
 def by_names(specs: Mapping[str, Any]) -> tuple[LeafAccount, ...]:
     """By names, shapes and element types."""
-    return tuple(_account(name, state, why, specs[name]) for name, state, why in structural.read(specs).accounts)
+    found = tuple(_account(name, state, why, specs[name]) for name, state, why in structural.read(specs).accounts)
+    return require_whole(specs, found)
 
 
 def by_graph(graph: ChannelGraph, specs: Mapping[str, Any], paths: Mapping[str, str]) -> tuple[LeafAccount, ...]:
@@ -89,7 +70,39 @@ def by_graph(graph: ChannelGraph, specs: Mapping[str, Any], paths: Mapping[str, 
         role = named[name]
         state, why = told.get(paths.get(name, name), unknown if role is None else (NOT_A_LAYER, role))
         found.append(_account(name, state, why, spec))
-    return tuple(found)
+    return require_whole(specs, tuple(found))
+
+
+def unscored(specs: Mapping[str, Any]) -> tuple[LeafAccount, ...]:
+    """Of a checkpoint in which nothing was scored."""
+    unknown = NOT_UNDERSTOOD, "the checkpoint could not be scored"
+    told = ((name, unknown if role is None else (NOT_A_LAYER, role)) for name, role in roles.roles_of(specs).items())
+    return require_whole(specs, tuple(_account(name, *state, specs[name]) for name, state in told))
+
+
+def require_whole(specs: Mapping[str, Any], accounts: tuple[LeafAccount, ...]) -> tuple[LeafAccount, ...]:
+    """The accounts, if they are those of all leaves, each once, and of all their bytes.
+
+    Raises:
+        InternalError: they are not; it names the leaf.
+    """
+    left = dict(specs)
+    for one in accounts:
+        spec = left.pop(one.name, None)
+        if spec is None or one.state not in (SCORED, NOT_A_LAYER, NOT_UNDERSTOOD):
+            raise _inexact(one.name, "one account of every leaf", "another")
+        if one.nbytes != math.prod(spec.shape) * spec.dtype.itemsize:
+            raise _inexact(one.name, f"the bytes of its shape {tuple(spec.shape)}", f"{one.nbytes:,}")
+    if left:
+        raise _inexact(next(iter(left)), "an account of every leaf", "none")
+    return accounts
+
+
+def _inexact(name: str, expected: str, found: str) -> InternalError:
+    return InternalError(
+        f"expected {expected}, got {found} for leaf {name!r}; this is a bug of jaxguard, please report it with the "
+        "names and shapes of the checkpoint's leaves"
+    )
 
 
 def _of_graph(graph: ChannelGraph) -> dict[str, tuple[str, str]]:
@@ -119,10 +132,12 @@ def remark(accounts: Iterable[LeafAccount]) -> tuple[str, ...]:
     total = sum(one.numbers for one in listed)
     unclear = [one for one in listed if one.state == NOT_UNDERSTOOD]
     count = sum(one.numbers for one in unclear)
-    if count <= MOST * total:
+    size, whole = (sum(one.nbytes for one in some) for some in (unclear, listed))
+    share = max(count / max(total, 1), size / max(whole, 1))  # packed integers are few numbers, but not few weights
+    if share <= MOST:
         return ()
     first = max(unclear, key=lambda one: one.numbers)
     return (
-        f"{UNCLEAR}{count:,} of {total:,} weights ({100 * count / total:.0f} %) in {len(unclear)} leaves, which were "
-        f"not scored; the largest is {first.name}: {first.reason}.",
+        f"{UNCLEAR}{count:,} of {total:,} numbers, {size:,} of {whole:,} bytes ({100 * share:.0f} %) in {len(unclear)} "
+        f"leaves, which were not scored; the largest is {first.name}: {first.reason}.",
     )

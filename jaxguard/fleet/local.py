@@ -248,13 +248,15 @@ def _examined(model: str | Suspect, settings: Settings, known: Collection[str]) 
         suspect = model if isinstance(model, Suspect) else settings.options.load(model)
         return examine(suspect, settings.pairing, known)
     except JaxguardError as error:
-        return Record(_seen(name), error=str(error), kind=error.kind)
+        return _seen(name)._replace(error=str(error), kind=error.kind)
 
 
-def _seen(name: str) -> Provenance:
+def _seen(name: str) -> Record:
     """What is known of a checkpoint that could not be scored."""
     with contextlib.suppress(JaxguardError, OSError):
         if not checkpoints.is_url(name):
             checkpoint = checkpoints.load(name)
-            return Provenance(name, checkpoint.sha256, size_of(checkpoint), checkpoint.format)
-    return Provenance(name)
+            provenance = Provenance(name, checkpoint.sha256, size_of(checkpoint), checkpoint.format)
+            leaves = accounting.unscored(checkpoint.leaves)
+            return Record(provenance, leaves=leaves, left_out=checkpoint.left_out, aliases=checkpoint.aliases)
+    return Record(Provenance(name))

@@ -12,7 +12,9 @@ import numpy as np
 from jaxguard import checkpoints
 from jaxguard.checkpoints import Checkpoint
 from jaxguard.errors import CheckpointError, JaxguardError
+from jaxguard.fleet import accounting
 from jaxguard.fleet.structure import Structure, structure_of
+from jaxguard.types.findings import LeafAccount
 
 
 class Stamp(NamedTuple):
@@ -35,12 +37,16 @@ class File(NamedTuple):
         stamp: its state then.
         format: row of `jaxguard.checkpoints.FORMATS`.
         notes: what a reader of a report must know of the choice of its leaves, in full sentences.
+        left_out: `(entry, reason)` of what is stored beside the leaves.
+        aliases: `(leaf, its other names)`.
     """
 
     uri: str
     stamp: Stamp
     format: str
     notes: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 class Opened(NamedTuple):
@@ -55,6 +61,8 @@ class Opened(NamedTuple):
         structure: what it can be stacked with.
         weights: which of the weights in it were chosen, see `jaxguard.checkpoints.load`.
         notes: see `File`.
+        left_out: see `File`.
+        aliases: see `File`.
     """
 
     uri: str
@@ -65,11 +73,13 @@ class Opened(NamedTuple):
     structure: Structure
     weights: str | None = None
     notes: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def file(self) -> File:
         """What is kept of it once it was read."""
-        return File(self.uri, self.stamp, self.format, self.notes)
+        return File(self.uri, self.stamp, self.format, self.notes, self.left_out, self.aliases)
 
 
 class Failure(NamedTuple):
@@ -82,6 +92,9 @@ class Failure(NamedTuple):
         format: row of FORMATS, where that was recognised.
         sha256: content hash, where it was read.
         kind: of the error, see `jaxguard.errors`.
+        leaves: what became of every leaf, where the header was read.
+        left_out: see `File`.
+        aliases: see `File`.
     """
 
     uri: str
@@ -90,6 +103,9 @@ class Failure(NamedTuple):
     format: str = ""
     sha256: str = ""
     kind: str = JaxguardError.kind
+    leaves: tuple[LeafAccount, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 def stamp_of(path: str | os.PathLike[str]) -> Stamp:
@@ -135,7 +151,8 @@ def open_one(
         if is_known(uri, stamp):
             return Known(uri)
         found, start = structure_of(checkpoint), min(checkpoint.first_bytes.values(), default=0)
-        return Opened(uri, stamp, location, checkpoint.format, start, found, weights, checkpoint.notes)
+        beside = tuple(checkpoint.left_out.items()), tuple(checkpoint.aliases.items())
+        return Opened(uri, stamp, location, checkpoint.format, start, found, weights, checkpoint.notes, *beside)
     except Exception as error:  # whatever a file can provoke is reported in its row
         return Failure(uri, before, _told(error, uri), kind=kind_of(error))
 
@@ -191,7 +208,9 @@ def require_unchanged(opened: Opened) -> None:
 
 def failed(opened: Opened, error: Exception, sha256: str = "") -> Failure:
     """The failure of a checkpoint whose header was read."""
-    return Failure(opened.uri, opened.stamp, _told(error, opened.uri), opened.format, sha256, kind_of(error))
+    told = _told(error, opened.uri), opened.format, sha256, kind_of(error)
+    leaves = accounting.unscored(opened.structure.specs())
+    return Failure(opened.uri, opened.stamp, *told, leaves, opened.left_out, opened.aliases)
 
 
 def kind_of(error: Exception) -> str:

@@ -22,6 +22,7 @@ from jaxguard.graph.pairing import Layer
 from jaxguard.models import Model
 from jaxguard.scores import structural, weights
 from jaxguard.scores.weights import Reduced, WeightFeatures
+from jaxguard.types.findings import LeafAccount
 
 
 class Scores(NamedTuple):
@@ -47,6 +48,7 @@ class Scope(NamedTuple):
         layers: what is scored.
         feature_names: `F` names.
         notes: caveats for the reader, in full sentences.
+        leaves: what became of every leaf.
     """
 
     architecture: str
@@ -54,6 +56,7 @@ class Scope(NamedTuple):
     layers: tuple[Layer, ...]
     feature_names: tuple[str, ...]
     notes: tuple[str, ...]
+    leaves: tuple[LeafAccount, ...] = ()
 
 
 class Kernel(NamedTuple):
@@ -161,8 +164,8 @@ def _of_model(structure: Structure, model: Model, settings: Settings, notes: tup
             is_first = path in binding.channels_first
             shape = (channels, fan_in, taps) if is_first else (taps, fan_in, channels)
             kernels[name] = Kernel(shape, is_first, specs[name].shape)
-    scope = Scope(model.spec, cohort_of_model(model), layers, weights.feature_names(layers), notes)
-    return Recipe(scope, kernels, features_of)
+    accounts = accounting.by_graph(graph, specs, binding.paths)
+    return Recipe(_scope(model.spec, cohort_of_model(model), layers, notes, accounts), kernels, features_of)
 
 
 def _of_function(structure: Structure, settings: Settings) -> Recipe:
@@ -185,7 +188,8 @@ def _of_function(structure: Structure, settings: Settings) -> Recipe:
         return weights.weight_features(graph, layers, variables_of(leaves))
 
     cohort, name = cohort_of_leaves(specs, is_traced=True), getattr(options.apply_fn, "__name__", "apply_fn")
-    return Recipe(Scope(name, cohort, layers, weights.feature_names(layers), graph.remarks), {}, features_of)
+    accounts = accounting.by_graph(graph, specs, suspects.paths_of(specs, options.init_fn))
+    return Recipe(_scope(name, cohort, layers, graph.remarks, accounts), {}, features_of)
 
 
 def _structural(structure: Structure, reason: str) -> Recipe:
@@ -206,5 +210,12 @@ def _structural(structure: Structure, reason: str) -> Recipe:
             sizes = tuple(math.prod(shape[axis] for axis in axes) for axes in order)
             kernels[producer.kernel] = Kernel(sizes, producer.is_channels_first, shape)
     cohort = cohort_of_leaves(structure.specs(), is_traced=False)
-    notes = (suspects.structural_note(reason), *accounting.remark(accounting.by_names(structure.specs())))
-    return Recipe(Scope(suspects.UNKNOWN, cohort, layers, weights.feature_names(layers), notes), kernels, features_of)
+    notes, accounts = (suspects.structural_note(reason),), accounting.by_names(structure.specs())
+    return Recipe(_scope(suspects.UNKNOWN, cohort, layers, notes, accounts), kernels, features_of)
+
+
+def _scope(
+    architecture: str, cohort: str, layers: tuple[Layer, ...], notes: tuple[str, ...], leaves: tuple[LeafAccount, ...]
+) -> Scope:
+    notes = (*notes, *accounting.remark(leaves))
+    return Scope(architecture, cohort, layers, weights.feature_names(layers), notes, leaves)

@@ -1,13 +1,16 @@
 """Results on disk: Parquet parts that appear whole or not at all, so that a killed scan resumes.
 
-A folder of results holds `checkpoints/`, one row per checkpoint, `layers/`, one row per layer and content, and
-`looks/`, one row per content that was examined by another look than its weights. Several processes may write to it at
+A folder of results holds `checkpoints/`, one row per checkpoint, `layers/`, one row per layer and content, `leaves/`,
+one row per leaf of each account, which checkpoints of one structure share, and `looks/`, one row per content that was
+examined by another look than its weights. Several processes may write to it at
 once: each part has a name of its own, and of two rows about one checkpoint the later one holds.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import itertools
 import json
 import pathlib
@@ -28,6 +31,7 @@ from jaxguard.fleet.reading import Failure, Stamp
 from jaxguard.fleet.stream import Scored
 from jaxguard.scores.weights import SUMMARY, UNDEFINED, largest_z, summary_of
 from jaxguard.types import LayerSummary, Provenance
+from jaxguard.types.findings import LeafAccount
 
 CHECKPOINTS = pa.schema(
     [
@@ -41,13 +45,30 @@ CHECKPOINTS = pa.schema(
         ("z", pa.float32()),
         ("features", pa.list_(pa.float32())),
         ("notes", pa.string()),
+        ("account", pa.string()),
+        ("left_out", pa.string()),
+        ("aliases", pa.string()),
         ("error", pa.string()),
         ("kind", pa.string()),
         ("settings", pa.string()),
         ("scanned", pa.int64()),
     ]
 )
-"""`size` in bytes, `modified` and `scanned` in nanoseconds since 1970; the others as in `jaxguard.types.Finding`."""
+"""`size` in bytes, `modified` and `scanned` in nanoseconds since 1970, `account` names rows of `LEAVES`, `left_out` and
+`aliases` are JSON; the others as in `jaxguard.types.Finding`."""
+
+LEAVES = pa.schema(
+    [
+        ("account", pa.string()),
+        ("name", pa.string()),
+        ("state", pa.string()),
+        ("reason", pa.string()),
+        ("numbers", pa.int64()),
+        ("nbytes", pa.int64()),
+        ("settings", pa.string()),
+    ]
+)
+"""See `jaxguard.types.LeafAccount`."""
 
 LAYERS = pa.schema(
     [
@@ -65,7 +86,7 @@ LOOKS = pa.schema([("sha256", pa.string()), ("features", pa.list_(pa.float32()))
 
 _NAMES, _SETTINGS = b"jaxguard.features", b"jaxguard.settings"
 _FLUSH_SECONDS = 2.0
-_SCHEMAS = {"checkpoints": CHECKPOINTS, "layers": LAYERS, "looks": LOOKS}
+_SCHEMAS = {"checkpoints": CHECKPOINTS, "layers": LAYERS, "leaves": LEAVES, "looks": LOOKS}
 
 
 class Store:
@@ -84,6 +105,7 @@ class Store:
         self._results: list[Scored | Failure] = []
         self._names: dict[str, tuple[str, ...]] = {}
         self._layered: set[str] = set()
+        self._accounted: set[str] = set()
         self._flushed = time.monotonic()
         try:
             for name in _SCHEMAS:
@@ -114,9 +136,13 @@ class Store:
         tables = [table for result in scored if (table := self._layers(result)).num_rows]
         if tables:
             self._write("layers", pa.concat_tables(tables))
+        accounts = dict.fromkeys([*(one.scope.leaves for one in scored), *(one.leaves for one in failed)])
+        tables = [table for leaves in accounts if (table := self._leaves(leaves)).num_rows]
+        if tables:
+            self._write("leaves", pa.concat_tables(tables))
         tables = [self._scored(result) for result in scored] + ([self._failed(failed)] if failed else [])
         self._names |= {result.scope.cohort: result.scope.feature_names for result in scored}
-        # The layers first: a checkpoint whose row is there is complete.
+        # Layers and leaves first: a checkpoint whose row is there is complete.
         self._write("checkpoints", pa.concat_tables(tables))
         self._results.clear()
 
@@ -126,7 +152,7 @@ class Store:
         Raises:
             FleetError: a part is damaged.
         """
-        table, names = self._read("checkpoints"), self.feature_names()
+        table, names, accounts = self._read("checkpoints"), self.feature_names(), self._accounts()
         found: dict[str, Record] = {}
         features = _lists(table.column("features"))
         plain = table.drop_columns(["features", "settings"]).to_pydict()
@@ -140,11 +166,22 @@ class Store:
                 {} if error else {WEIGHTS: Features(names[cohort], features[number])},
                 z=row["z"],
                 notes=tuple(row["notes"].split("\n")) if row["notes"] else (),
+                leaves=accounts.get(row["account"], ()),
+                left_out=json.loads(row["left_out"] or "{}"),
+                aliases={leaf: tuple(others) for leaf, others in json.loads(row["aliases"] or "{}").items()},
                 error=error,
                 kind=row["kind"],
                 modified=row["modified"],
             )
         return found
+
+    def _accounts(self) -> dict[str, tuple[LeafAccount, ...]]:
+        """The accounts of leaves by name, each once, however many checkpoints share it."""
+        found: dict[str, dict[str, LeafAccount]] = {}
+        for row in self._read("leaves").drop_columns(["settings"]).to_pylist():
+            account = row.pop("account")
+            found.setdefault(account, {})[row["name"]] = LeafAccount(**row)
+        return {account: tuple(leaves.values()) for account, leaves in found.items()}
 
     def feature_names(self) -> dict[str, tuple[str, ...]]:
         """Names of the features by cohort.
@@ -189,6 +226,9 @@ class Store:
             z=largest.astype(np.float32),
             features=pa.ListArray.from_arrays(pa.array(offsets), pa.array(features.ravel())),
             notes=["\n".join((*file.notes, *scope.notes)) for file in result.files],
+            account=[_account_of(scope.leaves)] * count,
+            left_out=[json.dumps(dict(file.left_out)) for file in result.files],
+            aliases=[json.dumps(dict(file.aliases)) for file in result.files],
             error=errors,
             kind=[UnscorableError.kind if error else "" for error in errors],
         )
@@ -205,6 +245,9 @@ class Store:
             z=np.full(count, np.nan, np.float32),
             features=pa.array([[]] * count, pa.list_(pa.float32())),
             notes=[""] * count,
+            account=[_account_of(failure.leaves) for failure in failures],
+            left_out=[json.dumps(dict(failure.left_out)) for failure in failures],
+            aliases=[json.dumps(dict(failure.aliases)) for failure in failures],
             error=[failure.error for failure in failures],
             kind=[failure.kind for failure in failures],
         )
@@ -235,6 +278,14 @@ class Store:
             "settings": [self.settings] * len(summaries),
         }
         return pa.table([pa.array(columns[f.name], f.type) for f in LAYERS], schema=LAYERS)
+
+    def _leaves(self, leaves: tuple[LeafAccount, ...]) -> pa.Table:
+        """Rows of an account that was not written yet."""
+        account = _account_of(leaves)
+        rows = [] if account in self._accounted else [dataclasses.asdict(leaf) for leaf in leaves]
+        self._accounted.add(account)
+        spelt = ({**row, "name": text(row["name"]), "reason": text(row["reason"])} for row in rows)
+        return pa.Table.from_pylist([{**row, "account": account, "settings": self.settings} for row in spelt], LEAVES)
 
     def _write(self, name: str, table: pa.Table) -> None:
         names = json.dumps({cohort: list(features) for cohort, features in self._names.items()})
@@ -267,6 +318,14 @@ class Store:
                     table = table.filter(pc.field("sha256").isin(list(hashes)))
                 tables.append(table)
         return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def _account_of(leaves: tuple[LeafAccount, ...]) -> str:
+    """Short name of an account, hexadecimal; empty for none."""
+    if not leaves:
+        return ""
+    told = json.dumps([dataclasses.astuple(leaf) for leaf in leaves])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -3,8 +3,9 @@
 A document mirrors `jaxguard.types.Report` field by field, plus the key `schema`. Rates stay fractions in [0, 1], arrays
 become nested lists, and what JSON cannot say (NaN, infinity) becomes null. Reading turns null back into NaN, and into
 infinity for a layer's `threshold`, where it means that none could be set. What a report does not have, such as a
-layer's `errors` or a finding's `trigger`, is null too. Keys whose field has a default may be absent, and unknown keys
-are ignored: readers of a version stay valid as fields are added.
+layer's `errors` or a finding's `trigger`, is null too. The key `accounts` lists what became of the leaves, each list
+once, and `leaves` of a finding is the number of its list: checkpoints of one structure share it. Keys whose field has a
+default may be absent, and unknown keys are ignored: readers of a version stay valid as fields are added.
 """
 
 import dataclasses
@@ -15,12 +16,15 @@ import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 
 from jaxguard.errors import JaxguardError
+from jaxguard.report import evidence
 from jaxguard.types import Finding, Report
+from jaxguard.types.findings import LeafAccount
 
 SCHEMA = "jaxguard.report/2"
 
@@ -52,12 +56,20 @@ def to_json(report: Report) -> str:
     ],
     ...
     """
-    fields = {"schema": SCHEMA, **plain(report)}
+    accounts, known = dict[tuple[LeafAccount, ...], int](), dict[int, int | None]()
+    findings = []
+    for finding in report.findings:
+        if id(finding.leaves) not in known:  # to hash one takes as long as to write it, and most are shared
+            known[id(finding.leaves)] = accounts.setdefault(finding.leaves, len(accounts)) if finding.leaves else None
+        number = known[id(finding.leaves)]
+        findings.append(plain(dataclasses.replace(finding, leaves=())) | {"leaves": number})
+    rest = plain(dataclasses.replace(report, findings=()))
+    fields = {"schema": SCHEMA, **rest, "findings": findings, "accounts": plain(list(accounts))}
     return "{\n" + ",\n".join(f"{json.dumps(name)}: {_lines(value)}" for name, value in fields.items()) + "\n}\n"
 
 
 def to_jsonl(report: Report) -> Iterator[str]:
-    """Writes one line per finding, as in `to_json`, then one per file that was not opened.
+    """Writes one line per finding, as in `to_json` but with its leaves counted, then one per file that was not opened.
 
     Args:
         report: of any size: one line at a time is in memory.
@@ -68,9 +80,24 @@ def to_jsonl(report: Report) -> Iterator[str]:
     >>> list(to_jsonl(Report("", skipped=(("notes.txt", "no checkpoint"),))))
     ['{"provenance":{"name":"notes.txt"},"verdict":"skipped","reason":"no checkpoint"}']
     """
-    yield from (_compact(plain(finding)) for finding in report.findings)
+    for finding in report.findings:
+        yield _compact(plain(dataclasses.replace(finding, leaves=())) | {"leaves": counts(finding)})
     for path, why in report.skipped:
         yield _compact({"provenance": {"name": path}, "verdict": "skipped", "reason": why})
+
+
+def counts(finding: Finding) -> dict[str, dict[str, int]]:
+    """Leaves, numbers and bytes by state, and how many entries were left out.
+
+    >>> from jaxguard.types import Provenance, Verdict
+    >>> counts(Finding(Provenance("m.npz"), Verdict.INCONCLUSIVE, left_out={"step": "a counter"}))["left out"]
+    {'entries': 1}
+    """
+    found = {
+        state: {"leaves": number, "numbers": numbers, "bytes": size}
+        for state, number, numbers, size in evidence.accounts(finding)
+    }
+    return {**found, "left out": {"entries": len(finding.left_out)}}
 
 
 def to_parquet(report: Report) -> bytes:
@@ -86,7 +113,8 @@ def to_parquet(report: Report) -> bytes:
         "name": texts, "sha256": texts, "size": pa.int64(), "format": texts, "architecture": texts, "verdict": texts,
         "reason": texts, "kind": texts, "cohort": texts, "z": numbers, "score": numbers, "p_value": numbers,
         "q_value": numbers, "looks": lists, "notes": lists, "code": lists, "acc": numbers, "asr": numbers,
-        "ra": numbers,
+        "ra": numbers, "scored": pa.int64(), "not a layer": pa.int64(), "not understood": pa.int64(),
+        "left out": pa.int64(),
     }  # fmt: skip
     rows = [_flat(finding, kinds) for finding in report.findings]
     rest = to_json(dataclasses.replace(report, findings=()))
@@ -121,7 +149,23 @@ def from_json(text: str) -> Report:
             f"expected schema {SCHEMA!r}, got {found!r} at key 'schema' of the report; "
             "read it with the jaxguard version that wrote it, or write it again with this one"
         )
-    return _decode(Report, document, "report")
+    listed = document.pop("accounts", [])
+    accounts = _decode(tuple[tuple[LeafAccount, ...], ...], listed, "report.accounts")
+    findings, numbers = document.get("findings"), list[Any]()
+    for one in findings if isinstance(findings, list) else []:
+        numbers.append(one.pop("leaves", None) if isinstance(one, dict) else None)
+    report = _decode(Report, document, "report")
+    return dataclasses.replace(report, findings=tuple(map(_with_leaves, report.findings, numbers, repeat(accounts))))
+
+
+def _with_leaves(finding: Finding, number: Any, accounts: tuple[tuple[LeafAccount, ...], ...]) -> Finding:
+    if number is None:
+        return finding
+    if type(number) is not int or not 0 <= number < len(accounts):
+        raise _wrong_kind(
+            f"a number below {len(accounts)}", number, f"leaves of the finding {finding.provenance.name!r}"
+        )
+    return dataclasses.replace(finding, leaves=accounts[number])
 
 
 def plain(value: Any) -> Any:  # noqa: PLR0911  # one return per kind of value
@@ -150,7 +194,8 @@ def plain(value: Any) -> Any:  # noqa: PLR0911  # one return per kind of value
 
 def _flat(finding: Finding, kinds: Mapping[str, Any]) -> dict[str, Any]:
     """A finding as one row; bytes of a file name that are not UTF-8 are spelt out."""
-    merged = plain(finding.provenance) | plain(dataclasses.replace(finding, layers=(), trigger=None))
+    merged = plain(finding.provenance) | plain(dataclasses.replace(finding, layers=(), trigger=None, leaves=()))
+    merged |= {state: told.get("leaves", told.get("entries")) for state, told in counts(finding).items()}
     merged |= merged["metrics"] or {}
     merged["code"] = [str(call) for call in finding.code]
     row = {name: merged.get(name) for name in kinds}

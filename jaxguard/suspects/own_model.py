@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax
@@ -69,16 +69,28 @@ def variables_of(leaves: Mapping[str, Any], init_fn: Callable[[], Any] | None) -
     return _placed(leaves, init_fn, "checkpoint")[0]
 
 
+def paths_of(leaves: Mapping[str, Any], init_fn: Callable[[], Any] | None) -> dict[str, str]:
+    """The path in the variables of every leaf, see `variables_of`."""
+    if init_fn is None:
+        return {name: name for name in leaves}
+    wanted = set(leaf_paths(jax.eval_shape(init_fn)))
+    return {name: path for name in leaves if (path := _path_of(name, wanted)) in wanted}
+
+
 def _placed(leaves: Mapping[str, Any], init_fn: Callable[[], Any] | None, source: str) -> tuple[Any, dict[str, str]]:
     if init_fn is None:
         return checkpoints.unflatten(leaves), {name: name for name in leaves}
     return _in_tree(leaves, jax.eval_shape(init_fn), source)
 
 
+def _path_of(name: str, wanted: Container[str]) -> str:
+    return name if name in wanted else name.replace(".", "/")
+
+
 def _in_tree(leaves: Mapping[str, Any], tree: Any, source: str) -> tuple[Any, dict[str, str]]:
     """The tree filled with the leaves of its paths, torch's dots being as good as slashes."""
     wanted = dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
-    names = {name: path for name in leaves if (path := name if name in wanted else name.replace(".", "/")) in wanted}
+    names = {name: path for name in leaves if (path := _path_of(name, wanted)) in wanted}
     by_path = {path: leaves[name] for name, path in names.items()}
     misfits = [f"leaf {path!r} {leaf.shape} is missing" for path, leaf in wanted.items() if path not in by_path]
     misfits += [

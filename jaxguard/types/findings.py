@@ -129,7 +129,8 @@ class Finding:
         metrics: measured on a test set, where one was given.
         notes: caveats for the reader, in full sentences.
         code: what a loader of the file would run.
-        leaves: what became of every leaf; kept where `layers` are.
+        leaves: what became of every leaf, for every finding of a checkpoint whose header could be read; findings of
+            one structure share the tuple.
         left_out: stored entries that are no leaves of the model, `{name: reason}`.
         aliases: `{leaf: its other names}`, same storage.
         kind: why it could not be scored, one word: `unsupported` (a sound file of a kind that is not read), `damaged`,

@@ -30,7 +30,9 @@ from jaxguard.types import (
     Verdict,
     Verification,
 )
+from jaxguard.types.findings import LeafAccount
 
+STATES = ("scored", "not a layer", "not understood")
 GOLDEN = (pathlib.Path(__file__).parent / "report.golden.json").read_text()
 """Written by hand from the documentation of the fields."""
 
@@ -45,6 +47,7 @@ def small() -> Report:
         Provenance("m.npz", "ab", 12, "npz", "resnet20:width=0.5"), Verdict.INCONCLUSIVE, "no reference profile",
         "resnet20", looks=("weights",), layers=layers, metrics=Metrics(0.75, num_images=4),
         notes=("[1, 2] is a note.\nSecond line.",),
+        leaves=(LeafAccount("conv/kernel", "scored", "kernel of conv -> bn", 27, 108),),
     )  # fmt: skip
     options = {"rho": np.float32(2), "sizes": (np.int64(1), 2), "dtype": float}
     tuned = Repair("m.npz", "ft_sam", options, change={"params/kernel": 0.125})
@@ -153,16 +156,19 @@ SCANS = (fleet(60), unjudged(), hostile(HOSTILE), hostile("\udcff\u2028\n"), Rep
 def test_a_fleet_comes_back_and_has_a_line_per_finding(report):
     text = schema.to_json(report)
     document = strict(text)
-    assert list(document) == ["schema", *(item.name for item in dataclasses.fields(Report))]
+    assert list(document) == ["schema", *(item.name for item in dataclasses.fields(Report)), "accounts"]
     assert_equal(report, schema.from_json(text))
     lines = list(schema.to_jsonl(report))
     assert not any("\n" in line for line in lines)
     found = [strict(line) for line in lines]
-    assert found[: len(report.findings)] == document["findings"]
+    for line, listed, finding in zip(found, document["findings"], report.findings, strict=False):
+        counts = line.pop("leaves")
+        assert line == {name: value for name, value in listed.items() if name != "leaves"}
+        assert sum(counts[state]["leaves"] for state in STATES if finding.leaves) == len(finding.leaves)
+        assert counts["left out"] == {"entries": len(finding.left_out)}
     assert found[len(report.findings) :] == [
         {"provenance": {"name": path}, "verdict": "skipped", "reason": why} for path, why in report.skipped
     ]
-    assert set(lines[: len(report.findings)]) <= {line.removesuffix(",") for line in text.splitlines()}
 
 
 def test_lines_come_one_by_one():
@@ -178,7 +184,8 @@ def test_parquet_has_a_row_per_finding_and_the_rest_beside_them(report):
     rows = table.to_pylist()
     assert len(rows) == len(report.findings)
     for row, one in zip(rows, report.findings, strict=True):
-        assert not {"layers", "trigger", "provenance", "metrics"} & row.keys()
+        assert not {"layers", "trigger", "provenance", "metrics", "leaves"} & row.keys()
+        assert sum(row[state] or 0 for state in STATES) == len(one.leaves) and row["left out"] == len(one.left_out)
         expected = dataclasses.asdict(one.provenance) | {name: getattr(one, name) for name in row if hasattr(one, name)}
         for name, value in expected.items():
             if isinstance(value, float):
@@ -258,3 +265,17 @@ def test_bad_values_name_the_place(old, new, where):
     assert old in GOLDEN
     with pytest.raises(JaxguardError, match=where):
         schema.from_json(GOLDEN.replace(old, new))
+
+
+def test_accounts_are_written_once_for_all_findings_that_share_them(small):
+    (finding,) = small.findings
+    other = dataclasses.replace(finding, leaves=(*finding.leaves, LeafAccount("b", "not a layer", "bias", 3, 12)))
+    equal = dataclasses.replace(finding, leaves=(finding.leaves[0],))
+    report = dataclasses.replace(small, findings=(finding, other, equal, dataclasses.replace(finding, leaves=())))
+    text = schema.to_json(report)
+    document = json.loads(text)
+    assert [one["leaves"] for one in document["findings"]] == [0, 1, 0, None] and len(document["accounts"]) == 2
+    assert [one.leaves for one in schema.from_json(text).findings] == [one.leaves for one in report.findings]
+    document["findings"][0]["leaves"] = 2
+    with pytest.raises(JaxguardError, match="number below 2"):
+        schema.from_json(json.dumps(document))
