@@ -29,60 +29,10 @@ from jaxguard.detection.records import WEIGHTS, Features, Record
 from jaxguard.errors import FleetError, UnscorableError
 from jaxguard.fleet.reading import Failure, Stamp
 from jaxguard.fleet.stream import Scored
+from jaxguard.fleet.tables import CHECKPOINTS, LAYERS, LEAVES, LOOKS
 from jaxguard.scores.weights import SUMMARY, UNDEFINED, largest_z, summary_of
 from jaxguard.types import LayerSummary, Provenance
 from jaxguard.types.findings import LeafAccount
-
-CHECKPOINTS = pa.schema(
-    [
-        ("uri", pa.string()),
-        ("sha256", pa.string()),
-        ("size", pa.int64()),
-        ("modified", pa.int64()),
-        ("format", pa.string()),
-        ("architecture", pa.string()),
-        ("cohort", pa.string()),
-        ("z", pa.float32()),
-        ("features", pa.list_(pa.float32())),
-        ("notes", pa.string()),
-        ("account", pa.string()),
-        ("left_out", pa.string()),
-        ("aliases", pa.string()),
-        ("error", pa.string()),
-        ("kind", pa.string()),
-        ("settings", pa.string()),
-        ("scanned", pa.int64()),
-    ]
-)
-"""`size` in bytes, `modified` and `scanned` in nanoseconds since 1970, `account` names rows of `LEAVES`, `left_out` and
-`aliases` are JSON; the others as in `jaxguard.types.Finding`."""
-
-LEAVES = pa.schema(
-    [
-        ("account", pa.string()),
-        ("name", pa.string()),
-        ("state", pa.string()),
-        ("reason", pa.string()),
-        ("numbers", pa.int64()),
-        ("nbytes", pa.int64()),
-        ("settings", pa.string()),
-    ]
-)
-"""See `jaxguard.types.LeafAccount`."""
-
-LAYERS = pa.schema(
-    [
-        ("sha256", pa.string()),
-        ("layer", pa.string()),
-        ("channels", pa.int32()),
-        *((name, pa.float32()) for name in SUMMARY),
-        ("settings", pa.string()),
-    ]
-)
-"""See `jaxguard.types.LayerSummary`."""
-
-LOOKS = pa.schema([("sha256", pa.string()), ("features", pa.list_(pa.float32())), ("settings", pa.string())])
-"""Features of a look, which `settings` names."""
 
 _NAMES, _SETTINGS = b"jaxguard.features", b"jaxguard.settings"
 _FLUSH_SECONDS = 2.0
