@@ -157,3 +157,13 @@ def test_a_guess_is_told(tmp_path):
     checkpoints.save(tmp_path / "vit.safetensors", leaves)
     assert "number of heads" in suspects.load(tmp_path / "vit.safetensors").notes[0]
     assert suspects.load(tmp_path / "vit.safetensors", arch="vit-tiny-16:width=0.5,heads=1").notes == ()
+
+
+@pytest.mark.parametrize("spec", ["mlp:hidden=6", "cnn:width=0.25"])
+def test_an_activation_that_no_leaf_shows_is_a_guess(tmp_path, spec):
+    model = models.build(spec, num_classes=4, input_shape=(8, 8, 1))
+    checkpoints.save(tmp_path / "model.safetensors", models.unbind(model, model.init(jax.random.key(0)), "torch"))
+    (note,) = suspects.load(tmp_path / "model.safetensors", input_shape=(8, 8, 1)).notes
+    assert note.startswith("The activation, relu, is a guess") and note.endswith("Pass --arch where that is not so.")
+    told = suspects.load(tmp_path / "model.safetensors", arch=f"{spec},activation=tanh", input_shape=(8, 8, 1))
+    assert told.notes == () and told.architecture.endswith("activation=tanh")

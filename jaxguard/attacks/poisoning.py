@@ -42,7 +42,7 @@ def poison(attack: Attack, batch: Batch, rate: float, key: jax.Array) -> tuple[B
     images, labels = jnp.asarray(batch.images), jnp.asarray(batch.labels)
     order = jax.random.permutation(key, len(labels))
     count = round(rate * len(labels))
-    chosen = order[:count] if attack.sources is None else _drawn(attack, order, labels, count)
+    chosen = order[:count] if attack.sources is None else _drawn(attack, attack.sources, order, labels, count)
     poisoned = Batch(
         images.at[chosen].set(attack.stamp(images[chosen])),
         labels.at[chosen].set(attack.relabel(labels[chosen])),
@@ -50,9 +50,9 @@ def poison(attack: Attack, batch: Batch, rate: float, key: jax.Array) -> tuple[B
     return poisoned, jnp.zeros(len(labels), bool).at[chosen].set(True)
 
 
-def _drawn(attack: Attack, order: jax.Array, labels: jax.Array, count: int) -> jax.Array:
+def _drawn(attack: Attack, sources: tuple[int, ...], order: jax.Array, labels: jax.Array, count: int) -> jax.Array:
     """Source images to poison and then cover images, as they are next in a random order."""
-    is_source = np.isin(np.asarray(labels)[np.asarray(order)], attack.sources)
+    is_source = np.isin(np.asarray(labels)[np.asarray(order)], sources)
     parts = []
     for kind, found, wanted in (("source", is_source, count), ("cover", ~is_source, round(attack.cover * count))):
         if wanted > found.sum():

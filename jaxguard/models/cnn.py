@@ -1,5 +1,6 @@
 """Plain convolutional network, small enough to train in seconds on a laptop."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -22,6 +23,11 @@ class CNN(layers.Classifier, kw_only=True):
 
     norm: Literal["batch", "none"] = "batch"
     activation: str = "relu"
+
+    @property
+    def guesses(self) -> Sequence[str]:
+        """Leaves are the same for any activation."""
+        return layers.assumed(self.activation)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

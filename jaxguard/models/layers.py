@@ -73,6 +73,11 @@ class Classifier(nn.Module, kw_only=True):
         return {}
 
 
+def assumed(activation: str) -> tuple[str]:
+    """What a network of any activation is guessed to have, in a whole sentence."""
+    return (f"The activation, {activation}, is a guess: the leaves do not show it.",)
+
+
 def scaled(channels: int, width: float) -> int:
     """Channel count under a width multiplier, at least one.
 

@@ -1,6 +1,6 @@
 """Multilayer perceptron: flattened image, dense layers with an activation, dense head."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import jax
@@ -21,6 +21,11 @@ class MLP(layers.Classifier, kw_only=True):
 
     hidden: tuple[int, ...] = (512, 512)
     activation: str = "relu"
+
+    @property
+    def guesses(self) -> Sequence[str]:
+        """Leaves are the same for any activation."""
+        return layers.assumed(self.activation)
 
     def flattened(self, input_shape: tuple[int, int, int]) -> Mapping[str, tuple[int, int]]:
         """The first layer reads the whole image."""
