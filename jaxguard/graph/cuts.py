@@ -108,21 +108,35 @@ def _search(graph: ChannelGraph, layer: Layer) -> Cut | str:
 
 def refusal(graph: ChannelGraph, wanted: str, ways: Sequence[Way], otherwise: str = "") -> str:
     """Why there is no cut, for an error."""
-    names = ", ".join(sorted({name for way in ways for name in _between(graph, way)}))
-    return (
-        f"expected {wanted}, where {names or 'the arithmetic behind the layer'} stands between "
-        f"the leaves and the channels; {otherwise}store the kernel as it is applied"
+    functions = {name for way in ways for name in _between(graph, way)}
+    uses = set() if functions else _other_uses(graph, ways)
+    why = (
+        f"where {', '.join(sorted(functions)) or 'the arithmetic behind it'} stands between the leaves and the channels"
     )
+    if uses:
+        why = f"whose leaves are read elsewhere too: {', '.join(sorted(uses))}"
+    return f"expected {wanted}, {why}; {otherwise}store the kernel as it is applied"
 
 
 def _between(graph: ChannelGraph, way: Way) -> set[str]:
-    """The functions that stand between leaves and terms; where there is none, who else reads the leaves."""
-    program, found = graph.program, set[str]()
-    for term in way.terms:
-        for eqn in program.cone(term.value):
-            if row(eqn).channels in (Channels.ENDS, Channels.POOLS):
-                found.add(f"`{eqn.params.get('name', eqn.name)}` at {eqn.where}")
-    return found or {"another use of them"}
+    """The functions that stand between leaves and terms."""
+    cone = graph.program.cone(*(term.value for term in way.terms))
+    ends = (eqn for eqn in cone if row(eqn).channels in (Channels.ENDS, Channels.POOLS))
+    return {f"`{eqn.params.get('name', eqn.name)}` at {eqn.where}" for eqn in ends}
+
+
+def _other_uses(graph: ChannelGraph, ways: Sequence[Way]) -> set[str]:
+    """Who else meets the images with the leaves, such as the first step of a recurrent layer, whose state is zero."""
+    program, zeroing = graph.program, graph.zeroing
+    readers = frozenset().union(*(way.readers for way in ways))
+    leaves = program.leaves_under(*(term.value for way in ways for term in way.terms))
+    met = [eqn for eqn in program.equations if eqn not in readers and zeroing.moving.intersection(eqn.outputs)]
+    found = set[str]()
+    for path, leaf in leaves.items():
+        derived = program.dependents({leaf}) - zeroing.moving
+        others = (eqn for eqn in met if derived.intersection(eqn.inputs))
+        found |= {f"{path} by `{eqn.name}` at {eqn.where}" for eqn in others}
+    return found
 
 
 def of_ways(graph: ChannelGraph, ways: Sequence[Way]) -> Cut | None:

@@ -267,8 +267,18 @@ class _Analysis:
             if chain is None or chain.start != producer.result:
                 break
             gate = output
-        own = [k for k, affine in enumerate(self.affines) if affine.end == gate]
-        return replace(producer, gate=gate, affine=own[0] if own else None)
+        own = {affine.end: k for k, affine in enumerate(self.affines)}
+        # A norm may come behind a reshape, as in a model of one image that is mapped over a batch.
+        number, end = self.producers.index(producer), gate
+        while end not in own and len(self.consumers[end]) == 1 and end != self.program.logits:
+            eqn = self.consumers[end][0]
+            end = eqn.outputs[0]
+            if end not in self.chains and not (row(eqn).channels in REARRANGES and row(eqn).form is Form.LINEAR):
+                break
+        affine = own.get(end)
+        if end != gate and affine is not None and self.affines[affine].sources == ((number, 0),):
+            return replace(producer, gate=end, gate_axes=self.affines[affine].begin_axes, affine=affine)
+        return replace(producer, gate=gate, affine=own.get(gate))
 
 
 class Found(NamedTuple):

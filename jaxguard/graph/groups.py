@@ -70,7 +70,7 @@ def find_groups(program: Program, nodes: dict[Value, Axes], producers: Sequence[
     names: dict[Axis, str] = {}  # a group is named by the first layer whose output channels it holds
     for producer in producers:
         for axis in producer.gate_axes:
-            for atom, _ in axes.atoms(nodes[producer.result][axis]):
+            for atom, _ in axes.atoms(nodes[producer.gate][axis]):
                 names.setdefault(atom, producer.name)
     return tuple(
         Group(names.get(atom, found[0].path), atom.size, tuple(found), atom.frozen) for atom, found in members.items()
@@ -86,7 +86,7 @@ def output_producers(program: Program, nodes: dict[Value, Axes], producers: Sequ
         producers: its layers.
     """
     classes = _class_axes(program, nodes)
-    made = (_atoms(nodes[producer.result][k] for k in producer.gate_axes) for producer in producers)
+    made = (_atoms(nodes[producer.gate][k] for k in producer.gate_axes) for producer in producers)
     return frozenset(k for k, channels in enumerate(made) if channels & classes)
 
 

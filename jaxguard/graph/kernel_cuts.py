@@ -76,7 +76,7 @@ def is_zero_where_leaves_are(graph: ChannelGraph, number: int, places: Sequence[
 def _search(graph: ChannelGraph, number: int, scope: Scope) -> Cut | str:
     producer = graph.producers[number]
     uses = [one for k, one in enumerate(graph.producers) if graph.first_uses[k] == graph.first_uses[number]]
-    ways = [way for one in uses for way in graph.zeroing.ways(one.result, one.gate_axes)]
+    ways = [way for one in uses for way in graph.zeroing.ways(one.result, ())]
     if scope == "weights":
         every = tuple(range(len(graph.program.shapes[producer.operand])))
         ways = [Way(tuple(Term(term.value, every) for term in way.terms), way.readers) for way in ways]

@@ -68,8 +68,7 @@ def find_left_out(
     scored |= {view.path for view in (*views, *(producer.bias for producer in producers)) if view}
     # The atoms of a producer's output channels: an equation that reads any of them ends their being permuted.
     made = [
-        {atom for k in one.gate_axes for atom in axes.factors(nodes[one.result][k]) if atom.size > 1}
-        for one in producers
+        {atom for k in one.gate_axes for atom in axes.factors(nodes[one.gate][k]) if atom.size > 1} for one in producers
     ]
     found = []
     for eqn in program.equations:

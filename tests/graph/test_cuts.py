@@ -1,5 +1,7 @@
 """A cut in the leaves is a gate of 0 in the traced program, or it is refused by name."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import zoo
 from jaxguard import surgery
 from jaxguard.defenses.clp import clp
 from jaxguard.errors import GraphError
-from jaxguard.graph import channel_graph, pairing
+from jaxguard.graph import channel_graph, cuts, pairing
 
 D = 6
 X = np.random.default_rng(0).normal(size=(3, 4, D)).astype(np.float32)
@@ -100,3 +102,21 @@ def test_a_layer_that_cannot_be_cut_is_named_and_clp_leaves_it_alone(name):
     jax.tree.map(np.testing.assert_array_equal, repaired.variables, v)
     assert not report.layers[0].mask.any()
     assert "w stand out and were not cut" in report.notes[-1]
+
+
+def test_who_else_reads_the_leaves_is_the_reason_where_nothing_stands_between():
+    v = {**W, "u": p(D, D), "b": p(D), "h": p(D, 3)}
+
+    def recurrent(v, x):  # the first state is a constant: its step has the bias and no product with images
+        def one(h, xt):
+            return jnp.tanh(xt @ v["w"] + (h @ v["u"] + v["b"][None])), None
+
+        return jax.lax.scan(one, jnp.zeros((x.shape[0], D)), x.swapaxes(0, 1))[0] @ v["h"]
+
+    graph = channel_graph(recurrent, v, X)
+    why = {layer.name: cuts.why_uncuttable(graph, layer) for layer in pairing.layers(graph)}
+    assert why["w"] is None
+    assert re.search(r"got u at .*, whose leaves are read elsewhere too: b by `add` at .*test_cuts\.py", why["u"])
+    graph = channel_graph(lambda v, x: (jnp.tanh(x @ v["w"]) + x @ v["w"].T).mean(1) @ v["h"], v, X)
+    (why, _) = [cuts.why_uncuttable(graph, layer) for layer in pairing.layers(graph)]
+    assert re.search(r"read elsewhere too: w by `dot_general` at .*test_cuts\.py", why)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxguard.graph import channel_graph, pairing
+from jaxguard.graph import channel_graph, cuts, pairing
 from jaxguard.scores.channel_bounds import channel_bounds
 
 N, D = 4, 6
@@ -149,3 +149,69 @@ def test_a_position_beyond_the_end_reads_what_jax_reads():
 
         v = {"w": stack(), "h": jnp.ones((D, 3))}
         np.testing.assert_array_equal(channel_graph(reads, v, X).run(v, X), reads(v, X))
+
+
+def draw(*shape):
+    return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=(N, *shape)), jnp.float32)
+
+
+def hidden(kernel):
+    return lambda c, leaf: step(c, kernel(leaf))
+
+
+def normed(c, leaf):
+    """A norm behind the sum of two layers, the second a residual branch."""
+    y = c @ leaf["w"] + jax.nn.relu(c @ leaf["w"]) @ leaf["side"]
+    return jax.nn.relu((y - leaf["mean"]) * jax.lax.rsqrt(leaf["var"] + 1e-5) * leaf["g"] + leaf["b"])
+
+
+NORM = {"side": draw(D, D), "mean": draw(D), "var": jnp.exp(draw(D)), "g": draw(D), "b": draw(D)}
+MIXED = {
+    "LoRA": (hidden(lambda p: p["w"] + p["A"] @ p["B"]), {"A": draw(D, 2), "B": draw(2, D)}),
+    "base and delta": (hidden(lambda p: p["w"] + p["d"]), {"d": draw(D, D)}),
+    "weight norm": (hidden(lambda p: p["w"] / jnp.linalg.norm(p["w"], axis=0) * p["g"]), {"g": jnp.exp(draw(D))}),
+    "quantised": (hidden(lambda p: (p["w"] - 2) * p["s"]), {"s": draw(D)}),
+    "mask": (hidden(lambda p: jnp.where(p["m"], p["w"], 0)), {"m": draw(D, D) > 0}),
+    "mixture": (
+        hidden(lambda p: jnp.einsum("k,kde->de", p["mix"], p["w"] * p["bank"])),
+        {"mix": draw(3), "bank": draw(3, D, D)},
+    ),
+    "norm behind two": (normed, NORM),
+}
+"""Layers computed from several leaves: `(step of the loop, leaves beside the kernel)`."""
+
+
+def in_styles(one):
+    """The same layers in four styles of loop over stacked leaves."""
+
+    def at(v, i):
+        return {name: leaf[i] for name, leaf in v.items()}
+
+    return {
+        "python": lambda v, x: functools.reduce(one, [at(v, i) for i in range(N)], x),
+        "scan": lambda v, x: jax.lax.scan(lambda c, leaf: (one(c, leaf), None), x, v)[0],
+        "scan over indices": lambda v, x: jax.lax.scan(lambda c, i: (one(c, at(v, i)), None), x, jnp.arange(N))[0],
+        "fori": lambda v, x: jax.lax.fori_loop(0, N, lambda i, c: one(c, at(v, i)), x),
+    }
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_layers_of_several_leaves_have_the_same_scores_and_cuts_in_every_loop(name):
+    one, leaves = MIXED[name]
+    v = {"l": {"w": stack(planted=2), **leaves}, "h": jnp.ones((D, 3))}
+    if name == "weight norm":  # where a large weight is no large channel
+        v["l"]["g"] = v["l"]["g"].at[2, 3].multiply(100)
+    found = {}
+    with jax.numpy_rank_promotion("allow"):
+        for style, loop in in_styles(one).items():
+            graph = channel_graph(lambda v, x, loop=loop: loop(v["l"], x).mean(1) @ v["h"], v, X)
+            bounds = channel_bounds(graph, v)
+            names = [layer.name for layer in bounds.layers]
+            is_cut = [cuts.why_uncuttable(graph, layer) is None for layer in bounds.layers]
+            found[style] = names, is_cut, np.stack(bounds.scores)
+    names, is_cut, scores = found["python"]
+    assert len(set(names)) == len(names) and all(is_cut)
+    assert np.argmax(scores.max(1)) // (len(names) // N) == 2
+    for style in found.values():
+        assert style[:2] == (names, is_cut)
+        np.testing.assert_allclose(style[2], scores, rtol=1e-4)
