@@ -21,7 +21,7 @@ from jaxguard.endpoints import Endpoint, QueryFn
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import FINGERPRINTS, Fingerprint, Owner
 from jaxguard.fingerprints.certificate import Certificate, Reference
-from jaxguard.fingerprints.queries import outputs_of
+from jaxguard.fingerprints.queries import outputs_of, require_classes
 from jaxguard.fingerprints.spaces import to_space
 from jaxguard.fingerprints.verification import ALPHA, compare, judge
 from jaxguard.suspects import Suspect, load
@@ -78,11 +78,11 @@ def certify(
     """
     (known,), independents = _named([owner], "owner"), _named(independents, "independent network")
     fingerprint = build(method, options)
-    probes = fingerprint.make(Owner(known.require_network(), data), key, progress=progress)
+    probes = fingerprint.make(_owner(fingerprint, known, data), key, progress=progress)
     (outputs,) = outputs_of([known], probes.images)
     signature = np.asarray(fingerprint.signature_fn(probes, jnp.asarray(outputs)[None])[0])
     num_classes = outputs.shape[1]
-    answers = outputs_of(independents, probes.images)
+    answers = outputs_of(independents, probes.images, of_classes=fingerprint.of_classes)
     scores = fingerprint.scores(compare(fingerprint, probes, signature, num_classes, answers))
     names = [_name(model, k) for k, model in enumerate(independents)]
     references = tuple(Reference(*name, float(score)) for name, score in zip(names, scores, strict=True))
@@ -116,7 +116,7 @@ def verify(
     start = time.perf_counter()
     suspects = _named(suspects, "suspect")
     fingerprint = build(certificate.method, certificate.options)
-    outputs = outputs_of(suspects, certificate.probes.images)
+    outputs = outputs_of(suspects, certificate.probes.images, of_classes=fingerprint.of_classes)
     outputs = [
         one if isinstance(model, Suspect) else _as_logits(one, gives, fingerprint, _name(model, k)[0])
         for k, (model, one) in enumerate(zip(suspects, outputs, strict=True))
@@ -183,10 +183,10 @@ def matrix(
     answered: dict[bytes, list[np.ndarray]] = {}
     rows = []
     for k, owner in enumerate(owners):
-        probes = fingerprint.make(Owner(owner.require_network(), data), key)
+        probes = fingerprint.make(_owner(fingerprint, owner, data), key)
         digest = hashlib.sha256(np.ascontiguousarray(probes.images).data).digest()
         if digest not in answered:
-            answered = {digest: outputs_of(suspects, probes.images)}
+            answered = {digest: outputs_of(suspects, probes.images, of_classes=fingerprint.of_classes)}
         (outputs,) = outputs_of([owner], probes.images)
         signature = fingerprint.signature_fn(probes, jnp.asarray(outputs)[None])[0]
         rows.append(compare(fingerprint, probes, signature, outputs.shape[1], answered[digest]))
@@ -202,6 +202,13 @@ def matrix(
         fingerprint.scores(distances),
         time.perf_counter() - start,
     )
+
+
+def _owner(fingerprint: Fingerprint, suspect: Suspect, data: Batch | None) -> Owner:
+    network = suspect.require_network()
+    if fingerprint.of_classes:
+        require_classes(suspect.name, network)
+    return Owner(network, data)
 
 
 def _doubts(certificate: Certificate, alpha: float) -> list[str]:

@@ -4,12 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import typer
+from flax import linen as nn
+from typer.testing import CliRunner
 
 import jaxguard
 from jaxguard import evaluation
-from jaxguard.errors import GraphError
+from jaxguard.adapters.linen import from_linen
+from jaxguard.cli import app, models
+from jaxguard.detection import looks
+from jaxguard.errors import ArchitectureError, DataError, FingerprintError, GraphError
 from jaxguard.graph import channel_graph
-from jaxguard.suspects import ModelOptions
+from jaxguard.inversion import invert, synthesise
+from jaxguard.inversion.recovery import recover
+from jaxguard.suspects import ModelOptions, load
 from jaxguard.types import Batch, Network, Verdict
 
 V = {
@@ -78,3 +86,60 @@ def test_outputs_are_declared_of_a_checkpoint_too(tmp_path):
     options = ModelOptions(apply_fn=WRONG["one number"], input_shape=(4,), outputs="regression")
     (finding,) = jaxguard.scan(tmp_path / "own.npz", options=options).findings
     assert [layer.name for layer in finding.layers] == ["a"]
+
+
+NO_CLASSES = {
+    "tokens": Network({"w": np.ones((3, 5), np.float32)}, lambda v, x: jnp.tanh(x @ v["w"]) @ v["w"].T, (4, 4, 3)),
+    "an embedding": Network(
+        {"w": np.ones((3, 5), np.float32)},
+        lambda v, x: jnp.tanh(x @ v["w"]).mean((1, 2)) @ v["w"].T,
+        (4, 4, 3),
+        outputs="embedding",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_CLASSES)
+def test_what_needs_classes_refuses_other_outputs_with_one_error(name):
+    network = NO_CLASSES[name]
+    match = r"expected logits \[B, K\] for what needs a class per input, got float32"
+    with pytest.raises(GraphError, match=match):
+        looks.responses().features_fn(network)
+    with pytest.raises(GraphError, match=match):
+        recover(network, None, jax.random.key(0), most=1, synthesised=1, synthesis_steps=1, steps=1)
+    with pytest.raises(FingerprintError, match=rf"owner 0: {match}.*or take tafa-hinge"):
+        jaxguard.certify(
+            network, "sac", jax.random.key(0), data=Batch(np.zeros((3, 4, 4, 3), np.float32), np.arange(3))
+        )
+
+
+def test_inversion_without_a_network_looks_at_the_logits_themselves():
+    graph = NO_CLASSES["tokens"].graph
+    with pytest.raises(GraphError, match="needs a class per input"):
+        synthesise(graph, NO_CLASSES["tokens"].variables, jax.random.key(0), labels=np.arange(2), steps=1)
+    with pytest.raises(DataError, match=r"floating-point logits \[1, K\], got int32\[1, 3\]"):
+        whole = lambda v, x: (x.mean((1, 2)) * 9).astype(int)  # noqa: E731
+        invert(whole, {}, np.ones((1, 4, 4, 3), np.float32), None, jax.random.key(0), steps=1)
+
+
+def test_adapters_and_the_command_line_declare_outputs(tmp_path):
+    module = nn.Sequential([nn.Dense(6), nn.relu, nn.Dense(1), lambda x: x[:, 0]])
+    variables = module.init(jax.random.key(0), jnp.ones((1, 4)))
+    network = from_linen(module, variables, (4,), outputs="regression")
+    assert [layer.name for layer in jaxguard.scan(network).findings[0].layers] == ["layers_0"]
+    with pytest.raises(ArchitectureError, match="got outputs as well"):
+        load(network, outputs="classes")
+    own = models.Models(apply="jax.nn:relu", input_="4", outputs="embedding")
+    assert own.options.outputs == "embedding"
+    for given, match in (
+        (models.Models(apply="jax.nn:relu", outputs="words"), "sequence, regression, embedding, got 'words'"),
+        (models.Models(arch="resnet20", outputs="classes"), "expected --apply with it"),
+    ):
+        with pytest.raises(typer.BadParameter, match=match):
+            _ = given.options
+
+
+@pytest.mark.parametrize("command", ["scan", "evaluate", "repair", "calibrate", "inspect", "fingerprint make"])
+def test_commands_take_what_the_function_returns(command):
+    shown = CliRunner().invoke(app.app, [*command.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert "--outputs" in shown.output

@@ -173,7 +173,12 @@ def test_a_matrix_is_all_verifications_at_once():
 def test_suspects_are_asked_once_where_owners_share_their_probes(monkeypatch):
     asked = []
     original = queries.outputs_of
-    monkeypatch.setattr(ownership, "outputs_of", lambda some, images: asked.append(len(some)) or original(some, images))
+
+    def counted(some, images, **options):
+        asked.append(len(some))
+        return original(some, images, **options)
+
+    monkeypatch.setattr(ownership, "outputs_of", counted)
     ownership.matrix([OWNER, suspect(3), suspect(4)], [COPY, suspect(5)], "sac", KEY, data=DATA, options=SAC)
     assert sorted(asked) == [1, 1, 1, 2]
 

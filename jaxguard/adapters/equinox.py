@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxguard.adapters import modes
 from jaxguard.adapters.leaves import replaced
-from jaxguard.types import Network, Variables
+from jaxguard.types import Network, Outputs, Variables
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ class Training:
         return logits, variables if state is None else {**variables, "batch_stats": jax.tree.leaves(state)}
 
 
-def from_equinox(model: Any, example: Any, state: Any = None, *, channels_last: bool = False) -> Network:
+def from_equinox(
+    model: Any, example: Any, state: Any = None, *, channels_last: bool = False, outputs: Outputs | None = None
+) -> Network:
     """The network of an Equinox model in evaluation mode, whatever mode the model itself is in.
 
     Args:
@@ -81,6 +83,7 @@ def from_equinox(model: Any, example: Any, state: Any = None, *, channels_last: 
             need debiasing, after a short training, are debiased in the network.
         channels_last: whether the network takes images `[B, H, W, C]`, as everything in jaxguard that handles images
             does; the model gets them as `[C, H, W]`. `example` is the network's.
+        outputs: what the model returns: `classes`, a `sequence` of them, a `regression` or an `embedding`.
 
     Returns:
         The network; its variables are `{"params": ..., "batch_stats": ...}`: the model with its floating-point arrays
@@ -103,7 +106,7 @@ def from_equinox(model: Any, example: Any, state: Any = None, *, channels_last: 
     apply_fn, train_fn = (
         Evaluation((_identity(one), template), one, template, channels_last) for one in (static, trained)
     )
-    return Network(variables, apply_fn, modes.input_spec(example), Training(train_fn))
+    return Network(variables, apply_fn, modes.input_spec(example), Training(train_fn), outputs)
 
 
 def to_equinox(network: Network, model: Any, state: Any = None) -> Any:

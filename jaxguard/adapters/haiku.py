@@ -11,7 +11,7 @@ import jax
 from jaxguard.adapters import modes
 from jaxguard.adapters.leaves import replaced
 from jaxguard.adapters.modes import Arguments
-from jaxguard.types import Network, Variables
+from jaxguard.types import Network, Outputs, Variables
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Training:
         return self.evaluation.call(variables, inputs, modes.random_key(inputs))
 
 
-def from_haiku(transformed: Any, params: Any, state: Any, example: Any, **arguments: Any) -> Network:
+def from_haiku(
+    transformed: Any, params: Any, state: Any, example: Any, *, outputs: Outputs | None = None, **arguments: Any
+) -> Network:
     """The network of a transformed function in evaluation mode.
 
     Args:
@@ -54,6 +56,7 @@ def from_haiku(transformed: Any, params: Any, state: Any, example: Any, **argume
         params: its parameters.
         state: its state; None for `haiku.transform`.
         example: a batch of inputs `[B, ...]`, as an array or a `jax.ShapeDtypeStruct`; or the shape of one input.
+        outputs: what the model returns: `classes`, a `sequence` of them, a `regression` or an `embedding`.
         **arguments: of the function in evaluation mode, such as `is_training=False`; they cannot be inferred. In
             training mode, `is_training` and its like are reversed.
 
@@ -71,6 +74,7 @@ def from_haiku(transformed: Any, params: Any, state: Any, example: Any, **argume
         Evaluation(transformed.apply, is_stateful, kept),
         modes.input_spec(example),
         training if has_mode or not state else None,
+        outputs,
     )
 
 

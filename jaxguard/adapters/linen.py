@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from jaxguard.adapters import modes
 from jaxguard.adapters.modes import Arguments
-from jaxguard.types import Network, Variables
+from jaxguard.types import Network, Outputs, Variables
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,16 @@ class Training:
         return logits, {**variables, **updates}
 
 
-def from_linen(module: nn.Module, variables: Variables, example: Any, **arguments: Any) -> Network:
+def from_linen(
+    module: nn.Module, variables: Variables, example: Any, *, outputs: Outputs | None = None, **arguments: Any
+) -> Network:
     """The network of a Linen module in evaluation mode; its variables are the module's, as they are.
 
     Args:
         module: unbound.
         variables: of `module.init`, `{"params": ..., "batch_stats": ...}`.
         example: a batch of inputs `[B, ...]`, as an array or a `jax.ShapeDtypeStruct`; or the shape of one input.
+        outputs: what the model returns: `classes`, a `sequence` of them, a `regression` or an `embedding`.
         **arguments: of the module's call. A mode among its parameters, such as `train` or `deterministic`, is set.
 
     Returns:
@@ -64,7 +67,8 @@ def from_linen(module: nn.Module, variables: Variables, example: Any, **argument
     evaluation, training = Evaluation(module, kept), Training(module, modes.training_arguments(kept))
     apply_fn, train_fn = _hashable(evaluation), _hashable(training)
     is_stateless = set(variables) == {"params"}
-    return Network(variables, apply_fn, modes.input_spec(example), train_fn if has_mode or is_stateless else None)
+    known_fn = train_fn if has_mode or is_stateless else None
+    return Network(variables, apply_fn, modes.input_spec(example), known_fn, outputs)
 
 
 def _hashable(function: Any) -> Any:

@@ -14,7 +14,7 @@ from jaxguard.adapters.leaves import replaced
 from jaxguard.adapters.modes import Arguments
 from jaxguard.errors import ArchitectureError
 from jaxguard.graph.program import leaf_paths
-from jaxguard.types import Network, Variables
+from jaxguard.types import Network, Outputs, Variables
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Training:
         return logits, {**after, "params": variables["params"]}
 
 
-def from_nnx(model: nnx.Module, example: Any, **arguments: Any) -> Network:
+def from_nnx(model: nnx.Module, example: Any, *, outputs: Outputs | None = None, **arguments: Any) -> Network:
     """The network of an NNX model in evaluation mode.
 
     Random streams (`nnx.Rngs`) are no variables of the network. In training mode they follow the contents of the batch.
@@ -65,6 +65,7 @@ def from_nnx(model: nnx.Module, example: Any, **arguments: Any) -> Network:
     Args:
         model: in evaluation mode, unless the mode is an argument of its call, such as `train`; not modified.
         example: a batch of inputs `[B, ...]`, as an array or a `jax.ShapeDtypeStruct`; or the shape of one input.
+        outputs: what the model returns: `classes`, a `sequence` of them, a `regression` or an `embedding`.
         **arguments: of the model's call. A mode among its parameters, such as `train` or `deterministic`, is set.
 
     Returns:
@@ -87,7 +88,7 @@ def from_nnx(model: nnx.Module, example: Any, **arguments: Any) -> Network:
     trained = nnx.clone(model)
     trained.train()
     training = Training(nnx.split(trained)[0], modes.training_arguments(kept), random)
-    return Network(variables, Evaluation(definition, kept, random), spec, training)
+    return Network(variables, Evaluation(definition, kept, random), spec, training, outputs)
 
 
 def to_nnx(network: Network, model: nnx.Module) -> None:

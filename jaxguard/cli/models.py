@@ -8,12 +8,13 @@ import os
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
 if TYPE_CHECKING:
     from jaxguard.suspects import ModelOptions, Suspect
+    from jaxguard.types import Outputs as Kind
 
 Arch = Annotated[
     str | None,
@@ -33,6 +34,10 @@ Mean = Annotated[
     str | None, typer.Option(help="Subtracted from images in [0, 1]: 0.5, or one value per channel, 0.49,0.48,0.45.")
 ]
 Std = Annotated[str | None, typer.Option(help="Then divides them: 0.5, or 0.25,0.24,0.26.")]
+Outputs = Annotated[
+    str | None,
+    typer.Option(help="What --apply returns: classes, sequence, regression or embedding; by default by its axes."),
+]
 Weights = Annotated[
     str | None,
     typer.Option(
@@ -58,6 +63,7 @@ class Models:
     input_: Input = None
     mean: Mean = None
     std: Std = None
+    outputs: Outputs = None
     weights: Weights = None
     manifest: Manifest = None
 
@@ -74,6 +80,8 @@ class Models:
             raise typer.BadParameter(f"expected HEIGHTxWIDTHxCHANNELS, got {self.input_!r}", param_hint="--input")
         if self.apply is None and self.init is not None:
             raise typer.BadParameter("expected --apply with it, got none", param_hint="--init")
+        if self.apply is None and self.outputs is not None:
+            raise typer.BadParameter("expected --apply with it, got none", param_hint="--outputs")
         if self.apply is not None and (self.arch or self.mean or self.std):
             raise typer.BadParameter(
                 "expected it without --arch, --mean and --std: the function does all", param_hint="--apply"
@@ -83,7 +91,8 @@ class Models:
         from jaxguard.suspects import ModelOptions
 
         functions = _function(self.apply, "--apply"), _function(self.init, "--init")
-        return ModelOptions(self.arch, input_shape, means, stds, *functions, weights=self.weights)
+        outputs = _declared(self.outputs)
+        return ModelOptions(self.arch, input_shape, means, stds, *functions, outputs=outputs, weights=self.weights)
 
     @property
     def targets(self) -> list[str]:
@@ -191,6 +200,23 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"expected HEIGHTxWIDTHxCHANNELS, got {text!r}", param_hint="--input")
     return tuple(map(int, parts))
+
+
+def _declared(outputs: str | None) -> Kind | None:
+    """What a model is said to return.
+
+    Raises:
+        typer.BadParameter: nothing that is known.
+    """
+    from jaxguard.types import Outputs as Kind
+
+    for known in get_args(Kind):
+        if outputs == known:
+            return known
+    if outputs is not None:
+        kinds = ", ".join(get_args(Kind))
+        raise typer.BadParameter(f"expected one of {kinds}, got {outputs!r}", param_hint="--outputs")
+    return None
 
 
 def _function(spec: str | None, option: str) -> Callable[..., Any] | None:

@@ -74,6 +74,7 @@ class Fingerprint:
         stolen: whether the number of a stolen model is `low` (a distance) or `high` (a similarity or match rate).
         answers: what the method needs from a suspect.
         across_classes: whether suspects may have another number of classes.
+        of_classes: whether it reads outputs as scores of classes; other methods compare outputs of any kind.
         sees: thefts it detects, in words.
         blind: thefts it cannot detect, in words; printed with every verdict.
         null_fn: `(probes, outputs [S, N, K]) -> p [S]`, a p-value that needs no other model; None for most methods.
@@ -89,6 +90,7 @@ class Fingerprint:
     blind: str
     answers: Answers = "scores"
     across_classes: bool = False
+    of_classes: bool = True
     null_fn: Callable[[Probes, jax.Array], np.ndarray] | None = None
     name: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)

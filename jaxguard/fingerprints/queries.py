@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxguard import endpoints, evaluation, execution
 from jaxguard.endpoints import QueryFn
-from jaxguard.errors import DataError, FingerprintError
+from jaxguard.errors import DataError, FingerprintError, GraphError
 from jaxguard.suspects import Suspect
 from jaxguard.types import Network
 
@@ -21,7 +21,9 @@ BATCH_SIZE = 250
 """Probes per forward pass."""
 
 
-def outputs_of(models: Sequence[Suspect | QueryFn], images: np.ndarray) -> list[np.ndarray]:
+def outputs_of(
+    models: Sequence[Suspect | QueryFn], images: np.ndarray, *, of_classes: bool = False
+) -> list[np.ndarray]:
     """Each model's outputs on the probes.
 
     Checkpoints of one architecture and equal shapes share one compiled program; on CPU several run at once.
@@ -29,13 +31,14 @@ def outputs_of(models: Sequence[Suspect | QueryFn], images: np.ndarray) -> list[
     Args:
         models: suspects of known architecture, or functions and endpoints `images -> scores`.
         images: `[N, H, W, C]` float32 in [0, 1].
+        of_classes: refuse networks whose outputs are no classes.
 
     Returns:
         One `[N, K]` per model, in order; `K` may differ.
 
     Raises:
         ArchitectureError: a checkpoint of unknown architecture.
-        FingerprintError: a network that takes other images, or outputs that are not finite.
+        FingerprintError: a network that takes other images, or outputs that are not finite, or no classes.
         EndpointError: an endpoint that did not answer, or sent a malformed answer.
     """
     found: dict[int, np.ndarray] = {}
@@ -48,8 +51,22 @@ def outputs_of(models: Sequence[Suspect | QueryFn], images: np.ndarray) -> list[
     chunks = evaluation.chunked(np.asarray(images, np.float32), BATCH_SIZE)
     for members in buckets.values():
         suspects = [models[index] for index in members]
+        if of_classes:
+            require_classes(suspects[0].name, suspects[0].require_network())
         found |= dict(zip(members, _queried(suspects, chunks, len(images)), strict=True))
     return [found[index] for index in range(len(models))]
+
+
+def require_classes(name: str, network: Network) -> None:
+    """Refuses a network from whose outputs no class per image can be read.
+
+    Raises:
+        FingerprintError: it is one.
+    """
+    try:
+        _ = network.num_classes
+    except GraphError as error:
+        raise FingerprintError(f"{name}: {error}; or take tafa-hinge, which compares outputs of any kind") from error
 
 
 def bucket(network: Network) -> Any:

@@ -140,6 +140,7 @@ def tafa_hinge(
         sees=SEES,
         blind=BLIND,
         across_classes=statistic == "cka",
+        of_classes=space != "logits",
         null_fn=null if controls else None,
     )
 

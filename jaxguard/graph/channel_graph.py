@@ -84,6 +84,11 @@ class ChannelGraph:
         sharded = (f"Analysed on whole arrays, as if on one device: {meshes}.",) if meshes else ()
         return (*map(str, self.left_out), *effects, *sharded)
 
+    @property
+    def logits(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the model's outputs for the example."""
+        return jax.ShapeDtypeStruct(*(of[self.program.logits] for of in (self.program.shapes, self.program.dtypes)))
+
     @functools.cached_property
     def expressions(self) -> dict[Value, int]:
         """Number of each value that does not depend on the images; equal computations have equal numbers."""

@@ -30,6 +30,7 @@ from jaxguard.errors import DataError, JaxguardError
 from jaxguard.graph import Affine, ChannelGraph
 from jaxguard.inversion.descent import squash
 from jaxguard.types import Variables
+from jaxguard.types.network import count_classes
 
 SPREAD = 0.5
 """Standard deviation of the first noise, before `squash`."""
@@ -93,6 +94,7 @@ def synthesise(
 
     Raises:
         DataError: no labels, or one that is not a class of the model.
+        GraphError: the model's outputs are no classes.
         JaxguardError: the loss became NaN or infinite.
         ValueError: `steps` is not positive, or a weight is negative.
 
@@ -109,7 +111,7 @@ def synthesise(
             f"expected steps >= 1 and weights >= 0, got {steps=}, {statistics=}, {total_variation=}, {l2=} in "
             "synthesise(); leave them out for the defaults"
         )
-    num_classes = graph.program.shapes[graph.program.logits][-1]
+    num_classes = count_classes(graph.logits)
     labels = np.asarray(labels)
     if labels.ndim != 1 or not labels.size or labels.min() < 0 or labels.max() >= num_classes:
         raise DataError(

@@ -233,10 +233,11 @@ def _checked(
         )
     rows = _blocks(len(images), min(batch_size, len(images)))
     parts = [_logits(apply_fn, variables, images[row]) for row in rows]
-    if parts[0].ndim != 2 or len(parts[0]) != rows.shape[1]:
+    first = parts[0]
+    if first.ndim != 2 or len(first) != rows.shape[1] or not jnp.issubdtype(first.dtype, jnp.floating):
         raise DataError(
-            f"expected logits [{rows.shape[1]}, K], got {parts[0].shape} from apply_fn in invert(); wrap the model so "
-            "that it returns one row per image"
+            f"expected floating-point logits [{rows.shape[1]}, K], got {first.dtype}{list(first.shape)} from apply_fn "
+            "in invert(); wrap the model so that it returns one row of logits per image"
         )
     logits = np.concatenate(parts)[: len(images)]
     if not np.isfinite(logits).all():

@@ -21,6 +21,7 @@ from jaxguard.errors import DataError
 from jaxguard.graph import ChannelGraph
 from jaxguard.kernels.spectrum import distribution
 from jaxguard.types import ApplyFn, Variables
+from jaxguard.types.network import count_classes
 
 IMAGES = 48
 """Noise images that every model answers."""
@@ -107,9 +108,10 @@ def class_responses(graph: ChannelGraph, variables: Variables) -> np.ndarray:
 
     Raises:
         DataError: the model's inputs are no images.
+        GraphError: its outputs are no classes.
     """
     images = noise_images(image_shape(graph))
-    num_classes = graph.program.shapes[graph.program.logits][-1]
+    num_classes = count_classes(graph.logits)
     variables, images = jax.device_put((variables, images))
     # Class by class from Python: in a loop of the compiled program the gradient of a convolution is slow on CPU.
     columns = [_answers(graph.apply_fn, variables, images, number) for number in range(num_classes)]

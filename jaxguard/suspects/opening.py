@@ -68,7 +68,7 @@ def load(
     """
     if isinstance(source, Network):
         given = {"arch": arch, "input_shape": input_shape, "mean": mean, "std": std, "apply_fn": apply_fn}
-        given["weights"] = weights
+        given |= {"init_fn": init_fn, "outputs": outputs, "weights": weights}
         if extra := [option for option, value in given.items() if value is not None]:
             raise ArchitectureError(
                 f"expected a network alone, got {', '.join(extra)} as well in load(); a network has its own"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from jaxguard.types.data import Batch, Dataset, TrainFn
     from jaxguard.types.findings import Finding, LayerSummary, Provenance, Reference, Verdict
-    from jaxguard.types.network import Network
+    from jaxguard.types.network import Network, Outputs
     from jaxguard.types.ownership import (
         FingerprintMatrix,
         OwnershipReport,
@@ -39,6 +39,7 @@ _HOMES = {
     "LayerSummary": "types.findings",
     "Metrics": "types.audits",
     "Network": "types.network",
+    "Outputs": "types.network",
     "OwnershipReport": "types.ownership",
     "Provenance": "types.findings",
     "PruningPath": "types.audits",
@@ -64,6 +65,7 @@ __all__ = [
     "LayerSummary",
     "Metrics",
     "Network",
+    "Outputs",
     "OwnershipReport",
     "Provenance",
     "PruningPath",

@@ -83,8 +83,7 @@ class Network:
         """
         one, two = (self._result(size) for size in (2, 3))
         require_outputs(one, two, self.outputs)
-        self.require_classes(one)
-        return one.shape[-1]
+        return count_classes(one, self.outputs)
 
     def require_classes(self, result: Any) -> None:
         """Refuses outputs from which no class per input can be read.
@@ -95,12 +94,7 @@ class Network:
         Raises:
             GraphError: it is not one row of logits per input, or declared to be something else.
         """
-        is_array = hasattr(result, "shape") and jax.numpy.issubdtype(result.dtype, np.floating)
-        if self.outputs not in (None, "classes") or not is_array or len(result.shape) != 2:
-            raise GraphError(
-                f"expected logits [B, K] for what needs a class per input, got {_described(result)} as the output of "
-                f"apply_fn, declared as {self.outputs or 'nothing else'}; scores of channels need no classes"
-            )
+        count_classes(result, self.outputs)
 
     def _result(self, size: int) -> Any:
         inputs = jax.ShapeDtypeStruct((size, *self.input_spec.shape), self.input_spec.dtype)
@@ -138,6 +132,28 @@ def require_outputs(two: Any, three: Any, outputs: Outputs | None) -> None:
             "B = 2 as the output of apply_fn; return the logits themselves, before argmax, for a whole batch, or "
             "declare Network(outputs='regression') or 'embedding'"
         )
+
+
+def count_classes(result: Any, outputs: Outputs | None = None) -> int:
+    """`K` of outputs from which a class per input can be read.
+
+    Args:
+        result: an array `[B, K]`, or its shape and dtype.
+        outputs: as declared.
+
+    Returns:
+        The number of classes.
+
+    Raises:
+        GraphError: it is not one row of logits per input, or declared to be something else.
+    """
+    is_array = hasattr(result, "shape") and jax.numpy.issubdtype(result.dtype, np.floating)
+    if outputs not in (None, "classes") or not is_array or len(result.shape) != 2:
+        raise GraphError(
+            f"expected logits [B, K] for what needs a class per input, got {_described(result)} as the output of "
+            f"apply_fn, declared as {outputs or 'nothing else'}; scores of channels need no classes"
+        )
+    return result.shape[-1]
 
 
 def _described(result: Any) -> str:
