@@ -1,5 +1,6 @@
 """Code that configurations name: Keras layers, operators of TorchScript, modules beside a Hugging Face model."""
 
+import builtins
 import contextlib
 import json
 import pathlib
@@ -58,7 +59,8 @@ def keras(content: bytes, member: str, trace: Trace) -> Iterator[str]:
         elif kind == "function" and isinstance(inner, str):
             home = module if isinstance(module, str) else "builtins"
             is_known = _KERAS_FUNCTIONS.match(home) is not None
-            if home == "builtins" and not runs_code(home, inner):
+            # Functions of one's own are said to be of this module too.
+            if home == "builtins" and not (hasattr(builtins, inner) and runs_code(home, inner)):
                 yield f"The configuration names the function {header.shown(inner)}, which the loader must be given."
             elif not is_known:
                 trace.add(Call(f"{home}.{inner}"[:200], " (named in the configuration)", member))
@@ -67,7 +69,7 @@ def keras(content: bytes, member: str, trace: Trace) -> Iterator[str]:
                 trace.add(Call(f"{module}.{kind}"[:200], " (named in the configuration)", member))
             else:
                 yield f"The class {module}.{kind} is not Keras's own: a loader imports it."
-        elif module == "builtins" and runs_code(module, kind):
+        elif module == "builtins" and hasattr(builtins, kind) and runs_code(module, kind):
             trace.add(Call(f"builtins.{kind}"[:200], " (named in the configuration)", member))
         elif not module and (">" in kind or (isinstance(registered, str) and ">" in registered)):
             yield f"The class {registered or kind} is not Keras's own: a loader must be given it (custom_objects)."
