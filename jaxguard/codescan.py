@@ -11,6 +11,7 @@ from dataclasses import replace
 from jaxguard.checkpoints import Code, examine
 from jaxguard.errors import CheckpointError, UnsupportedError
 from jaxguard.types import Finding, Provenance, Report, Verdict
+from jaxguard.types.findings import CODE
 
 NOT_SCORED = "no code that a loader would run was found; weights were not examined (--code-only)"
 READERS = 4
@@ -53,6 +54,11 @@ def with_code(findings: Sequence[Finding], paths: Sequence[str]) -> list[Finding
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(lambda path: examine(path) if path else Code(), paths)
         return [coded(*pair) for pair in zip(findings, found, strict=True)]
+
+
+def unexamined(finding: Finding) -> Finding:
+    """A finding of a file that could not be downloaded."""
+    return replace(finding, notes=(*finding.notes, "Not examined for code: the file could not be downloaded."))
 
 
 def in_skipped(skipped: Iterable[tuple[str, str]]) -> tuple[list[Finding], list[tuple[str, str]]]:
@@ -108,5 +114,5 @@ def _finding(path: str) -> Finding:
     code = examine(path)
     where = Provenance(path, size=os.stat(path).st_size if os.path.exists(path) else 0)
     if code.problem:
-        return coded(Finding(where, Verdict.ERROR, code.problem), code)
-    return coded(Finding(where, Verdict.INCONCLUSIVE, NOT_SCORED), code)
+        return coded(Finding(where, Verdict.ERROR, code.problem, looks=(CODE,)), code)
+    return coded(Finding(where, Verdict.INCONCLUSIVE, NOT_SCORED, looks=(CODE,)), code)

@@ -28,7 +28,7 @@ from jaxguard.detection.looks import Look
 from jaxguard.detection.profile import Profile
 from jaxguard.detection.records import TRIGGERS
 from jaxguard.environment import environment
-from jaxguard.errors import DataError, JaxguardError
+from jaxguard.errors import CheckpointError, DataError, JaxguardError
 from jaxguard.fleet.discovery import Model, Target, discover
 from jaxguard.fleet.examination import Examination, Listener, examined
 from jaxguard.fleet.executors import Executor, Ray, Stream
@@ -263,12 +263,14 @@ def _with_layers(findings: Sequence[Finding], seen: Examination) -> list[Finding
 
 def _with_code(findings: Sequence[Finding], models: Sequence[Model]) -> list[Finding]:
     """What loaders of the files would run, which is the verdict wherever there is anything."""
-
-    def path_of(finding: Finding, model: Model) -> str:
-        is_fetched = finding.verdict is not Verdict.ERROR or not checkpoints.is_url(model.name)
-        return model.name if model.suspect is None and is_fetched else ""
-
-    return codescan.with_code(findings, [path_of(*pair) for pair in zip(findings, models, strict=True)])
+    # A URL whose content was refused lies in the cache; one that could not be reached is not asked again.
+    lost = [
+        one.verdict is Verdict.ERROR and one.kind in ("", CheckpointError.kind) and checkpoints.is_url(model.name)
+        for one, model in zip(findings, models, strict=True)
+    ]
+    paths = ["" if model.suspect is not None or gone else model.name for model, gone in zip(models, lost, strict=True)]
+    found = codescan.with_code(findings, paths)
+    return [codescan.unexamined(one) if gone else one for one, gone in zip(found, lost, strict=True)]
 
 
 def _measured(finding: Finding, model: Model, test: Batch, attack: Attack | None) -> Finding:

@@ -39,8 +39,8 @@ _HELD = re.compile(
 )
 _MAX_HELD = 2**24
 _OTHERS = (b"GGUF", b"ggml", b"{")
-_WEIGHTS = frozenset(("model.safetensors", "pytorch_model.bin", "flax_model.msgpack", "tf_model.h5"))
-"""Names of weights in the folder of a Hugging Face model."""
+_WEIGHTS = frozenset((".safetensors", ".bin", ".msgpack", ".h5", ".pt", ".pth", ".ckpt", ".onnx", ".gguf"))
+"""Suffixes of weights in the folder of a Hugging Face model."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,18 @@ def _file(given: str, location: pathlib.Path, version: tuple[int, ...]) -> Code:
     del version
     into = Found(given)
     _guarded(location, into, "")
-    if location.name in _WEIGHTS or location.name.endswith(".index.json"):
-        into.notes.extend(code_configs.beside(location.parent))
+    if location.suffix in _WEIGHTS or location.name.endswith(".index.json"):
+        for folder in (location.parent.parent, location.parent):
+            if folder == location.parent or (folder / "model_index.json").is_file():
+                into.notes.extend(_beside(folder, folder.stat().st_mtime_ns))
     return _told(into)
+
+
+@functools.lru_cache(maxsize=64)
+def _beside(folder: pathlib.Path, version: int) -> tuple[str, ...]:
+    """As `code_configs.beside`, once for all weights of a folder."""
+    del version
+    return tuple(code_configs.beside(folder))
 
 
 def _told(into: Found) -> Code:

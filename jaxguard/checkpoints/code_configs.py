@@ -144,7 +144,7 @@ def _dictionaries(found: Any) -> Iterator[dict[str, Any]]:
 def beside(folder: pathlib.Path) -> Iterator[str]:
     """Code in the folder of a Hugging Face model, which runs where `trust_remote_code` is set; yields notes."""
     is_model = False
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted((*folder.glob("*config*.json"), *folder.glob("model_index.json"))):
         fields = _fields(path)
         is_model = is_model or (path.name in _MODELS and not _MODEL_KEYS.isdisjoint(fields))
         for key in _REMOTE:

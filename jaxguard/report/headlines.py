@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from jaxguard.report import evidence, wording
 from jaxguard.types import Finding, Metrics, OwnershipReport, Repair, Report, Verdict, Verification
+from jaxguard.types.findings import CODE
 
 REMOVED_ASR = 0.10
 """A repair takes the backdoor out when at most this share of triggered images still reaches the target."""
@@ -126,7 +127,8 @@ def scan_headline(report: Report) -> Headline:
     else:
         lead, detail = _together(report, counts), []
     errors = counts[Verdict.ERROR]
-    left = [f"{errors:,} could not be scored"] if 0 < errors < len(report.findings) else []
+    verb = "followed to the end" if _is_code_only(report) else "scored"
+    left = [f"{errors:,} could not be {verb}"] if 0 < errors < len(report.findings) else []
     left += [f"{wording.plural(counts[SKIPPED], 'file')} skipped"] if counts[SKIPPED] else []
     lead = "; ".join([lead, *([", ".join(left)] if left else [])])
     unclear = sum(one.is_unclear for one in report.findings)
@@ -150,9 +152,13 @@ def _alone(finding: Finding) -> tuple[str, list[str]]:
     return leads[finding.verdict], [text for text in (wording.sentence(reason), wording.sentence(facts)) if text]
 
 
+def _is_code_only(report: Report) -> bool:
+    return bool(report.findings) and all(one.looks == (CODE,) for one in report.findings)
+
+
 def _together(report: Report, counts: dict[str, int]) -> str:
     count = len(report.findings)
-    total = wording.plural(count, "checkpoint")
+    total = wording.plural(count, "file" if _is_code_only(report) else "checkpoint")
     if counts[Verdict.CODE_EXECUTION]:
         others = f", backdoor suspected in {counts[Verdict.SUSPECTED]:,}" if counts[Verdict.SUSPECTED] else ""
         return f"Code execution in {counts[Verdict.CODE_EXECUTION]:,} of {total}{others}"
@@ -160,6 +166,8 @@ def _together(report: Report, counts: dict[str, int]) -> str:
         return f"Backdoor suspected in {counts[Verdict.SUSPECTED]:,} of {total}"
     if counts[Verdict.NO_EVIDENCE]:
         return f"No evidence of a backdoor in {counts[Verdict.NO_EVIDENCE]:,} of {total}"
+    if counts[Verdict.INCONCLUSIVE] and _is_code_only(report):
+        return f"No code that loading would run found in {counts[Verdict.INCONCLUSIVE]:,} of {total}"
     if counts[Verdict.INCONCLUSIVE]:
         return f"Inconclusive: none of {total} could be judged"
     return f"Nothing known: none of {total} could be scored" if count else "Nothing was scanned"
@@ -179,7 +187,9 @@ def _error_rates(report: Report, counts: dict[str, int]) -> Iterable[str]:
         )
     if counts[Verdict.NO_EVIDENCE]:
         yield f"A checkpoint without evidence is not acquitted: {evidence.power(report.references)}."
-    if not report.profile and counts[Verdict.INCONCLUSIVE]:
+    if counts[Verdict.INCONCLUSIVE] and _is_code_only(report):
+        yield "Weights were not examined."
+    elif not report.profile and counts[Verdict.INCONCLUSIVE]:
         yield "Without a reference profile it is unknown which scores are high for a clean checkpoint."
     if counts[Verdict.ERROR] or counts[SKIPPED]:
         yield "Nothing is known of files that were skipped or could not be scored."

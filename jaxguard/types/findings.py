@@ -87,6 +87,9 @@ class LayerSummary:
     scores: np.ndarray | None = None
 
 
+CODE = "code"
+"""The look of a scan that examines files for code alone."""
+
 UNCLEAR = "Not understood: "
 """How the note of a finding begins in which more than a tenth of the weights was not understood."""
 
