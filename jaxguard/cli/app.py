@@ -114,13 +114,13 @@ def repair(
             progress=progress,
             options=chosen,
         )
-    suspects.save(repaired, out, format=format_, overwrite=overwrite)
+    lost = suspects.save(repaired, out, format=format_, overwrite=overwrite)
     example = evaluation.trigger_example(known, test) if known and test else None
     title = f"Repair of {pathlib.Path(path).name}"
     doubts = normalization.doubts(suspect, test) if test else ()
     made = Report(title, console.command(), repairs=(result,), trigger=example, environment=environment(seed=seed))
     console.show(
-        dataclasses.replace(made, notes=doubts),
+        dataclasses.replace(made, notes=(*suspect.notes, *lost, *doubts)),
         "json" if as_json else "table",
         folder=report,
     )
@@ -152,13 +152,13 @@ def evaluate(
     suspect, test = opening.load(path), opening.relabelled(found.test)
     network = suspect.require_network()
     metrics = evaluation.evaluate(network, test, known)
-    doubts = normalization.doubts(suspect, test)
+    notes = (*suspect.notes, *normalization.doubts(suspect, test))
     if as_json:
-        print(json.dumps({**dataclasses.asdict(metrics), "notes": doubts}))
+        print(json.dumps({**dataclasses.asdict(metrics), "notes": notes}))
     else:
         console.out.print(table.metrics_table(metrics, path))
-    for doubt in doubts:
-        console.say(doubt)
+    for note in notes:
+        console.say(note)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxguard.cli import console, options
-from jaxguard.cli.models import NO_OPTIONS, Models, takes_models
+from jaxguard.cli.models import NO_OPTIONS, Models, opened, takes_models
 
 if TYPE_CHECKING:
     from jaxguard.types import Batch
@@ -72,7 +72,7 @@ def make(
     if out.exists() and not overwrite:
         raise CheckpointError(f"{out}: expected a path that is free, got a file; pass --overwrite, or another path")
     path, opening = models.opening(owner)
-    mine, independents = opening.load(path), models.suspects(_files(independent or []))
+    mine, independents = opened(path, opening), models.suspects(_files(independent or []))
     images = _images(data, seed)
     if images is not None:
         images = opening.relabelled(images)
@@ -128,13 +128,13 @@ def verify(
         raise typer.BadParameter(f"expected logits or probs, got {gives!r}", param_hint="--gives")
     held = load(certificate)
     settings = methods.check(endpoints.http, options.hyperparameters(endpoint or []))
-    opened: list[Any] = [
+    judged: list[Any] = [
         endpoints.http(path, headers=_headers(header or []), **settings)
         if path.startswith(("http://", "https://"))
-        else opening.load(path)
+        else opened(path, opening)
         for path, opening in models.openings(suspects)
     ]
-    found = ownership.verify(held, opened, alpha=alpha, gives=gives)
+    found = ownership.verify(held, judged, alpha=alpha, gives=gives)
     title = f"Is it a copy of {pathlib.Path(held.owner).name}?"
     console.show(
         Report(title, console.command(), ownerships=(found,), environment=environment()),

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from jaxguard.cli import console
+
 if TYPE_CHECKING:
     from jaxguard.suspects import ModelOptions, Suspect
     from jaxguard.types import Outputs as Kind
@@ -135,7 +137,15 @@ class Models:
         Raises:
             CheckpointError: one cannot be opened.
         """
-        return [one.load(path) for path, one in self.openings(paths)]
+        return [opened(path, one) for path, one in self.openings(paths)]
+
+
+def opened(path: str, opening: ModelOptions) -> Suspect:
+    """Open a checkpoint, and say what of it was left aside."""
+    suspect = opening.load(path)
+    for note in () if suspect.checkpoint is None else suspect.checkpoint.notes:
+        console.say(f"{path}: {note}")
+    return suspect
 
 
 NO_OPTIONS = Models()

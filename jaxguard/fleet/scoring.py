@@ -178,17 +178,20 @@ def _of_function(structure: Structure, settings: Settings) -> Recipe:
         whole = {
             name: leaves[name] if name in leaves else jnp.zeros(one.shape, one.dtype) for name, one in specs.items()
         }
-        return suspects.variables_of(whole, options.init_fn)
+        return whole if structure.aliases else suspects.variables_of(whole, options.init_fn)
 
+    apply_fn = options.apply_fn
+    if structure.aliases:
+        apply_fn = suspects.tied(apply_fn, options.init_fn, dict(structure.aliases))
     shapes = jax.eval_shape(lambda: variables_of({}))
-    graph = suspects.network_of(shapes, options.apply_fn, options.input_shape, options.outputs).graph
+    graph = suspects.network_of(shapes, apply_fn, options.input_shape, options.outputs).graph
     layers = pairing.layers(graph, settings.pairing)
 
     def features_of(leaves: Mapping[str, jax.Array], reduced: Mapping[str, Reduced]) -> WeightFeatures:
         return weights.weight_features(graph, layers, variables_of(leaves))
 
     cohort, name = cohort_of_leaves(specs, is_traced=True), getattr(options.apply_fn, "__name__", "apply_fn")
-    accounts = accounting.by_graph(graph, specs, suspects.paths_of(specs, options.init_fn))
+    accounts = accounting.by_graph(graph, specs, {} if structure.aliases else suspects.paths_of(specs, options.init_fn))
     return Recipe(_scope(name, cohort, layers, graph.remarks, accounts), {}, features_of)
 
 

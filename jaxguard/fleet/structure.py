@@ -34,6 +34,7 @@ class Structure:
         length: float32 numbers in the row, `W`.
         is_raw: whether the row is the file from its first leaf on, byte by byte.
         description: what the checkpoint says of its own architecture, JSON.
+        aliases: `(leaf, its other names)` of leaves that have several.
     """
 
     leaves: tuple[tuple[str, tuple[int, ...], str], ...]
@@ -41,6 +42,7 @@ class Structure:
     length: int
     is_raw: bool
     description: str
+    aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @functools.cached_property
     def key(self) -> str:
@@ -151,6 +153,7 @@ def structure_of(checkpoint: Checkpoint) -> Structure:
         length=max(-(-length // _ALIGNMENT) * _ALIGNMENT, _ALIGNMENT),
         is_raw=is_raw,
         description=json.dumps(described(checkpoint), sort_keys=True),
+        aliases=tuple(sorted(checkpoint.aliases.items())),
     )
 
 

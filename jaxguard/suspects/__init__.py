@@ -2,7 +2,7 @@
 
 from jaxguard.suspects.description import METADATA_KEY, described, description
 from jaxguard.suspects.opening import ModelOptions, load, structural, structural_note
-from jaxguard.suspects.own_model import network_of, paths_of, variables_of
+from jaxguard.suspects.own_model import network_of, paths_of, tied, variables_of
 from jaxguard.suspects.saving import require_writable, save, written_format
 from jaxguard.suspects.suspect import UNKNOWN, Suspect
 
@@ -20,6 +20,7 @@ __all__ = [
     "save",
     "structural",
     "structural_note",
+    "tied",
     "variables_of",
     "written_format",
 ]

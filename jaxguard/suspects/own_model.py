@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -35,18 +36,52 @@ def bind_function(
     """
     leaves = checkpoint.read_all()
     checkpoints.check_finite(leaves, checkpoint.path)
-    for leaf, others in checkpoint.aliases.items():
-        leaves |= dict.fromkeys(others, leaves[leaf])
-    variables, names = _placed(leaves, init_fn, checkpoint.path)
+    variables, names = _placed(leaves | _others(leaves, checkpoint.aliases), init_fn, checkpoint.path)
+    called = apply_fn
+    if checkpoint.aliases:
+        called = tied(apply_fn, init_fn, checkpoint.aliases)
+        variables, names = leaves, {leaf: leaf for leaf in leaves}
     return Suspect(
         name=name,
-        network=network_of(jax.device_put(variables), apply_fn, input_shape, outputs),
+        network=network_of(jax.device_put(variables), called, input_shape, outputs),
         architecture=getattr(apply_fn, "__name__", "apply_fn"),
         sha256=checkpoint.sha256,
         checkpoint=checkpoint,
         names=names,
         notes=checkpoint.notes,
     )
+
+
+@dataclass(frozen=True)
+class _Tied:
+    apply_fn: ApplyFn
+    init_fn: Callable[[], Any] | None
+    aliases: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def __call__(self, leaves: Mapping[str, Any], inputs: Any) -> Any:
+        whole = {**leaves, **_others(leaves, dict(self.aliases))}
+        return self.apply_fn(variables_of(whole, self.init_fn), inputs)
+
+
+def tied(
+    apply_fn: ApplyFn, init_fn: Callable[[], Any] | None, aliases: Mapping[str, tuple[str, ...]]
+) -> Callable[[Mapping[str, Any], Any], Any]:
+    """The same function of leaves by name, each memory once: tensors that are tied are scored and edited as one.
+
+    Args:
+        apply_fn: the user's own model.
+        init_fn: see `load`.
+        aliases: of a checkpoint.
+
+    Returns:
+        `({leaf: array}, inputs) -> outputs`; equal for equal arguments.
+    """
+    return _Tied(apply_fn, init_fn, tuple(sorted(aliases.items())))
+
+
+def _others(leaves: Mapping[str, Any], aliases: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Leaves under their other names."""
+    return {other: leaves[leaf] for leaf, others in aliases.items() for other in others}
 
 
 def network_of(

@@ -15,18 +15,26 @@ from jaxguard.suspects.suspect import Suspect
 READ_ELSEWHERE = {".bin", ".ckpt", ".tar", ".th", ".pth", ".pt", ".keras", ".hdf5"}
 """Suffixes that other tools take for formats of theirs."""
 
+_SHOWN = 5
 
-def save(suspect: Suspect, path: str | os.PathLike[str], *, format: str | None = None, overwrite: bool = False) -> None:
+
+def save(
+    suspect: Suspect, path: str | os.PathLike[str], *, format: str | None = None, overwrite: bool = False
+) -> tuple[str, ...]:
     """Write a suspect's variables under the names, layout, dtypes and format that its checkpoint had.
 
-    Leaves that are no part of the model, such as torch's `num_batches_tracked`, are carried over. A format that
-    jaxguard only reads is replaced by safetensors.
+    Leaves that are no part of the model, such as torch's `num_batches_tracked`, are carried over, and tensors of one
+    memory are written under all their names. What was left out when the checkpoint was read is not written. A format
+    that jaxguard only reads is replaced by safetensors.
 
     Args:
         suspect: of `load`, or the result of `repair` on it.
         path: where to; the file appears whole or not at all.
         format: a row of `jaxguard.checkpoints.FORMATS` that can be written; that of the source by default.
         overwrite: whether an existing checkpoint may be replaced.
+
+    Returns:
+        What the new file lacks, in whole sentences.
 
     Raises:
         CheckpointError: the path exists or cannot be written, or the suspect came from no checkpoint.
@@ -48,6 +56,12 @@ def save(suspect: Suspect, path: str | os.PathLike[str], *, format: str | None =
         metadata=kept if suspect.model is None else {**kept, **description(suspect.model)},
         overwrite=overwrite,
     )
+    lost = checkpoint.left_out
+    if not lost:
+        return ()
+    more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+    named = ", ".join(f"{name!r} ({why})" for name, why in list(lost.items())[:_SHOWN])
+    return (f"Not written, as it was left out when the checkpoint was read: {named}{more}.",)
 
 
 def require_writable(

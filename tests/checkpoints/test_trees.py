@@ -52,7 +52,7 @@ def test_two_paths_of_one_name_are_refused():
         checkpoints.flatten({"a": {"b": np.ones(1)}, "a/b": np.ones(1)})
 
 
-@pytest.mark.parametrize("leaf", ["text", object(), jax.random.key(0)])
+@pytest.mark.parametrize("leaf", ["text", object()])
 def test_leaves_that_are_no_numbers_are_refused(leaf):
     with pytest.raises(CheckpointError, match="leaf 'x': expected"):
         checkpoints.flatten({"x": leaf})
