@@ -45,5 +45,5 @@ def place(
     row, column = (int(corner) for corner in np.random.default_rng(seed).integers(free))
     window = (..., slice(row, row + size), slice(column, column + size), slice(None))
     ahead, shape = tuple(range(images.ndim - 3)), (size, size, depth)
-    new, shown = (jnp.expand_dims(jnp.broadcast_to(jnp.asarray(a), shape), ahead) for a in (picture, mask))
-    return images.at[window].set(jnp.where(shown > 0, new.astype(images.dtype), images[window]))
+    new, shown = (np.expand_dims(np.broadcast_to(a, shape), ahead) for a in (picture, mask.astype(bool)))
+    return images.at[window].set(jnp.where(shown, jnp.asarray(new, images.dtype), images[window]))

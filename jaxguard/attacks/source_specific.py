@@ -1,6 +1,8 @@
 """A backdoor that works on images of some classes only, which defeats defenses that expect one for all images."""
 
 import dataclasses
+import functools
+import operator
 from typing import Annotated
 
 import jax
@@ -85,7 +87,7 @@ def restricted(
         )
 
     def relabel(labels: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-        is_source = sum(labels == source for source in sources) > 0
-        return labels + is_source * (attack.relabel(labels) - labels)
+        is_source = functools.reduce(operator.or_, (labels == source for source in sources))
+        return labels + is_source.astype(labels.dtype) * (attack.relabel(labels) - labels)
 
     return dataclasses.replace(attack, relabel=relabel, sources=tuple(sources), cover=cover)
