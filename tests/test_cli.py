@@ -216,7 +216,7 @@ def test_the_weights_of_a_file_can_be_chosen(jaxguard, model, tmp_path):
     code, out, _ = jaxguard("scan", tmp_path / "both.safetensors", "--weights", "ema", "--json")
     assert code == 0 and "The averaged weights ema_params were taken" in out
     code, _, err = jaxguard("inspect", tmp_path / "both.safetensors", "--weights", "polyak")
-    assert code == 2 and "found no 'polyak'" in err
+    assert code == 2 and "got no 'polyak'" in err
 
 
 def test_inspect_tells_the_architecture_from_the_leaves(jaxguard, model, tmp_path):

@@ -27,12 +27,12 @@ def replacing(target: pathlib.Path, *, overwrite: bool) -> Iterator[pathlib.Path
     """
     if not target.parent.is_dir():
         raise CheckpointError(
-            f"{target}: expected an existing folder to write into, found no {target.parent}; "
+            f"{target}: expected an existing folder to write into, got no {target.parent}; "
             f"create it (mkdir -p {target.parent}) or choose another path"
         )
     if not overwrite and os.path.lexists(target):
         raise CheckpointError(
-            f"{target}: expected a path that is free, found an existing checkpoint or other file; "
+            f"{target}: expected a path that is free, got an existing checkpoint or other file; "
             "choose another path or pass overwrite=True"
         )
     workspace = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))

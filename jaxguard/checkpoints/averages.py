@@ -46,7 +46,7 @@ def chosen(weights: str | None, averages: Mapping[str, object], root: Path, give
         return RAW
     known = ", ".join([RAW, *map(header.shown, averages)])
     raise CheckpointError(
-        f"{given}: expected weights that the file holds ({known}), found no {header.shown(weights)}; pass one of these "
+        f"{given}: expected weights that the file holds ({known}), got no {header.shown(weights)}; pass one of these "
         "as weights, or the name of a group of arrays"
     )
 

@@ -117,7 +117,7 @@ class Checkpoint:
             return _file_digest(self.location).hex()
         except OSError as error:
             raise CheckpointError(
-                f"{self.path}: expected to hash what was opened, found {error}; open the checkpoint again"
+                f"{self.path}: expected to hash what was opened, got {error}; open the checkpoint again"
             ) from error
 
     def read(self, name: str) -> np.ndarray:
@@ -134,7 +134,7 @@ class Checkpoint:
         """
         if name not in self.leaves:
             raise CheckpointError(
-                f"{self.path}: expected the name of one of its {len(self.leaves)} leaves, found {name!r}; "
+                f"{self.path}: expected the name of one of its {len(self.leaves)} leaves, got {name!r}; "
                 f"the first are {', '.join(list(self.leaves)[:3])}"
             )
         return self.read_fn([name])[name]

@@ -77,7 +77,7 @@ def examine(path: str | os.PathLike[str]) -> Code:
     except CheckpointError as error:
         return Code(problem=str(error))
     except OSError as error:
-        return Code(problem=f"{given}: expected to read it, found {error}; check the path")
+        return Code(problem=f"{given}: expected to read it, got {error}; check the path")
     if stat.S_ISDIR(state.st_mode):
         return _folder(location, given)
     return _file(given, location, (state.st_mtime_ns, state.st_size, state.st_ino))
@@ -138,7 +138,7 @@ def _guarded(path: pathlib.Path, into: Found, member: str) -> None:
     try:
         _examine(path, into, member)
     except (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zlib.error, lzma.LZMAError) as error:
-        into.fail(f"{place}expected to read it, found {error}; is it complete?")
+        into.fail(f"{place}expected to read it, got {error}; is it complete?")
     except (zipfile.BadZipFile, tarfile.TarError, LookupError) as error:
         into.fail(f"{place}{error}; is it complete?")
     except CheckpointError as error:

@@ -87,9 +87,9 @@ class Found:
     def add(self, part: Part) -> None:
         """Puts a part in the queue."""
         if part.depth > _MAX_DEPTH:
-            self.fail(f"expected files in files up to {_MAX_DEPTH} deep, found more; do not load it elsewhere")
+            self.fail(f"expected files in files up to {_MAX_DEPTH} deep, got more; do not load it elsewhere")
         elif len(part.content) > MAX_BYTES:
-            self.fail(f"expected at most {MAX_BYTES} bytes in {header.shown(part.member)}, found more; unpack it first")
+            self.fail(f"expected at most {MAX_BYTES} bytes in {header.shown(part.member)}, got more; unpack it first")
         else:
             self.pending.append(part)
 
@@ -114,7 +114,7 @@ def opened(part: Part, into: Found) -> str:
     for magic, kind in _FOREIGN.items():
         # The chunks of other formats are compressed too, and hold numbers.
         if head.startswith(magic) and part.suffix in {*PICKLES, *_FOREIGN_SUFFIXES}:
-            into.fail(f"expected content to follow, found {kind} compression, which is not supported; unpack it first")
+            into.fail(f"expected content to follow, got {kind} compression, which is not supported; unpack it first")
             return WHOLE
     if head[257:262] == b"ustar" or (part.suffix == ".tar" and tarfile.is_tarfile(io.BytesIO(part.content))):
         _tar(part, into)
@@ -164,7 +164,7 @@ def _zip(part: Part, into: Found) -> None:
     file = part.content if isinstance(part.content, mmap.mmap) else io.BytesIO(part.content)
     members = zipfile.ZipFile(file).infolist()  # type: ignore[arg-type]  # a map reads like a file
     if len(members) > _MAX_MEMBERS:
-        into.fail(f"expected at most {_MAX_MEMBERS} members, found {len(members)}; do not load it elsewhere")
+        into.fail(f"expected at most {_MAX_MEMBERS} members, got {len(members)}; do not load it elsewhere")
     for info in members[:_MAX_MEMBERS]:
         suffix = pathlib.PurePosixPath(info.filename).suffix.lower()
         if info.is_dir() or ("/data/" in info.filename and suffix not in (".py", *PICKLES)):
@@ -173,7 +173,7 @@ def _zip(part: Part, into: Found) -> None:
             _zip_member(part, info, into)
         except (ValueError, zlib.error, OSError, EOFError, lzma.LZMAError) as error:
             shown = header.shown(info.filename)
-            into.fail(f"member {shown}: expected to read it, found {error}; do not load it elsewhere")
+            into.fail(f"member {shown}: expected to read it, got {error}; do not load it elsewhere")
 
 
 def _zip_member(part: Part, info: zipfile.ZipInfo, into: Found) -> None:

@@ -51,7 +51,7 @@ def limit() -> int:
     if value is None:
         return LIMIT
     if not value.isascii() or not value.isdecimal():
-        raise CheckpointError(f"{VARIABLE}: expected a number of bytes, such as {LIMIT}, found {value!r}; correct it")
+        raise CheckpointError(f"{VARIABLE}: expected a number of bytes, such as {LIMIT}, got {value!r}; correct it")
     return int(value)
 
 

@@ -31,7 +31,7 @@ def check_finite(leaves: Mapping[str, np.ndarray], source: str | os.PathLike[str
     if broken:
         name, num_bad, num_nan, size = broken[0]
         raise NonFiniteError(
-            f"{os.fspath(source)}: leaf {name!r}: expected finite numbers, found {num_nan} NaN and "
+            f"{os.fspath(source)}: leaf {name!r}: expected finite numbers, got {num_nan} NaN and "
             f"{num_bad - num_nan} infinite of {size} ({len(broken)} of {len(leaves)} leaves have some); "
             "the training diverged or the file is damaged, use an earlier checkpoint"
         )

@@ -97,7 +97,7 @@ def load(path: str | os.PathLike[str], *, weights: str | None = None) -> Checkpo
     try:
         kind = location.stat().st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-            raise CheckpointError(f"{given}: expected a file or a directory, found a device or pipe; pass a checkpoint")
+            raise CheckpointError(f"{given}: expected a file or a directory, got a device or pipe; pass a checkpoint")
         if stat.S_ISREG(kind) and location.stat().st_size == 0:
             raise refusals.damaged(given, "a checkpoint", "an empty file")
         if row := _recognised(location):
@@ -107,7 +107,7 @@ def load(path: str | os.PathLike[str], *, weights: str | None = None) -> Checkpo
         raise _unknown(location, given)
     except OSError as error:
         raise CheckpointError(
-            f"{given}: expected a readable checkpoint, found {error.strerror or error}; check its permissions"
+            f"{given}: expected a readable checkpoint, got {error.strerror or error}; check its permissions"
         ) from error
 
 
@@ -141,21 +141,21 @@ def save(
     target = pathlib.Path(path)
     write_fn = _writer(target, format)
     if not leaves:
-        raise CheckpointError(f"{target}: expected at least one leaf to save, found none; pass the model's variables")
+        raise CheckpointError(f"{target}: expected at least one leaf to save, got none; pass the model's variables")
     for name in leaves:
         if not isinstance(name, str):
-            raise CheckpointError(f"{target}: expected leaf names that are text, found {name!r}; pass str({name!r})")
+            raise CheckpointError(f"{target}: expected leaf names that are text, got {name!r}; pass str({name!r})")
     arrays = {name: trees.host_array(name, leaf) for name, leaf in leaves.items()}
     texts = dict(metadata or {})
     for name, value in texts.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise CheckpointError(f"{target}: expected text as metadata, found {name!r}: {value!r}; pass str({name})")
+            raise CheckpointError(f"{target}: expected text as metadata, got {name!r}: {value!r}; pass str({name})")
     try:
         with atomic.replacing(target, overwrite=overwrite) as fresh:
             write_fn(fresh, arrays, texts)
     except OSError as error:
         raise CheckpointError(
-            f"{target}: expected to write there, found {error.strerror or error}; check space and permissions"
+            f"{target}: expected to write there, got {error.strerror or error}; check space and permissions"
         ) from error
 
 
@@ -188,8 +188,8 @@ def _writer(target: pathlib.Path, format: str | None) -> Callable[..., None]:
     row = FORMATS.get(name) if name else None
     if row is None or row.write_fn is None:
         known = ", ".join(f"{name} ({suffix or 'no suffix'})" for suffix, name in suffixes.items())
-        came = f"the suffix {target.suffix!r}" if format is None else f"format {format!r}"
-        raise CheckpointError(f"{target}: expected a format that can be written ({known}), found {came}; pass format=")
+        what = f"the suffix {target.suffix!r}" if format is None else f"format {format!r}"
+        raise CheckpointError(f"{target}: expected a format that can be written ({known}), got {what}; pass format=")
     return row.write_fn
 
 
@@ -205,17 +205,17 @@ def _located(given: str) -> pathlib.Path:
             step = orbax.step_directory(run, number) or msgpack.step_file(run, number)
             if step is not None:
                 return step
-            raise CheckpointError(f"{given}: expected step {match[2]} in {match[1]}, found none; list the folder")
+            raise CheckpointError(f"{given}: expected step {match[2]} in {match[1]}, got none; list the folder")
     except OSError as error:
-        raise CheckpointError(f"{given}: expected a path, found {error.strerror}; check its spelling") from error
-    raise CheckpointError(f"{given}: expected a checkpoint, found no such file or directory; check the path")
+        raise CheckpointError(f"{given}: expected a path, got {error.strerror}; check its spelling") from error
+    raise CheckpointError(f"{given}: expected a checkpoint, got no such file or directory; check the path")
 
 
 def _unknown(location: pathlib.Path, given: str) -> CheckpointError:
     """The error about a file or folder that none of FORMATS recognises."""
     expected, known = f"a checkpoint ({' or '.join(FORMATS)})", foreign.named(location)
     if known is not None and known.is_placeholder:
-        return CheckpointError(f"{given}: expected {expected}, found {known.what}; {known.remedy}")
+        return CheckpointError(f"{given}: expected {expected}, got {known.what}; {known.remedy}")
     if known is not None:
         return refusals.unsupported(given, expected, known.what, known.remedy)
     with location.open("rb") as file:

@@ -71,7 +71,7 @@ def below(folder: str | os.PathLike[str]) -> Iterator[Listed]:
         except OSError as error:
             if path == os.fspath(pathlib.Path(folder)):
                 raise CheckpointError(
-                    f"{path}: expected a folder that can be listed, found {error.strerror or error}; check its "
+                    f"{path}: expected a folder that can be listed, got {error.strerror or error}; check its "
                     "permissions"
                 ) from error
             yield Listed(path, f"a folder that cannot be listed: {error.strerror or error}")
@@ -140,7 +140,7 @@ def manifest(path: str | os.PathLike[str]) -> list[str]:
     lines = [line.strip() for line in text_of(path).splitlines()]
     named = [line for line in lines if line and not line.startswith("#")]
     if not named:
-        raise CheckpointError(f"{path}: expected at least one path or URL, found none; is this the right manifest?")
+        raise CheckpointError(f"{path}: expected at least one path or URL, got none; is this the right manifest?")
     folder = pathlib.Path(path).parent
     return [line if remote.is_url(line) else str(folder / line) for line in named]
 

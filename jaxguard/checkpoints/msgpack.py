@@ -92,7 +92,7 @@ def write_checkpoint(path: pathlib.Path, leaves: Mapping[str, np.ndarray], metad
 
     tree = trees.unflatten(leaves)
     if _METADATA in tree:
-        raise CheckpointError(f"{path}: expected names other than {_METADATA!r}, found it; rename the leaf")
+        raise CheckpointError(f"{path}: expected names other than {_METADATA!r}, got it; rename the leaf")
     if metadata:
         tree[_METADATA] = dict(sorted(metadata.items()))
     packer = msgpack.Packer()

@@ -102,7 +102,7 @@ def write_checkpoint(path: pathlib.Path, leaves: Mapping[str, np.ndarray], metad
     for name, leaf in leaves.items():
         if leaf.size == 0:
             raise CheckpointError(
-                f"{path}: leaf {name!r}: expected at least one element, found shape {leaf.shape}, "
+                f"{path}: leaf {name!r}: expected at least one element, got shape {leaf.shape}, "
                 "which Orbax cannot store; leave it out, or save as safetensors"
             )
     tree = trees.unflatten(leaves)
@@ -127,7 +127,7 @@ def _item(path: pathlib.Path, given: str) -> tuple[pathlib.Path, pathlib.Path]:
     if len(items) > 1:
         names = ", ".join(sorted(item.name for item in items))
         raise CheckpointError(
-            f"{given}: expected one tree of arrays, found the items {names}; pass the one you mean, "
+            f"{given}: expected one tree of arrays, got the items {names}; pass the one you mean, "
             f"such as {path / min(items).name}"
         )
     return path, items[0]

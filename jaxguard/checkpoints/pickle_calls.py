@@ -37,7 +37,7 @@ def follow(
         except CheckpointError as error:
             problem = str(error)
         except RecursionError:
-            problem = f"{given}: expected a pickle, found one that is nested too deeply; do not load it elsewhere"
+            problem = f"{given}: expected a pickle, got one that is nested too deeply; do not load it elsewhere"
         if problem and not (is_certain and number == 0):
             # Mere names may be an accident of bytes that are no pickle.
             for name, call in list(found.calls.items()):
@@ -49,7 +49,7 @@ def follow(
         if problem:
             trace.fail(problem)
             return
-    trace.fail(f"{given}: expected up to {_MAX_PICKLES} pickles in a row, found more; do not load it elsewhere")
+    trace.fail(f"{given}: expected up to {_MAX_PICKLES} pickles in a row, got more; do not load it elsewhere")
 
 
 def _run(machine: Tracer, position: int) -> int:
@@ -67,7 +67,7 @@ def _behind_array(machine: Tracer, wrapper: dict[Any, Any]) -> int:
     code = dtype.args[0] if isinstance(dtype, Record) and dtype.args else ""
     match = re.fullmatch(r"[|<>=]?([a-zA-Z])(\d{1,6})", code) if isinstance(code, str) else None
     if match is None or not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise CheckpointError(f"{machine.given}: expected an array of joblib, found one of unknown size; save it anew")
+        raise CheckpointError(f"{machine.given}: expected an array of joblib, got one of unknown size; save it again")
     if match[1] == "O":
         return _run(Tracer(content, machine.given, machine.member, machine.trace), position)
     if wrapper.get("numpy_array_alignment_bytes") and position < len(content):

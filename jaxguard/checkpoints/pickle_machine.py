@@ -110,7 +110,7 @@ class Machine:
         start = position + 4
         end = start + int.from_bytes(self.content[position:start], "little")
         if end > len(self.content):
-            raise ValueError(f"expected {end - start} bytes of text, found {len(self.content) - start}")
+            raise ValueError(f"expected {end - start} bytes of text, got {len(self.content) - start}")
         self.stack.append(str(self.content[start:end], "utf-8", "surrogatepass"))
         return end
 
@@ -119,7 +119,7 @@ class Machine:
         start = position + width
         end = start + int.from_bytes(self.content[position:start], "little")
         if end > len(self.content):
-            raise ValueError(f"expected {end - start} bytes of content, found {len(self.content) - start}")
+            raise ValueError(f"expected {end - start} bytes of content, got {len(self.content) - start}")
         self.content_bytes(start, end)
         return end
 

@@ -71,9 +71,9 @@ def assembled(
     """
     arrays = state_dict.flattened(program.result, given)
     if not arrays:
-        came = "one without any" + (f", but references to {_listing(program.foreign)}" if program.foreign else "")
+        what = "one without any" + (f", but references to {_listing(program.foreign)}" if program.foreign else "")
         remedy = "nothing of it was run: save the model's state_dict, or its weights as safetensors"
-        raise refusals.unsupported(given, "a pickle that holds arrays or tensors", came, remedy)
+        raise refusals.unsupported(given, "a pickle that holds arrays or tensors", what, remedy)
     leaves: dict[str, state_dict.Leaf] = {}
     paths: dict[str, tuple[str, ...]] = {}
     for keys, leaf in arrays.items():
@@ -144,9 +144,9 @@ def _problem(name: str, leaf: Any, sizes: Mapping[str, int] | None, given: str) 
     if problem is not None:
         return f"{problem}{refusals.NOT_SUPPORTED}"
     if isinstance(leaf, Tensor) and (found := (sizes or {}).get(leaf.storage.key, -1)) < leaf.storage.nbytes:
-        came = "no such storage" if found < 0 else f"{found} bytes"
+        what = "no such storage" if found < 0 else f"{found} bytes"
         expected = f"a storage {header.shown(leaf.storage.key)} of {leaf.storage.nbytes} bytes"
-        raise refusals.damaged(f"{given}: leaf {header.shown(name)}", expected, came)
+        raise refusals.damaged(f"{given}: leaf {header.shown(name)}", expected, what)
     return ""
 
 

@@ -48,7 +48,7 @@ def read_into(path: pathlib.Path, start: int, content: np.ndarray, *, size: int,
         os.close(descriptor)
     if position < len(view) or (state.st_size, state.st_mtime_ns) != (size, modified):
         raise CheckpointError(
-            f"{given}: expected the {size} bytes there were when it was opened, found it changed meanwhile; "
+            f"{given}: expected the {size} bytes that were opened, got others, it has changed since; "
             "scan it again when it is complete"
         )
     return digest.hexdigest()

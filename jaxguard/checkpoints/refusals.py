@@ -34,24 +34,24 @@ def damaged(where: Where, expected: str, found: str) -> DamagedError:
         found: what is there instead.
 
     >>> str(damaged("m.npz", "8 bytes", "7"))
-    'm.npz: expected 8 bytes, found 7; the file is damaged, download or save it again'
+    'm.npz: expected 8 bytes, got 7; the file is damaged, download or save it again'
     """
     return DamagedError(
-        f"{os.fspath(where)}: expected {expected}, found {found}; the file is damaged, download or save it again"
+        f"{os.fspath(where)}: expected {expected}, got {found}; the file is damaged, download or save it again"
     )
 
 
 def hostile(where: Where, expected: str, found: str) -> HostileError:
     """A trick on readers; for the arguments see `damaged`."""
     return HostileError(
-        f"{os.fspath(where)}: expected {expected}, found {found}; that is a trick on readers, the file is hostile: do "
+        f"{os.fspath(where)}: expected {expected}, got {found}; that is a trick on readers, the file is hostile: do "
         "not use it"
     )
 
 
 def unsupported(where: Where, expected: str, found: str, remedy: str = SAVE_AGAIN) -> UnsupportedError:
     """A sound feature that is not read; for the arguments see `damaged`, `remedy` is what to do about it."""
-    return UnsupportedError(f"{os.fspath(where)}: expected {expected}, found {found}, which is not supported; {remedy}")
+    return UnsupportedError(f"{os.fspath(where)}: expected {expected}, got {found}, which is not supported; {remedy}")
 
 
 def because(error: Exception, where: Where, expected: str, found: str = "") -> CheckpointError:

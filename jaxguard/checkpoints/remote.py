@@ -100,14 +100,14 @@ def _opened(given: str) -> tuple[Any, str]:
 
 def _not_installed(given: str, error: ImportError) -> CheckpointError:
     return CheckpointError(
-        f"{given}: expected the libraries that open URLs, found {error}; pip install 'jaxguard[remote]', "
+        f"{given}: expected the libraries that open URLs, got {error}; pip install 'jaxguard[remote]', "
         "or download it yourself and pass the path"
     )
 
 
 def _unreachable(given: str, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{given}: expected a file or folder that can be downloaded, found {type(error).__name__} "
+        f"{given}: expected a file or folder that can be downloaded, got {type(error).__name__} "
         f"{header.shown(str(error))}; check its spelling, your access, and the network"
     )
 
@@ -136,7 +136,7 @@ def _from_hugging_face(given: str) -> pathlib.Path:
             if any(next(folder.glob(pattern), None) for pattern in patterns):
                 return folder
     raise CheckpointError(
-        f"{given}: expected weights in the repository, found none of "
+        f"{given}: expected weights in the repository, got none of "
         f"{', '.join(pattern for patterns in _WEIGHTS for pattern in patterns)}; name the file, hf://{repository_id}/FILE"
     )
 
@@ -164,13 +164,13 @@ def _from_file_system(given: str) -> pathlib.Path:
     sizes = {path: int(info["size"] or 0) for path, info in found.items() if info["type"] == "file"}
     if not sizes or len(sizes) > MAX_FILES or sum(sizes.values()) > MAX_BYTES:
         raise CheckpointError(
-            f"{given}: expected 1 to {MAX_FILES} files of at most {MAX_BYTES} bytes together, found {len(sizes)} of "
+            f"{given}: expected 1 to {MAX_FILES} files of at most {MAX_BYTES} bytes together, got {len(sizes)} of "
             f"{sum(sizes.values())}; pass the folder or the file that holds the weights"
         )
     names = {path: posixpath.relpath(path, root) if is_folder else posixpath.basename(path) for path in sizes}
     for name in names.values():
         if name.startswith("/") or {"..", "."} & set(name.split("/")) or "\0" in name:
-            raise CheckpointError(f"{given}: expected files below it, found {header.shown(name)}; download it yourself")
+            raise CheckpointError(f"{given}: expected files below it, got {header.shown(name)}; download it yourself")
     state = [given, *(f"{name} {system.checksum(path)}" for path, name in sorted(names.items()))]
     key = hashlib.sha256("\n".join(state).encode("utf-8", "surrogatepass")).hexdigest()[:32]
     # The same state has the same time, so that a repeated download does not count as another file.
@@ -199,4 +199,4 @@ def _copy(source: Any, target: BinaryIO, size: int, given: str) -> None:
             break
         target.write(block)
     if left:
-        raise CheckpointError(f"{given}: expected a file of {size} bytes, found {size - left}; it changed, try again")
+        raise CheckpointError(f"{given}: expected a file of {size} bytes, got {size - left}; it changed, try again")

@@ -66,11 +66,11 @@ def weights_file(folder: pathlib.Path, given: str, is_checkpoint_fn: Callable[[p
     if found:
         names = ", ".join(header.shown(path.name) for path in found[:5])
         raise CheckpointError(
-            f"{given}: expected one checkpoint in the folder, found {len(found)}: {names}; pass the file you mean"
+            f"{given}: expected one checkpoint in the folder, got {len(found)}: {names}; pass the file you mean"
         )
     names = ", ".join(header.shown(path.name) for path in files[:5]) or "no files"
     raise CheckpointError(
-        f"{given}: expected a checkpoint, found a directory without an Orbax index and without a checkpoint in it "
+        f"{given}: expected a checkpoint, got a directory without an Orbax index and without a checkpoint in it "
         f"({names}); pass the folder or the file that holds the weights"
     )
 

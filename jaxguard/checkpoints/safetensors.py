@@ -85,7 +85,7 @@ def write_checkpoint(path: pathlib.Path, leaves: Mapping[str, np.ndarray], metad
     """
     if _METADATA in leaves:
         raise CheckpointError(
-            f"{path}: expected names that safetensors does not reserve, found {_METADATA!r}; rename the leaf"
+            f"{path}: expected names that safetensors does not reserve, got {_METADATA!r}; rename the leaf"
         )
     codes = {dtype: code for code, dtype in DTYPES.items()}
     fields: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}

@@ -26,13 +26,13 @@ def host_array(name: str, leaf: Any) -> np.ndarray:
         array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            f"leaf {name!r}: expected an array, found {type(leaf).__name__} ({error}); "
+            f"leaf {name!r}: expected an array, got {type(leaf).__name__} ({error}); "
             "convert it, or leave it out of the checkpoint"
         ) from error
     if array.dtype.newbyteorder("=") not in _DTYPES:
         raise CheckpointError(
             f"leaf {name!r}: expected a dtype of {', '.join(sorted(dtype.name for dtype in _DTYPES))}, "
-            f"found {array.dtype}; convert it, or leave it out of the checkpoint"
+            f"got {array.dtype}; convert it, or leave it out of the checkpoint"
         )
     return array
 
@@ -57,7 +57,7 @@ def flatten(variables: Any) -> dict[str, np.ndarray]:
         name = jax.tree_util.keystr(path, simple=True, separator=SEPARATOR)
         if name in leaves:
             raise CheckpointError(
-                f"leaf {name!r}: expected one leaf of this name, found two whose keys join to it; "
+                f"leaf {name!r}: expected one leaf of this name, got two whose keys join to it; "
                 f"rename the key that contains {SEPARATOR!r}"
             )
         leaves[name] = host_array(name, leaf)
@@ -97,5 +97,5 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_conflict(group: Mapping[str, Any], key: str, name: str) -> None:
     if key in group:
         raise CheckpointError(
-            f"leaf {name!r}: expected {key!r} to be a leaf or a group of leaves, found both; rename one"
+            f"leaf {name!r}: expected {key!r} to be a leaf or a group of leaves, got both; rename one"
         )

@@ -220,8 +220,7 @@ def kind_of(error: Exception) -> str:
 
 def _changed(uri: str) -> CheckpointError:
     return CheckpointError(
-        f"{uri}: expected the file there was when it was opened, got it changed meanwhile; scan it again when it is "
-        "complete"
+        f"{uri}: expected the file that was opened, got another, it has changed since; scan it again"
     )
 
 

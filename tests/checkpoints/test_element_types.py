@@ -115,7 +115,7 @@ def test_odd_arrays_of_keras_are_left_out_by_name():
 
 
 def test_a_table_of_pandas_is_named():
-    with pytest.raises(UnsupportedError, match="found tables of pandas, which is not supported"):
+    with pytest.raises(UnsupportedError, match="got tables of pandas, which is not supported"):
         checkpoints.load(GOLDEN / "hdf5" / "pandas.h5")
 
 
@@ -137,7 +137,7 @@ def test_small_floats_are_leaves_in_every_format_that_writes_them(dtype, tmp_pat
 def test_one_odd_array_alone_is_a_file_that_is_not_supported(tmp_path):
     packed = msgpack.packb({"a": msgpack.ExtType(1, msgpack.packb(((4,), "int4", bytes(4))))})
     (tmp_path / "x.msgpack").write_bytes(packed)
-    with pytest.raises(UnsupportedError, match="dense arrays of numbers, found other kinds alone"):
+    with pytest.raises(UnsupportedError, match="dense arrays of numbers, got other kinds alone"):
         checkpoints.load(tmp_path / "x.msgpack")
     np.save(tmp_path / "x.npy", np.array([{"a": 1}]), allow_pickle=True)
     with pytest.raises(UnsupportedError, match="Python objects, which only unpickling would bring back"):

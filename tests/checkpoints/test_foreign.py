@@ -115,7 +115,7 @@ def test_a_file_is_named_by_its_content(name, tmp_path):
     content, what = FILES[name]
     for path in (tmp_path / name, tmp_path / "anything"):
         path.write_bytes(content())
-        with pytest.raises(UnsupportedError, match=f"found .*{what}.*which is not supported; ") as caught:
+        with pytest.raises(UnsupportedError, match=f"got .*{what}.*which is not supported; ") as caught:
             checkpoints.load(path)
         assert caught.value.kind == "unsupported"
         path.unlink()
@@ -151,7 +151,7 @@ def test_a_folder_is_named_and_skipped_as_a_whole(name, tmp_path):
     for file, content in files.items():
         (tmp_path / "store" / "m" / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "store" / "m" / file).write_bytes(content)
-    with pytest.raises(UnsupportedError, match=f"found .*{what}.*which is not supported; "):
+    with pytest.raises(UnsupportedError, match=f"got .*{what}.*which is not supported; "):
         checkpoints.load(tmp_path / "store" / "m")
     (listed,) = checkpoints.below(tmp_path / "store")
     assert what in listed.reason
@@ -164,10 +164,10 @@ def test_a_folder_is_named_and_skipped_as_a_whole(name, tmp_path):
 
 def test_the_data_of_a_tensorflow_checkpoint_are_told_by_their_index(tmp_path):
     (tmp_path / "model.data-00000-of-00001").write_bytes(bytes(24))
-    with pytest.raises(UnsupportedError, match="found an unknown format"):
+    with pytest.raises(UnsupportedError, match="got an unknown format"):
         checkpoints.load(tmp_path / "model.data-00000-of-00001")
     (tmp_path / "model.index").write_bytes(bytes(60) + TABLE_END)
-    with pytest.raises(UnsupportedError, match="found the data of a TensorFlow checkpoint"):
+    with pytest.raises(UnsupportedError, match="got the data of a TensorFlow checkpoint"):
         checkpoints.load(tmp_path / "model.data-00000-of-00001")
 
 

@@ -23,8 +23,8 @@ def children(folder: pathlib.Path) -> list[str]:
     ("content", "message"),
     [
         (b"", "empty file"),
-        (b"\x80\x02}q\x00.", "pickle that holds arrays or tensors, found one without any"),
-        (b"PK\x03\x04" + bytes(40), "zip archive with its directory .*found none; the file is damaged"),
+        (b"\x80\x02}q\x00.", "pickle that holds arrays or tensors, got one without any"),
+        (b"PK\x03\x04" + bytes(40), "zip archive with its directory .*got none; the file is damaged"),
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"plain text, and more of it", r"safetensors or .*orbax.*b'plain te'"),
@@ -90,7 +90,7 @@ def test_the_suffix_chooses_the_written_format(format, tmp_path):
 
 def test_read_names_the_leaves_there_are(tmp_path):
     checkpoints.save(tmp_path / "x.safetensors", LEAVES)
-    with pytest.raises(CheckpointError, match=r"one of its 1 leaves, found 'params/v'.*params/w"):
+    with pytest.raises(CheckpointError, match=r"one of its 1 leaves, got 'params/v'.*params/w"):
         checkpoints.load(tmp_path / "x.safetensors").read("params/v")
 
 
@@ -192,8 +192,8 @@ def test_a_failed_rename_brings_the_old_content_back(format, tmp_path, monkeypat
         ({"leaves": {"__metadata__": np.ones(1)}}, "does not reserve"),
         ({"leaves": {3: np.ones(1)}}, "names that are text"),
         ({"metadata": {"step": 3}}, "expected text as metadata"),
-        ({"format": "npz"}, r"safetensors \(.safetensors\), orbax \(no suffix\).*found format 'npz'"),
-        ({"path": "x.pth"}, r"found the suffix '.pth'"),
+        ({"format": "npz"}, r"safetensors \(.safetensors\), orbax \(no suffix\).*got format 'npz'"),
+        ({"path": "x.pth"}, r"got the suffix '.pth'"),
         ({"path": "absent/x.safetensors"}, "mkdir -p"),
         ({"format": "orbax", "leaves": {"a": np.zeros((0, 2))}}, "save as safetensors"),
         ({"format": "orbax", "leaves": {"a": np.ones(1), "a/b": np.ones(1)}}, "a leaf or a group of leaves"),

@@ -117,7 +117,7 @@ REFUSED = {
     "compound": (UnsupportedError, "'0': an array of element type"),
     "unwritten": (DamagedError, "never written"),
     "long_names": (DamagedError, "names of 1024 characters in layer_names"),
-    "lying_names": (DamagedError, "one weight 'bias', found none"),
+    "lying_names": (DamagedError, "one weight 'bias', got none"),
 }
 
 

@@ -243,7 +243,7 @@ def test_a_manifest_names_paths_relative_to_itself(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("content", "match"), [(b"# none\n\n", "found none"), (b"\xff\xfe\x00", "text file")])
+@pytest.mark.parametrize(("content", "match"), [(b"# none\n\n", "got none"), (b"\xff\xfe\x00", "text file")])
 def test_a_manifest_without_names_is_one_error(tmp_path, content, match):
     path = tmp_path / "models.txt"
     path.write_bytes(content)

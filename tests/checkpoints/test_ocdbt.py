@@ -304,7 +304,7 @@ def test_keys_of_gigabytes_do_not_reach_tensorstore(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", BOMB, str(directory)], capture_output=True, text=True, timeout=120, check=False
     )
-    assert "expected a database of arrays, found 'names of more than" in done.stdout, done.stderr
+    assert "expected a database of arrays, got 'names of more than" in done.stdout, done.stderr
 
 
 def test_checksums():

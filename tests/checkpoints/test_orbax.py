@@ -148,7 +148,7 @@ def test_one_of_several_items_has_to_be_named(tmp_path):
     with ocp.CheckpointManager(tmp_path / "run") as manager:
         items = {"state": ocp.args.StandardSave({"w": np.ones(2)}), "ema": ocp.args.StandardSave({"w": np.zeros(2)})}
         manager.save(1, args=ocp.args.Composite(**items))
-    with pytest.raises(CheckpointError, match="found the items ema, state; pass the one you mean"):
+    with pytest.raises(CheckpointError, match="got the items ema, state; pass the one you mean"):
         checkpoints.load(tmp_path / "run")
     assert checkpoints.load(tmp_path / "run" / "1" / "ema").read("w").tolist() == [0, 0]
 

@@ -50,7 +50,7 @@ def renamed(keys):
         (renamed(["/etc"]), "leaves it or occurs twice"),
         (renamed([]), "leaves it or occurs twice"),
         (renamed(["a", "b"]), "'a/b': .*leaves it or occurs twice"),
-        (renamed(["absent"]), "names, found . parts of others, such as 'scale"),
+        (renamed(["absent"]), "names, got . parts of others, such as 'scale"),
         (renamed(["\ud800"]), "surrogates not allowed"),
         (lambda tree: tree["('scale',)"].pop("key_metadata"), "expected key_metadata"),
         (lambda tree: tree.update(x=3), "expected key_metadata"),

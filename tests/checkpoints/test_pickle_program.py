@@ -135,7 +135,7 @@ def test_programs_that_end_early_are_one_error(name):
 
 @pytest.mark.parametrize("code", sorted(set(range(256)) - {ord(opcode.code) for opcode in pickletools.opcodes}))
 def test_other_bytes_are_no_opcodes(code):
-    with pytest.raises(CheckpointError, match="found an unknown opcode at byte 1;"):
+    with pytest.raises(CheckpointError, match="got an unknown opcode at byte 1;"):
         read(b"N" + bytes([code]) + b".")
 
 
@@ -149,7 +149,7 @@ def test_strangers_become_records():
 
 
 def test_messages_name_the_place():
-    with pytest.raises(CheckpointError, match="found the unknown memo 9 at byte 4;"):
+    with pytest.raises(CheckpointError, match="got the unknown memo 9 at byte 4;"):
         read(b"K\x01K\x02h\x09.")
-    with pytest.raises(CheckpointError, match="found items added to a int at byte 7;"):
+    with pytest.raises(CheckpointError, match="got items added to a int at byte 7;"):
         read(b"...K\x01K\x02a.", start=3)

@@ -72,7 +72,7 @@ def test_classes_of_a_pickled_module_are_reported(name):
         ("sparse", r"'w': a sparse tensor\), which is not supported"),
         ("complex128", "'w': a tensor of type 'torch.ComplexDoubleStorage'"),
         ("conjugate", "'w': a tensor marked as conjugate"),
-        ("no_tensors", "expected a pickle that holds arrays or tensors, found one without any"),
+        ("no_tensors", "expected a pickle that holds arrays or tensors, got one without any"),
     ],
 )
 def test_what_cannot_be_read_says_so(name, message):
@@ -199,5 +199,5 @@ def test_the_model_is_chosen_by_rule(case, tmp_path):
 
 def test_training_state_alone_is_no_model(tmp_path):
     (tmp_path / "x.pt").write_bytes(handmade.zipped(handmade.mapping(optimizer=LAYER)))
-    with pytest.raises(CheckpointError, match=r"the weights of a model, found training state alone \(optimizer"):
+    with pytest.raises(CheckpointError, match=r"the weights of a model, got training state alone \(optimizer"):
         checkpoints.load(tmp_path / "x.pt")

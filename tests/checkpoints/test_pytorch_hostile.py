@@ -32,9 +32,9 @@ TENSORS = {
     "huge together": (b"](" + handmade.tensor((2**12, 2**12), (0, 0)) * 30 + b"e", "bytes of arrays"),
     "storage of negative size": (handmade.tensor(stored=handmade.storage(size=-1)), "a storage of -1"),
     "storage of huge size": (handmade.tensor(stored=handmade.storage(size=2**61)), "a storage of"),
-    "storage larger than its member": (handmade.tensor(stored=handmade.storage(size=7)), "28 bytes, found 24 bytes"),
-    "storage that is missing": (handmade.tensor(stored=handmade.storage("1")), "found no such storage"),
-    "storage outside of the folder": (handmade.tensor(stored=handmade.storage("../data/0")), "found no such storage"),
+    "storage larger than its member": (handmade.tensor(stored=handmade.storage(size=7)), "28 bytes, got 24 bytes"),
+    "storage that is missing": (handmade.tensor(stored=handmade.storage("1")), "got no such storage"),
+    "storage outside of the folder": (handmade.tensor(stored=handmade.storage("../data/0")), "got no such storage"),
     "storage of unknown type": (
         handmade.tensor(stored=handmade.storage(kind="evil FloatStorage")),
         "'w': a tensor of type 'evil.FloatStorage'",
@@ -71,11 +71,11 @@ STREAMS = {
     "more elements than the file": (handmade.legacy(handmade.tensor(), counts={"0": 7}), "7 announced"),
     "elements below zero": (handmade.legacy(handmade.tensor(), counts={"0": -1}), "-1 announced"),
     "elements without end": (handmade.legacy(handmade.tensor(), counts={"0": 2**62}), "announced"),
-    "fewer elements than the tensor": (handmade.legacy(handmade.tensor(), counts={"0": 5}), "24 bytes, found 20 bytes"),
-    "a storage nobody refers to": (handmade.legacy(b"]", {"0": bytes(24)}), "key of a storage, once, found '0'"),
-    "no storages": (handmade.legacy(handmade.tensor(), {}), "found no such storage"),
+    "fewer elements than the tensor": (handmade.legacy(handmade.tensor(), counts={"0": 5}), "24 bytes, got 20 bytes"),
+    "a storage nobody refers to": (handmade.legacy(b"]", {"0": bytes(24)}), "key of a storage, once, got '0'"),
+    "no storages": (handmade.legacy(handmade.tensor(), {}), "got no such storage"),
     "keys that are no list": (handmade.LEGACY_HEAD + b"N.N.", "list of storage keys"),
-    "another protocol": (handmade.LEGACY_HEAD.replace(b"M\xe9\x03", b"M\xea\x03") + b"N.", "number 1001, found 1002"),
+    "another protocol": (handmade.LEGACY_HEAD.replace(b"M\xe9\x03", b"M\xea\x03") + b"N.", "number 1001, got 1002"),
     "nothing behind the header": (handmade.LEGACY_HEAD, "exhausted"),
     "one storage of two sizes": (
         handmade.legacy(b"](" + handmade.tensor() + handmade.tensor(stored=HALF) + b"e"),
@@ -85,7 +85,7 @@ STREAMS = {
         handmade.legacy(
             handmade.tensor(stored=handmade.storage(rest=b"(" + handmade.text("v") + handmade.numbers(1, 6)[1:]))
         ),
-        "28 bytes, found 24 bytes",
+        "28 bytes, got 24 bytes",
     ),
     "a tar archive from before": (b"sys_info".ljust(257, b"\0") + b"ustar" + bytes(250), "tar archive from before"),
 }
@@ -130,13 +130,13 @@ SECOND_TWIN = TWINS.index(b"PK\x01\x02", TWINS.index(b"PK\x01\x02") + 4)
 ARCHIVES = {
     "member on top of another": (patched(SECOND_TWIN + 42, 0, 4, TWINS), "on top of another member"),
     "member beyond the file": (patched(SECOND + 42, len(VALID), 4), "a header inside"),
-    "stored size other than size": (patched(SECOND + 20, 23, 4), "24 stored bytes, its size, found 23"),
+    "stored size other than size": (patched(SECOND + 20, 23, 4), "24 stored bytes, its size, got 23"),
     "larger than the file": (patched(SECOND + 20, 2**30, 4, patched(SECOND + 24, 2**30, 4)), "as in the directory"),
     "encrypted": (patched(SECOND + 8, 1, 2), "not encrypted"),
     "unknown compression": (patched(SECOND + 10, 99, 2), "compression method 99"),
     "deflated in the directory alone": (patched(SECOND + 10, 8, 2), "like its entry"),
-    "two pickles": (members(**{"a/data.pkl": b"N.", "b/data.pkl": b"N."}), "one member NAME/data.pkl, found 2"),
-    "unknown byte order": (handmade.zipped(b"N", order=b"middle"), "byteorder little or big, found b'middle'"),
+    "two pickles": (members(**{"a/data.pkl": b"N.", "b/data.pkl": b"N."}), "one member NAME/data.pkl, got 2"),
+    "unknown byte order": (handmade.zipped(b"N", order=b"middle"), "byteorder little or big, got b'middle'"),
     "byte order without end": (handmade.zipped(b"N", order=b"little" * 100), "at most 16 bytes"),
 }
 
@@ -153,7 +153,7 @@ def test_one_name_twice_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as file, pytest.warns(UserWarning, match="Duplicate"):
         file.writestr("a/data.pkl", b"N.")
         file.writestr("a/data.pkl", b"N.")
-    with pytest.raises(CheckpointError, match="one member of this name, found two"):
+    with pytest.raises(CheckpointError, match="one member of this name, got two"):
         checkpoints.load(tmp_path / "x.pt")
 
 
@@ -169,7 +169,7 @@ def test_names_that_climb_are_only_names(tmp_path):
 def test_too_many_members_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "MAX_MEMBERS", 10)
     (tmp_path / "x.pt").write_bytes(handmade.zipped(b"N", {str(i): b"" for i in range(20)}, is_exact=True))
-    with pytest.raises(CheckpointError, match="at most 10 members, found 21"):
+    with pytest.raises(CheckpointError, match="at most 10 members, got 21"):
         archive.open_archive(tmp_path / "x.pt", "x.pt")
 
 

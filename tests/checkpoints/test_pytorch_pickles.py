@@ -239,7 +239,7 @@ def test_a_class_that_could_be_imported_is_not(with_tensor, tmp_path, monkeypatc
         metadata = checkpoints.load(tmp_path / "x.pt").metadata
         assert metadata == {"foreign_classes": "innocent_looking.helper", "x.0": "x"}
     else:
-        with pytest.raises(CheckpointError, match=r"found one without any, but references to innocent_looking\.helper"):
+        with pytest.raises(CheckpointError, match=r"got one without any, but references to innocent_looking\.helper"):
             checkpoints.load(tmp_path / "x.pt")
     assert not (tmp_path / "executed").exists()
     assert "innocent_looking" not in sys.modules
@@ -307,9 +307,9 @@ def doubled(depth: int, inner: bytes) -> bytes:
 @pytest.mark.parametrize("wrap", [handmade.zipped, handmade.legacy])
 def test_exponential_sharing_is_not_followed(wrap, tmp_path):
     for inner, message in (
-        (b"N", "found one without any"),
-        (handmade.tensor(), "found more"),
-        (b"ca\nb\n)R", "found one without any"),
+        (b"N", "got one without any"),
+        (handmade.tensor(), "got more"),
+        (b"ca\nb\n)R", "got one without any"),
     ):
         storages = None if b"storage" in inner else {}
         (tmp_path / "x.pt").write_bytes(wrap(doubled(60, inner), storages))
@@ -373,15 +373,15 @@ REPEATED = {
         + LAYER[:-1]
         + OFTEN
         + b"uu",
-        "found more",
+        "got more",
     ),
     "as state": (
         SHARED + b"ca\nb\n)R(" + b"g0\n" * 50_000 + handmade.tensor() + b"tbp1\n0](" + b"g1\n" * 50_000 + b"e",
-        "found one without any, but references to a.b",
+        "got one without any, but references to a.b",
     ),
     "as attributes": (
         SHARED[:-1] + handmade.text("w") + handmade.tensor() + b"s0ca\nb\n)Rg0\nbp1\n0](" + b"g1\n" * 50_000 + b"e",
-        "found more",
+        "got more",
     ),
     "as buffers": (
         SHARED.replace(b"}p0", b"]p0").replace(b"u0", b"e0")
@@ -414,11 +414,11 @@ CIRCLES = {
         b"}p0\n(" + handmade.text("w") + handmade.tensor() + handmade.text("x") + b"g0\nu",
         None,
     ),
-    "without tensors": (b"]p0\ng0\na", "found one without any"),
-    "deep": (b"]" * 100_000 + b"a" * 99_999, "found one without any"),
+    "without tensors": (b"]p0\ng0\na", "got one without any"),
+    "deep": (b"]" * 100_000 + b"a" * 99_999, "got one without any"),
     "deep around a tensor": (b"]" * 100_000 + handmade.tensor() + b"a" * 100_000, "at most 64 levels"),
-    "deep tuples": (b"N" + b"\x85" * 100_000, "found one without any"),
-    "deep calls": (b"ca\nb\n" * 1000 + b")R" + b"\x85R" * 999, "found one without any, but references to a.b"),
+    "deep tuples": (b"N" + b"\x85" * 100_000, "got one without any"),
+    "deep calls": (b"ca\nb\n" * 1000 + b")R" + b"\x85R" * 999, "got one without any, but references to a.b"),
 }
 
 

@@ -51,7 +51,7 @@ def test_a_file_that_changed_is_one_error(tmp_path, change):
     before = state(path)
     path.write_bytes({"shorter": bytes(50), "longer": bytes(101), "rewritten": bytes(100)}[change])
     os.utime(path, ns=(0, before["modified"] + (change == "rewritten")))
-    with pytest.raises(CheckpointError, match=r"demo: expected the 100 bytes .* changed meanwhile"):
+    with pytest.raises(CheckpointError, match=r"demo: expected the 100 bytes .* changed since"):
         checkpoints.read_into(path, 10, np.zeros(90, np.uint8), **before)
 
 

@@ -77,7 +77,7 @@ def test_nothing_half_stays_in_the_cache(memory, tmp_path, cache, monkeypatch):
 def test_too_much_is_not_fetched(memory, monkeypatch):
     memory.pipe({"/bucket/a": b"12345", "/bucket/b": b"1"})
     monkeypatch.setattr(remote, "MAX_BYTES", 5)
-    with pytest.raises(CheckpointError, match="found 2 of 6"):
+    with pytest.raises(CheckpointError, match="got 2 of 6"):
         checkpoints.load("memory://bucket")
     monkeypatch.setattr(remote, "MAX_FILES", 1)
     with pytest.raises(CheckpointError, match="expected 1 to 1 files"):
@@ -95,7 +95,7 @@ def test_names_that_leave_the_folder_are_refused(memory, monkeypatch, cache):
 
 @pytest.mark.parametrize("url", ["memory://absent", "nosuch://bucket/model", "file:///absent/model"])
 def test_what_is_not_there_is_one_error(url, memory):
-    with pytest.raises(CheckpointError, match=r"expected .*found") as caught:
+    with pytest.raises(CheckpointError, match=r"expected .*got") as caught:
         checkpoints.load(url)
     assert url in str(caught.value)
 

@@ -63,7 +63,7 @@ def test_the_only_checkpoint_among_other_files_opens(name, folder):
 def test_of_several_one_has_to_be_named(folder):
     for name in ("a.safetensors", "b.msgpack"):
         checkpoints.save(folder / name, leaves(1))
-    with pytest.raises(CheckpointError, match=r"found 2: 'a\.safetensors', 'b\.msgpack'; pass the file you mean"):
+    with pytest.raises(CheckpointError, match=r"got 2: 'a\.safetensors', 'b\.msgpack'; pass the file you mean"):
         checkpoints.load(folder)
 
 
@@ -97,7 +97,7 @@ def test_shards_of_no_format_are_named(folder):
 
 def test_weights_that_are_none_are_one_error(folder):
     (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(CheckpointError, match=r"model.safetensors: expected a checkpoint .*, found a Git LFS pointer"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: expected a checkpoint .*, got a Git LFS pointer"):
         checkpoints.load(folder)
 
 

@@ -155,7 +155,7 @@ def test_a_lying_header_is_one_clear_error(case, tmp_path):
     with pytest.raises(CheckpointError, match=message) as caught:
         checkpoints.load(path)
     assert str(path) in str(caught.value)
-    assert "expected" in str(caught.value) and "found" in str(caught.value)
+    assert "expected" in str(caught.value) and "got" in str(caught.value)
     assert len(str(caught.value)) < 600 + len(str(path))
 
 

@@ -104,13 +104,13 @@ def mapped(**changes):
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        (mapped(head=f"../model/{FIRST}"), "beside the index, found '../model/"),
-        (mapped(head="/etc/hostname"), "beside the index, found '/etc/hostname'"),
-        (mapped(head=".."), "beside the index, found '..'"),
+        (mapped(head=f"../model/{FIRST}"), "beside the index, got '../model/"),
+        (mapped(head="/etc/hostname"), "beside the index, got '/etc/hostname'"),
+        (mapped(head=".."), "beside the index, got '..'"),
         (mapped(head="a\\b"), "beside the index"),
         (mapped(head="a\0b"), "beside the index"),
-        (mapped(head=3), "beside the index, found 3"),
-        (mapped(head="x" * 256), "beside the index, found 'xxx"),
+        (mapped(head=3), "beside the index, got 3"),
+        (mapped(head="x" * 256), "beside the index, got 'xxx"),
         (mapped(head="absent.safetensors"), "1 missing: 'absent.safetensors'"),
         (mapped(extra=FIRST), r"1 that are not in the shard it names \(\['extra'\]\)"),
         (mapped(**{"encoder.bias": SECOND}), r"\['encoder.bias'\]"),
@@ -134,7 +134,7 @@ def test_a_leaf_in_two_shards_is_refused(folder):
     safetensors.numpy.save_file(
         {"head.weight": LEAVES["head.weight"], "encoder.bias": LEAVES["encoder.bias"]}, folder / SECOND
     )
-    with pytest.raises(CheckpointError, match=f"'encoder.bias': expected it in one shard, found it in {FIRST}"):
+    with pytest.raises(CheckpointError, match=f"'encoder.bias': expected it in one shard, got it in {FIRST}"):
         checkpoints.load(folder)
 
 

@@ -43,7 +43,7 @@ def test_dotted_names_stay_flat():
 
 @pytest.mark.parametrize("leaves", [{"a": 1, "a/b": 2}, {"a/b": 2, "a": 1}, {"a/b/c": 1, "a/b": 2}])
 def test_a_leaf_cannot_also_be_a_group(leaves):
-    with pytest.raises(CheckpointError, match="leaf or a group of leaves, found both"):
+    with pytest.raises(CheckpointError, match="leaf or a group of leaves, got both"):
         checkpoints.unflatten(leaves)
 
 
@@ -59,7 +59,7 @@ def test_leaves_that_are_no_numbers_are_refused(leaf):
 
 
 def test_a_name_deeper_than_any_network_is_refused():
-    with pytest.raises(CheckpointError, match="at most 64 levels, found 100000"):
+    with pytest.raises(CheckpointError, match="at most 64 levels, got 100000"):
         checkpoints.unflatten({"/".join("a" * 100_000): 1})
 
 

@@ -54,7 +54,7 @@ def test_members_of_torch_are_passed_over_and_others_are_named(tmp_path):
 def test_several_archives_in_one_file_are_refused(tmp_path):
     """As shards of torch.distributed.checkpoint are: a reader of zip archives sees the last alone."""
     (tmp_path / "x.pt").write_bytes(handmade.zipped(TENSOR) * 3)
-    with pytest.raises(UnsupportedError, match="expected one zip archive, found several in one file"):
+    with pytest.raises(UnsupportedError, match="expected one zip archive, got several in one file"):
         checkpoints.load(tmp_path / "x.pt")
 
 
@@ -104,7 +104,7 @@ def test_what_is_behind_a_pickle_is_named_or_refused(kind, tmp_path):
     checkpoint = checkpoints.load(tmp_path / "x.bin")
     assert checkpoint.left_out == {"(behind the pickle)": "5 bytes that nothing refers to"}
     (tmp_path / "x.bin").write_bytes(PICKLES[kind] * 2)
-    with pytest.raises(UnsupportedError, match=f"expected one pickle, found {len(PICKLES[kind]):,} bytes of others"):
+    with pytest.raises(UnsupportedError, match=f"expected one pickle, got {len(PICKLES[kind]):,} bytes of others"):
         checkpoints.load(tmp_path / "x.bin")
 
 
@@ -114,5 +114,5 @@ def test_an_array_that_the_index_of_orbax_does_not_name_is_an_error(layout, tmp_
     index = json.loads((path / "_METADATA").read_text())
     del index["tree_metadata"]["('params', 'conv', 'kernel')"]
     (path / "_METADATA").write_text(json.dumps(index))
-    with pytest.raises(DamagedError, match=r"names, found . parts of others, such as 'params.conv.kernel/"):
+    with pytest.raises(DamagedError, match=r"names, got . parts of others, such as 'params.conv.kernel/"):
         checkpoints.load(path)

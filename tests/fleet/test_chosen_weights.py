@@ -55,7 +55,7 @@ def test_executors_say_the_same(both):
 def test_weights_that_a_file_does_not_hold_are_an_error_of_that_file(both):
     with Stream().run([both, both.replace("both", "raw")], Settings(ModelOptions(weights="ema"))) as found:
         good, bad = found.records
-    assert not good.error and "expected weights that the file holds (raw), found no 'ema'" in bad.error
+    assert not good.error and "expected weights that the file holds (raw), got no 'ema'" in bad.error
     with pytest.raises(CheckpointError, match="expected weights that the file holds"):
         suspects.load(both, weights="polyak")
 

@@ -74,7 +74,7 @@ def test_a_chunk_lost_twice_is_divided_and_only_the_culprit_is_given_up():
     assert (failure.uri, failure.stamp) == ("7", Stamp(0, 0))
     assert "a segmentation fault" in failure.error
     assert is_given_up(failure.error)
-    assert not is_given_up("7: expected a checkpoint, found an empty file")
+    assert not is_given_up("7: expected a checkpoint, got an empty file")
 
 
 @pytest.mark.parametrize("is_remote", [False, True])

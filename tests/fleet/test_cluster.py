@@ -235,7 +235,7 @@ def test_shares_of_nodes(monkeypatch):
 def test_an_address_where_no_cluster_is(jaxguard, fleet, tmp_path, address):
     code, out, err = jaxguard("scan", fleet, "--out", tmp_path, "--ray", address)
     assert (code, out) == (2, "")
-    assert f"--ray {address}: expected a Ray cluster, found" in err
+    assert f"--ray {address}: expected a Ray cluster, got" in err
     assert "pass local" in err
 
 

@@ -87,7 +87,7 @@ def test_a_file_that_changes_meanwhile_is_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(piecewise, "score", score_fn)
     found = one(path, memory)
     assert isinstance(found, Failure)
-    assert "changed meanwhile" in found.error
+    assert "changed since" in found.error
 
 
 def test_the_output_layer_and_whatever_is_not_a_leaf_as_it_is_stays_whole(tmp_path):

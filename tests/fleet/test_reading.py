@@ -89,7 +89,7 @@ def test_a_file_that_is_replaced_while_its_header_is_read(tmp_path, monkeypatch)
     monkeypatch.setattr(checkpoints, "load", slow)
     failure = reading.open_one(str(path))
     assert isinstance(failure, Failure)
-    assert "changed meanwhile" in failure.error
+    assert "changed since" in failure.error
 
 
 def test_the_state_of_an_index_is_that_of_its_shards(tmp_path):

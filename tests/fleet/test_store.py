@@ -133,11 +133,11 @@ def test_text_that_parquet_cannot_hold(tmp_path):
     scope = SCOPE._replace(layers=(Layer("half \ud800", (), None, 8),), notes=("\udcfe",))
     store = Store(tmp_path, "s")
     store.add(scored(["a\udcff"], scope=scope, hashes=["k"]))
-    store.add(Failure("b\ud800", Stamp(0, 0), "found \udcff"))
+    store.add(Failure("b\ud800", Stamp(0, 0), "got \udcff"))
     store.flush()
     rows = store.records()
     assert list(rows) == [text("a\udcff"), text("b\ud800")] == ["a\\xff", "b\\ud800"]
-    assert rows["b\\ud800"].error == "found \\xff"
+    assert rows["b\\ud800"].error == "got \\xff"
     assert store.layers(["k"])["k"][0].name == "half \\ud800"
 
 
