@@ -58,6 +58,11 @@ def test_leaves_that_are_no_numbers_are_refused(leaf):
         checkpoints.flatten({"x": leaf})
 
 
+def test_the_key_of_a_random_stream_is_stored_as_its_data():
+    key = jax.random.key(7)
+    np.testing.assert_array_equal(checkpoints.flatten({"x": key})["x"], jax.random.key_data(key))
+
+
 def test_a_name_deeper_than_any_network_is_refused():
     with pytest.raises(CheckpointError, match="at most 64 levels, got 100000"):
         checkpoints.unflatten({"/".join("a" * 100_000): 1})
