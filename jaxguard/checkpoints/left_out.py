@@ -1,12 +1,13 @@
 """What was left out of a checkpoint, and which weights were taken, in words for a report."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from jaxguard.checkpoints import averages as averages_of
 from jaxguard.checkpoints import refusals, training_state
 from jaxguard.checkpoints.checkpoint import LeafSpec
 from jaxguard.checkpoints.training_state import Path, Stored
+from jaxguard.errors import InternalError
 
 Groups = Sequence[tuple[Path, list[Path], str]]
 """`(common prefix, paths, reason)` of what was left out."""
@@ -82,3 +83,43 @@ def _shared(paths: Sequence[Path]) -> Path:
     first, last = min(paths), max(paths)
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     return tuple(key for key, _ in same)
+
+
+def require_whole(
+    given: str,
+    stored: Collection[Path],
+    chosen: Mapping[Path, str],
+    groups: Groups,
+    kept: Collection[str],
+) -> None:
+    """Check that no entry is lost or counted twice.
+
+    Args:
+        given: the path as the user wrote it.
+        stored: keys of all entries of the file.
+        chosen: names of those that are the model's.
+        groups: the others.
+        kept: names that became leaves, names of the same memory, or are left out by their own name.
+
+    Raises:
+        InternalError: it names the first entry.
+
+    Example:
+        >>> require_whole("a.npz", [("w",), ("step",)], {("w",): "w"}, [((), [("step",)], "a counter")], ["w"])
+    """
+    seen: set[Path] = set()
+    for path in (*chosen, *(path for _, paths, _ in groups for path in paths)):
+        if path in seen:
+            raise _broken(given, path, "two")
+        seen.add(path)
+    if lost := next((path for path in stored if path not in seen), None):
+        raise _broken(given, lost, "none")
+    if lost := next((path for path, name in chosen.items() if name not in kept), None):
+        raise _broken(given, lost, "none")
+
+
+def _broken(given: str, path: Path, found: str) -> InternalError:
+    return InternalError(
+        f"{given}: expected one account of every entry, got {found} for {'/'.join(path)[:80]!r}; this is a bug of "
+        "jaxguard, please report it with the names of the file's entries"
+    )

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxguard.checkpoints import averages as averages_of
-from jaxguard.checkpoints import ledger, model_keys, refusals, training_state
 from jaxguard.checkpoints import left_out as in_words
+from jaxguard.checkpoints import model_keys, refusals, training_state
 from jaxguard.checkpoints.checkpoint import Checkpoint, LeafSpec, ReadFn
 from jaxguard.checkpoints.training_state import Path, Stored
 from jaxguard.errors import CheckpointError
@@ -89,7 +89,7 @@ def applied(opened: Checkpoint, weights: str | None) -> Checkpoint:
         for other in others:
             del names[other]
     kept = {*names, *left_out, *(other for others in aliases.values() for other in others)}
-    ledger.require_whole(given, stored, found.names, (paths for _, paths, _ in found.left_out), kept)
+    in_words.require_whole(given, stored, found.names, found.left_out, kept)
     if not names:
         remedy = "convert them (dequantize, to_dense, float) and save the weights again"
         raise refusals.unsupported(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard import models, suspects
+from jaxguard.checkpoints import LeafSpec, left_out
 from jaxguard.detection.records import cohort_of_leaves, cohort_of_model
 from jaxguard.errors import ArchitectureError
 from jaxguard.fleet import accounting
@@ -49,6 +50,7 @@ class Scope(NamedTuple):
         feature_names: `F` names.
         notes: caveats for the reader, in full sentences.
         leaves: what became of every leaf.
+        left_out: `(leaf, reason)` of those beside the network.
     """
 
     architecture: str
@@ -57,6 +59,7 @@ class Scope(NamedTuple):
     feature_names: tuple[str, ...]
     notes: tuple[str, ...]
     leaves: tuple[LeafAccount, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 class Kernel(NamedTuple):
@@ -134,20 +137,24 @@ def recipe_of(structure: Structure, settings: Settings) -> Recipe:
         return _of_function(structure, settings)
     spec = options.arch or described.get("architecture")
     input_shape = options.input_shape or tuple(described.get("input_shape") or ()) or None
+    extras = models.beside(specs)
+    specs = {name: one for name, one in specs.items() if name not in extras}
     if spec is not None:
-        return _of_model(structure, models.infer(spec, specs, input_shape=input_shape), settings, ())
+        return _of_model(models.infer(spec, specs, input_shape=input_shape), settings, (), specs, extras)
     try:
         model = models.identify(specs, input_shape=input_shape).model
     except ArchitectureError as error:
         return _structural(structure, str(error))
     notes = tuple(f"{guess} Pass --arch where that is not so." for guess in model.module.guesses)
-    return _of_model(structure, model, settings, notes)
+    return _of_model(model, settings, notes, specs, extras)
 
 
-def _of_model(structure: Structure, model: Model, settings: Settings, notes: tuple[str, ...]) -> Recipe:
+def _of_model(
+    model: Model, settings: Settings, notes: tuple[str, ...], specs: Mapping[str, LeafSpec], extras: Mapping[str, str]
+) -> Recipe:
+    """By a bundled architecture; `extras` are the leaves beside it, with the reasons."""
     graph = model.network(model.shapes()).graph
     layers = pairing.layers(graph, settings.pairing)
-    specs = structure.specs()
     binding = models.binding_of(model, specs)
 
     def features_of(leaves: Mapping[str, jax.Array], reduced: Mapping[str, Reduced]) -> WeightFeatures:
@@ -165,7 +172,8 @@ def _of_model(structure: Structure, model: Model, settings: Settings, notes: tup
             shape = (channels, fan_in, taps) if is_first else (taps, fan_in, channels)
             kernels[name] = Kernel(shape, is_first, specs[name].shape)
     accounts = accounting.by_graph(graph, specs, binding.paths)
-    return Recipe(_scope(model.spec, cohort_of_model(model), layers, notes, accounts), kernels, features_of)
+    scope = _scope(model.spec, cohort_of_model(model), layers, (*left_out.summary(extras), *notes), accounts)
+    return Recipe(scope._replace(left_out=tuple(extras.items())), kernels, features_of)
 
 
 def _of_function(structure: Structure, settings: Settings) -> Recipe:

@@ -177,7 +177,7 @@ class Store:
             features=pa.ListArray.from_arrays(pa.array(offsets), pa.array(features.ravel())),
             notes=["\n".join((*file.notes, *scope.notes)) for file in result.files],
             account=[_account_of(scope.leaves)] * count,
-            left_out=[json.dumps(dict(file.left_out)) for file in result.files],
+            left_out=[json.dumps(dict((*file.left_out, *scope.left_out))) for file in result.files],
             aliases=[json.dumps(dict(file.aliases)) for file in result.files],
             error=errors,
             kind=[UnscorableError.kind if error else "" for error in errors],

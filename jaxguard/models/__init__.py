@@ -10,6 +10,7 @@ Adding an architecture is one file with a `layers.Classifier` and one row of `AR
 from jaxguard.models.architecture import ARCHITECTURES, Architecture, build
 from jaxguard.models.binding import Binding, bind, binding_of, unbind
 from jaxguard.models.identification import Identification, identify, infer, listed, original_names
+from jaxguard.models.layouts import beside
 from jaxguard.models.model import Model
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Binding",
     "Identification",
     "Model",
+    "beside",
     "bind",
     "binding_of",
     "build",

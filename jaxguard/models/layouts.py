@@ -7,6 +7,8 @@ one; `timm` has timm's if they differ; `original` those of the first release if 
 declare their dialects: `jaxguard.models.dialects`.
 """
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -14,6 +16,7 @@ import jax
 import numpy as np
 from jax import tree_util
 
+from jaxguard.checkpoints import training_state
 from jaxguard.models import dialects
 from jaxguard.models.dialects import Shape
 from jaxguard.models.layers import Classifier
@@ -25,6 +28,21 @@ Thing = TypeVar("Thing")
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.", "student.", "online.")
 """Prefixes of DataParallel, torch.compile and modules that wrap the network; dropped if all leaves share one."""
+
+
+_COLLECTIONS = ("params", "batch_stats")
+_REASONS = {
+    r"aux\w*": "an auxiliary head",
+    r"proj(ection|ector)?(_head|_mlp|_net)?|projection_\w+|projector_\w+|\w+_(projector|projection)|predictor": (
+        "a projection head"
+    ),
+    r"teacher\w*|momentum_\w+|target_(encoder|network|model)|encoder_k|key_encoder": "a copy of the network",
+    r"queue\w*|memory(_bank)?|prototypes?|centers?|center_loss": "a memory of features",
+    r"rot(ation)?_(head|fc|classifier)|jigsaw\w*|ssl_\w+|domain_\w+|discriminator|decoder|reconstruct\w*": (
+        "a head of another task"
+    ),
+}
+_PROFILED = ("total_ops", "total_params")
 
 
 class Leaf(NamedTuple):
@@ -98,13 +116,19 @@ def recognize(leaves: Mapping[str, Thing], module: Classifier | None = None) -> 
     """
     if any(name.startswith(("params/", "batch_stats/")) for name in leaves):
         return "flax", dict(leaves)
-    kept = {name: leaf for name, leaf in leaves.items() if name.rpartition(".")[-1] != "num_batches_tracked"}
-    while shared := next((word for word in WRAPPERS if kept and all(name.startswith(word) for name in kept)), ""):
-        kept = {name.removeprefix(shared): leaf for name, leaf in kept.items()}
+    kept = unwrapped({name: leaf for name, leaf in leaves.items() if name.rpartition(".")[-1] != "num_batches_tracked"})
     if module is None:
         return "torch", kept
     paths = [f"params/{layer}/kernel" for layer in module.landmarks]
     return max(module.dialects, key=lambda layout: sum(name_of(path, layout, module) in kept for path in paths)), kept
+
+
+def unwrapped(leaves: Mapping[str, Thing]) -> dict[str, Thing]:
+    """Leaves without the prefixes of `WRAPPERS` that all of them share."""
+    kept = dict(leaves)
+    while shared := next((word for word in WRAPPERS if kept and all(name.startswith(word) for name in kept)), ""):
+        kept = {name.removeprefix(shared): leaf for name, leaf in kept.items()}
+    return kept
 
 
 def from_layout(shape: Shape, layout: Layout) -> Shape:
@@ -137,3 +161,50 @@ def decode(array: Any, layout: Layout, leaf: Leaf) -> Any:
         # reordered.
         array = array.reshape(units, -1, *leaf.grid).transpose(0, 2, 3, 1).reshape(units, -1)
     return array.transpose(*range(2, array.ndim), 1, 0)
+
+
+def beside(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """Name what lies beside a network.
+
+    Entries count by the first word of their names, wrappers such as `module.` aside. A layer inside of a module of the
+    network, or at its top under a name that says nothing, may be a part of its function, and is not told apart.
+
+    Args:
+        leaves: arrays or their shapes, by name.
+
+    Returns:
+        Reasons by name; empty for most checkpoints.
+
+    Example:
+        >>> import numpy as np
+        >>> beside({"module.fc.weight": np.ones((2, 3)), "criterion.weight": np.ones(2), "n": np.ones(())})
+        {'criterion.weight': 'a loss or metric', 'n': 'one number'}
+    """
+    found: dict[str, str] = {}
+    names = unwrapped({name: name for name in leaves})
+    while fresh := {name: why for rest, name in names.items() if (why := _reason(rest, leaves[name].shape))}:
+        if len(fresh) == len(names):
+            break
+        found |= fresh
+        names = unwrapped({rest: name for rest, name in names.items() if name not in fresh})
+    return {name: found[name] for name in leaves if name in found}
+
+
+def _reason(name: str, shape: Shape) -> str:
+    words = re.split(r"[/.]", name)
+    if words[-1] in _PROFILED and math.prod(shape) == 1:
+        return "a count of operations"
+    if "/" in name and words[0] in _COLLECTIONS and len(words) > 1:
+        words = words[1:]
+    first = words[0].lower()
+    if len(words) == 1:
+        return "one number" if math.prod(shape) == 1 and len(shape) <= 1 else _of_word(first)
+    if training_state.loss_or_metric(first):
+        return "a loss or metric"
+    if training_state.is_average(words[0]):
+        return "an average of the weights"
+    return _of_word(first)
+
+
+def _of_word(word: str) -> str:
+    return next((why for pattern, why in _REASONS.items() if re.fullmatch(pattern, word)), "")

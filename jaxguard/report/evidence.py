@@ -233,18 +233,3 @@ def best_suspects(matrix: FingerprintMatrix, count: int) -> list[tuple[str, list
         others = [k for k in order if matrix.suspects[k] != owner][:count]
         found.append((name, [(suspects[k], written[k]) for k in others]))
     return found
-
-
-def accounts(finding: Finding) -> list[tuple[str, int, int, int]]:
-    """State, leaves, numbers and bytes; one row per state that occurs, the scored first.
-
-    >>> from jaxguard.types import Provenance, Verdict
-    >>> accounts(Finding(Provenance("m.npz"), Verdict.INCONCLUSIVE))
-    []
-    """
-    rows = []
-    for state in dict.fromkeys(["scored", "not a layer", "not understood", *(one.state for one in finding.leaves)]):
-        members = [one for one in finding.leaves if one.state == state]
-        if members:
-            rows.append((state, len(members), sum(m.numbers for m in members), sum(m.nbytes for m in members)))
-    return rows

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from jaxguard.errors import JaxguardError
-from jaxguard.report import evidence
 from jaxguard.types import Finding, Report
 from jaxguard.types.findings import LeafAccount
 
@@ -94,8 +93,7 @@ def counts(finding: Finding) -> dict[str, dict[str, int]]:
     {'entries': 1}
     """
     found = {
-        state: {"leaves": number, "numbers": numbers, "bytes": size}
-        for state, number, numbers, size in evidence.accounts(finding)
+        state: {"leaves": leaves, "numbers": numbers, "bytes": size} for state, leaves, numbers, size in finding.counts
     }
     return {**found, "left out": {"entries": len(finding.left_out)}}
 

@@ -137,7 +137,7 @@ def _single(report: Report, top: int) -> Iterable[RenderableType]:
 
 def _leaves(finding: Finding) -> str:
     """Counts by what became of them, and what was stored beside them."""
-    facts = [f"{count:,} {state} ({wording.size(size)})" for state, count, _, size in evidence.accounts(finding)]
+    facts = [f"{count:,} {state} ({wording.size(size)})" for state, count, _, size in finding.counts]
     facts += [f"{len(finding.left_out):,} left out"] if finding.left_out else []
     facts += [f"{sum(map(len, finding.aliases.values())):,} more names"] if finding.aliases else []
     return ", ".join(facts)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from jaxguard import checkpoints, models
+from jaxguard.checkpoints import left_out
 from jaxguard.errors import ArchitectureError, DataError
 from jaxguard.models import architecture
 from jaxguard.suspects import own_model
@@ -84,14 +85,15 @@ def load(
         "mean": mean or _as_tuple(described.get("mean")),
         "std": std or _as_tuple(described.get("std")),
     }
-    spec, notes = arch or described.get("architecture"), ()
+    spec, notes, whole = arch or described.get("architecture"), (), checkpoint
+    checkpoint = _without_beside(whole)
     if spec is not None:
         model = models.infer(spec, checkpoint.leaves, **chosen)
     else:
         try:
             model = models.identify(checkpoint.leaves, **chosen).model
         except ArchitectureError as error:
-            return structural(checkpoint, str(error), name=name)
+            return structural(whole, str(error), name=name)
         notes = tuple(f"{guess} Pass --arch where that is not so." for guess in model.module.guesses)
     variables, layout = models.bind(model, checkpoint.read_all(), source=checkpoint.path)
     return Suspect(
@@ -103,6 +105,20 @@ def load(
         model=model,
         layout=layout,
         notes=(*checkpoint.notes, *notes),
+    )
+
+
+def _without_beside(checkpoint: checkpoints.Checkpoint) -> checkpoints.Checkpoint:
+    """The checkpoint without what its names say is no part of the network, which it names in `left_out`."""
+    extras = models.beside(checkpoint.leaves)
+    if not extras:
+        return checkpoint
+    return replace(
+        checkpoint,
+        leaves={name: spec for name, spec in checkpoint.leaves.items() if name not in extras},
+        first_bytes={},  # the leaves do not fill the file
+        left_out={**checkpoint.left_out, **extras},
+        notes=(*checkpoint.notes, *left_out.summary(extras)),
     )
 
 

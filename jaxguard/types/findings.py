@@ -160,6 +160,21 @@ class Finding:
     kind: str = ""
 
     @property
+    def counts(self) -> list[tuple[str, int, int, int]]:
+        """State, leaves, numbers and bytes; one row per state that occurs, the scored first.
+
+        >>> leaf = LeafAccount("w", "not a layer", "bias", 3, 12)
+        >>> Finding(Provenance("m.npz"), Verdict.INCONCLUSIVE, leaves=(leaf, leaf)).counts
+        [('not a layer', 2, 6, 24)]
+        """
+        rows = []
+        for state in ("scored", "not a layer", "not understood"):
+            members = [one for one in self.leaves if one.state == state]
+            if members:
+                rows.append((state, len(members), sum(m.numbers for m in members), sum(m.nbytes for m in members)))
+        return rows
+
+    @property
     def is_unclear(self) -> bool:
         """Whether more than a tenth of the weights was not understood."""
         return any(note.startswith(UNCLEAR) for note in self.notes)
