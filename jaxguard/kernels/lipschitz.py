@@ -244,9 +244,15 @@ def scaled_grams(kernel: jax.Array, *, is_channels_first: bool) -> Grams:
 def _unit(largest: jax.Array) -> jax.Array:
     """Power of two that brings numbers of that magnitude near one; exact to divide by, and so is its reciprocal."""
     largest = jax.lax.stop_gradient(largest)  # what is divided by it is multiplied by it again
-    # An infinite or NaN magnitude has no exponent; the last line gives it NaN, which marks its channel.
-    _, exponent = jnp.frexp(jnp.minimum(largest, _LARGEST_DIVISOR))
-    return jnp.where(jnp.isfinite(largest), jnp.ldexp(jnp.ones_like(largest), exponent), jnp.nan)
+    clipped = jnp.minimum(largest, _LARGEST_DIVISOR)
+    # Without the bits of its mantissa, a number is the power of two below it. jnp.frexp is refused by explicit sharding
+    # under vmap in JAX 0.12.
+    info = jnp.finfo(clipped.dtype)
+    bits = jax.lax.bitcast_convert_type(clipped, f"uint{info.bits}")
+    below = jax.lax.bitcast_convert_type(bits >> info.nmant << info.nmant, clipped.dtype)
+    power = jnp.where(below > 0, 2 * below, 1)
+    # An infinite or NaN magnitude gives NaN, which marks its channel.
+    return jnp.where(jnp.isfinite(largest), power, jnp.nan)
 
 
 def affine_scales(scale: jax.Array | None, var: jax.Array | None, *, eps: float = 0.0) -> jax.Array:

@@ -50,7 +50,9 @@ def head_features(graph: ChannelGraph, variables: Variables) -> jax.Array:
     rows = jnp.concatenate([kernels[k].reshape(num_classes, -1) for k in outputs], axis=1).astype(jnp.float32)
     views = [graph.producers[k].bias for k in outputs]
     biases = [view.read(leaves[view.path]).astype(jnp.float32) for view in views if view is not None]
-    return asymmetry(rows, sum(biases, jnp.zeros(num_classes)))
+    # Zeros that are distributed over devices as the rows are, which constants would not be.
+    none = jnp.where(rows[:, 0] > 0, 0.0, 0.0)
+    return asymmetry(rows, sum(biases, none))
 
 
 def asymmetry(rows: jax.Array, bias: jax.Array) -> jax.Array:

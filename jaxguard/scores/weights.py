@@ -7,6 +7,7 @@ tell how long a network was trained, so they are evidence only where the referen
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -270,10 +271,16 @@ def _of_layers(
     # Positions of an [L, C] table in the concatenated rows; beyond a row's width all point at one NaN at the end.
     places = np.where(columns < np.array(widths)[:, None], first[:-1, None] + columns, first[-1])
 
+    # A NaN that is distributed over devices as the scores are, which a constant would not be.
+    undefined = scores[0][:1] * jnp.nan
+
     def beside(rows: Iterable[jax.Array | None]) -> jax.Array:
         """`[L, C]` of the widest; NaN where there is nothing."""
-        known = [jnp.full(width, jnp.nan) if row is None else row for row, width in zip(rows, widths, strict=True)]
-        return jnp.concatenate([*known, jnp.full(1, jnp.nan)])[places]
+        known = [
+            jnp.broadcast_to(undefined, (width,)) if row is None else row
+            for row, width in zip(rows, widths, strict=True)
+        ]
+        return jnp.concatenate([*known, undefined])[places]
 
     bounds = beside(scores)
     summary = jax.vmap(spectrum)(bounds)
@@ -293,7 +300,7 @@ def _of_layers(
 def _moments(kernels: Sequence[Sequence[_Weights]]) -> jax.Array:
     """Of all weights of each layer together, `[L, 2]` named by `KERNEL`."""
     sizes = np.array([sum(one.size for one in parts) for parts in kernels], np.float32)
-    sums = jnp.stack([sum((one.sums for one in parts), jnp.zeros(2)) for parts in kernels])
+    sums = jnp.stack([functools.reduce(jnp.add, [one.sums for one in parts]) for parts in kernels])
     # Moments of several kernels together: their sums add up, their means would not.
     mean, square = (sums / sizes[:, None]).T
     std = jnp.sqrt(jnp.maximum(square - mean**2, LEAST_VARIANCE))

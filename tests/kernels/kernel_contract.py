@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,9 +13,11 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxguard.graph import channel_graph, pairing
 from jaxguard.kernels import correlation, division, lipschitz, shapley, spectrum, transport
 from jaxguard.kernels.transport import entropic
 from jaxguard.kernels.transport import problem as problems
+from jaxguard.scores import channel_bounds, head, structural, weights
 
 DEVICES = 8
 PLAYERS = 6
@@ -24,7 +27,8 @@ class Row(NamedTuple):
     """A kernel under contract.
 
     Attributes:
-        name: of the public function, from `jaxguard.kernels` on; what follows a blank tells rows of one apart.
+        name: of the public function, from `jaxguard.kernels` or `jaxguard` on; what follows a blank tells rows of one
+            apart.
         call: on arrays alone.
         args: seed -> arrays, always of the same shapes.
         split: axis of each argument that may be sharded within one call, None where it may not.
@@ -114,6 +118,45 @@ def psd(seed: int) -> tuple[jax.Array]:
     return (lipschitz.gram_matrices(rows),)
 
 
+SHAPES = {"first": (8, 6), "scale": (6,), "var": (6,), "last": (6, 5)}
+"""Leaves of a small network: dense, norm, dense."""
+
+
+def leaves_of(*arrays: jax.Array) -> dict[str, jax.Array]:
+    return dict(zip(SHAPES, arrays, strict=True))
+
+
+def network(v: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    hidden = (x @ v["first"]) * jax.lax.rsqrt(v["var"])[None] * v["scale"][None]
+    return jax.nn.relu(hidden) @ v["last"]
+
+
+@functools.cache
+def graph() -> Any:
+    shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
+    return channel_graph(network, shapes, jax.ShapeDtypeStruct((1, 8), jnp.float32))
+
+
+@functools.cache
+def producers() -> Any:
+    return structural.read({"a.weight": np.ones((6, 8)), "b.weight": np.ones((5, 6))}).producers
+
+
+def bounds(*arrays: jax.Array) -> channel_bounds.ChannelBounds:
+    return channel_bounds.channel_bounds(graph(), leaves_of(*arrays))
+
+
+def layer_scores(*arrays: jax.Array) -> list[Any]:
+    rows = channel_bounds.layer_scores(bounds(*arrays), 1.0)
+    return [(row.scores, row.threshold, row.mask, row.undefined) for row in rows]
+
+
+def structural_features(first: jax.Array, last: jax.Array) -> Any:
+    return weights.structural_features(producers(), {"a.weight": first, "b.weight": last})
+
+
+weights_of = positive(*SHAPES.values())
+
 ROWS = (
     Row("lipschitz.gram_matrices", lipschitz.gram_matrices, normal((9, 16, 32)), split=(2,), grad=True),
     Row("lipschitz.gram_matrices tiles", lipschitz.gram_matrices, normal((9, 128, 256)), grad=True),
@@ -196,11 +239,44 @@ ROWS = (
     ),
     Row("transport.sinkhorn", sinkhorn, costs, rtol=1e-3, foreign="OTT-JAX"),
     Row("transport.entropic.hungarian", hungarian, costs_alone, foreign="optax"),
+    Row("scores.channel_bounds.channel_bounds", lambda *arrays: bounds(*arrays).scores, weights_of),
+    Row(
+        "scores.channel_bounds.bounds_of",
+        lambda *arrays: channel_bounds.bounds_of(graph(), pairing.layers(graph()), 0.0, leaves_of(*arrays)),
+        weights_of,
+    ),
+    Row("scores.channel_bounds.layer_scores", layer_scores, weights_of),
+    Row("scores.head.asymmetry", head.asymmetry, normal((5, 6), (5,)), grad=True),
+    Row(
+        "scores.head.head_features",
+        lambda *arrays: head.head_features(graph(), leaves_of(*arrays)),
+        weights_of,
+    ),
+    Row("scores.weights.leaf_sums", lambda leaf: weights.leaf_sums({"": leaf}), normal((9, 6)), grad=True),
+    Row(
+        "scores.weights.reduce_kernel",
+        lambda kernel: weights.reduce_kernel(kernel, is_channels_first=True),
+        normal((16, 9, 4)),
+    ),
+    Row(
+        "scores.weights.weight_features",
+        lambda *arrays: weights.weight_features(graph(), pairing.layers(graph()), leaves_of(*arrays)),
+        weights_of,
+    ),
+    Row("scores.weights.structural_features", structural_features, normal((6, 8), (5, 6))),
     Row("transport.plan.problem", lambda *one: problems.problem(one[0], None, one[1], None, None), costs),
 )  # fmt: skip
 """Every public kernel; adding one is adding its row."""
 
 NOT_KERNELS = {
+    "scores.channel_bounds.require_finite": "refuses, on the host",
+    "scores.responses.class_responses": "class by class from Python: gradients of convolutions are slow in CPU loops",
+    "scores.responses.image_shape": "of a graph, without arrays",
+    "scores.responses.noise_images": "NumPy, with no arguments but a shape",
+    "scores.responses.response_features": "calls class_responses",
+    "scores.weights.feature_names": "names",
+    "scores.weights.largest_z": "NumPy, of results",
+    "scores.weights.summary_of": "plain numbers, of results",
     "loops.fori_loop": "a part of the others",
     "loops.scan": "a part of the others",
     "loops.while_loop": "a part of the others",
@@ -218,6 +294,7 @@ def stacked(row: Row, count: int) -> tuple[Any, ...]:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(row.args(seed) for seed in range(count)))
 
 
+@functools.cache
 def in_loop(row: Row, count: int) -> Any:
     results = [row.call(*row.args(seed)) for seed in range(count)]
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *results)

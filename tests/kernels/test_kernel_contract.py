@@ -1,4 +1,4 @@
-"""What every public kernel keeps, row by row of `kernel_contract.ROWS`."""
+"""What every public kernel and score keeps, row by row of `kernel_contract.ROWS`."""
 
 import functools
 import importlib
@@ -17,21 +17,28 @@ import numpy as np
 import pytest
 from jax import export
 
-from jaxguard import kernels
+from jaxguard import kernels, scores
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 rows = pytest.mark.parametrize("row", contract.ROWS, ids=lambda row: row.name)
 
 
+def modules():
+    yield from (module.name for module in pkgutil.walk_packages(kernels.__path__, "jaxguard.kernels."))
+    # Reading structures is no computation on arrays: `structural` is a package of its own.
+    yield from (module.name for module in pkgutil.iter_modules(scores.__path__, "jaxguard.scores.") if not module.ispkg)
+
+
 def public_functions():
-    """Public functions of all modules of kernels, by name; those that a package hands on under its own."""
+    """Public functions of all modules of kernels and scores, by name; those that a package hands on under its own."""
     found = {}
-    for module in pkgutil.walk_packages(kernels.__path__, "jaxguard.kernels."):
-        loaded = importlib.import_module(module.name)
-        for name, value in vars(loaded).items():
-            own = getattr(value, "__module__", "").startswith("jaxguard.kernels")
+    for module in modules():
+        for name, value in vars(importlib.import_module(module)).items():
+            own = getattr(value, "__module__", "").startswith(".".join(module.split(".")[:2]))
             if own and callable(value) and not inspect.isclass(value) and not name.startswith("_"):
-                place = f"{module.name}.{name}".removeprefix("jaxguard.kernels.")
+                if module.startswith("jaxguard.scores") and value.__module__ != module:
+                    continue
+                place = f"{module}.{name}".removeprefix("jaxguard.").removeprefix("kernels.")
                 shortest = min(place, found.get(inspect.unwrap(value), place), key=len)
                 found[inspect.unwrap(value)] = shortest
     return set(found.values())
