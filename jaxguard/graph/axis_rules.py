@@ -121,14 +121,15 @@ def reshape(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) ->
 def tile(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
     """Each axis repeated end to end."""
     for a, b in zip(operands[0], results[0], strict=True):
-        # Row-major: the copy varies slowest.
-        tie(axes.product([Axis(b.size // a.size), a]), b)
+        if a.size:  # row-major: the copy varies slowest
+            tie(axes.product([Axis(b.size // a.size), a]), b)
 
 
 def concatenate(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> None:
     """Parts laid end to end along `dimension`."""
     along = eqn.params["dimension"]
-    tie(axes.total([operand[along] for operand in operands]), results[0][along])
+    if parts := [operand[along] for operand in operands if operand[along].size]:
+        tie(axes.total(parts), results[0][along])
     for operand in operands:
         _tie_equal_sizes(*([a for k, a in enumerate(x) if k != along] for x in (operand, results[0])))
 
@@ -152,7 +153,7 @@ def slice_(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> 
             freeze(b, "strided slice")
         elif a.size == b.size:
             tie(a, b)
-        else:
+        elif b.size:
             sizes = [size for size in (start, limit - start, a.size - limit) if size]
             tie(_take(a, sizes, "slice")[1 if start else 0], b)
 
@@ -209,6 +210,8 @@ def pad(eqn: Equation, operands: Sequence[Axes], results: Sequence[Axes]) -> Non
             freeze(b, "interior padding")
             continue
         drop_low, drop_high = max(-low, 0), max(-high, 0)
+        if a.size <= drop_low + drop_high:  # nothing of it is left
+            continue
         sizes = [size for size in (drop_low, a.size - drop_low - drop_high, drop_high) if size]
         middle = _take(a, sizes, "pad")[1 if drop_low else 0]
         tie(axes.total([Axis(max(low, 0)), middle, Axis(max(high, 0))]), b)

@@ -299,7 +299,9 @@ class _Trial:
             edited[leaf] = self.known[leaf].at[view.index].set(jnp.where(chosen, other, run).astype(run.dtype))
         after = self.program.evaluate(edited, self.equations)
         for value in self.met:
-            expected, got = (np.asarray(array[value]).astype(np.float64) for array in (self.before, after))
+            is_complex = jnp.issubdtype(self.program.dtypes[value], jnp.complexfloating)
+            wide = np.complex128 if is_complex else np.float64
+            expected, got = (np.asarray(array[value]).astype(wide) for array in (self.before, after))
             if value in self.terms:
                 axes = self.terms[value].axes
                 expected = expected * np.asarray(

@@ -260,13 +260,20 @@ class _Analysis:
 
     def _with_gate(self, producer: Producer) -> Producer:
         """The gate goes behind the bias and affine that the producer has for itself."""
-        gate = producer.result
-        while len(self.consumers[gate]) == 1 and gate != self.program.logits:
-            (output, *_) = self.consumers[gate][0].outputs
+        gate = value = producer.result
+        is_shifted = False
+        while len(self.consumers[value]) == 1 and value != self.program.logits:
+            eqn = self.consumers[value][0]
+            (output, *_) = eqn.outputs
             chain = self.chains.get(output)
             if chain is None or chain.start != producer.result:
                 break
-            gate = output
+            # A constant that is added last, as in a hard sigmoid, is no bias: a channel of zero is 3 behind it.
+            has_leaf = chain is not self.chains.get(value)
+            is_shifted = not has_leaf and (is_shifted or row(eqn).channels in SHIFTS)
+            value = output
+            if not is_shifted:
+                gate = value
         own = {affine.end: k for k, affine in enumerate(self.affines)}
         # A norm may come behind a reshape, as in a model of one image that is mapped over a batch.
         number, end = self.producers.index(producer), gate
