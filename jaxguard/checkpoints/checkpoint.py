@@ -71,7 +71,7 @@ class Checkpoint:
             large collection is one entry, named by its prefix and `*`, with count and bytes in the reason.
         beside: parts of a file just opened that are no entries of its tree, `{name: what it is}`; later in `left_out`.
         aliases: `{leaf: its other names}`: tensors that share storage, offset, shape and strides are one leaf.
-        notes: what a reader of a report must know of the choice of the leaves, in whole sentences.
+        notes: what a reader of a report must know of the choice of the leaves, in full sentences.
         paths: of a file just opened, the keys that lead to each entry; where there are none, names are split at `/`.
         separator: of the keys in a name.
         places: of a file just opened, what tells whether two entries are the same memory.

@@ -218,7 +218,7 @@ def _declared(outputs: str | None) -> Kind | None:
     Raises:
         typer.BadParameter: nothing that is known.
     """
-    from jaxguard.types import Outputs as Kind
+    from jaxguard.types.network import Outputs as Kind
 
     for known in get_args(Kind):
         if outputs == known:

@@ -69,7 +69,7 @@ def recover(
         synthesised: images per class to synthesise where there are no clean ones.
         synthesis_steps: of the synthesis.
         steps: most steps of the inversion per class.
-        progress: told how far each stage is.
+        progress: called as the work proceeds.
 
     Returns:
         The trigger of the flagged class with the smallest patch; where none is flagged, of the class with the smallest

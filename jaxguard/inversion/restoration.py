@@ -115,7 +115,7 @@ def restore(
         batch_size: mixtures in a step, each seen with and without the trigger.
         learning_rate: of Adam.
         augment: of the mixtures.
-        progress: told how far the descent is.
+        progress: called as the work proceeds.
 
     Returns:
         Variables of the same tree, shapes and dtypes.

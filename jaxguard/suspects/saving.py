@@ -34,7 +34,7 @@ def save(
         overwrite: whether an existing checkpoint may be replaced.
 
     Returns:
-        What the new file lacks, in whole sentences.
+        What the new file lacks, in full sentences.
 
     Raises:
         CheckpointError: the path exists or cannot be written, or the suspect came from no checkpoint.
