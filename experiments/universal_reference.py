@@ -5,7 +5,7 @@
     python experiments/universal_reference.py --train --data packs --out reference --shard 0/2 &
     python experiments/universal_reference.py --train --data packs --out reference --shard 1/2
     python experiments/universal_reference.py --search --out reference
-    python experiments/universal_reference.py --report --reference jaxguard/detection/trigger_reference.json
+    python experiments/universal_reference.py --report
 
 256 networks are planned in `reference_plan.py`, half clean, half backdoored. Every network is a row of the result as
 soon as it is trained, and another as soon as it has been searched; what has a row is not done again, so that all steps
@@ -18,8 +18,8 @@ with 95 % intervals (Clopper and Pearson), by architecture, data, attack, regime
 was chosen on either half.
 
 Hardware: any. Time: planned for 5 hours on two CPU cores, search included; see README.md for what has been done.
-Result: results/universal_reference.jsonl and universal_reference_report.json; the gaps of the clean even half are the
-reference file.
+Result: results/universal_reference.jsonl, universal_reference_report.json and trigger_reference.json, the gaps of the
+clean even half; with `--reference jaxguard/detection/trigger_reference.json` they ship with the package.
 """
 
 import argparse
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--data", default="packs", help="folder of the packs that unpack.py wrote")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("reference"), help="folder of the checkpoints")
     parser.add_argument("--rows", type=pathlib.Path, default=RESULTS / "universal_reference.jsonl")
-    parser.add_argument("--reference", type=pathlib.Path, help="reference file for --report to write")
+    parser.add_argument("--reference", type=pathlib.Path, default=RESULTS / "trigger_reference.json")
     parser.add_argument("--shard", type=shard, default=(0, 1), help="i/n: the pairs that this process does")
     parser.add_argument("--first", type=int, help="networks of the plan to stop after")
     arguments = parser.parse_args()
