@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxguard.checkpoints.listing import Listed, behind, below, manifest, parts, text_of
     from jaxguard.checkpoints.raw import read_into
     from jaxguard.checkpoints.remote import is_url
+    from jaxguard.checkpoints.training_state import is_random
     from jaxguard.checkpoints.trees import flatten, unflatten
 
 _HOMES = {
@@ -35,6 +36,7 @@ _HOMES = {
     "examine": "code",
     "flatten": "trees",
     "is_checkpoint": "formats",
+    "is_random": "training_state",
     "is_url": "remote",
     "load": "formats",
     "manifest": "listing",
@@ -61,6 +63,7 @@ __all__ = [
     "examine",
     "flatten",
     "is_checkpoint",
+    "is_random",
     "is_url",
     "load",
     "manifest",

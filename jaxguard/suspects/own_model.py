@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxguard import checkpoints, models
 from jaxguard.errors import CheckpointError
-from jaxguard.graph.program import leaf_paths
+from jaxguard.graph.program import is_key, leaf_paths
 from jaxguard.suspects.suspect import Suspect
 from jaxguard.types import ApplyFn, Network
 from jaxguard.types.network import Outputs
@@ -115,18 +115,26 @@ def paths_of(leaves: Mapping[str, Any], init_fn: Callable[[], Any] | None) -> di
 def _placed(leaves: Mapping[str, Any], init_fn: Callable[[], Any] | None, source: str) -> tuple[Any, dict[str, str]]:
     if init_fn is None:
         return checkpoints.unflatten(leaves), {name: name for name in leaves}
-    return _in_tree(leaves, jax.eval_shape(init_fn), source)
+    return _in_tree(leaves, init_fn, source)
 
 
 def _path_of(name: str, wanted: Container[str]) -> str:
     return name if name in wanted else name.replace(".", "/")
 
 
-def _in_tree(leaves: Mapping[str, Any], tree: Any, source: str) -> tuple[Any, dict[str, str]]:
-    """The tree filled with the leaves of its paths, torch's dots being as good as slashes."""
+def _in_tree(leaves: Mapping[str, Any], init_fn: Callable[[], Any], source: str) -> tuple[Any, dict[str, str]]:
+    """The tree filled with the leaves of its paths, torch's dots being as good as slashes.
+
+    Random streams, which are left out of checkpoints, are those that `init_fn` gives.
+    """
+    tree = jax.eval_shape(init_fn)
     wanted = dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
     names = {name: path for name in leaves if (path := _path_of(name, wanted)) in wanted}
     by_path = {path: leaves[name] for name, path in names.items()}
+    drawn = {path for path, leaf in wanted.items() if path not in by_path and _is_random(path, leaf)}
+    if drawn:
+        made = dict(zip(wanted, jax.tree.leaves(init_fn()), strict=True))
+        by_path |= {path: made[path] for path in drawn}
     misfits = [f"leaf {path!r} {leaf.shape} is missing" for path, leaf in wanted.items() if path not in by_path]
     misfits += [
         f"leaf {path!r} is {by_path[path].shape}, init gives {leaf.shape}"
@@ -140,5 +148,9 @@ def _in_tree(leaves: Mapping[str, Any], tree: Any, source: str) -> tuple[Any, di
             f"{models.listed(misfits)}; "
             "let init give the tree that was saved, or leave it out to get the leaves as they are"
         )
-    filled = [by_path[path].astype(leaf.dtype) for path, leaf in wanted.items()]
+    filled = [by_path[path] if path in drawn else by_path[path].astype(leaf.dtype) for path, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(tree), filled), names
+
+
+def _is_random(path: str, leaf: Any) -> bool:
+    return is_key(leaf) or checkpoints.is_random(tuple(path.split("/")), checkpoints.LeafSpec(leaf.shape, leaf.dtype))

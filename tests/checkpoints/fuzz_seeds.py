@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.serialization
+import foreign_bytes
 import jax
 import ml_dtypes
 import msgpack
@@ -29,7 +30,7 @@ from jaxguard.checkpoints import DTYPES
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CANARY = "jaxguard_canary"
 FILE = "checkpoint"
-FOLDER = "folder"
+FOLDER, FOREIGN = "folder", "foreign"
 KERNEL, BIAS = np.arange(12, dtype=np.float32).reshape(3, 4), np.ones(4, np.float32)
 
 
@@ -37,7 +38,8 @@ class Seed(NamedTuple):
     """A checkpoint that opens, unless it carries a gadget.
 
     Attributes:
-        kind: row of `jaxguard.checkpoints.FORMATS`, or `folder` for one that is found inside a folder.
+        kind: row of `jaxguard.checkpoints.FORMATS`, `folder` for one that is found inside a folder, or `foreign` for a
+            format that is named and refused.
         name: which variant.
         files: `{relative path: content}`.
         target: which of the files to open; empty for the folder itself.
@@ -65,7 +67,7 @@ GADGETS = (_Gadget(os.system, f"touch {CANARY}"), _Gadget(open, CANARY, "w"), _G
 @functools.cache
 def seeds() -> Mapping[str, tuple[Seed, ...]]:
     """`{kind: seeds}`, the same ones on every call and every machine."""
-    found: dict[str, list[Seed]] = {name: [] for name in (*checkpoints.FORMATS, FOLDER)}
+    found: dict[str, list[Seed]] = {name: [] for name in (*checkpoints.FORMATS, FOLDER, FOREIGN)}
     for seed in (
         *_safetensors(),
         *_sharded(),
@@ -76,6 +78,7 @@ def seeds() -> Mapping[str, tuple[Seed, ...]]:
         *_numpy(),
         *_pickles(),
         *_folders(),
+        *(Seed(FOREIGN, name, {FILE: content()}) for name, (content, _) in foreign_bytes.FILES.items()),
     ):
         found[seed.kind].append(seed)
     return {kind: tuple(variants) for kind, variants in found.items()}
@@ -114,6 +117,8 @@ def _safetensors() -> Iterator[Seed]:
         "resnet20": _saved(_network("resnet20:width=0.0625")),
         "by hand": _saved({"conv1.weight": np.ones((4, 1, 3, 3), np.float32), "bn1.weight": BIAS, "bn1.bias": BIAS}),
     }
+    odd = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"x":{"dtype":"F4","shape":[4],"data_offsets":[8,10]}}'
+    contents["an odd array"] = len(odd).to_bytes(8, "little") + odd + bytes(10)
     yield from (Seed("safetensors", name, {FILE: content}) for name, content in contents.items())
 
 
@@ -149,6 +154,9 @@ def _orbax() -> Iterator[Seed]:
             layout, _, path = name.partition("/")
             layouts[layout][path] = packed.read(name)
     yield from (Seed("orbax", layout, files, "") for layout, files in layouts.items())
+    odd = next({**files} for files in layouts.values() if sum(name.endswith("/.zarray") for name in files) > 1)
+    name = next(name for name in odd if name.endswith("/.zarray") and b'"<f4"' in odd[name])
+    yield Seed("orbax", "an odd array", odd | {name: odd[name].replace(b'"<f4"', b'"int4"')}, "")
 
 
 def _msgpack() -> Iterator[Seed]:
@@ -166,6 +174,8 @@ def _msgpack() -> Iterator[Seed]:
         "chunked": msgpack.packb({"params": {"kernel": chunked, "bias": array(BIAS)}}),
         "NNX lists": msgpack.packb({"layers": {0: {"kernel": array(KERNEL)}, 1: {"kernel": array(KERNEL)}}}),
         "metadata": _saved(_network("mlp:hidden=4"), ".msgpack", arch="mlp:hidden=4"),
+        "an odd array": msgpack.packb({"w": array(KERNEL), "x": array(np.zeros(4, ml_dtypes.int4))}),
+        "an average": flax.serialization.msgpack_serialize({"params": params, "ema_params": params}),
     }
     yield from (Seed("msgpack", name, {FILE: content}) for name, content in contents.items())
     steps = {f"checkpoint_{n}": contents["train state"] for n in (1, 2)}
@@ -174,6 +184,7 @@ def _msgpack() -> Iterator[Seed]:
 
 def _keras() -> Iterator[Seed]:
     sound = ("storages", "dense", "lying_names", "circle", "soft_circle", "missing_chunks", "bomb", "external")
+    sound += ("mixed", "pandas")
     files = [GOLDEN / name for name in ("keras_legacy.h5", "keras.weights.h5", "keras.keras")]
     for path in (*files, *(GOLDEN / "hdf5" / f"{name}.h5" for name in sound)):
         yield Seed("keras", path.name, {FILE: path.read_bytes()})
@@ -189,6 +200,13 @@ def _pytorch() -> Iterator[Seed]:
         yield Seed("pytorch", f"gadget {number}", {FILE: _zipped(program)})
         yield Seed("pytorch-legacy", f"gadget {number}", {FILE: torch_bytes.legacy(program)})
     sound = torch_bytes.mapping(w=torch_bytes.tensor())
+    odd = torch_bytes.tensor((2,), (1,), stored=torch_bytes.storage("1", 2, "torch ComplexDoubleStorage"))
+    tied = torch_bytes.mapping(w=torch_bytes.tensor(), again=torch_bytes.tensor(), odd=odd)
+    content = {"0": bytes(24), "1": bytes(32)}
+    yield Seed("pytorch", "tied and odd", {FILE: _zipped(tied, content)})
+    yield Seed("pytorch", "bytes behind", {FILE: _zipped(sound) + bytes(64)})
+    yield Seed("pytorch-legacy", "tied and odd", {FILE: torch_bytes.legacy(tied, content, {"1": 2})})
+    yield Seed("pytorch-legacy", "bytes behind", {FILE: torch_bytes.legacy(sound) + bytes(5)})
     yield Seed("pytorch", "big-endian", {FILE: _zipped(sound, order=b"big")})
     yield Seed("pytorch", "deflated", {FILE: _zipped(sound, compression=zipfile.ZIP_DEFLATED)})
     yield Seed("pytorch-legacy", "by hand", {FILE: torch_bytes.legacy(sound)})
@@ -209,6 +227,9 @@ def _numpy() -> Iterator[Seed]:
         buffer = io.BytesIO()
         writer(buffer, **leaves)
         yield Seed("npz", writer.__name__, {FILE: buffer.getvalue()})
+    buffer = io.BytesIO()
+    np.savez(buffer, w=KERNEL, words=np.array(["a", "bc"]), things=np.array([{"a": 1}]), wide=np.ones(2, np.complex128))
+    yield Seed("npz", "odd arrays", {FILE: buffer.getvalue()})
     records = b"".join(record(values) for name, values in leaves.items() if name != "note")
     yield Seed("equinox", "bare", {FILE: records})
     yield Seed("equinox", "with a line", {FILE: b'{"width": 4, "act": "relu", "sizes": [1, 2]}\n' + records})
@@ -226,6 +247,9 @@ def _pickles() -> Iterator[Seed]:
         yield Seed("pickle", f"gadget {number}", {FILE: pickle.dumps({"w": KERNEL, "x": gadget}, number + 2)})
     loop: dict[str, Any] = {"w": BIAS}
     loop["self"] = [loop, loop]
+    odd = {"w": KERNEL, "words": np.array(["a"]), "things": np.array([None]), "half": np.zeros(4, ml_dtypes.int4)}
+    yield Seed("pickle", "odd arrays", {FILE: pickle.dumps(odd)})
+    yield Seed("pickle", "bytes behind", {FILE: pickle.dumps({"w": KERNEL}) + bytes(5)})
     yield Seed("pickle", "circle", {FILE: pickle.dumps(loop)})
 
 

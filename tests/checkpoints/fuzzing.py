@@ -174,8 +174,12 @@ def examine(path: pathlib.Path) -> Outcome:
 
 def _use(path: pathlib.Path) -> None:
     checkpoint = checkpoints.load(path)
-    for text in (*checkpoint.metadata, *checkpoint.metadata.values(), *checkpoint.leaves):
+    told = (*checkpoint.left_out, *checkpoint.left_out.values(), *checkpoint.notes, *checkpoint.aliases)
+    for text in (*checkpoint.metadata, *checkpoint.metadata.values(), *checkpoint.leaves, *told):
         text.encode()
+    assert not checkpoint.left_out.keys() & checkpoint.leaves.keys()
+    if any("averages of the weights" in note for note in checkpoint.notes):
+        checkpoints.load(path, weights="ema")
     repr(checkpoint)
     names = list(checkpoint.leaves)
     checkpoint.sha256  # noqa: B018
@@ -219,6 +223,8 @@ def _warm() -> None:
                 write(seed.files, folder)
                 with contextlib.suppress(JaxguardError):
                     _use(folder / seed.target)
+                    if seed.name == "resnet20":  # a stranger to it, for which every architecture is traced once
+                        models.identify(dict(list(checkpoints.load(folder / seed.target).leaves.items())[1:]))
 
 
 def _stripped(message: str, path: pathlib.Path) -> str:

@@ -26,7 +26,7 @@ from jaxguard.errors import CheckpointError
 
 MUTANTS = 150
 KINDS = (*checkpoints.FORMATS, fuzz_seeds.FOLDER)
-UNREADABLE = {"complex128.pt", "conjugate.pt", "no_tensors.pt", "quantized.pt", "sparse.pt"}
+UNREADABLE = {"complex128.pt", "conjugate.pt", "no_tensors.pt", "quantized.pt", "sparse.pt", "pandas.h5"}
 HOSTILE = {"lying_names.h5", "circle.h5", "soft_circle.h5", "missing_chunks.h5", "bomb.h5", "external.h5", "circle"}
 EXAMPLES = settings(
     max_examples=150,
@@ -76,6 +76,12 @@ def test_mutants_open_or_are_refused(kind, folder):
         outcomes.append(outcome)
     assert {outcome.verdict for outcome in outcomes} == {fuzzing.OPENED, fuzzing.REFUSED}
     assert len({outcome.message for outcome in outcomes}) > 10  # mutants get further than the first check
+
+
+def test_mutants_of_other_formats_are_refused_by_name_or_open(folder):
+    outcomes = [fuzzing.attempt(0, fuzz_seeds.FOREIGN, iteration, folder) for iteration in range(MUTANTS)]
+    assert not [outcome.finding for outcome in outcomes if outcome.finding]
+    assert len({outcome.message for outcome in outcomes}) > 10
 
 
 @pytest.mark.parametrize("kind", KINDS)
