@@ -13,7 +13,7 @@ from jaxguard.checkpoints import Checkpoint
 from jaxguard.errors import UnscorableError
 from jaxguard.fleet import accounting
 from jaxguard.graph import ChannelGraph, pairing
-from jaxguard.report.wording import printable
+from jaxguard.report.wording import printable, size
 from jaxguard.scores import structural
 from jaxguard.suspects import Suspect
 
@@ -36,7 +36,7 @@ def accounts(suspect: Suspect) -> Group:
     table, totals = _table("leaf", "what became of it", "why"), list[str]()
     for state in dict.fromkeys(one.state for one in leaves):
         members = [one for one in leaves if one.state == state]
-        totals.append(f"{len(members):,} {state} ({sum(one.nbytes for one in members) / 1e6:.1f} MB)")
+        totals.append(f"{len(members):,} {state} ({size(sum(one.nbytes for one in members))})")
     for one in leaves:
         table.add_row(Text(printable(one.name)), one.state, Text(printable(one.reason)))
     checkpoint = suspect.checkpoint

@@ -137,7 +137,8 @@ def remark(accounts: Iterable[LeafAccount]) -> tuple[str, ...]:
     if share <= MOST:
         return ()
     first = max(unclear, key=lambda one: one.numbers)
+    leaves = "1 leaf, which was" if len(unclear) == 1 else f"{len(unclear):,} leaves, which were"
     return (
-        f"{UNCLEAR}{count:,} of {total:,} numbers, {size:,} of {whole:,} bytes ({100 * share:.0f} %) in {len(unclear)} "
-        f"leaves, which were not scored; the largest is {first.name}: {first.reason}.",
+        f"{UNCLEAR}{count:,} of {total:,} numbers, {size:,} of {whole:,} bytes ({100 * share:.0f} %) in {leaves} not "
+        f"scored; the largest is {first.name}: {first.reason}.",
     )
