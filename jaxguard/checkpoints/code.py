@@ -6,6 +6,7 @@ No tensor is read and nothing is run. Only the standard library is needed, HDF5 
 import binascii
 import contextlib
 import functools
+import itertools
 import lzma
 import mmap
 import os
@@ -33,10 +34,16 @@ _SWEPT = re.compile(rb"\x80[\x01-\x05][\]\[(){}NcXK\x8c\x95]|[c(][\w.]{2,80}\n[\
 _OPCODES = frozenset(b"().012BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}\x80") | frozenset(range(0x81, 0x99))
 """First bytes of what Python's pickle machine does not refuse at once."""
 
-_HELD = re.compile(
-    rb"(?<=.)\x80[\x02-\x05](?:\x95.{6}\0\0|[\](){}cq]).{0,4096}|gA[IMNQRSUV][\w+/]{16,}={0,2}|800[2-5](?:[0-9a-fA-F]{2}){8,}",
-    re.DOTALL,
+_HELD = tuple(
+    re.compile(pattern, re.DOTALL)  # each with a first byte of its own, which is sought quickly
+    for pattern in (
+        rb"\x80[\x02-\x05](?:\x95.{6}\0\0|[\](){}cq]).{0,4096}",
+        rb"gA[IMNQRSUV][\w+/]{16,}={0,2}",
+        rb"800[2-5](?:[0-9a-fA-F]{2}){8,}",
+    )
 )
+"""Pickles in a pickle: plain, in base64, in hexadecimal."""
+
 _MAX_HELD = 2**24
 _OTHERS = (b"GGUF", b"ggml", b"{")
 _WEIGHTS = frozenset((".safetensors", ".bin", ".msgpack", ".h5", ".pt", ".pth", ".ckpt", ".onnx", ".gguf"))
@@ -210,7 +217,7 @@ def _held(part: Part, into: Found) -> None:
     """Notes pickles that a pickle holds as data, plain or encoded: whoever unpickles them runs their calls."""
     content = part.content if len(part.content) <= _MAX_HELD else bytes(part.content[:_MAX_HELD])
     calls = dict[str, None]()
-    for match in _HELD.finditer(content):
+    for match in itertools.chain.from_iterable(pattern.finditer(content, 1) for pattern in _HELD):
         inner = Found(into.given)
         for decode in (bytes, binascii.unhexlify, binascii.a2b_base64):
             with contextlib.suppress(ValueError):
