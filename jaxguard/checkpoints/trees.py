@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxguard.checkpoints import refusals
@@ -22,7 +23,7 @@ def host_array(name: str, leaf: Any) -> np.ndarray:
         CheckpointError: the leaf is no array, or its dtype is not in the DTYPES table.
     """
     try:
-        is_key = jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+        is_key = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
     except (TypeError, ValueError) as error:
         raise CheckpointError(
