@@ -184,7 +184,8 @@ def _of_function(structure: Structure, settings: Settings) -> Recipe:
     def variables_of(leaves: Mapping[str, Any]) -> Any:
         # A row holds floating-point leaves alone; the others do not count.
         whole = {
-            name: leaves[name] if name in leaves else jnp.zeros(one.shape, one.dtype) for name, one in specs.items()
+            name: leaves[name] if name in leaves else jnp.zeros(one.shape, jax.dtypes.canonicalize_dtype(one.dtype))
+            for name, one in specs.items()
         }
         return whole if structure.aliases else suspects.variables_of(whole, options.init_fn)
 

@@ -193,6 +193,30 @@ KINDS = {
         "d.experts.gate_up_proj_blocks": ((4, 128, 2, 16), "packed", "uint8"),
         "lm_head.weight": ((99, 64), OUTPUT),
     },
+    "Equinox by path, whose biases have as many axes as kernels": {
+        "conv1.weight": ((8, 3, 3, 3), OIHW),
+        "conv1.bias": ((8, 1, 1), BIAS),
+        "attn.query_proj.weight": ((32, 8), OI),
+        "lin.weight": ((3, 32), OUTPUT),
+    },
+    "as many heads as numbers in each": {
+        "encoder/self_attn/query/kernel": ((16, 4, 4), ((1, 2), (0,), ())),
+        "encoder/self_attn/query/bias": ((4, 4), BIAS),
+        "encoder/self_attn/out/kernel": ((4, 4, 16), ((2,), (0, 1), ())),
+        "head/kernel": ((16, 10), OUTPUT),
+    },
+    "stacked layers under torch's names": {
+        "blocks.linear.weight": ((6, 16, 8), ((1,), (2,), ())),
+        "blocks.linear.bias": ((6, 16), BIAS),
+        "blocks.norm.weight": ((6, 8), "norm or of a branch"),
+        "head.weight": ((3, 16), OUTPUT),
+    },
+    "a U-Net whose transposed convolutions say nothing of the others": {
+        "up.weight": ((64, 32, 2, 2), ((1,), (0,), (2, 3))),
+        "up.bias": ((32,), BIAS),
+        "down.weight": ((32, 3, 3, 3), OIHW),
+        "mid.weight": ((64, 32, 3, 3), OIHW),
+    },
     "Haiku recurrent": {
         "net/~/gru/w_i": ((8, 48), IO),
         "net/~/gru/w_h": ((16, 48), IO),

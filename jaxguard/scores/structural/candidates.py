@@ -118,7 +118,7 @@ def _candidate(
         leaf.words.stem or leaf.name,
         form,
         shape,
-        (row.name, re.sub(r"\d+", "", form.part), len(shape)),
+        (row.name, re.sub(r"\d+", "", form.part) + _window(shape, row), len(shape)),
         row.name,
         row.out_first,
         row.taps_first,
@@ -136,6 +136,12 @@ def _candidate(
     if one.dialect == "Haiku" and "~" not in leaf.name and len(shape) == 2 and not _is_haiku_module(leaf.words.last):
         return replace(one, out_first=None)  # `w` is everybody's word
     return one
+
+
+def _window(shape: Shape, row: dialects.Dialect) -> str:
+    """Kernels of even windows are a kind of their own: most transposed convolutions are, few others."""
+    is_even = row.taps_first is False and len(shape) > 2 and not any(size % 2 for size in shape[2:])
+    return ", even window" if is_even else ""
 
 
 def _dialect(leaf: Leaf, form: Form, *, is_haiku: bool, is_fused: bool) -> dialects.Dialect | None:

@@ -105,6 +105,9 @@ BILINEAR = re.compile(r"(.*_)?(bilinear|biaffine)\d*", re.IGNORECASE)
 EINSUM = re.compile(r"(?P<front>(q|k|v|kv|qkv)_einsum|gating_einsum)|(?P<back>attn_vec_einsum)")
 """Gemma: `[..., in, out]` with heads in front, and `[heads, dim, out]`."""
 
+NORM = re.compile(r"(.*_)?(ln|bn|gn|(layer|rms|batch|group|instance)?_?norm)(_?\d+|_[a-z]{1,4})?", re.IGNORECASE)
+"""Modules whose `weight` is a scale, however many layers are stacked in it."""
+
 STATE_SPACE = re.compile(r"A_logs?|Ds?|dt_bias|A_(real|imag)|log_A_\w+|S4D?_\w+|Lambda_(re|im)|log_dt")
 """Parameters of state spaces that are no matrix between channels."""
 

@@ -63,6 +63,8 @@ def role_of(leaf: Leaf, module: Module) -> str | None:  # noqa: PLR0911, PLR0912
         return _vector(part, module)
     if dialects.BIAS.fullmatch(part):
         return "bias"
+    if part == "weight" and len(leaf.shape) == 2 and dialects.NORM.fullmatch(last):
+        return "scale of a norm or of a branch"
     if part in dialects.SCALES[:4] and ("weight" in module or "kernel" in module):
         return "scales of weights that are not used"
     if dialects.SCALE.fullmatch(part) and (part != "weight" and not part.isdigit()):

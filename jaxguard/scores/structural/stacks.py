@@ -40,6 +40,8 @@ def _axis(prefix: tuple[str, ...], members: list[Leaf]) -> int | None:
     if is_list or prefix[-1].isdigit() or min(len(leaf.shape) for leaf in members) < 2:
         return None
     vectors = [leaf for leaf in members if _is_vector(leaf)]
+    if any(sum(size > 1 for size in leaf.shape) < 2 for leaf in vectors) or _has_bias_per_head(members):
+        return None  # (C, 1, 1) of Equinox, or [heads, dim] behind [D, heads, dim], are one layer's
     matrices = [leaf for leaf in members if not _is_vector(leaf)]
     if not matrices or min(len(leaf.shape) for leaf in matrices) < 3:
         return None
@@ -52,6 +54,18 @@ def _axis(prefix: tuple[str, ...], members: list[Leaf]) -> int | None:
     return alike[0] if len(alike) == 1 else UNKNOWN if alike else None
 
 
+def _has_bias_per_head(members: list[Leaf]) -> bool:
+    attention = [leaf for leaf in members if dialects.ATTENTION.fullmatch(leaf.words.last)]
+    return any(
+        bias.words.module == kernel.words.module and kernel.shape[-len(bias.shape) :] == bias.shape
+        for bias in attention
+        for kernel in attention
+        if _is_vector(bias) and not _is_vector(kernel)
+    )
+
+
 def _is_vector(leaf: Leaf) -> bool:
     part = leaf.words.part
+    if part == "weight" and dialects.NORM.fullmatch(leaf.words.last):
+        return True
     return bool(dialects.BIAS.fullmatch(part) or (part not in ("weight", "kernel") and dialects.SCALE.fullmatch(part)))
