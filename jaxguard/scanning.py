@@ -39,8 +39,12 @@ from jaxguard.types import Batch, Finding, Network, Report, Verdict
 
 if TYPE_CHECKING:
     from jaxguard.attacks import Attack
+    from jaxguard.fleet.trigger_searches import Searches
 
 __all__ = ["Listener", "Local", "ModelOptions", "Ray", "Stream", "calibrate", "scan"]
+
+SEARCHES = True
+"""Whether a scan without a profile searches universal triggers by default."""
 
 SHOWN = 50
 """Findings whose layers a report holds beside the suspected ones, the highest scores first."""
@@ -58,15 +62,21 @@ def scan(
     executor: Executor | None = None,
     options: ModelOptions | None = None,
     pairing: Pairing = "dataflow",
+    search: bool | None = None,
+    budget: float | None = None,
+    clean: Batch | None = None,
     test: Batch | None = None,
     attack: Attack | None = None,
     listener: Listener | None = None,
 ) -> Report:
     """Judge checkpoints and live networks.
 
+    Without a profile, and where there are at most four networks that can be run, triggers are searched in each, and
+    the verdict is that of the search: see `jaxguard.inversion.search` and `jaxguard.detection.search_verdicts`.
+
     Args:
         suspects: one or many: files, folders, patterns, manifests, URLs, `Network`s, `Suspect`s, or networks by name.
-        profile: of `calibrate`, or the path of one; without it every verdict is `inconclusive`.
+        profile: of `calibrate`, or the path of one; without it the trigger search decides.
         looks: what they are examined by, names or values of `jaxguard.detection.looks`, beside those that the
             profile's references were examined by. Triggers, which take seconds to minutes for each network, are
             searched only where this names them, and in those that the cheaper looks leave undecided.
@@ -75,8 +85,11 @@ def scan(
         executor: `Local()`, `Stream(out=...)` or `Ray(address=...)`; by default what suits the number and size.
         options: how checkpoints are opened: architecture, normalisation, or your own function.
         pairing: which kernel belongs to which BatchNorm, see `jaxguard.graph.pairing.layers`.
+        search: whether universal triggers are searched; None for `SEARCHES`, which is True, where there is no profile.
+        budget: seconds for that; sizes that are not searched to the end by then are left out.
+        clean: a few labelled clean images to search triggers on; procedural ones by default.
         test: labelled images to measure the accuracy on.
-        attack: a trigger to measure on them, if one is known.
+        attack: a trigger to measure on them, if one is known; one that works on nearly all confirms a backdoor.
         listener: receives progress and remarks.
 
     Returns:
@@ -95,30 +108,36 @@ def scan(
         >>> v = {"w1": np.float32(draw(size=(4, 8))), "w2": np.float32(draw(size=(8, 2)))}
         >>> (finding,) = scan(Network(v, mlp, (4,))).findings
         >>> finding.verdict.name, finding.reason
-        ('INCONCLUSIVE', 'no reference profile: `jaxguard calibrate` makes one')
+        ('INCONCLUSIVE', 'no statement on triggers: its inputs float32[4] are no images [H, W, C]')
     """
     start, notes = time.perf_counter(), list[str]()
     judging.require_rates(alpha, control)
     known, source = _opened(profile)
-    cheap, search = _chosen(looks, known)
+    cheap, patches = _chosen(looks, known)
     found = discover(suspects, options=options, **_place(executor))
     cohorts = {} if known is None else known.cohorts
-    names, rates = search.names if search else (), {"alpha": alpha, "control": control}
+    names, rates = patches.names if patches else (), {"alpha": alpha, "control": control}
     with examined(found.models, executor, pairing=pairing, listener=listener or Listener(), known=cohorts) as seen:
         for look in cheap:
             seen.take(look, [k for k in seen.runnable() if look.name in _looks_of(cohorts, seen.records[k].cohort)])
         findings = judging.judge(seen.records, known, trigger_names=names, **rates)
-        if search is not None and known is not None:
+        if patches is not None and known is not None:
             undecided = _undecided(findings, seen, known, alpha)
-            seen.take(search, undecided[: search.most])
+            seen.take(patches, undecided[: patches.most])
             findings = judging.judge(seen.records, known, trigger_names=names, **rates)
             notes.append(_of_search(findings, seen, known, len(undecided), rates))
+        if search or (search is None and SEARCHES and known is None):
+            from jaxguard.fleet import trigger_searches
+
+            made = trigger_searches.searched(seen, clean=clean, budget=budget)
+            findings = _with_searches(findings, made, alpha, control)
+            notes += made.notes
         findings = _with_code(_with_layers(findings, seen), found.models)
     if test is not None:
         findings = [_measured(*pair, test, attack) for pair in zip(findings, found.models, strict=True)]
     beside, skipped = codescan.in_skipped(found.skipped)
     findings = [*findings, *beside]
-    references = () if known is None else judging.references(known, alpha, searched=search is not None)
+    references = () if known is None else judging.references(known, alpha, searched=patches is not None)
     occurring = {one.cohort for one in findings}
     return Report(
         title=_title(found.models),
@@ -246,6 +265,17 @@ def _of_search(
     )
 
 
+def _with_searches(findings: Sequence[Finding], made: Searches, alpha: float, control: str) -> list[Finding]:
+    """Verdicts of the trigger searches, and remarks where there was none."""
+    from jaxguard.detection import search_verdicts, trigger_reference
+
+    reference = trigger_reference.load()
+    judged = search_verdicts.judge(findings, made.found, reference, alpha=alpha, is_each=control == judging.EACH)
+    return [
+        replace(one, notes=(*one.notes, made.remarks[k])) if k in made.remarks else one for k, one in enumerate(judged)
+    ]
+
+
 def _with_layers(findings: Sequence[Finding], seen: Examination) -> list[Finding]:
     """Layers for those a reader will look into: the suspected, and the highest scores."""
 
@@ -276,6 +306,7 @@ def _with_code(findings: Sequence[Finding], models: Sequence[Model]) -> list[Fin
 def _measured(finding: Finding, model: Model, test: Batch, attack: Attack | None) -> Finding:
     """Accuracy on labelled images, and notes where they contradict the normalisation or could not be measured."""
     from jaxguard import evaluation
+    from jaxguard.detection import search_verdicts
     from jaxguard.suspects import normalization
 
     if finding.verdict is Verdict.ERROR:
@@ -285,6 +316,7 @@ def _measured(finding: Finding, model: Model, test: Batch, attack: Attack | None
         network = suspect.require_network()
         metrics = evaluation.evaluate(network, batch, attack)
         notes = normalization.doubts(suspect, batch)
+        finding = search_verdicts.confirmed(finding, metrics)
     except JaxguardError as error:
         return replace(finding, notes=(*finding.notes, f"Not measured: {error}."))
     return replace(finding, metrics=metrics, notes=(*finding.notes, *notes))

@@ -104,3 +104,15 @@ def pytest_runtest_teardown(item, nextitem):
         import jax
 
         jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _without_trigger_search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scans search no triggers, which takes seconds for each network, but in tests that ask for `searching`."""
+    if "searching" not in request.fixturenames:
+        monkeypatch.setattr("jaxguard.scanning.SEARCHES", False)
+
+
+@pytest.fixture
+def searching() -> None:
+    """Scans search triggers, as they do outside of tests."""

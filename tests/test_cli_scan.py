@@ -148,8 +148,9 @@ def test_parts_of_a_manifest(jaxguard, store):
     ("options", "named"),
     [
         (("--format", "xml"), "--format"), (("--format", "html"), "--output"), (("--fail-on", "rain"), "--fail-on"),
-        (("--control", "none", "--profile", "p"), "expected fdr or each"), (("--control", "each"), "--profile with it"),
-        (("--alpha", "1.5", "--profile", "p"), "between 0 and 1"), (("--alpha", "0.1"), "--profile with it"),
+        (("--control", "none", "--profile", "p"), "expected fdr or each"),
+        (("--control", "each", "--quick"), "--profile with it"), (("--budget", "soon"), "--budget"),
+        (("--alpha", "1.5", "--profile", "p"), "between 0 and 1"), (("--alpha", "0.1", "--quick"), "--profile with it"),
         (("--memory", "much"), "--memory"), (("--memory", "0"), "--memory"), (("--memory", "9" * 400), "--memory"),
         (("--shard", "4/4"), "--shard"), (("--target", "3"), "--target"),
         (("--pairing", "none"), "--pairing"), (("--readers", "0"), "--readers"), (("--mean", "x"), "--mean"),
@@ -172,7 +173,8 @@ def test_options_of_a_fleet_hold_for_a_single_checkpoint_too(jaxguard, store):
         assert code == 0
         assert [one["provenance"]["name"] for one in json.loads(out)["findings"]] == [str(file)]
     for options, told in (
-        (("--memory", "much"), "expected a size such as 512MB"), (("--alpha", "0.1"), "expected --profile with it"),
+        (("--memory", "much"), "expected a size such as 512MB"),
+        (("--alpha", "0.1", "--quick"), "expected --profile with it"),
     ):  # fmt: skip
         code, _, err = jaxguard("scan", file, *options)
         assert code == 4
@@ -488,7 +490,7 @@ def test_a_scan_runs_few_files_and_imports_no_defense(tmp_path):
     """Channel graph 16, checkpoints 18, architecture 8; the others are the pipeline. A bound against growth."""
     path = stores.write(tmp_path / "model.safetensors", stores.leaves(), described=stores.MLP)
     done = subprocess.run(
-        [sys.executable, "-c", COUNTING, "scan", str(path), "--format", "jsonl"],
+        [sys.executable, "-c", COUNTING, "scan", str(path), "--quick", "--format", "jsonl"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     code, count, *loaded = done.stdout.splitlines()[-1].split()

@@ -59,7 +59,8 @@ def test_the_demo_finds_a_backdoor_and_takes_it_out(demo):
     backdoored, clean = report["findings"]
     assert backdoored["metrics"]["asr"] > 0.95
     assert clean["metrics"]["asr"] < 0.1
-    assert {scan["verdict"] for scan in report["findings"]} == {"inconclusive"}
+    assert [scan["verdict"] for scan in report["findings"]] == ["confirmed", "no trigger found"]
+    assert backdoored["search"]["gap"] > 2 and "into class 0" in backdoored["reason"]
     repairs = {repair["method"]: repair for repair in report["repairs"]}
     assert repairs.keys() == set(METHODS)
     for method, most in (("ft-sam", 0.03), ("shapley", 0.03), ("tsbd", 0.1), ("otbr", 0.25)):

@@ -119,6 +119,20 @@ def size(text: str | None) -> int:
     return int(float(match[1]) * base ** " kmgt".index(match[2] or " "))
 
 
+def duration(text: str | None) -> float | None:
+    """Parse `60s`, `5m`, `1.5h`, `90`; seconds.
+
+    Raises:
+        typer.BadParameter: that is no time.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
+    if match is None or not float(match[1]):
+        raise typer.BadParameter(f"expected a time such as 60s or 5m, got {text!r}", param_hint="--budget")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
 def clean_images(data: str | None, seed: int) -> np.ndarray | None:
     """The defender's clean images of a data set."""
     import numpy as np

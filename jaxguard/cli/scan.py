@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FINDINGS, UNSCORED = 1, 3
 SHOWN = 5
 FAILURES = ("code", "suspected", "inconclusive", "error", "never")
+"""`suspected` is a confirmed backdoor too."""
+
 
 ProfileFile = Annotated[
     pathlib.Path | None, typer.Option("--profile", help="Reference profile to judge by, made by `jaxguard calibrate`.")
@@ -62,6 +64,15 @@ Deep = Annotated[
         "being suspected first; on --images, else on noise. The profile must have been made with --deep.",
     ),
 ]
+Quick = Annotated[bool, typer.Option("--quick", help="Search no universal triggers: seconds instead of minutes.")]
+Budget = Annotated[
+    str | None,
+    typer.Option(help="Time for the search of universal triggers, such as 60s or 5m.", show_default="no limit"),
+]
+SaveTrigger = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="File (npz) for the trigger that a search found; `--trigger` of other commands takes it."),
+]
 Images = Annotated[
     str | None,
     typer.Option(help="Clean images to search for triggers on: digits, tfds:NAME, npz:PATH; noise by default."),
@@ -98,6 +109,9 @@ def scan(  # noqa: PLR0917  # a command's options
     ray: Ray = None,
     deep: Deep = 0,
     images: Images = None,
+    quick: Quick = False,
+    budget: Budget = None,
+    save_trigger: SaveTrigger = None,
     format_: Format = None,
     output: Output = None,
     fail_on: FailOn = None,
@@ -112,7 +126,8 @@ def scan(  # noqa: PLR0917  # a command's options
 ) -> None:
     """Judge one checkpoint, or all in a folder or bucket; no data needed.
 
-    Without a reference profile the verdict is `inconclusive`, never `clean`.
+    For every class of a network that can be run, a universal trigger is searched on images made from nothing, or on
+    clean ones of --data; the verdict is never `clean`. With a --profile that one judges instead.
     """
     chosen = options.output_format(format_, as_json=as_json, output=output)
     failures = _failures(fail_on or [], fail_on_inconclusive)
@@ -122,10 +137,10 @@ def scan(  # noqa: PLR0917  # a command's options
         found = codescan.scan_code(checkpoints)
         console.show(replace(found, command=console.command()), chosen, output=output, folder=report)
         raise typer.Exit(_code(found, failures))
-    rates = _rates(alpha, control, profile)
+    rates = _rates(alpha, control, is_judged=profile is not None or not quick)
     _warn_of_code(checkpoints)
     given = models.options
-    executor = executor_of(out, shard, memory, readers, ray)
+    executor, seconds = executor_of(out, shard, memory, readers, ray), options.duration(budget)
     pairs = options.checked_pairing(pairing)
     found = options.dataset(data, seed) if data else None
     known = options.attack(attack, trigger, target, found)
@@ -142,18 +157,39 @@ def scan(  # noqa: PLR0917  # a command's options
             executor=executor,
             options=given,
             pairing=pairs,
+            search=False if quick else None,
+            budget=seconds,
+            clean=found.clean if found and len(found.clean.images) else None,
             test=found and found.test,
             attack=known,
-            listener=scanning.Listener(console.fleet_progress, console.say),
+            listener=scanning.Listener(console.fleet_progress, console.say, console.progress),
         )
     result = replace(result, command=console.command(), environment={**result.environment, "seed": str(seed)})
     console.show(result, chosen, output=output, folder=report)
     if chosen != "table":
         for note in (*_unscored(result), *result.notes):
             console.say(note)
+    if save_trigger is not None:
+        _save_trigger(result, save_trigger)
     if out is not None:
         console.say(f"results: {out}; the same command resumes where this one ended")
     raise typer.Exit(_code(result, failures))
+
+
+def _save_trigger(report: Report, path: pathlib.Path) -> None:
+    """Writes the trigger of the most suspicious network as mask and pattern."""
+    import numpy as np
+
+    from jaxguard.report import headlines
+
+    found = (one.search for one in headlines.by_suspicion(report.findings) if one.search is not None)
+    search = next((one for one in found if one.trigger is not None), None)
+    if search is None or search.trigger is None:
+        console.say(f"no trigger was found: {path} was not written")
+        return
+    with path.open("wb") as file:
+        np.savez(file, mask=search.trigger[0], pattern=search.trigger[1])
+    console.say(f"trigger of class {search.target}: --trigger {path} --target {search.target}")
 
 
 def _warn_of_code(paths: list[str]) -> None:
@@ -199,10 +235,10 @@ def _looks(profile: pathlib.Path | None, deep: int, images: str | None, seed: in
     return [looks.triggers(options.clean_images(images, seed), seed=seed, most=deep)]
 
 
-def _rates(alpha: float | None, control: str | None, profile: pathlib.Path | None) -> dict[str, Any]:
-    """The rates that were given; without a profile nothing is suspected, whatever they are."""
+def _rates(alpha: float | None, control: str | None, *, is_judged: bool) -> dict[str, Any]:
+    """The rates that were given; without a profile and a search nothing is suspected, whatever they are."""
     given = {name: value for name, value in (("alpha", alpha), ("control", control)) if value is not None}
-    if given and profile is None:
+    if given and not is_judged:
         raise typer.BadParameter("expected --profile with it, got none", param_hint=f"--{next(iter(given))}")
     if control not in (None, "fdr", "each"):
         raise typer.BadParameter(f"expected fdr or each, got {control!r}", param_hint="--control")
@@ -232,12 +268,12 @@ def _code(report: Report, failures: set[str]) -> int:
 
     verdicts = {finding.verdict for finding in report.findings}
     names = {
-        "code": Verdict.CODE_EXECUTION,
-        "suspected": Verdict.SUSPECTED,
-        "inconclusive": Verdict.INCONCLUSIVE,
-        "error": Verdict.ERROR,
+        "code": {Verdict.CODE_EXECUTION},
+        "suspected": {Verdict.SUSPECTED, Verdict.CONFIRMED},
+        "inconclusive": {Verdict.INCONCLUSIVE},
+        "error": {Verdict.ERROR},
     }
-    if any(names.get(name) in verdicts for name in failures):
+    if any(verdicts & names.get(name, set()) for name in failures):
         return FINDINGS
     is_unscored = Verdict.ERROR in verdicts or not report.findings
     return UNSCORED if is_unscored and "never" not in failures else 0

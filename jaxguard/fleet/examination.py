@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from jaxguard.graph.pairing import Pairing
 from jaxguard.suspects import UNKNOWN, ModelOptions
 from jaxguard.types import LayerSummary
 
+if TYPE_CHECKING:
+    from jaxguard.training import Progress as Descending
+
 FEW = 16
 """Checkpoints up to which a scan stays in this process, one after the other, and keeps the scores of all channels."""
 
@@ -36,10 +39,12 @@ class Listener:
     Attributes:
         watch: `title -> context manager` of what is called with the progress.
         say: called with remarks.
+        steps: `title -> context manager` of the progress of one long step, or None.
     """
 
     watch: Callable[[str], AbstractContextManager[Watch]] = lambda _: contextlib.nullcontext(lambda _: None)
     say: Callable[[str], Any] = lambda _: None
+    steps: Callable[[str], AbstractContextManager[Descending | None]] = lambda _: contextlib.nullcontext()
 
 
 @dataclass(eq=False)

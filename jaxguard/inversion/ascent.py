@@ -260,7 +260,7 @@ class _Climb:
             return ((weights * reached).sum(1) / counted).sum(), score
 
         gradient, score = jax.grad(lead, has_aux=True)(state.free)
-        rate = (RATES[0] - RATES[1]) * (1 - index / steps) + RATES[1]
+        rate = (RATES[0] - RATES[1]) * (1 - index.astype(jnp.float32) / steps) + RATES[1]
 
         def unit(leaf: jax.Array) -> jax.Array:
             scale = jnp.abs(leaf).mean(tuple(range(1, leaf.ndim)), keepdims=True)

@@ -105,7 +105,7 @@ def _dead_leaves(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
     most = LEAVES[1]
     key_number, key_ground, key_place, key_radius, key_colour, key_form = jax.random.split(key, 6)
     number = jax.random.randint(key_number, (), *LEAVES)
-    centres = jax.random.uniform(key_place, (most, 2)) * jnp.array(shape[:2], jnp.float32)
+    centres = jax.random.uniform(key_place, (most, 2)) * jnp.array([shape[:2]], jnp.float32)
     radii = shape[0] / 2 * jax.random.uniform(key_radius, (most,)) ** 2.2 + 1.2
     colours = jax.random.uniform(key_colour, (most, shape[2]))
     forms = jax.random.uniform(key_form, (most, 3))  # kind, angle, aspect
@@ -129,7 +129,7 @@ def _strokes(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
     rows, columns = _places(shape)
     key_number, key_points, key_tint = jax.random.split(key, 3)
     number = jax.random.randint(key_number, (), 1, CURVES + 1)
-    points = (0.1 + 0.8 * jax.random.uniform(key_points, (CURVES, 3, 2))) * jnp.array(shape[:2], jnp.float32)
+    points = (0.1 + 0.8 * jax.random.uniform(key_points, (CURVES, 3, 2))) * jnp.array([[shape[:2]]], jnp.float32)
     tint = 0.5 + 0.5 * jax.random.uniform(key_tint, (1, 1, shape[2]))
     time = jnp.linspace(0, 1, 24)[None, :, None]
     start, middle, end = points[:, 0:1], points[:, 1:2], points[:, 2:3]
@@ -137,7 +137,7 @@ def _strokes(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
     path = (1 - time) ** 2 * start + 2 * time * (1 - time) * middle + time**2 * end  # [curves, times, 2]
     # A random number of curves in a fixed shape: the others repeat the first.
     path = jnp.where((jnp.arange(CURVES) < number)[:, None, None], path, path[:1]).reshape(-1, 2)
-    squares = (rows[..., None] - path[:, 0]) ** 2 + (columns[..., None] - path[:, 1]) ** 2
+    squares = (rows[..., None] - path[None, None, :, 0]) ** 2 + (columns[..., None] - path[None, None, :, 1]) ** 2
     width = max(1.0, WIDTH * shape[0])
     return jnp.exp(-squares.min(-1) / width**2)[..., None] * tint
 

@@ -30,6 +30,9 @@ from jaxguard.inversion.procedural import pictures
 from jaxguard.types import Network
 from jaxguard.types.searches import TriggerRow, TriggerSearch
 
+VERSION = 1
+"""Raised with every change that moves gaps: those of different versions are not compared."""
+
 KINDS = ("patch",)
 """Families of triggers that are searched."""
 
@@ -44,6 +47,9 @@ FEWEST_CLASSES = 5
 
 LEAST_REACHED = 0.8
 """Share of procedural images that a network must be sure of."""
+
+PICTURES = 6
+"""Judging images that are kept for pictures, two of large ones."""
 
 HYPERSENSITIVE = 0.75
 """Success from which on a trigger turns images into a class."""
@@ -128,7 +134,23 @@ def search(
         seconds=clock.seconds,
         **of,
     )
-    return _with_problem(found)
+    return _with_problem(_with_pictures(task, found, judges))
+
+
+def _with_pictures(task: Task, found: TriggerSearch, judges: _Judges) -> TriggerSearch:
+    """With a few images and what the network makes of them, for a reader to see."""
+    row = found.leading
+    if row is None:
+        return found
+    first, target = row.order[:1], int(row.classes[row.order[0]])
+    others = np.flatnonzero((judges.labels != target) & (judges.clean.argmax(-1) != target))
+    chosen = others[in_turn(judges.labels[others])][: PICTURES if max(found.shape[:2]) <= 64 else 2]
+    if not len(chosen):
+        return found
+    images, task.clock.budget = judges.images[chosen], None  # a few more passes, even if the time is over
+    stamped = patch_search.answers(task, Patches(row.corners[first], row.pixels[first]), images)[0]
+    answers = np.stack([judges.clean[chosen].argmax(-1), stamped.argmax(-1)], axis=1)
+    return replace(found, pictures=images, answers=answers)
 
 
 class _Judges(NamedTuple):
@@ -216,13 +238,23 @@ def _with_problem(found: TriggerSearch) -> TriggerSearch:
     return found
 
 
-def _split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images to search on and to judge by, both from all classes in turn."""
+def in_turn(labels: np.ndarray) -> np.ndarray:
+    """Numbers of images in an order in which all classes take turns.
+
+    Example:
+        >>> in_turn(np.array([0, 0, 1, 1, 1])).tolist()
+        [0, 2, 1, 3, 4]
+    """
     place = np.empty(len(labels), int)  # of an image among those of its class
     for y in np.unique(labels):
         own = np.flatnonzero(labels == y)
         place[own] = np.arange(len(own))
-    turns = np.lexsort((labels, place))
+    return np.lexsort((labels, place))
+
+
+def _split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images to search on and to judge by, both from all classes in turn."""
+    turns = in_turn(labels)
     most = SEARCHED if len(labels) >= 5 * SEARCHED else max(1, len(labels) // 5)
     return np.sort(turns[:most]), np.sort(turns[most : most + JUDGED])
 

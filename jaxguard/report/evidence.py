@@ -43,8 +43,8 @@ def numbers(finding: Finding) -> list[tuple[str, str]]:
         facts.append(("channels above their threshold", f"{above} of {total}"))
         undefined = sum(layer.undefined for layer in finding.layers)
         facts += [("channels without a score", str(undefined))] if undefined else []
-    if finding.trigger is not None:
-        facts.append(("trigger search", suspicion(finding.trigger)))
+    if finding.search is not None and not finding.search.problem:
+        facts.append(("searched on", finding.search.source))
     if finding.metrics is not None:
         facts.append(("accuracy", wording.percent(finding.metrics.acc)))
         if finding.metrics.asr is not None:

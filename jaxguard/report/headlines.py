@@ -44,13 +44,18 @@ class Sign(NamedTuple):
 
 SIGNS: dict[str, Sign] = {
     Verdict.CODE_EXECUTION: Sign("bad", "✗", "code execution"),
+    Verdict.CONFIRMED: Sign("bad", "✗", "confirmed"),
     Verdict.SUSPECTED: Sign("bad", "✗", "suspected"),
     Verdict.NO_EVIDENCE: Sign("open", "○", "no evidence"),
+    Verdict.NO_TRIGGER: Sign("open", "○", "no trigger found"),
     Verdict.INCONCLUSIVE: Sign("open", "?", "inconclusive"),
     Verdict.ERROR: Sign("bad", "!", "could not be scored"),
     SKIPPED: Sign("open", "–", "skipped"),
 }
 """Every verdict, the most urgent first."""
+
+ACCUSED = (Verdict.CODE_EXECUTION, Verdict.CONFIRMED, Verdict.SUSPECTED)
+"""Verdicts that a file should not be used after."""
 
 _RANKS = {verdict: rank for rank, verdict in enumerate(SIGNS)}
 
@@ -93,7 +98,7 @@ def tally(report: Report) -> dict[str, int]:
     """Counts findings by verdict, and skipped files; all keys of `SIGNS`.
 
     >>> list(tally(Report("", skipped=(("notes.txt", "no checkpoint"),))).values())
-    [0, 0, 0, 0, 0, 1]
+    [0, 0, 0, 0, 0, 0, 0, 1]
     """
     counts = Counter(finding.verdict for finding in report.findings)
     return {verdict: counts[verdict] for verdict in Verdict} | {SKIPPED: len(report.skipped)}
@@ -135,21 +140,25 @@ def scan_headline(report: Report) -> Headline:
     if unclear:
         where = "" if len(report.findings) == 1 else f" in {unclear:,}"
         lead = f"{lead}; more than a tenth of the weights is not understood{where}"
-    tone = "bad" if counts[Verdict.SUSPECTED] or counts[Verdict.CODE_EXECUTION] else "open"
+    tone = "bad" if any(counts[verdict] for verdict in ACCUSED) else "open"
     return Headline(tone, lead, " ".join([*detail, *_error_rates(report, counts)]))
 
 
 def _alone(finding: Finding) -> tuple[str, list[str]]:
     leads = {
         Verdict.CODE_EXECUTION: "Code execution: do not load this file elsewhere",
+        Verdict.CONFIRMED: "Backdoor confirmed",
         Verdict.SUSPECTED: "Backdoor suspected",
         Verdict.NO_EVIDENCE: "No evidence of a backdoor",
+        Verdict.NO_TRIGGER: "No trigger found",
         Verdict.INCONCLUSIVE: "Inconclusive",
         Verdict.ERROR: "Could not be scored",
     }
     facts = "; ".join(f"{name} {value}" for name, value in evidence.numbers(finding))
-    reason = wording.printable(finding.reason)
-    return leads[finding.verdict], [text for text in (wording.sentence(reason), wording.sentence(facts)) if text]
+    reason, lead = wording.printable(finding.reason), leads[finding.verdict]
+    if finding.verdict is Verdict.SUSPECTED and finding.search is not None:
+        lead = f"{lead}: class {finding.search.target}"
+    return lead, [text for text in (wording.sentence(reason), wording.sentence(facts)) if text]
 
 
 def _is_code_only(report: Report) -> bool:
@@ -162,20 +171,25 @@ def _together(report: Report, counts: dict[str, int]) -> str:
     if counts[Verdict.CODE_EXECUTION]:
         others = f", backdoor suspected in {counts[Verdict.SUSPECTED]:,}" if counts[Verdict.SUSPECTED] else ""
         return f"Code execution in {counts[Verdict.CODE_EXECUTION]:,} of {total}{others}"
+    if counts[Verdict.CONFIRMED]:
+        others = f", suspected in {counts[Verdict.SUSPECTED]:,}" if counts[Verdict.SUSPECTED] else ""
+        return f"Backdoor confirmed in {counts[Verdict.CONFIRMED]:,} of {total}{others}"
     if counts[Verdict.SUSPECTED]:
         return f"Backdoor suspected in {counts[Verdict.SUSPECTED]:,} of {total}"
-    if counts[Verdict.NO_EVIDENCE]:
-        return f"No evidence of a backdoor in {counts[Verdict.NO_EVIDENCE]:,} of {total}"
-    if counts[Verdict.INCONCLUSIVE] and _is_code_only(report):
-        return f"No code that loading would run found in {counts[Verdict.INCONCLUSIVE]:,} of {total}"
+    passed = {Verdict.NO_EVIDENCE: "No evidence of a backdoor", Verdict.NO_TRIGGER: "No trigger found"}
+    passed |= {Verdict.INCONCLUSIVE: "No code that loading would run found"} if _is_code_only(report) else {}
+    for verdict in (verdict for verdict in passed if counts[verdict]):
+        return f"{passed[verdict]} in {counts[verdict]:,} of {total}"
     if counts[Verdict.INCONCLUSIVE]:
         return f"Inconclusive: none of {total} could be judged"
     return f"Nothing known: none of {total} could be scored" if count else "Nothing was scanned"
 
 
 def _error_rates(report: Report, counts: dict[str, int]) -> Iterable[str]:
-    percent = f"{100 * report.alpha:g} %"
-    if counts[Verdict.SUSPECTED] and report.control == "each":
+    percent, searched = f"{100 * report.alpha:g} %", [one for one in report.findings if one.search is not None]
+    if any(one.verdict is Verdict.SUSPECTED for one in searched):
+        yield "A suspected backdoor is not proven: sound networks can have such a trigger too."
+    elif counts[Verdict.SUSPECTED] and report.control == "each":
         yield (
             f"Each was judged as if it were alone: {percent} of the clean checkpoints are expected to be among those "
             "suspected; none is proven to be backdoored."
@@ -185,11 +199,16 @@ def _error_rates(report: Report, counts: dict[str, int]) -> Iterable[str]:
             f"At most {percent} of the checkpoints suspected are expected to be clean (false discovery rate); none is "
             "proven to be backdoored."
         )
+    if counts[Verdict.NO_TRIGGER]:
+        yield (
+            "Without a trigger a checkpoint is not acquitted: triggers of other kinds and sizes, and those of one "
+            "source class, were not searched."
+        )
     if counts[Verdict.NO_EVIDENCE]:
         yield f"A checkpoint without evidence is not acquitted: {evidence.power(report.references)}."
     if counts[Verdict.INCONCLUSIVE] and _is_code_only(report):
         yield "Weights were not examined."
-    elif not report.profile and counts[Verdict.INCONCLUSIVE]:
+    elif not report.profile and counts[Verdict.INCONCLUSIVE] and not searched:
         yield "Without a reference profile it is unknown which scores are high for a clean checkpoint."
     if counts[Verdict.ERROR] or counts[SKIPPED]:
         yield "Nothing is known of files that were skipped or could not be scored."

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxguard.report import evidence, headlines, rows, table, wording
-from jaxguard.report.figures import channels, class_norms, matrix, ownership, pictures, pruning, rates, scores
+from jaxguard.report.figures import channels, class_norms, matrix, ownership, pictures, pruning, rates, scores, searches
 from jaxguard.types import (
     Finding,
     FingerprintMatrix,
@@ -29,8 +29,6 @@ from jaxguard.types import (
     Report,
     Verdict,
 )  # fmt: skip
-
-_ACCUSED = (Verdict.CODE_EXECUTION, Verdict.SUSPECTED)
 
 Shown = dict[str, Any]
 """What a section of the template shows, by name."""
@@ -95,7 +93,7 @@ def to_html(report: Report, *, written: datetime.datetime | None = None) -> str:
         subjects.setdefault(subject, []).append(headline)
     cohorts, left_out = _cohorts(ranked, report)
     detailed = _detailed(ranked)
-    suspected = sum(one.verdict in _ACCUSED for one in ranked)
+    suspected = sum(one.verdict in headlines.ACCUSED for one in ranked)
     return (
         _environment()
         .get_template("page.html.jinja")
@@ -117,7 +115,8 @@ def to_html(report: Report, *, written: datetime.datetime | None = None) -> str:
                 (repair, evidence.cut_count(repair.layers), Markup(rates.rate_bars(repair, name=f"rates{index}")))
                 for index, repair in enumerate(report.repairs)
             ],
-            recoveries=_recoveries(report, detailed),
+            searches=_searches(detailed),
+            recoveries=_recoveries(report),
             prunings=_prunings(report),
             layer_drawings=_repair_layers(report),
             notes=table.notes(report),
@@ -200,7 +199,7 @@ def _detailed(ranked: Sequence[Finding]) -> list[Shown]:
     """Few findings all; of many those that are suspected."""
     scored = [one for one in ranked if one.verdict is not Verdict.ERROR]
     if len(ranked) > MAX_ALL:
-        scored = [one for one in scored if one.verdict in _ACCUSED]
+        scored = [one for one in scored if one.verdict in headlines.ACCUSED]
     details = []
     for index, one in enumerate(scored[:MAX_DETAILED]):
         has_channels = bool(one.layers) and all(layer.scores is not None for layer in one.layers)
@@ -232,9 +231,14 @@ def _comparison(one: FingerprintMatrix, name: str) -> Shown:
     return {"matrix": one, "drawing": _markup(matrix.heat_map(one, name=name)), "best": best}
 
 
-def _recoveries(report: Report, detailed: Sequence[Shown]) -> list[Shown]:
-    sources = [(f"Scan of {one.provenance.name}", one.trigger) for one in (shown["finding"] for shown in detailed)]
-    sources += [(f"{wording.method_name(one.method)} on {one.checkpoint}", one.trigger) for one in report.repairs]
+def _searches(detailed: Sequence[Shown]) -> list[Shown]:
+    """Trigger searches of the findings that are shown, with pictures where a size was searched to the end."""
+    found = [one for one in (shown["finding"] for shown in detailed) if one.search is not None]
+    return [{"finding": one, "search": one.search, "drawn": searches.shown(one.search)} for one in found]
+
+
+def _recoveries(report: Report) -> list[Shown]:
+    sources = [(f"{wording.method_name(one.method)} on {one.checkpoint}", one.trigger) for one in report.repairs]
     return [
         {
             "heading": heading,

@@ -93,8 +93,9 @@ def _driver() -> dict[str, Any]:
                 BACKDOOR,
                 "BackdoorSuspected",
                 "A backdoor is suspected in a checkpoint.",
-                "It scores so high among networks known to be clean that few clean checkpoints would. The p-value says "
-                "how often one would; the q-value is the smallest false discovery rate at which the checkpoint is "
+                "It scores so high among networks known to be clean that few clean checkpoints would, or one universal "
+                "trigger is far more effective than those of its other classes. The p-value says how often a clean one "
+                "would score as high; the q-value is the smallest false discovery rate at which the checkpoint is "
                 "among the suspected. It is not proven to be backdoored.",
                 "Do not deploy the checkpoint. Compare its sha256 with the one its author published; look for a "
                 "trigger with 'jaxguard repair --method neural-cleanse', or take the backdoor out with another method "
@@ -173,7 +174,7 @@ def _notification(name: str, level: str, text: str, place: dict[str, Any] | None
 
 def _results(report: Report, places: dict[Key, int]) -> Iterator[dict[str, Any]]:
     for one in sorted(report.findings, key=lambda one: one.verdict is not Verdict.CODE_EXECUTION):
-        if one.verdict in (Verdict.CODE_EXECUTION, Verdict.SUSPECTED, Verdict.INCONCLUSIVE):
+        if one.verdict in (*headlines.ACCUSED, Verdict.INCONCLUSIVE):
             yield _finding(one, places[_key(one)])
     for owner in report.ownerships:
         for found in owner.verifications:
@@ -184,7 +185,11 @@ def _results(report: Report, places: dict[Key, int]) -> Iterator[dict[str, Any]]
 def _finding(one: Finding, index: int) -> dict[str, Any]:
     numbers = {"score": one.score, "p": one.p_value, "q": one.q_value, "highest channel z-score": one.z}
     facts = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items() if math.isfinite(value))
-    leads = {Verdict.CODE_EXECUTION: "Code execution", Verdict.SUSPECTED: "Backdoor suspected"}
+    leads = {
+        Verdict.CODE_EXECUTION: "Code execution",
+        Verdict.CONFIRMED: "Backdoor confirmed",
+        Verdict.SUSPECTED: "Backdoor suspected",
+    }
     verdict = leads.get(one.verdict, "Inconclusive")
     rule = CODE if one.verdict is Verdict.CODE_EXECUTION else BACKDOOR
     message = wording.sentence(f"{verdict}{f' ({facts})' if facts else ''}{f': {one.reason}' if one.reason else ''}")
@@ -215,7 +220,7 @@ def _verification(owner: OwnershipReport, found: Verification, index: int) -> di
 
 
 def _result(rule: str, verdict: Verdict, message: str, place: dict[str, Any], sha256: str) -> dict[str, Any]:
-    is_suspected = verdict in (Verdict.CODE_EXECUTION, Verdict.SUSPECTED)
+    is_suspected = verdict in headlines.ACCUSED
     return {
         "ruleId": rule,
         "ruleIndex": _INDEX[rule],

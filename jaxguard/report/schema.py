@@ -3,7 +3,7 @@
 A document mirrors `jaxguard.types.Report` field by field, plus the key `schema`. Rates stay fractions in [0, 1], arrays
 become nested lists, and what JSON cannot say (NaN, infinity) becomes null. Reading turns null back into NaN, and into
 infinity for a layer's `threshold`, where it means that none could be set. What a report does not have, such as a
-layer's `errors` or a finding's `trigger`, is null too. The key `accounts` lists what became of the leaves, each list
+layer's `errors` or a finding's `search`, is null too. The key `accounts` lists what became of the leaves, each list
 once, and `leaves` of a finding is the number of its list: checkpoints of one structure share it. Keys whose field has a
 default may be absent, and unknown keys are ignored: readers of a version stay valid as fields are added.
 """
@@ -31,7 +31,10 @@ IMAGE_DECIMALS = 5
 """Decimals of pixel values: 390 times finer than the 8 bits they came from, at a third of the size."""
 
 _NULL = {"threshold": math.inf}
-_DTYPES = {"mask": bool, "undefined": bool, "shown": int}
+_DTYPES = {
+    "mask": bool, "undefined": bool, "shown": int, "classes": int, "hits": int, "judged": int, "corners": int,
+    "answers": int,
+}  # fmt: skip
 
 
 def to_json(report: Report) -> str:
@@ -101,7 +104,7 @@ def counts(finding: Finding) -> dict[str, dict[str, int]]:
 def to_parquet(report: Report) -> bytes:
     """Writes one row per finding: its fields, those of its provenance and of its metrics.
 
-    Layers and recovered triggers are left out. The rest of the report is JSON under `jaxguard.report` in the metadata.
+    Layers and triggers are left out. The rest of the report is JSON under `jaxguard.report` in the metadata.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -192,7 +195,7 @@ def plain(value: Any) -> Any:  # noqa: PLR0911  # one return per kind of value
 
 def _flat(finding: Finding, kinds: Mapping[str, Any]) -> dict[str, Any]:
     """A finding as one row; bytes of a file name that are not UTF-8 are spelt out."""
-    merged = plain(finding.provenance) | plain(dataclasses.replace(finding, layers=(), trigger=None, leaves=()))
+    merged = plain(finding.provenance) | plain(dataclasses.replace(finding, layers=(), search=None, leaves=()))
     merged |= {state: told.get("leaves", told.get("entries")) for state, told in counts(finding).items()}
     merged |= merged["metrics"] or {}
     merged["code"] = [str(call) for call in finding.code]
@@ -256,12 +259,19 @@ def _decode(hint: Any, value: Any, where: str) -> Any:  # noqa: PLR0911  # one r
 
 def _decode_array(value: list[Any], where: str) -> np.ndarray:
     dtype = _DTYPES.get(where.rpartition(".")[2], float)
-    if dtype is int and not all(type(item) is int for item in value):
+    if dtype is int and not _is_whole(value, 2 if where.endswith(("corners", "answers")) else 1):
         raise _wrong_kind("a list of whole numbers", value, where)
     try:
         return np.array(value, dtype=dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise _wrong_kind("a regular list of numbers", value, where) from error
+
+
+def _is_whole(value: Any, axes: int) -> bool:
+    """Whether it is a list of whole numbers, or of such lists."""
+    if not axes:
+        return type(value) is int
+    return isinstance(value, list) and all(_is_whole(item, axes - 1) for item in value)
 
 
 def _decode_dataclass(hint: Any, value: Any, where: str) -> Any:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Verification,
     )
     from jaxguard.types.reports import Report
+    from jaxguard.types.searches import TriggerRow, TriggerSearch
 
 _HOMES = {
     "ApplyFn": "graph.program",
@@ -49,6 +50,8 @@ _HOMES = {
     "Report": "types.reports",
     "TrainFn": "types.data",
     "TriggerExample": "types.audits",
+    "TriggerRow": "types.searches",
+    "TriggerSearch": "types.searches",
     "Variables": "graph.program",
     "Verdict": "types.findings",
     "Verification": "types.ownership",
@@ -75,6 +78,8 @@ __all__ = [
     "Report",
     "TrainFn",
     "TriggerExample",
+    "TriggerRow",
+    "TriggerSearch",
     "Variables",
     "Verdict",
     "Verification",

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from jaxguard.checkpoints.calls import Call
-from jaxguard.types.audits import Metrics, RecoveredTrigger
+from jaxguard.types.audits import Metrics
+from jaxguard.types.searches import TriggerSearch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,11 +25,17 @@ class Verdict(enum.StrEnum):
     CODE_EXECUTION = "code execution"
     """A loader would run code from the file, whatever its weights are."""
 
+    CONFIRMED = "confirmed"
+    """A known trigger turns nearly all test images into the attacker's class."""
+
     SUSPECTED = "suspected"
     """Clean (or independent) networks score as high too rarely."""
 
     NO_EVIDENCE = "no evidence"
     """It scores as clean (or independent) networks do; how much that means depends on the measured power."""
+
+    NO_TRIGGER = "no trigger found"
+    """No universal trigger of the kinds and sizes searched stands out; of other kinds nothing is known."""
 
     INCONCLUSIVE = "inconclusive"
     """There is too little to compare it with."""
@@ -123,12 +130,12 @@ class Finding:
         reason: why, in words: what the verdict rests on, what is missing, or what the error was.
         cohort: the cohort it is compared with: checkpoints of one architecture and input, or of equal leaves.
         z: the largest channel z-score of the network; NaN where it could not be scored.
-        score: by the reference profile, higher is more suspicious; NaN without one.
-        p_value: how often a clean network of its cohort scores as high; NaN without a profile.
-        q_value: the smallest false discovery rate at which it is among the suspected; NaN without a profile.
-        looks: what was examined: `weights`, `responses`, `triggers`.
+        score: by the reference profile, or the gap of a trigger search; higher is more suspicious, NaN without both.
+        p_value: how often a clean network scores as high; NaN without a score.
+        q_value: the smallest false discovery rate at which it is among the suspected; NaN without a score.
+        looks: what was examined: `weights`, `responses`, `triggers`, `universal triggers`.
         layers: kept for the findings that a reader looks into, empty for the rest of a large fleet.
-        trigger: the trigger that a search recovered, where one was made.
+        search: universal triggers of all classes, where they were searched.
         metrics: measured on a test set, where one was given.
         notes: caveats for the reader, in full sentences.
         code: what a loader of the file would run.
@@ -150,7 +157,7 @@ class Finding:
     q_value: float = math.nan
     looks: tuple[str, ...] = ()
     layers: tuple[LayerSummary, ...] = ()
-    trigger: RecoveredTrigger | None = None
+    search: TriggerSearch | None = None
     metrics: Metrics | None = None
     notes: tuple[str, ...] = ()
     code: tuple[Call, ...] = ()

@@ -57,12 +57,13 @@ class Report:
         """Stop a pipeline where a finding, or a suspect judged by a certificate, has one of these verdicts.
 
         Args:
-            *verdicts: such as `Verdict.SUSPECTED`; all but `NO_EVIDENCE` where none is named.
+            *verdicts: such as `Verdict.SUSPECTED`; all but `NO_EVIDENCE` and `NO_TRIGGER` where none is named.
 
         Raises:
             VerdictError: it names the findings and their reasons.
         """
-        unwanted = verdicts or tuple(verdict for verdict in Verdict if verdict is not Verdict.NO_EVIDENCE)
+        passed = Verdict.NO_EVIDENCE, Verdict.NO_TRIGGER
+        unwanted = verdicts or tuple(verdict for verdict in Verdict if verdict not in passed)
         judged = [(one.provenance.name, one.verdict, one.reason) for one in self.findings]
         for owner in self.ownerships:
             judged += [(one.suspect, one.verdict, f"copy of {owner.owner}") for one in owner.verifications]

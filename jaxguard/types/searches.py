@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,22 @@ class TriggerRow:
     @property
     def success(self) -> np.ndarray:
         """`[S]`, share of the judged images that are turned into the class; NaN where none was judged."""
+        import numpy as np
+
         return np.where(self.judged > 0, self.hits / np.maximum(self.judged, 1), np.nan)
 
     @property
     def order(self) -> np.ndarray:
         """Rows from the highest margin to the lowest."""
+        import numpy as np
+
         return np.argsort(-self.margin, kind="stable")
 
     @property
     def gap(self) -> float:
         """The highest margin less the next one; NaN for fewer than two classes."""
-        high = np.sort(self.margin)[::-1]
-        return float(high[0] - high[1]) if len(high) > 1 else math.nan
+        high = sorted(map(float, self.margin), reverse=True)
+        return high[0] - high[1] if len(high) > 1 else math.nan
 
     def layers(self, number: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """A trigger on a whole image.
@@ -60,6 +66,8 @@ class TriggerRow:
         Returns:
             Mask `[H, W, 1]` and pattern `[H, W, C]`, stamped as `x (1 - mask) + pattern mask`.
         """
+        import numpy as np
+
         (top, left), pixels = self.corners[number], self.pixels[number]
         mask = np.zeros((height, width, 1), np.float32)
         pattern = np.zeros((height, width, pixels.shape[-1]), np.float32)
@@ -83,6 +91,8 @@ class TriggerSearch:
         left_out: sizes that there was no time for, and other limits, in full sentences.
         num_classes: `K`.
         shape: `(H, W, C)` of the images.
+        pictures: `[N, H, W, C]`, a few of the judging images; None where no trigger was found.
+        answers: int `[N, 2]`, what the network answers to them, without and with the leading trigger.
         forwards: cost in forward passes.
         seconds: wall-clock time.
     """
@@ -96,6 +106,8 @@ class TriggerSearch:
     left_out: tuple[str, ...] = ()
     num_classes: int = 0
     shape: tuple[int, ...] = ()
+    pictures: np.ndarray | None = None
+    answers: np.ndarray | None = None
     forwards: int = 0
     seconds: float = 0.0
 
@@ -131,8 +143,12 @@ class TriggerSearch:
 
     @property
     def kinds(self) -> str:
-        """What was searched, such as `patch 2, 3, 5`."""
-        sizes: dict[str, list[str]] = {}
-        for row in self.rows:
-            sizes.setdefault(row.kind, []).append(f"{row.size:g}")
-        return "; ".join(f"{kind} {', '.join(sorted(some, key=float))}" for kind, some in sizes.items())
+        """What was searched, such as `patches of 2, 3, 5 pixels of edge`; empty where nothing was."""
+        sizes = ", ".join(f"{row.size:g}" for row in self.rows)
+        return f"patches of {sizes} pixels of edge" if sizes else ""
+
+    @property
+    def trigger(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Mask and pattern of the leading trigger on a whole image."""
+        row = self.leading
+        return None if row is None else row.layers(int(row.order[0]), self.shape[0], self.shape[1])

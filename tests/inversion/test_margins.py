@@ -66,4 +66,4 @@ def test_a_search_leads_with_the_row_of_the_largest_gap():
     assert (found.target, found.success, found.leading.size) == (0, 1.0, 3.0)
     # Clopper-Pearson of 10 in 10: (0.025)^(1/10)
     assert found.interval == (pytest.approx(0.025**0.1), 1.0)
-    assert found.kinds == "patch 2, 3"
+    assert found.kinds == "patches of 2, 3 pixels of edge"

@@ -12,7 +12,7 @@ from jaxguard.inversion.trigger_models import Patch
 from jaxguard.types import Network
 
 SIDE, CLASSES, TARGET = 8, 6, 4
-PLANTED = np.array([[1, 0], [1, 1]])
+PLANTED = np.array([[1, 0], [1, 1]], np.float32)
 CORNER = (5, 3)
 
 

@@ -10,13 +10,25 @@ from fleets import NAN, failed, finding, fleet
 from samples import ownership, ownership_report, recovered
 
 from jaxguard.report import headlines
-from jaxguard.types import Finding, LayerScores, LayerSummary, Metrics, Provenance, Repair, Report, Verdict
+from jaxguard.types import (
+    Finding,
+    LayerScores,
+    LayerSummary,
+    Metrics,
+    Provenance,
+    Repair,
+    Report,
+    TriggerSearch,
+    Verdict,
+)
 
 SKIPPED = (("notes.txt", "no known format"), ("lock", "empty"))
 KINDS = {
     Verdict.CODE_EXECUTION: finding("x", Verdict.CODE_EXECUTION),
+    Verdict.CONFIRMED: finding("e", Verdict.CONFIRMED),
     Verdict.SUSPECTED: finding("a", Verdict.SUSPECTED),
     Verdict.NO_EVIDENCE: finding("b"),
+    Verdict.NO_TRIGGER: finding("f", Verdict.NO_TRIGGER),
     Verdict.INCONCLUSIVE: finding("c", Verdict.INCONCLUSIVE),
     Verdict.ERROR: failed("d", "truncated"),
 }
@@ -27,7 +39,11 @@ def lead(*verdicts: Verdict, skipped=()) -> str:
 
 
 def test_leads():
-    code, suspected, none, open_, error = Verdict
+    code, confirmed, suspected, none, without, open_, error = Verdict
+    assert lead(confirmed, suspected, none) == "Backdoor confirmed in 1 of 3 checkpoints, suspected in 1"
+    assert lead(confirmed) == "Backdoor confirmed"
+    assert lead(without, open_) == "No trigger found in 1 of 2 checkpoints"
+    assert lead(without) == "No trigger found"
     assert lead(code, suspected, none) == "Code execution in 1 of 3 checkpoints, backdoor suspected in 1"
     assert lead(code) == "Code execution: do not load this file elsewhere"
     assert lead(suspected, none) == "Backdoor suspected in 1 of 2 checkpoints"
@@ -54,16 +70,16 @@ def test_what_was_not_scored_is_in_the_headline(chosen, skipped):
     assert ("could not be scored" in headline.lead.lower()) == (Verdict.ERROR in chosen) or chosen == (Verdict.ERROR,)
     assert ("2 files skipped" in headline.lead) == bool(skipped)
     assert ("Nothing is known" in headline.detail) == (Verdict.ERROR in chosen or bool(skipped))
-    assert headline.tone == ("bad" if {Verdict.CODE_EXECUTION, Verdict.SUSPECTED} & {*chosen} else "open")
+    assert headline.tone == ("bad" if {*headlines.ACCUSED} & {*chosen} else "open")
     assert "clean" not in headline.lead
     assert ("At most 5 %" in headline.detail) == (Verdict.SUSPECTED in chosen)
-    assert ("not acquitted" in headline.detail) == (Verdict.NO_EVIDENCE in chosen)
+    assert ("not acquitted" in headline.detail) == bool({Verdict.NO_EVIDENCE, Verdict.NO_TRIGGER} & {*chosen})
 
 
 def test_every_file_is_counted_once():
     report = fleet(200, suspected=7, errors=11, skipped=13)
     counts = headlines.tally(report)
-    assert list(counts.values()) == [0, 7, 163, 19, 11, 13]
+    assert list(counts.values()) == [0, 0, 7, 163, 0, 19, 11, 13]
     assert sum(counts.values()) == len(report.findings) + len(report.skipped)
 
 
@@ -94,18 +110,12 @@ def test_order_of_suspicion():
 def test_one_finding_tells_its_reason_and_its_evidence():
     layer = LayerSummary("bn", 3, 1, 1.0, 0.5, 5.0, 1, 2.6, 1)
     one = Finding(Provenance("m.npz"), Verdict.INCONCLUSIVE, "no reference profile", z=2.6, layers=(layer,))
-    trigger = recovered(3, size=4)
-    one = dataclasses.replace(one, trigger=trigger, metrics=Metrics(0.978, 0.997))
+    one = dataclasses.replace(one, search=TriggerSearch(source="100 images"), metrics=Metrics(0.978, 0.997))
     ((subject, headline),) = headlines.headlines(Report("", findings=(one,)))
     assert subject == "m.npz"
-    below = np.median(trigger.norms) - trigger.norms
-    index = below[0] / (1.4826 * np.median(np.abs(below)))
-    doubt = "" if index > 2 else ", though not flagged"
     assert headline.detail == (
         "No reference profile. Highest channel z-score 2.6; channels above their threshold 1 of 3; channels without a "
-        f"score 1; trigger search class 0 suspected{doubt} (L1 norm 5.80, anomaly index {index:.2f}); accuracy 97.8 %; "
-        "success of the given trigger 99.7 %. Without a reference profile it is unknown which scores are high for a "
-        "clean checkpoint."
+        "score 1; searched on 100 images; accuracy 97.8 %; success of the given trigger 99.7 %."
     )
 
 

@@ -171,12 +171,6 @@ def test_empty_sections_are_left_out(bare, scan_only):
     assert "Nothing was scanned" in shown(Report(""))
 
 
-def test_a_trigger_that_a_scan_found_is_shown(scan_only):
-    (one,) = scan_only.findings
-    found = dataclasses.replace(scan_only, findings=(dataclasses.replace(one, trigger=recovered(10)),))
-    in_order(shown(found), "trigger search class 0 suspected", "Recovered trigger", "Class 0 is suspected: its patch")
-
-
 def test_what_an_inversion_found_is_told(shapley):
     words = shown(shapley)
     in_order(
@@ -444,8 +438,11 @@ def test_the_verdict_of_a_fleet_comes_first():
     order += ["Scores", "known to be clean", "Suspected checkpoints", "All files", "Notes", "How this was made"]
     in_order(found.words(), *order)
     links = [attributes["href"] for tag, attributes in found.tags if tag == "a"]
-    kinds = ("code%20execution", "suspected", "no%20evidence", "inconclusive", "error", "skipped")
-    assert links[:6] == [f"#verdict={name}" for name in kinds]
+    kinds = (
+        "code%20execution", "confirmed", "suspected", "no%20evidence", "no%20trigger%20found", "inconclusive", "error",
+        "skipped",
+    )  # fmt: skip
+    assert links[:8] == [f"#verdict={name}" for name in kinds]
     assert "31 s, 7.64 checkpoints/s, 427 MB/s" in found.words()
 
 

@@ -137,7 +137,8 @@ def test_what_was_not_scored_is_notified():
     ]
     assert invocation["executionSuccessful"] is False  # 3.20.21: an error means that the run failed
     assert run["properties"]["verdicts"] == {
-        "code execution": 0, "suspected": 3, "no evidence": 22, "inconclusive": 3, "error": 2, "skipped": 3
+        "code execution": 0, "confirmed": 0, "suspected": 3, "no evidence": 22, "no trigger found": 0,
+        "inconclusive": 3, "error": 2, "skipped": 3,
     }  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def trigger_strips(trigger: TriggerExample) -> TriggerStrips:
     difference = np.abs(triggered - clean)
     largest = float(np.nanmax(difference, initial=0.0))
     gain = min(max(math.floor(1 / largest), 1), MAX_GAIN) if largest > 0 else 1
-    return TriggerStrips(_strip(clean), _strip(triggered), _strip(difference * gain), gain, len(clean))
+    return TriggerStrips(strip(clean), strip(triggered), strip(difference * gain), gain, len(clean))
 
 
 class Patch(NamedTuple):
@@ -98,7 +98,7 @@ def recovered_patches(trigger: RecoveredTrigger) -> list[Patch]:
     _check(trigger)
     rows = sorted(range(len(trigger.shown)), key=lambda row: trigger.shown[row] != trigger.target)
     has_suspect = bool(rows) and trigger.shown[rows[0]] == trigger.target
-    return [Patch(int(trigger.shown[row]), _strip(_layers(trigger, row))) for row in rows[: MAX_PATCHES + has_suspect]]
+    return [Patch(int(trigger.shown[row]), strip(_layers(trigger, row))) for row in rows[: MAX_PATCHES + has_suspect]]
 
 
 class Comparison(NamedTuple):
@@ -158,7 +158,15 @@ def _check(trigger: RecoveredTrigger) -> None:
         )
 
 
-def _strip(images: np.ndarray) -> str:
+def strip(images: np.ndarray) -> str:
+    """Images side by side, enlarged by whole pixels: a PNG as `data:` URI with transparent gaps.
+
+    Args:
+        images: `[N, H, W, 1 or 3]` in [0, 1].
+
+    Returns:
+        The URI.
+    """
     from PIL import Image
 
     pixels = np.round(255 * np.clip(np.nan_to_num(images), 0, 1)).astype(np.uint8)

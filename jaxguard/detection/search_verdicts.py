@@ -1,0 +1,154 @@
+"""Verdicts from one file: does one class lead by its universal trigger, and does the trigger work?
+
+A backdoor is *suspected* where the p-value of the gap is at most the accepted rate and the trigger turns more than half
+of the held-out images into its class, by the lower bound of the exact 95 % interval. The p-value is conformal against
+the reference networks of the package where there are any; where not, that of the classes among themselves decides.
+Where it is at most `DOUBTFUL` and the trigger turns most images, the finding is inconclusive. Otherwise no trigger of
+the kinds searched was found, which says nothing of others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from jaxguard import conformal
+from jaxguard.detection.trigger_reference import TriggerReference
+from jaxguard.types import Finding, Metrics, TriggerSearch, Verdict
+
+LOOK = "universal triggers"
+"""Name of the look."""
+
+WORKS = 0.5
+"""A trigger works where the lower bound of its success is higher."""
+
+DOUBTFUL, DOUBTFUL_SUCCESS = 0.2, 0.8
+"""Up to this p-value, a trigger of so much success leaves the finding inconclusive."""
+
+CONFIRMED, ACCURATE = 0.9, 0.5
+"""Lower bound of a known trigger's success, and accuracy on clean images, from which on a backdoor is confirmed."""
+
+
+def judge(
+    findings: Sequence[Finding],
+    searches: Mapping[int, TriggerSearch],
+    reference: TriggerReference | None,
+    *,
+    alpha: float,
+    is_each: bool = False,
+) -> list[Finding]:
+    """Judges networks in which universal triggers were searched.
+
+    Args:
+        findings: all of a scan.
+        searches: number of a finding -> what was found in it.
+        reference: clean networks to compare with; None where there are none.
+        alpha: accepted error rate.
+        is_each: whether it holds for each by itself, rather than for all that are suspected together.
+
+    Returns:
+        All findings; those that were searched have the verdict of the search.
+    """
+    judged, bases = list(findings), dict[int, tuple[float, str]]()
+    for k, found in searches.items():
+        bases[k] = _p_value(found, reference, findings[k].provenance.sha256)
+    order = list(bases)
+    q_values = conformal.adjusted_p_values([bases[k][0] for k in order]) if order else []
+    for k, q_value in zip(order, q_values, strict=True):
+        one, found, (p_value, basis) = findings[k], searches[k], bases[k]
+        verdict, reason = _verdict(found, p_value, p_value if is_each else float(q_value), alpha, basis)
+        judged[k] = replace(
+            one,
+            verdict=verdict,
+            reason=reason,
+            score=found.gap if not found.problem else math.nan,
+            p_value=p_value,
+            q_value=float(q_value),
+            looks=(*one.looks, LOOK),
+            notes=(*one.notes, *found.left_out),
+            search=found,
+        )
+    return judged
+
+
+def _p_value(found: TriggerSearch, reference: TriggerReference | None, sha256: str) -> tuple[float, str]:
+    """The deciding p-value, and what it rests on."""
+    if found.problem or math.isnan(found.gap):
+        return math.nan, ""
+    by_class = f"p = {found.p_class:.2g} among its own classes"
+    if reference is None or not reference.gaps:
+        return found.p_class, f"{by_class}, as there are no reference networks"
+    p_value, number = reference.p_value(found.gap, sha256)
+    return p_value, f"p = {p_value:.2g} among {number} reference networks, {by_class}"
+
+
+def _verdict(found: TriggerSearch, p_value: float, rate: float, alpha: float, basis: str) -> tuple[Verdict, str]:
+    if found.problem:
+        return Verdict.INCONCLUSIVE, f"no statement on triggers: {found.problem}"
+    if math.isnan(p_value):
+        return Verdict.INCONCLUSIVE, "no statement on triggers: the margin of a class is undefined"
+    if rate <= alpha and found.interval[0] > WORKS:
+        return Verdict.SUSPECTED, f"{sentence(found)}; {basis}"
+    if rate <= DOUBTFUL and found.success >= DOUBTFUL_SUCCESS:
+        return Verdict.INCONCLUSIVE, f"{sentence(found)}, but it does not stand out far enough: {basis}"
+    return Verdict.NO_TRIGGER, f"searched were {found.kinds} for {_classes(found)}; {sentence(found)}; {basis}"
+
+
+def sentence(found: TriggerSearch) -> str:
+    """What the leading trigger does.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxguard.types import TriggerRow
+        >>> corners, pixels = np.array([[29, 29], [0, 0]]), np.ones((2, 3, 3, 3))
+        >>> counts = np.array([4.0, -1]), np.array([80, 8]), np.array([80, 80])
+        >>> found = TriggerSearch((TriggerRow("patch", 3.0, np.arange(2), *counts, corners, pixels),), 5.0)
+        >>> for part in sentence(found).split(" images "):
+        ...     print(part)
+        a 3x3 patch at (29, 29) turns 100.0 % [95.5, 100.0] of 80 held-out
+        into class 0, the next class reaches 10 %
+    """
+    row = found.leading
+    if row is None:
+        return "no trigger was found"
+    first, second = (int(k) for k in row.order[:2])
+    low, high = (100 * end for end in found.interval)
+    top, left = row.corners[first]
+    return (
+        f"a {row.size:g}x{row.size:g} patch at ({top}, {left}) turns {100 * found.success:.1f} % "
+        f"[{low:.1f}, {high:.1f}] of {row.judged[first]} held-out images into class {row.classes[first]}, the next "
+        f"class reaches {100 * row.success[second]:.0f} %"
+    )
+
+
+def _classes(found: TriggerSearch) -> str:
+    searched = len(found.rows[0].classes)
+    return f"all {searched} classes" if searched == found.num_classes else f"{searched} of {found.num_classes} classes"
+
+
+def confirmed(finding: Finding, metrics: Metrics) -> Finding:
+    """With what a known trigger did to test images.
+
+    Args:
+        finding: of the network.
+        metrics: measured with the trigger.
+
+    Returns:
+        The verdict `CONFIRMED` where it turns nearly all images and the network is no guesser; code in the file stays
+        the first thing to say.
+    """
+    if metrics.asr is None or metrics.acc < ACCURATE or finding.verdict is Verdict.CODE_EXECUTION:
+        return finding
+    from scipy import stats
+
+    hits = round(metrics.asr * metrics.num_triggered)
+    interval = stats.binomtest(hits, metrics.num_triggered).proportion_ci(0.95, method="exact")
+    if not interval.low >= CONFIRMED:
+        return finding
+    told = (
+        f"the given trigger turns {100 * metrics.asr:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}] of "
+        f"{metrics.num_triggered} test images into the attacker's class"
+    )
+    found = f"; {finding.reason}" if finding.verdict is Verdict.SUSPECTED else ""
+    return replace(finding, verdict=Verdict.CONFIRMED, reason=f"{told}{found}")

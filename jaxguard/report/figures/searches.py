@@ -1,0 +1,129 @@
+"""Pictures of a search for universal triggers: the patch, images before and after, and all classes side by side."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxguard.errors import DataError
+from jaxguard.report.figures import pictures
+from jaxguard.types import TriggerRow, TriggerSearch
+
+MAX_CLASSES = 12
+"""Classes with a row of the table, the leading ones first."""
+
+
+class Bar(NamedTuple):
+    """One class at the leading size.
+
+    Attributes:
+        label: the class.
+        margin: T.
+        share: length of the bar, of the span from the lowest margin to the highest, in [0, 1].
+        success: share of the judged images.
+        judged: their number.
+    """
+
+    label: int
+    margin: float
+    share: float
+    success: float
+    judged: int
+
+
+class Shown(NamedTuple):
+    """What the page shows of one search; pictures are PNGs as `data:` URIs.
+
+    Attributes:
+        patch: the leading patch, enlarged.
+        plain: judging images as they are; empty where none were kept.
+        stamped: the same with the patch.
+        answers: of the network, `(without, with)` for each image.
+        bars: classes at the leading size, the leading ones first.
+        more: classes that have none.
+        sizes: `(size, leading class, gap, its success)` of every row.
+    """
+
+    patch: str
+    plain: str
+    stamped: str
+    answers: list[tuple[int, int]]
+    bars: list[Bar]
+    more: int
+    sizes: list[tuple[float, int, float, float]]
+
+
+def shown(search: TriggerSearch) -> Shown | None:
+    """Draws a search.
+
+    Args:
+        search: of one network; not trusted.
+
+    Returns:
+        What to show; None where no size was searched to the end.
+
+    Raises:
+        DataError: the arrays do not fit each other.
+    """
+    row = search.leading
+    if row is None:
+        return None
+    for one in search.rows:
+        _check(one, search.shape)
+    first, images = int(row.order[0]), search.pictures
+    plain = stamped = ""
+    if images is not None and len(images):
+        if np.shape(images)[1:] != tuple(search.shape) or np.asarray(search.answers).shape != (len(images), 2):
+            raise DataError(
+                f"expected pictures {tuple(search.shape)} with two answers each, got {np.shape(images)} and "
+                f"{np.asarray(search.answers).shape} in the trigger search; search again"
+            )
+        mask, pattern = row.layers(first, search.shape[0], search.shape[1])
+        plain, stamped = (pictures.strip(_visible(some)) for some in (images, images * (1 - mask) + pattern * mask))
+    low, high = float(row.margin.min()), float(row.margin.max())
+    span = high - low if np.isfinite(high - low) and high > low else 1.0
+    bars = [
+        Bar(
+            int(row.classes[k]),
+            float(row.margin[k]),
+            float(np.clip((row.margin[k] - low) / span, 0, 1)) if np.isfinite(row.margin[k]) else 0.0,
+            float(row.success[k]),
+            int(row.judged[k]),
+        )
+        for k in row.order[:MAX_CLASSES]
+    ]
+    sizes = []
+    for one in search.rows:
+        leading = int(one.order[0])
+        sizes.append((one.size, int(one.classes[leading]), one.gap, float(one.success[leading])))
+    answers = [] if search.answers is None or not plain else [(int(a), int(b)) for a, b in search.answers]
+    patch = pictures.strip(_visible(row.pixels[first : first + 1]))
+    return Shown(patch, plain, stamped, answers, bars, len(row.margin) - len(bars), sizes)
+
+
+def _visible(images: np.ndarray) -> np.ndarray:
+    """Grey or RGB, for whatever number of channels."""
+    channels = images.shape[-1]
+    return images if channels in (1, 3) else images[..., :3] if channels > 3 else images.mean(-1, keepdims=True)
+
+
+def _check(row: TriggerRow, shape: tuple[int, ...]) -> None:
+    number, pixels = np.size(row.classes), np.shape(row.pixels)
+    columns = {np.shape(column) for column in (row.classes, row.margin, row.hits, row.judged)}
+    fits = (
+        columns == {(number,)}
+        and number > 0
+        and np.shape(row.corners) == (number, 2)
+        and len(pixels) == 4
+        and len(shape) == 3
+        and pixels[0] == number
+        and pixels[3] == shape[2]
+        and bool((np.asarray(row.corners) >= 0).all())
+        and bool((np.asarray(row.corners) + np.array(pixels[1:3]) <= np.array(shape[:2])).all())
+    )
+    if not fits:
+        raise DataError(
+            f"expected one patch inside {tuple(shape)} per class, got {pixels} for {number} classes in the trigger "
+            "search; search again"
+        )

@@ -1,0 +1,111 @@
+"""A trigger search on the page, in JSON, and in words."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from fleets import finding
+from test_page import Page, in_order, shown
+from test_pictures import decode
+
+from jaxguard.errors import DataError
+from jaxguard.report import page, schema
+from jaxguard.report.figures import searches
+from jaxguard.types import Report, TriggerRow, TriggerSearch, Verdict
+
+
+def search(channels=3, classes=14):
+    pixels = np.zeros((classes, 2, 2, channels), np.float32)
+    pixels[4] = 1
+    margin, hits = -np.arange(classes) / 10, np.full(classes, 3)
+    margin[4], hits[4] = 5.5, 39
+    corners = np.tile([1, 2], (classes, 1))
+    row = TriggerRow("patch", 2.0, np.arange(classes), margin, hits, np.full(classes, 40), corners, pixels)
+    lower = dataclasses.replace(row, size=3.0, margin=margin / 2)
+    return TriggerSearch(
+        (row, lower),
+        gap=row.gap,
+        p_class=1e-4,
+        source="60 clean images",
+        left_out=("No time was left for patches of 5 pixels of edge.",),
+        num_classes=classes,
+        shape=(6, 6, channels),
+        pictures=np.full((2, 6, 6, channels), 0.5, np.float32),
+        answers=np.array([[1, 4], [2, 2]]),
+        forwards=1234,
+        seconds=3.0,
+    )
+
+
+def report(found):
+    return Report("", findings=(dataclasses.replace(finding("m.npz", Verdict.SUSPECTED), search=found),))
+
+
+def test_the_page_shows_the_patch_the_images_and_the_classes():
+    words = shown(report(search()))
+    in_order(
+        words,
+        "Backdoor suspected: class 4",
+        "Universal triggers",
+        "The best patch for class 4",
+        "edge2 of 6 pixels",
+        "row 1, column 2",
+        "images turned97.5 %",
+        "lead over the next class5.5",
+        "class 1, class 2",
+        "class 4, class 2",
+        "class 4 5.5 97.5 % 40",
+        "class 0 0 7.5 % 40",
+        "2 more with lower margins.",
+        "2 pixels 4 5.5 97.5 %",
+        "3 pixels 4 2.75 97.5 %",
+        "1,234 forward passes",
+        "No time was left for patches of 5 pixels of edge.",
+    )
+
+
+def test_pictures_are_those_of_the_patch():
+    drawn = searches.shown(search())
+    assert (decode(drawn.patch)[..., :3] == 255).all()
+    plain, stamped = decode(drawn.plain)[..., :3], decode(drawn.stamped)[..., :3]
+    scale = plain.shape[0] // 6
+    changed = (plain != stamped).any(-1)[::scale, : 6 * scale : scale]
+    assert np.argwhere(changed).tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
+    assert [bar.label for bar in drawn.bars][:2] == [4, 0] and drawn.bars[0].share == 1
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_images_of_other_numbers_of_channels_are_drawn_too(channels):
+    assert searches.shown(search(channels)).patch.startswith("data:image/png")
+
+
+def test_a_search_without_a_statement_says_why():
+    words = shown(report(TriggerSearch(problem="it answers all images alike", source="60 clean images")))
+    in_order(words, "Universal triggers", "It answers all images alike.")
+
+
+def test_json_gives_the_search_back():
+    text = schema.to_json(report(search()))
+    again = schema.from_json(text)
+    assert schema.to_json(again) == text
+    found = again.findings[0].search
+    np.testing.assert_array_equal(found.leading.pixels, search().leading.pixels)
+    assert (found.target, found.success, found.gap) == (4, 39 / 40, search().gap)
+    assert found.rows[0].classes.dtype == int and found.answers.tolist() == [[1, 4], [2, 2]]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"corners": np.full((14, 2), 5)}, {"pixels": np.zeros((14, 2, 2, 1))}, {"hits": np.zeros(3, int)}]
+)
+def test_a_search_whose_arrays_do_not_fit_is_one_error(changes):
+    found = search()
+    row = dataclasses.replace(found.rows[0], **changes)
+    with pytest.raises(DataError, match="trigger search"):
+        page.to_html(report(dataclasses.replace(found, rows=(row,))))
+
+
+def test_hostile_reasons_are_escaped():
+    text = page.to_html(report(TriggerSearch(problem="<script>x</script>", source="<b>")))
+    assert "<script>x" not in text and not re.search(r"<b>(?!T</b>|Score|p<|q<|Highest|Size)", text)
+    assert Page(text)
