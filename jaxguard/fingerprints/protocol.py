@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from jaxguard.errors import FingerprintError
 from jaxguard.methods import Method
 from jaxguard.training import Progress
 from jaxguard.types import Batch, Network
@@ -101,7 +102,16 @@ class Fingerprint:
         Raises:
             FingerprintError: the owner lacks what the method needs, or too few probes were found.
         """
-        return self.make_fn(owner, key, progress)
+        try:
+            return self.make_fn(owner, key, progress)
+        except (NotImplementedError, ValueError) as error:
+            remarks = owner.network.graph.remarks
+            if not remarks:
+                raise
+            raise FingerprintError(
+                f"expected a model that {self.name} can differentiate, got {error} {' '.join(remarks)} "
+                "Take a method that needs no gradients, such as sac"
+            ) from error
 
     def scores(self, distances: jax.Array | np.ndarray) -> np.ndarray:
         """The paper's numbers in float64, oriented so that higher means more likely stolen."""

@@ -50,7 +50,7 @@ def outputs_of(
             found[index] = endpoints.query(model, images)
     chunks = evaluation.chunked(np.asarray(images, np.float32), BATCH_SIZE)
     for members in buckets.values():
-        suspects = [models[index] for index in members]
+        suspects = [model for index in members if isinstance(model := models[index], Suspect)]
         if of_classes:
             require_classes(suspects[0].name, suspects[0].require_network())
         found |= dict(zip(members, _queried(suspects, chunks, len(images)), strict=True))

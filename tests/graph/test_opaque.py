@@ -10,9 +10,11 @@ import zoo
 from jax import lax
 from jax.experimental import io_callback, pallas
 
-from jaxguard import surgery
-from jaxguard.errors import GraphError, UnscorableError
+from jaxguard import fusion, surgery
+from jaxguard.errors import FingerprintError, GraphError, UnscorableError
+from jaxguard.fingerprints import FINGERPRINTS, Owner
 from jaxguard.graph import Coalitions, channel_graph, pairing
+from jaxguard.types import Network
 
 WIDTH = 6
 
@@ -271,3 +273,14 @@ def test_a_loop_whose_number_of_steps_is_a_constant_is_followed(loop):
     for k in range(3):
         h = np.tanh(h @ v["w"][k])
     np.testing.assert_allclose(graph.run(v, images), h @ v["head"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pure_callback", "while", "sort"])
+def test_fusion_goes_on_around_it_and_hinges_name_it_where_they_need_its_gradient(name):
+    _, apply_fn, variables, images = case(name)
+    network = Network(variables, apply_fn, images.shape[1:])
+    fused = fusion.fuse(network, network)
+    np.testing.assert_allclose(fused.network(images), apply_fn(variables, images), rtol=1e-4, atol=1e-5)
+    if name == "pure_callback":
+        with pytest.raises(FingerprintError, match=r"that tafa-hinge can differentiate, got .*`pure_callback` at .*"):
+            FINGERPRINTS["tafa-hinge"]().make(Owner(network), jax.random.key(0))
