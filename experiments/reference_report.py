@@ -20,12 +20,12 @@ import reference_plan
 from scipy import stats
 
 from jaxguard import conformal
+from jaxguard.detection import trigger_reference
 
 ALPHA = 0.05
 FEWEST = math.ceil(1 / ALPHA) - 1
 """References from which on a p-value can be that small."""
 
-SCHEMA = "jaxguard.trigger_reference/1"
 
 Row = dict[str, Any]
 
@@ -198,7 +198,13 @@ def reference_file(rows: dict[int, Row], found: dict[str, Any]) -> dict[str, Any
     }
     source = {"experiment": "universal_reference.py", "seed": reference_plan.SEED, "alpha": ALPHA}
     source |= {name: found[name] for name in ("planned", "trained", "searched")}
-    return {"schema": SCHEMA, "search": found["search_version"], "source": source, **rates, "networks": networks}
+    return {
+        "schema": trigger_reference.SCHEMA,
+        "search": found["search_version"],
+        "source": source,
+        **rates,
+        "networks": networks,
+    }
 
 
 def tables(found: dict[str, Any]) -> str:

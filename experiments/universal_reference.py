@@ -44,8 +44,6 @@ from jaxguard.types import Batch, Network
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 WORKS = 0.8
-VERSION = getattr(universal, "VERSION", 1)
-"""Of the search: gaps of different versions are not mixed."""
 
 
 def read(path: pathlib.Path) -> dict[int, dict[str, Any]]:
@@ -140,7 +138,7 @@ def search(one: Plan, folder: pathlib.Path) -> dict[str, Any]:
         for size in found.rows
     ]
     searched = {
-        "version": VERSION,
+        "version": universal.VERSION,
         "file_sha256": suspect.sha256,
         "gap": _number(found.gap),
         "p_class": _number(found.p_class),
@@ -191,7 +189,7 @@ def main() -> None:
                 append(arguments.rows, row)
                 shown = ("index", "data", "architecture", "regime", "attack", "acc", "asr", "seconds", "cpu_seconds")
                 print({name: row.get(name) for name in shown}, flush=True)
-            if arguments.search and "sha256" in row and row.get("searched", {}).get("version") != VERSION:
+            if arguments.search and "sha256" in row and row.get("searched", {}).get("version") != universal.VERSION:
                 found = search(one, arguments.out)
                 append(arguments.rows, found)
                 print(one.index, row["attack"], row.get("asr"), found["searched"]["gap"], flush=True)

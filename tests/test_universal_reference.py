@@ -15,6 +15,9 @@ import reference_training
 import universal_reference
 from reference_plan import KINDS, REGIMES, STRUCTURES, TASKS
 
+from jaxguard.detection import trigger_reference
+from jaxguard.inversion import universal
+
 PLAN = reference_plan.plan()
 
 
@@ -101,7 +104,7 @@ def row(index, gap, *, attack=None, hits=(90, 10), **more):
     """As the search writes it: classes 3 and 4, of which 3 leads."""
     margin = [None, None] if gap is None else [gap, 0.0]
     size = {"kind": "patch", "size": 3.0, "classes": [3, 4], "margin": margin, "hits": list(hits), "judged": [100, 100]}
-    searched = {"version": "v", "gap": gap, "problem": "", "cpu_seconds": 2.0, "sizes": [size]}
+    searched = {"version": universal.VERSION, "gap": gap, "problem": "", "cpu_seconds": 2.0, "sizes": [size]}
     searched |= {"file_sha256": f"file {index}"}
     half = "judgement" if index % 2 else "reference"
     known = {"data": "digits", "classes": 10, "shape": [16, 16, 1], "architecture": "mlp:hidden=16", "acc": 0.9}
@@ -144,6 +147,8 @@ def test_reference_file_holds_the_clean_even_half_alone(tmp_path):
     assert written["power"] == {"found": 1, "of": 1} and written["false_alarms"] == {"found": 0, "of": 1}
     assert {one["sha256"] for one in written["networks"]} == {f"file {2 * k}" for k in range(19)}
     assert json.loads((tmp_path / "universal_reference_report.json").read_text())["references"] == 19
+    known = trigger_reference.load(package)
+    assert known is not None and known.power == (1, 1) and sorted(known.gaps.values()) == [k / 20 for k in range(19)]
     package.unlink()
     reference_report.write({one["index"]: one for one in rows[1:]}, tmp_path, package)
     assert not package.exists()  # with 18 references nothing could be suspected
