@@ -217,6 +217,12 @@ KINDS = {
         "down.weight": ((32, 3, 3, 3), OIHW),
         "mid.weight": ((64, 32, 3, 3), OIHW),
     },
+    "an adapter whose last factors are those of attention": {
+        "transformer.blocks.0.attn.to_q.lora_A.weight": ((4, 32), OI),
+        "transformer.blocks.0.attn.to_q.lora_B.weight": ((32, 4), OI),
+        "transformer.blocks.0.attn.to_v.lora_A.weight": ((4, 32), OI),
+        "transformer.blocks.0.attn.to_v.lora_B.weight": ((16, 4), OI),
+    },
     "Haiku recurrent": {
         "net/~/gru/w_i": ((8, 48), IO),
         "net/~/gru/w_h": ((16, 48), IO),

@@ -41,7 +41,12 @@ def outputs(producers: Sequence[Producer]) -> list[Producer]:
     if named:
         outermost = min(len(p.module) for p in named)
         return found + [p for p in named if len(p.module) == outermost][-1:]
-    return found + [p for p in free if p is producers[-1]]
+    return found + [p for p in free if p is producers[-1] and not _is_of_attention(p)]
+
+
+def _is_of_attention(one: Producer) -> bool:
+    """Whether it lies in a module of attention, as the last low-rank factors of an adapter often do."""
+    return any(ATTENTION_BLOCK.fullmatch(word) for word in one.module)
 
 
 def _has_no_taps(one: Producer) -> bool:
