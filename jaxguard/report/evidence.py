@@ -30,14 +30,12 @@ def numbers(finding: Finding) -> list[tuple[str, str]]:
     """What was measured on a scanned network, as `(name, value)`; what is unknown is left out.
 
     >>> from jaxguard.types import Provenance, Verdict
-    >>> numbers(Finding(Provenance("m.npz"), Verdict.INCONCLUSIVE, z=3.016))
-    [('highest channel z-score', '3.02')]
+    >>> numbers(Finding(Provenance("m.npz"), Verdict.SUSPECTED, score=3.016))
+    [('score', '3.02')]
     """
     shown = [("score", finding.score), ("p", finding.p_value), ("q", finding.q_value)]
     facts = [(name, wording.rate(value) if name in "pq" else wording.number(value)) for name, value in shown]
     facts = [pair for pair, (_, value) in zip(facts, shown, strict=True) if math.isfinite(value)]
-    if math.isfinite(finding.z):
-        facts.append(("highest channel z-score", wording.number(finding.z)))
     if finding.layers:
         above, total = sum(layer.above for layer in finding.layers), sum(layer.channels for layer in finding.layers)
         facts.append(("channels above their threshold", f"{above} of {total}"))

@@ -105,12 +105,12 @@ def tally(report: Report) -> dict[str, int]:
 
 
 def by_suspicion(findings: Iterable[Finding]) -> list[Finding]:
-    """Sorts findings: by verdict, then by q, p, score and z, the most suspicious first and the undefined last."""
+    """Sorts findings: by verdict, then by q, p and score, the most suspicious first and the undefined last."""
     return sorted(findings, key=_suspicion)
 
 
 def _suspicion(finding: Finding) -> tuple[float, ...]:
-    keys = (finding.q_value, finding.p_value, -finding.score, -finding.z)
+    keys = (finding.q_value, finding.p_value, -finding.score)
     return (_RANKS[finding.verdict], *(math.inf if math.isnan(key) else key for key in keys))
 
 

@@ -183,7 +183,7 @@ def _results(report: Report, places: dict[Key, int]) -> Iterator[dict[str, Any]]
 
 
 def _finding(one: Finding, index: int) -> dict[str, Any]:
-    numbers = {"score": one.score, "p": one.p_value, "q": one.q_value, "highest channel z-score": one.z}
+    numbers = {"score": one.score, "p": one.p_value, "q": one.q_value}
     facts = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items() if math.isfinite(value))
     leads = {
         Verdict.CODE_EXECUTION: "Code execution",

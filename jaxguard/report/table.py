@@ -175,9 +175,6 @@ def _ranking(shown: Sequence[Finding], folder: str) -> Table:
     def numbers(values: Iterable[float]) -> list[str]:
         return wording.aligned(values)
 
-    def deviations(values: Iterable[float]) -> list[str]:
-        return [f"{value:.2f}" if math.isfinite(value) else "–" for value in values]
-
     def rates(values: Iterable[float]) -> list[str]:
         return list(map(wording.rate, values))
 
@@ -190,7 +187,7 @@ def _ranking(shown: Sequence[Finding], folder: str) -> Table:
 
     columns: dict[str, tuple[Sequence[float], Callable[[Iterable[float]], list[str]]]] = {
         "score": ([one.score for one in shown], numbers), "p": ([one.p_value for one in shown], rates),
-        "q": ([one.q_value for one in shown], rates), "max z": ([one.z for one in shown], deviations),
+        "q": ([one.q_value for one in shown], rates),
         "ACC %": (metric("acc"), percents), "ASR %": (metric("asr"), percents), "RA %": (metric("ra"), percents),
     }  # fmt: skip
     columns = {name: column for name, column in columns.items() if any(map(math.isfinite, column[0]))}

@@ -61,7 +61,7 @@ def test_verdicts_come_first(full, owned):
 def test_one_finding_is_told_from_verdict_to_layers(deep):
     lines = rows(render(deep, 120))
     assert lines[0] == "? Inconclusive."
-    assert lines[1].startswith("No reference profile. Highest channel z-score 8.73; channels above their threshold")
+    assert lines[1].startswith("No reference profile. Channels above their threshold")
     order = ["checkpoint deep.safetensors", "architecture resnet62", "format safetensors", "size 291 kB"]
     order += [f"sha256 {'cd' * 32}", "examined weights", "layer channels max z channel above undefined"]
     places = [lines.index(words) for words in order]
@@ -76,9 +76,9 @@ def test_one_finding_is_told_from_verdict_to_layers(deep):
 
 def test_few_findings_have_their_rates(full):
     lines = rows(render(full, 160))
-    assert "checkpoint verdict max z ACC % ASR % RA %" in lines
-    assert "suspect.safetensors ? inconclusive 3.06 98.9 99.7 0.3" in lines
-    assert "vendor.safetensors ? inconclusive 5.44 97.8 – –" in lines
+    assert "checkpoint verdict ACC % ASR % RA %" in lines
+    assert "suspect.safetensors ? inconclusive 98.9 99.7 0.3" in lines
+    assert "vendor.safetensors ? inconclusive 97.8 – –" in lines
     assert "[runs/2026-03/suspect.safetensors] The last layer was not scored." in lines
 
 
@@ -89,7 +89,7 @@ def test_counts_rows_and_names():
     counts = ["3 ✗ suspected", "49 ○ no evidence", "6 ? inconclusive", "2 ! could not be scored", "3 – skipped"]
     start = lines.index(counts[0])
     assert lines[start : start + 5] == counts
-    heading = lines.index("checkpoint verdict score p q max z")
+    heading = lines.index("checkpoint verdict score p q")
     shown = lines[heading + 2 : heading + 7]
     assert [line.split(" ✗ ")[0] for line in shown[:3]] == [
         "id-00000002/model.safetensors", "id-00000001/model.safetensors", "id-00000000/Final model.safetensors",
