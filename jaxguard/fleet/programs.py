@@ -109,6 +109,7 @@ def _program(structure: Structure, recipe: Recipe) -> jax.stages.Wrapped:
         shapes = jax.eval_shape(one, rows, 0)
         # Results of all rows, filled in one after the other: the loop's length is traced, its arrays are not.
         empty = tuple(jnp.zeros((len(rows), *shape.shape), shape.dtype) for shape in shapes)
+        empty = jax.lax.pcast(empty, (execution.CHECKPOINTS,), to="varying")
 
         def step(block: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             start = block * width
@@ -126,7 +127,7 @@ def _program(structure: Structure, recipe: Recipe) -> jax.stages.Wrapped:
 
     split = PartitionSpec(execution.CHECKPOINTS)
     specs = {"in_specs": (split, split), "out_specs": (split, split, split)}
-    return jax.jit(jax.shard_map(of_device, mesh=execution.device_mesh(), check_vma=False, **specs))
+    return jax.jit(jax.shard_map(of_device, mesh=execution.device_mesh(), **specs))
 
 
 def _reduced(structure: Structure, recipe: Recipe, rows: jax.Array, number: jax.Array) -> dict[str, Reduced]:
