@@ -74,11 +74,15 @@ def shared_data() -> pathlib.Path:
 @pytest.fixture
 def jaxguard(monkeypatch, capsys):
     """The command line: `(*arguments) -> (exit code, output, errors)`."""
-    from jaxguard.cli import main
+    from jaxguard.cli import console, main
+
+    # Both, as a console reads COLUMNS when it is made, which may have been before.
+    monkeypatch.setenv("COLUMNS", "200")
+    for one in (console.out, console.err):
+        monkeypatch.setattr(one, "width", 200)
 
     def run(*arguments: object) -> tuple[int | str, str, str]:
         monkeypatch.setattr(sys, "argv", ["jaxguard", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
         try:
             main()
             code = 0

@@ -87,7 +87,7 @@ def test_the_commands_run(demo, jaxguard, monkeypatch):
         words = shlex.split(command, comments=True)[1:]
         briefly = [word for method, given in BRIEFLY.items() if ["--method", method] == words[2:4] for word in given]
         code, _, errors = jaxguard(*words, *briefly)
-        assert code == 0, f"{command}\n{errors}"
+        assert code == (1 if words[0] == "scan" and "--attack" in words else 0), f"{command}\n{errors}"  # confirmed
 
 
 @pytest.mark.slow
