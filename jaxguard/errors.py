@@ -4,7 +4,7 @@
 class JaxguardError(Exception):
     """Base of all jaxguard errors.
 
-    The message says what was expected, what came, where (file, leaf path, argument) and what to do about it.
+    The message says what was expected, what was given, where (file, leaf path, argument) and what to do about it.
 
     Attributes:
         kind: one word for machines, the same for all errors of a class.

@@ -126,8 +126,9 @@ def scan(  # noqa: PLR0917  # a command's options
 ) -> None:
     """Judge one checkpoint, or all in a folder or bucket; no data needed.
 
-    For every class of a network that can be run, a universal trigger is searched on images made from nothing, or on
-    clean ones of --data; the verdict is never `clean`. With a --profile that one judges instead.
+    Universal triggers are searched in a network that can be run, on images
+    made from nothing or clean ones of --data. With a --profile that one judges
+    instead. The verdict is never `clean`.
     """
     chosen = options.output_format(format_, as_json=as_json, output=output)
     failures = _failures(fail_on or [], fail_on_inconclusive)

@@ -14,9 +14,6 @@ from jaxguard.types import Batch, TriggerSearch
 MOST = 4
 """Networks up to which a scan searches triggers; in more of them in none."""
 
-FEWEST = 20
-"""Clean images below which procedural ones are used instead."""
-
 CLEAN = 100
 """Clean images that are used, at most."""
 
@@ -63,7 +60,9 @@ def searched(seen: Examination, *, clean: Batch | None, budget: float | None) ->
         try:
             model = seen.models[k]
             network = model.load().require_network()
-            batch = None if clean is None or len(clean.images) < FEWEST else _some(model.options.relabelled(clean))
+            batch = None  # procedural images are used
+            if clean is not None and len(clean.images) >= inversion.FEWEST:
+                batch = _some(model.options.relabelled(clean))
             title = f"searching triggers in network {done + 1} of {len(runnable)}"
             with seen.listener.steps(title) as progress:
                 found = inversion.search(

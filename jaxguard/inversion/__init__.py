@@ -10,6 +10,16 @@ Without images, `made = synthesise(graph, variables, key, labels=labels)` gives 
 from jaxguard.inversion.anomaly import anomaly_index, recovered_trigger
 from jaxguard.inversion.synthesis import Synthesis, synthesise
 from jaxguard.inversion.trigger import Inversion, invert
-from jaxguard.inversion.universal import in_turn, search
+from jaxguard.inversion.universal import FEWEST, in_turn, search
 
-__all__ = ["Inversion", "Synthesis", "anomaly_index", "in_turn", "invert", "recovered_trigger", "search", "synthesise"]
+__all__ = [
+    "FEWEST",
+    "Inversion",
+    "Synthesis",
+    "anomaly_index",
+    "in_turn",
+    "invert",
+    "recovered_trigger",
+    "search",
+    "synthesise",
+]

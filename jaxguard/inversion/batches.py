@@ -1,4 +1,4 @@
-"""Batches of one size, so that a network is compiled once for all of a search."""
+"""Images and labels of a search, in batches of one size, so that a network is compiled once for all of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxguard import execution
+from jaxguard.errors import DataError
 from jaxguard.types import ApplyFn, Variables
 
 
@@ -42,3 +43,40 @@ def logits_of(apply_fn: ApplyFn, variables: Variables, images: np.ndarray) -> np
     rows = rows_of(len(images), execution.stamped_images_at_once())
     parts = execution.in_threads(lambda row: np.asarray(_logits(apply_fn, variables, images[row])), rows)
     return np.concatenate(list(parts))[: len(images)]
+
+
+def require_unit_range(images: np.ndarray | jax.Array, where: str) -> None:
+    """Check that images are in [0, 1].
+
+    Args:
+        images: not empty.
+        where: name of the public function, for the error.
+
+    Raises:
+        DataError: some are not.
+    """
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):
+        raise DataError(
+            f"expected images in [0, 1], got {low:.3g} to {high:.3g} in {where}(); divide bytes by 255, and leave "
+            "mean and standard deviation to the model"
+        )
+
+
+def require_labels(labels: np.ndarray, number: int, num_classes: int, where: str) -> None:
+    """Check that there is one class per image.
+
+    Args:
+        labels: int `[N]`.
+        number: `N` of the images.
+        num_classes: `K`.
+        where: name of the public function, for the error.
+
+    Raises:
+        DataError: there is not.
+    """
+    if labels.shape != (number,) or labels.min() < 0 or labels.max() >= num_classes:
+        raise DataError(
+            f"expected {number} labels in [0, {num_classes}), got shape {labels.shape} in {where}(); pass one label "
+            "per image, or None for the model's own predictions"
+        )

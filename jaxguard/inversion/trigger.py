@@ -34,6 +34,7 @@ from jax.tree_util import Partial
 
 from jaxguard import execution, training
 from jaxguard.errors import DataError, JaxguardError
+from jaxguard.inversion.batches import require_labels, require_unit_range, rows_of
 from jaxguard.inversion.descent import Descent, Patch, State, stamped_logits
 from jaxguard.inversion.workers import run
 from jaxguard.types import ApplyFn, Batch, Variables
@@ -193,14 +194,9 @@ def _classify(
     classify: Callable[..., jax.Array], images: np.ndarray, patch: tuple[np.ndarray, np.ndarray], block: tuple[int, int]
 ) -> np.ndarray:
     """Classes `[K, N]` of all images with all patches, block by block; the last blocks are filled up."""
-    patches, columns = (_blocks(total, size) for total, size in zip((len(patch[0]), len(images)), block, strict=True))
+    patches, columns = (rows_of(total, size) for total, size in zip((len(patch[0]), len(images)), block, strict=True))
     found = [[np.asarray(classify(images[c], (patch[0][p], patch[1][p]))) for c in columns] for p in patches]
     return np.block(found)[: len(patch[0]), : len(images)]
-
-
-def _blocks(total: int, size: int) -> np.ndarray:
-    """Indices below `total` in rows of `size`; the last row is filled up from the start."""
-    return (np.arange(-(-total // size) * size) % total).reshape(-1, size)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -225,13 +221,8 @@ def _checked(
     images = jnp.asarray(images, jnp.float32)
     if images.ndim != 4 or 0 in images.shape:
         raise DataError(f"expected images [N, H, W, C], got {images.shape} in invert(); add the missing axes")
-    low, high = float(images.min()), float(images.max())
-    if not (low >= 0 and high <= 1):
-        raise DataError(
-            f"expected images in [0, 1], got {low:.3g} to {high:.3g} in invert(); divide bytes by 255, and leave "
-            "mean and standard deviation to the model"
-        )
-    rows = _blocks(len(images), min(batch_size, len(images)))
+    require_unit_range(images, "invert")
+    rows = rows_of(len(images), min(batch_size, len(images)))
     parts = [_logits(apply_fn, variables, images[row]) for row in rows]
     first = parts[0]
     if first.ndim != 2 or len(first) != rows.shape[1] or not jnp.issubdtype(first.dtype, jnp.floating):
@@ -247,9 +238,5 @@ def _checked(
         )
     num_classes = logits.shape[-1]
     known = logits.argmax(-1) if labels is None else np.asarray(labels)
-    if known.shape != (len(images),) or known.min() < 0 or known.max() >= num_classes:
-        raise DataError(
-            f"expected {len(images)} labels in [0, {num_classes}), got shape {known.shape} in invert(); pass one label "
-            "per image, or None for the model's own predictions"
-        )
+    require_labels(known, len(images), num_classes, "invert")
     return Batch(images, jnp.asarray(known, jnp.int32)), num_classes

@@ -24,7 +24,7 @@ from jaxguard import training
 from jaxguard.errors import DataError, GraphError
 from jaxguard.inversion import margins, patch_search
 from jaxguard.inversion.ascent import Clock, OutOfTimeError, Task
-from jaxguard.inversion.batches import logits_of
+from jaxguard.inversion.batches import logits_of, require_labels, require_unit_range
 from jaxguard.inversion.patches import Patches, edges_of
 from jaxguard.inversion.procedural import pictures
 from jaxguard.types import Network
@@ -41,6 +41,9 @@ SEARCHED = 16
 
 JUDGED = 128
 """Images that judge triggers, at most."""
+
+FEWEST = 20
+"""Clean images that a search can be made on."""
 
 FEWEST_CLASSES = 5
 """Classes from which on one can stand out."""
@@ -264,20 +267,13 @@ def _checked(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Images and labels as the search needs them."""
     known = np.asarray(images, np.float32)
-    if known.ndim != 4 or known.shape[1:] != tuple(shape) or len(known) < 20:
-        raise DataError(f"expected 20 or more images {tuple(shape)}, got {known.shape} in search(); resize or add some")
-    low, high = float(known.min()), float(known.max())
-    if not (low >= 0 and high <= 1):
+    if known.ndim != 4 or known.shape[1:] != tuple(shape) or len(known) < FEWEST:
         raise DataError(
-            f"expected images in [0, 1], got {low:.3g} to {high:.3g} in search(); divide bytes by 255, and leave mean "
-            "and standard deviation to the network"
+            f"expected {FEWEST} or more images {tuple(shape)}, got {known.shape} in search(); resize or add some"
         )
+    require_unit_range(known, "search")
     if labels is None:
         return known, None
     wanted = np.asarray(labels).astype(np.int64)
-    if wanted.shape != (len(known),) or wanted.min() < 0 or wanted.max() >= num_classes:
-        raise DataError(
-            f"expected {len(known)} labels in [0, {num_classes}), got shape {wanted.shape} in search(); pass one class "
-            "per image, or None for the network's own answers"
-        )
+    require_labels(wanted, len(known), num_classes, "search")
     return known, wanted
