@@ -118,7 +118,13 @@ class Candidates(NamedTuple):
 
 
 def stamped_logits(
-    task: Task, model: TriggerModel, make_fn: Callable[[np.ndarray], Candidates], number: int, images: np.ndarray
+    task: Task,
+    model: TriggerModel,
+    make_fn: Callable[[np.ndarray], Candidates],
+    number: int,
+    images: np.ndarray,
+    *,
+    shown: np.ndarray | None = None,
 ) -> np.ndarray:
     """Logits of stamped images, candidate by candidate; forward only.
 
@@ -128,18 +134,20 @@ def stamped_logits(
         make_fn: numbers of candidates `[n]` -> these candidates; called chunk by chunk.
         number: of candidates, `N`.
         images: `[B, H, W, C]`.
+        shown: int `[N, B']`, which images each candidate is stamped on; None for all.
 
     Returns:
-        float32 `[N, B, K]`.
+        float32 `[N, B, K]`, or `[N, B', K]`.
     """
-    size, per = execution.stamped_images_at_once(), len(images)
+    size, per = execution.stamped_images_at_once(), len(images) if shown is None else shown.shape[1]
 
     def answers(row: np.ndarray) -> np.ndarray:
         task.clock.spend(len(row))
         # A row holds stamped images of a few candidates: each is made once, and repeated for its images.
         own, inverse = np.unique(row // per, return_inverse=True)
         candidates = make_fn(own).take(inverse)
-        return np.asarray(_answers(task.apply_fn, model, task.variables, candidates, images[row % per][:, None]))
+        plain = images[row % per if shown is None else shown.reshape(-1)[row]][:, None]
+        return np.asarray(_answers(task.apply_fn, model, task.variables, candidates, plain))
 
     rows = rows_of(number * per, min(size, number * per) if number * per < size // 4 else size)
     found = np.concatenate(list(execution.in_threads(answers, rows)))[: number * per]
@@ -178,7 +186,7 @@ class Climbed(NamedTuple):
 
     Attributes:
         free: the best iterate of each.
-        score: `[N]`, mean log probability of the target over images of other classes.
+        score: `[N]`, mean log probability of the target over the images that are not of it.
         momentum: of the last step.
     """
 
@@ -187,29 +195,41 @@ class Climbed(NamedTuple):
     momentum: Any
 
 
-def climb(task: Task, model: TriggerModel, candidates: Candidates, targets: np.ndarray, steps: int) -> Climbed:
+def climb(
+    task: Task,
+    model: TriggerModel,
+    candidates: Candidates,
+    targets: np.ndarray,
+    steps: int,
+    *,
+    shown: np.ndarray | None = None,
+) -> Climbed:
     """Moves candidates towards their targets; each gets the same number of steps.
 
     Args:
         task: the network and its images.
         model: the family of the triggers.
         candidates: `N` of them.
-        targets: int `[N]`.
+        targets: int `[N]`, or `[N, B]` for a target of each image.
         steps: of sign ascent with momentum.
+        shown: int `[N, B]`, the images of the task that each candidate is stamped on; None for all.
 
     Returns:
         The best of the iterates, the first included.
     """
-    per, number = len(task.images), len(targets)
+    number = len(targets)
+    per = len(task.images) if shown is None else shown.shape[1]
+    wanted = np.broadcast_to(targets.reshape(number, -1), (number, per)).astype(np.int32)
     at_once = max(1, execution.stamped_images_at_once() // per)
     step = _Climb(task.apply_fn, model)
 
     def climbed(row: np.ndarray) -> Climbed:
         task.clock.spend(row.size * per * steps * (1 + GRADIENT))
         given, start = candidates.take(row)
+        images, labels = (leaf[None] if shown is None else leaf[shown[row]] for leaf in (task.images, task.labels))
         # Images of the target class are there already: they weigh nothing, and the batch keeps its shape.
-        weights = (task.labels[None] != targets[row][:, None]).astype(np.float32)
-        setting = _Setting(given, task.images, weights, targets[row].astype(np.int32), np.array(steps, np.float32))
+        weights = (labels != wanted[row]).astype(np.float32)
+        setting = _Setting(given, images, weights, wanted[row], np.array(steps, np.float32))
         state = _State(start, jax.tree.map(np.zeros_like, start), start, np.full(len(row), -np.inf, np.float32))
         state, _ = training.descend(Partial(step, task.variables, setting), state, steps)
         return jax.device_get(Climbed(state.best, state.score, state.momentum))
@@ -219,7 +239,10 @@ def climb(task: Task, model: TriggerModel, candidates: Candidates, targets: np.n
 
 
 class _Setting(NamedTuple):
-    """What stays the same from step to step: images `[B, H, W, C]`, their weights `[N, B]`, the number of steps."""
+    """What stays the same from step to step.
+
+    Images `[1 or N, B, H, W, C]`, their weights and targets `[N, B]`, the number of steps.
+    """
 
     given: Any
     images: Any
@@ -248,11 +271,10 @@ class _Climb:
         given, images, weights, targets, steps = setting
 
         def lead(free: Any) -> tuple[jax.Array, jax.Array]:
-            stamped = self.model.stamp(given, free, images[None])
+            stamped = self.model.stamp(given, free, images)
             logits = self.apply_fn(variables, stamped.reshape(-1, *stamped.shape[2:])).astype(jnp.float32)
             logits = logits.reshape(*weights.shape, -1)
-            wanted = jnp.broadcast_to(targets[:, None, None], (*weights.shape, 1))
-            reached = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted, -1)[..., 0]
+            reached = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
             counted = jnp.maximum(weights.sum(1), 1)
             score = (weights * jnp.maximum(reached, LEAST)).sum(1) / counted
             # The gradient comes without the floor, which would stop it; the sum over candidates keeps them apart,
