@@ -44,6 +44,46 @@ def p_values(scores: ArrayLike, references: ArrayLike) -> np.ndarray:
     return (1 + as_high(found, known)) / (len(known) + 1)
 
 
+def joined(scores: ArrayLike, references: ArrayLike) -> tuple[float, np.ndarray]:
+    """One p-value for several scores of a model, of which any may be the one that is high.
+
+    For every kind of score the models, the suspect among them, are put on one scale: 0 at the median, 1 at the upper
+    tenth. A model counts by its highest value on it, and the p-value is the share of models that count as much. All
+    models are treated alike, so that it is exact whatever the distributions and dependences are, without a correction
+    for the number of kinds. (The smallest of conformal p-values would do too, but the best reference of each of M kinds
+    has the smallest p-value there is, so that nothing falls below `M / (R + 1)`.)
+
+    Args:
+        scores: `[M]` of the suspect, one of each kind; NaN where it has none.
+        references: `[R, M]` of models known to be innocent; NaN where one has none.
+
+    Returns:
+        The p-value, in (0, 1], and the suspect's scores on that scale, float64 `[M]`, NaN where it has none. NaN for a
+        suspect without any score.
+
+    Example:
+        >>> references = [[k / 10, (9 - k) * 10] for k in range(10)]
+        >>> p_value, heights = joined([0.5, 200.0], references)
+        >>> round(p_value, 3), heights.round(2).tolist()
+        (0.091, [0.0, 3.75])
+    """
+    given = np.asarray(scores, np.float64).reshape(1, -1)
+    kinds = ~np.isnan(given[0])
+    heights = np.full(given.shape[1], np.nan)
+    if not kinds.any():
+        return math.nan, heights
+    # Kinds that the suspect has no score of say nothing of it, and references without any other are no references.
+    known = np.asarray(references, np.float64).reshape(-1, given.shape[1])[:, kinds]
+    pool = np.concatenate([known[~np.isnan(known).all(axis=1)], given[:, kinds]])
+    middle, high = np.nanquantile(pool, (0.5, 0.9), axis=0)
+    width = np.maximum(high - middle, np.finfo(np.float64).tiny)
+    with np.errstate(over="ignore"):
+        scaled = (pool - middle) / width
+    best = np.nanmax(scaled, axis=1)
+    heights[kinds] = scaled[-1]
+    return float(np.mean(best >= best[-1])), heights
+
+
 def as_high(scores: np.ndarray, known: np.ndarray) -> np.ndarray:
     """How many of the known scores are as high.
 

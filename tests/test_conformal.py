@@ -76,3 +76,47 @@ def test_power_has_the_exact_interval():
     nothing, interval = conformal.power([], alpha=0.05)
     assert np.isnan(nothing)
     assert interval == (0, 1)
+
+
+def gaps(rng, number):
+    """Of five kinds of triggers: dependent, each with a unit and a tail of its own, and a fifth of the last missing."""
+    common = rng.normal(size=(number, 1))
+    drawn = -stats.norm.logsf(0.8 * rng.normal(size=(number, 5)) + 0.6 * common)
+    drawn = drawn ** np.array([1, 0.7, 1.3, 1.6, 1]) * np.array([1, 0.01, 10, 1, 100])
+    drawn[:, 4] = np.where(rng.random(number) < 0.2, np.nan, drawn[:, 4])
+    return drawn
+
+
+def test_joined_kinds_err_as_often_as_accepted():
+    rng = np.random.default_rng(0)
+    pools = [gaps(rng, 40) for _ in range(800)]
+    found = np.array([conformal.joined(pool[0], pool[1:])[0] for pool in pools if not np.isnan(pool[0, 4])])
+    for alpha in (0.05, 0.2):
+        assert stats.binomtest(int((found <= alpha).sum()), len(found), alpha, alternative="greater").pvalue > 0.01
+
+
+def test_joining_kinds_costs_far_less_than_the_smallest_of_their_p_values():
+    """A suspect that stands out by the first of four kinds, among 59 references."""
+    rng, accused = np.random.default_rng(1), np.zeros(3)
+    for _ in range(200):
+        pool = gaps(rng, 60)[:, :4]
+        suspect, references = pool[0] + [8, 0, 0, 0], pool[1:]
+        alone = np.array([conformal.p_values(suspect[[k]], references[:, k])[0] for k in range(4)])
+        found = conformal.joined(suspect, references)[0], alone[0], 4 * alone.min()
+        accused += np.array(found) <= 0.05
+    joined, first, bonferroni = accused / 200
+    assert first > 0.98 and joined > 0.7
+    assert bonferroni == 0  # four times 1/60: no network can be accused
+
+
+def test_one_kind_joined_is_its_p_value_and_kinds_without_scores_do_not_count():
+    references = np.array([[3.0], [1.0], [2.0], [2.0]])
+    for score in (0.0, 1.0, 2.0, 2.5, 9.0):
+        assert conformal.joined([score], references)[0] == conformal.p_values([score], references.ravel())[0]
+    more = np.concatenate([references, np.full((4, 1), 7.0)], axis=1)
+    p_value, heights = conformal.joined([2.5, np.nan], np.concatenate([more, [[np.nan, 9.0]]]))
+    assert p_value == 0.4 and heights[0] > 0 and np.isnan(heights[1])
+    p_value, heights = conformal.joined([np.nan], references)
+    assert np.isnan(p_value) and np.isnan(heights).all()
+    assert conformal.joined([1.0], np.zeros((0, 1)))[0] == 1.0
+    assert conformal.joined([0.0, 5.0], np.zeros((9, 2)))[0] == 0.1  # no spread at all: the one that differs
