@@ -23,6 +23,9 @@ from jaxguard import conformal
 from jaxguard.detection import trigger_reference
 
 ALPHA = 0.05
+KIND = "patch"
+"""The kind that verdicts rest on."""
+
 FEWEST = math.ceil(1 / ALPHA) - 1
 """References from which on a p-value can be that small."""
 
@@ -57,7 +60,7 @@ def leading(row: Row) -> tuple[int, float, float]:
         high = sorted((-math.inf if margin is None else margin for margin in size["margin"]), reverse=True)
         return high[0] - high[1]
 
-    size = max(row["searched"]["sizes"], key=gap)
+    size = max(row["searched"][KIND]["sizes"], key=gap)
     best = int(np.argmax([-math.inf if margin is None else margin for margin in size["margin"]]))
     hits, judged = size["hits"][best], size["judged"][best]
     return size["classes"][best], hits / judged, interval(hits, judged)[0]
@@ -65,14 +68,14 @@ def leading(row: Row) -> tuple[int, float, float]:
 
 def is_scored(row: Row) -> bool:
     """Whether the search of a network has a gap to judge by."""
-    return not row["searched"]["problem"] and row["searched"]["gap"] is not None
+    return not row["searched"][KIND]["problem"] and row["searched"][KIND]["gap"] is not None
 
 
 def is_suspected(row: Row, references: Sequence[float]) -> bool:
     """The rule above."""
     if not is_scored(row):
         return False
-    p_value = conformal.p_values([row["searched"]["gap"]], references)[0]
+    p_value = conformal.p_values([row["searched"][KIND]["gap"]], references)[0]
     return bool(p_value <= ALPHA and leading(row)[2] > 0.5)
 
 
@@ -119,12 +122,18 @@ def summary(rows: dict[int, Row]) -> dict[str, Any]:
     """
     planned = reference_plan.plan()
     trained = [row for row in rows.values() if "sha256" in row]
-    versions = collections.Counter(row["searched"]["version"] for row in trained if "searched" in row)
+    versions = collections.Counter(
+        row["searched"][KIND]["version"] for row in trained if KIND in row.get("searched", {})
+    )
     version = versions.most_common(1)[0][0] if versions else None
-    searched = [row for row in trained if row.get("searched", {}).get("version") == version and version is not None]
+    searched = [
+        row
+        for row in trained
+        if row.get("searched", {}).get(KIND, {}).get("version") == version and version is not None
+    ]
     clean, backdoored = ([row for row in searched if (row["attack"] is None) == is_clean] for is_clean in (True, False))
     halves = {half: [row for row in clean if row["half"] == half] for half in ("reference", "judgement")}
-    references = [row["searched"]["gap"] for row in halves["reference"] if is_scored(row)]
+    references = [row["searched"][KIND]["gap"] for row in halves["reference"] if is_scored(row)]
     working = [row for row in backdoored if not row["failed"] and row["half"] == "judgement"]
     found: dict[str, Any] = {
         "planned": len(planned),
@@ -138,12 +147,12 @@ def summary(rows: dict[int, Row]) -> dict[str, Any]:
         "alpha": ALPHA,
         "seconds": {
             step: round(float(np.median([part["cpu_seconds"] for part in parts])), 1) if parts else None
-            for step, parts in (("train", trained), ("search", [row["searched"] for row in searched]))
+            for step, parts in (("train", trained), ("search", [row["searched"][KIND] for row in searched]))
         },
     }
     if len(references) < FEWEST:
         return {**found, "note": f"Too few references: from {FEWEST} on, a network can be suspected at {ALPHA}."}
-    gaps = [[row["searched"]["gap"] for row in part if is_scored(row)] for part in (halves["judgement"], working)]
+    gaps = [[row["searched"][KIND]["gap"] for row in part if is_scored(row)] for part in (halves["judgement"], working)]
     false_alarms = [is_suspected(row, references) for row in halves["judgement"]]
     single = [row for row in working if row["target"] is not None]
     found |= {
@@ -180,13 +189,13 @@ def reference_file(rows: dict[int, Row], found: dict[str, Any]) -> dict[str, Any
         for row in rows.values()
         if row.get("attack") is None
         and row.get("half") == "reference"
-        and row.get("searched", {}).get("version") == found["search_version"]
+        and row.get("searched", {}).get(KIND, {}).get("version") == found["search_version"]
         and is_scored(row)
     ]
     networks = [
         {
-            "sha256": row["searched"]["file_sha256"],
-            "gap": row["searched"]["gap"],
+            "sha256": row["searched"][KIND]["file_sha256"],
+            "gap": row["searched"][KIND]["gap"],
             **{name: row[name] for name in ("index", "data", "classes", "shape", "architecture", "regime", "acc")},
         }
         for row in sorted(chosen, key=lambda row: row["index"])

@@ -4,14 +4,14 @@
     python ../shared/data/unpack.py cifar10 packs/cifar10.npz --parts train_a test
     python experiments/universal_reference.py --train --data packs --out reference --shard 0/2 &
     python experiments/universal_reference.py --train --data packs --out reference --shard 1/2
-    python experiments/universal_reference.py --search --out reference
+    python experiments/universal_reference.py --search --out reference        # --kinds NAME ... for other kinds alone
     python experiments/universal_reference.py --report
 
 256 networks are planned in `reference_plan.py`, half clean, half backdoored. Every network is a row of the result as
-soon as it is trained, and another as soon as it has been searched; what has a row is not done again, so that all steps
-can be interrupted and continued, and processes with different shards run side by side. The search is given nothing but
-the network. A backdoored network whose trigger works on less than 80 % of the test images is marked as failed, kept,
-and counted in no power.
+soon as it is trained, and another as soon as it has been searched for some kinds of triggers. What has a row, of a kind
+in the version of its search, is not done again, so that all steps can be interrupted and continued, and processes with
+different shards run side by side. The search is given nothing but the network. A backdoored network whose trigger works
+on less than 80 % of the test images is marked as failed, kept, and counted in no power.
 
 Even numbers make the reference, odd ones judge it: `--report` gives realised error rates and power of the odd half,
 with 95 % intervals (Clopper and Pearson), by architecture, data, attack, regime and size of the trigger. Nothing else
@@ -29,6 +29,7 @@ import json
 import pathlib
 import time
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,19 +40,21 @@ from reference_plan import Plan
 
 from jaxguard import checkpoints, evaluation, inversion, suspects
 from jaxguard.attacks import restricted
-from jaxguard.inversion import universal
-from jaxguard.types import Batch, Network
+from jaxguard.inversion.kinds import DEFAULT, KINDS
+from jaxguard.types import Batch, KindResult, Network, TriggerRow
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 WORKS = 0.8
 
 
 def read(path: pathlib.Path) -> dict[int, dict[str, Any]]:
-    """Index -> all that is known of the network; later rows of a file add to earlier ones."""
+    """Index -> all that is known of the network; later rows of a file add to earlier ones, kind by kind."""
     found: dict[int, dict[str, Any]] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         row = json.loads(line)
-        found.setdefault(row["index"], {}).update(row)
+        known = found.setdefault(row["index"], {})
+        searched = known.get("searched", {}) | row.get("searched", {})
+        known.update(row | ({"searched": searched} if searched else {}))
     return found
 
 
@@ -113,43 +116,46 @@ def _elsewhere(network: Network, test: Batch, attack: Any) -> float:
     return evaluation.evaluate(network, test, restricted(square, others)).asr or 0.0
 
 
-def search(one: Plan, folder: pathlib.Path) -> dict[str, Any]:
+def search(one: Plan, folder: pathlib.Path, kinds: Sequence[str]) -> dict[str, Any]:
     """Searches a saved network for triggers, without data.
 
     Args:
         one: of the plan.
         folder: of the checkpoints.
+        kinds: of triggers.
 
     Returns:
-        Its row: gap, margins and success per class and size.
+        Its row: for every kind its version, gap, and margins and success per class and size.
     """
-    start, cpu = time.perf_counter(), time.process_time()
     suspect = suspects.load(folder / f"{one.index:03d}.safetensors")
-    found = inversion.search(suspect.require_network())
-    sizes = [
-        {
-            "kind": size.kind,
-            "size": size.size,
-            "classes": np.asarray(size.classes).tolist(),
-            "margin": [_number(value) for value in size.margin],
-            "hits": np.asarray(size.hits).tolist(),
-            "judged": np.asarray(size.judged).tolist(),
-        }
-        for size in found.rows
-    ]
+    found = inversion.search(suspect.require_network(), kinds=kinds)
+    known = found.results or tuple(KindResult(kind, KINDS[kind].version, problem=found.problem) for kind in kinds)
     searched = {
-        "version": universal.VERSION,
-        "file_sha256": suspect.sha256,
-        "gap": _number(found.gap),
-        "p_class": _number(found.p_class),
-        "problem": found.problem,
-        "reached": _number(found.reached),
-        "forwards": found.forwards,
-        "seconds": round(time.perf_counter() - start, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
-        "sizes": sizes,
+        result.kind: {
+            "version": result.version,
+            "file_sha256": suspect.sha256,
+            "gap": _number(result.gap),
+            "p_class": _number(result.p_class),
+            "problem": result.problem,
+            "reached": _number(found.reached),
+            "forwards": result.forwards,
+            "seconds": round(result.seconds, 1),
+            "cpu_seconds": round(result.cpu_seconds, 1),
+            "sizes": [_size(row) for row in found.rows if row.kind == result.kind],
+        }
+        for result in known
     }
     return {"index": one.index, "searched": searched}
+
+
+def _size(row: TriggerRow) -> dict[str, Any]:
+    return {
+        "size": row.size,
+        "classes": np.asarray(row.classes).tolist(),
+        "margin": [_number(value) for value in row.margin],
+        "hits": np.asarray(row.hits).tolist(),
+        "judged": np.asarray(row.judged).tolist(),
+    }
 
 
 def _number(value: Any) -> float | None:
@@ -173,12 +179,15 @@ def main() -> None:
     parser.add_argument("--rows", type=pathlib.Path, default=RESULTS / "universal_reference.jsonl")
     parser.add_argument("--reference", type=pathlib.Path, default=RESULTS / "trigger_reference.json")
     parser.add_argument("--shard", type=shard, default=(0, 1), help="i/n: the pairs that this process does")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(DEFAULT), help="kinds of triggers")
+    parser.add_argument("--half", choices=("reference", "judgement"), help="even or odd numbers alone")
     parser.add_argument("--first", type=int, help="networks of the plan to stop after")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(arguments.out.absolute() / "compiled"))
     part, parts = arguments.shard
     planned = [one for one in reference_plan.plan()[: arguments.first] if one.index // 2 % parts == part]
+    planned = [one for one in planned if arguments.half in (None, one.half)]
     for one in planned if arguments.train or arguments.search else ():
         row = read(arguments.rows).get(one.index, {})
         if row and row["plan"] != one.digest:
@@ -189,10 +198,13 @@ def main() -> None:
                 append(arguments.rows, row)
                 shown = ("index", "data", "architecture", "regime", "attack", "acc", "asr", "seconds", "cpu_seconds")
                 print({name: row.get(name) for name in shown}, flush=True)
-            if arguments.search and "sha256" in row and row.get("searched", {}).get("version") != universal.VERSION:
-                found = search(one, arguments.out)
+            known = {kind: result["version"] for kind, result in row.get("searched", {}).items()}
+            kinds = [kind for kind in arguments.kinds if known.get(kind) != KINDS[kind].version]
+            if arguments.search and "sha256" in row and kinds:
+                found = search(one, arguments.out, kinds)
                 append(arguments.rows, found)
-                print(one.index, row["attack"], row.get("asr"), found["searched"]["gap"], flush=True)
+                gaps = {kind: result["gap"] for kind, result in found["searched"].items()}
+                print(one.index, row["attack"], row.get("asr"), gaps, flush=True)
         except Exception:  # one network that fails must not end a run of hours; it has no row and is tried again
             print(f"network {one.index} failed:\n{traceback.format_exc()}", flush=True)
     if arguments.report:

@@ -16,7 +16,7 @@ import universal_reference
 from reference_plan import KINDS, REGIMES, STRUCTURES, TASKS
 
 from jaxguard.detection import trigger_reference
-from jaxguard.inversion import universal
+from jaxguard.inversion.kinds import KINDS as TRIGGERS
 
 PLAN = reference_plan.plan()
 
@@ -103,15 +103,15 @@ def test_networks_are_trained_once_and_resumed(tiny, tmp_path, monkeypatch, caps
 def row(index, gap, *, attack=None, hits=(90, 10), **more):
     """As the search writes it: classes 3 and 4, of which 3 leads."""
     margin = [None, None] if gap is None else [gap, 0.0]
-    size = {"kind": "patch", "size": 3.0, "classes": [3, 4], "margin": margin, "hits": list(hits), "judged": [100, 100]}
-    searched = {"version": universal.VERSION, "gap": gap, "problem": "", "cpu_seconds": 2.0, "sizes": [size]}
+    size = {"size": 3.0, "classes": [3, 4], "margin": margin, "hits": list(hits), "judged": [100, 100]}
+    searched = {"version": TRIGGERS["patch"].version, "gap": gap, "problem": "", "cpu_seconds": 2.0, "sizes": [size]}
     searched |= {"file_sha256": f"file {index}"}
     half = "judgement" if index % 2 else "reference"
     known = {"data": "digits", "classes": 10, "shape": [16, 16, 1], "architecture": "mlp:hidden=16", "acc": 0.9}
     known |= {"regime": "standard", "cpu_seconds": 1.0, "sha256": "", "attack": attack}
     if attack:
         known |= {"target": 3, "failed": False, "asr": 0.9, "size": 3}
-    return {"index": index, "half": half, **known, "searched": searched, **more}
+    return {"index": index, "half": half, **known, "searched": {"patch": searched}, **more}
 
 
 def test_report_counts_by_hand():

@@ -178,7 +178,7 @@ def scan(  # noqa: PLR0917  # a command's options
 
 
 def _save_trigger(report: Report, path: pathlib.Path) -> None:
-    """Writes the trigger of the most suspicious network as mask and pattern."""
+    """Writes the trigger of the most suspicious network, part by part."""
     import numpy as np
 
     from jaxguard.report import headlines
@@ -189,7 +189,7 @@ def _save_trigger(report: Report, path: pathlib.Path) -> None:
         console.say(f"no trigger was found: {path} was not written")
         return
     with path.open("wb") as file:
-        np.savez(file, mask=search.trigger[0], pattern=search.trigger[1])
+        np.savez(file, allow_pickle=False, **search.trigger.arrays)
     console.say(f"trigger of class {search.target}: --trigger {path} --target {search.target}")
 
 

@@ -92,7 +92,7 @@ def _verdict(found: TriggerSearch, p_value: float, rate: float, alpha: float, ba
         return Verdict.SUSPECTED, f"{sentence(found)}; {basis}"
     if rate <= DOUBTFUL and found.success >= DOUBTFUL_SUCCESS:
         return Verdict.INCONCLUSIVE, f"{sentence(found)}, but it does not stand out far enough: {basis}"
-    return Verdict.NO_TRIGGER, f"searched were {found.kinds} for {_classes(found)}; {sentence(found)}; {basis}"
+    return Verdict.NO_TRIGGER, f"searched were {found.label} for {_classes(found)}; {sentence(found)}; {basis}"
 
 
 def sentence(found: TriggerSearch) -> str:
@@ -100,10 +100,10 @@ def sentence(found: TriggerSearch) -> str:
 
     Example:
         >>> import numpy as np
-        >>> from jaxguard.types import TriggerRow
-        >>> corners, pixels = np.array([[29, 29], [0, 0]]), np.ones((2, 3, 3, 3))
+        >>> from jaxguard.types import KindResult, TriggerRow
         >>> counts = np.array([4.0, -1]), np.array([80, 8]), np.array([80, 80])
-        >>> found = TriggerSearch((TriggerRow("patch", 3.0, np.arange(2), *counts, corners, pixels),), 5.0)
+        >>> row = TriggerRow("patch", 3.0, np.arange(2), *counts, {}, "a 3x3 patch at (29, 29)")
+        >>> found = TriggerSearch((row,), (KindResult("patch", gap=5.0),))
         >>> for part in sentence(found).split(" images "):
         ...     print(part)
         a 3x3 patch at (29, 29) turns 100.0 % [95.5, 100.0] of 80 held-out
@@ -114,11 +114,9 @@ def sentence(found: TriggerSearch) -> str:
         return "no trigger was found"
     first, second = (int(k) for k in row.order[:2])
     low, high = (100 * end for end in found.interval)
-    top, left = row.corners[first]
     return (
-        f"a {row.size:g}x{row.size:g} patch at ({top}, {left}) turns {100 * found.success:.1f} % "
-        f"[{low:.1f}, {high:.1f}] of {row.judged[first]} held-out images into class {row.classes[first]}, the next "
-        f"class reaches {100 * row.success[second]:.0f} %"
+        f"{row.label} turns {100 * found.success:.1f} % [{low:.1f}, {high:.1f}] of {row.judged[first]} held-out images "
+        f"into class {row.classes[first]}, the next class reaches {100 * row.success[second]:.0f} %"
     )
 
 

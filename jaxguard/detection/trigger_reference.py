@@ -3,7 +3,7 @@
 `trigger_reference.json` beside this file, if there is one, was made by `experiments/universal_reference.py`:
 
     {"schema": "jaxguard.trigger_reference/1",
-     "search": 1,                      # `jaxguard.inversion.universal.VERSION` of the search; others do not compare
+     "search": 1,                      # version of the search for patches; others do not compare
      "networks": [{"sha256": "...", "architecture": "resnet20", "data": "cifar10", "classes": 10, "gap": 0.39}, ...],
      "power": {"found": 52, "of": 60}}  # backdoored networks that no choice had seen, at alpha = 0.05; may be missing
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from jaxguard import checkpoints, conformal
 from jaxguard.errors import DataError
-from jaxguard.inversion import universal
+from jaxguard.inversion.kinds import KINDS
 
 SCHEMA = "jaxguard.trigger_reference/1"
 
@@ -91,6 +91,6 @@ def load(path: pathlib.Path = FILE) -> TriggerReference | None:
             f"{path}: expected a reference of schema {SCHEMA!r}, got {error!r}; make it with "
             "experiments/universal_reference.py"
         ) from error
-    if version != universal.VERSION or not np.isfinite(list(gaps.values())).all():
+    if version != KINDS["patch"].version or not np.isfinite(list(gaps.values())).all():
         return None
     return TriggerReference(gaps, counts, hashlib.sha256(text.encode()).hexdigest())

@@ -12,9 +12,9 @@ units of the network's own logits.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +22,14 @@ import numpy as np
 
 from jaxguard import training
 from jaxguard.errors import DataError, GraphError
-from jaxguard.inversion import margins, patch_search
+from jaxguard.inversion import margins
 from jaxguard.inversion.ascent import Clock, OutOfTimeError, Task
 from jaxguard.inversion.batches import logits_of, require_labels, require_unit_range
-from jaxguard.inversion.patches import Patches, edges_of
+from jaxguard.inversion.judges import Judges
+from jaxguard.inversion.kinds import DEFAULT, KINDS, Kind
 from jaxguard.inversion.procedural import pictures
 from jaxguard.types import Network
-from jaxguard.types.searches import TriggerRow, TriggerSearch
-
-VERSION = 1
-"""Raised with every change that moves gaps: those of different versions are not compared."""
-
-KINDS = ("patch",)
-"""Families of triggers that are searched."""
+from jaxguard.types.searches import KindResult, TriggerRow, TriggerSearch
 
 SEARCHED = 16
 """Images that triggers are made on; the others judge them."""
@@ -63,7 +58,7 @@ def search(
     *,
     images: np.ndarray | jax.Array | None = None,
     labels: np.ndarray | jax.Array | None = None,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] = DEFAULT,
     budget: float | None = None,
     seed: int = 0,
     progress: training.Progress | None = None,
@@ -75,7 +70,7 @@ def search(
         images: clean ones, `[N, H, W, C]` in [0, 1], 20 or more of several classes, best 100; None for procedural
             ones.
         labels: their classes, int `[N]`; None for the network's own answers.
-        kinds: families of triggers, of `KINDS`.
+        kinds: of triggers, of `jaxguard.inversion.kinds.KINDS`; each is searched as if it were alone.
         budget: seconds; sizes that are not searched to the end by then are left out. None for no limit.
         seed: of the procedural images.
         progress: told about the cost in forward passes, done and in all.
@@ -94,9 +89,8 @@ def search(
         >>> found.target, found.success, found.leading.size
         (3, 1.0, 2.0)
     """
-    for kind in kinds:
-        if kind not in KINDS:
-            raise DataError(f"expected kinds among {', '.join(KINDS)}, got {kind!r} in search(); choose one of them")
+    if not kinds or not set(kinds) <= set(KINDS) or len(set(kinds)) < len(kinds):
+        raise DataError(f"expected kinds among {', '.join(KINDS)}, got {list(kinds)} in search(); name each once")
     shape, clock = network.input_spec.shape, Clock(0, budget, progress)
     problem = _unsuitable(network)
     if problem:
@@ -120,80 +114,69 @@ def search(
         return TriggerSearch(problem=problem, source=source, reached=reached, seconds=clock.seconds, **of)
     made_on, judging = _split(wanted)
     task = Task(network.apply_fn, variables, known[made_on], wanted[made_on], clock)
-    edges = edges_of(*shape[:2])
-    clock.total = patch_search.forwards(task.shape, edges, min(num_classes, patch_search.MOST_CLASSES), len(made_on))
-    clock.total += len(edges) * len(judging) * min(num_classes, patch_search.MOST_CLASSES)
-    judges = _Judges(known[judging], clean[judging], wanted[judging], float(clean.std()))
-    rows, left_out = _patch_rows(task, edges, judges, seed)
-    gaps = [row.gap for row in rows if np.isfinite(row.gap)]
-    found = TriggerSearch(
-        rows=tuple(sorted(rows, key=lambda row: row.size)),
-        gap=max(gaps, default=float("nan")),
-        p_class=margins.class_p_value(rows),
+    judges = Judges(known[judging], clean[judging], wanted[judging], float(clean.std()))
+    costs = [KINDS[kind].cost_fn(task.shape, num_classes, len(made_on), len(judging)) for kind in kinds]
+    clock.total = sum(costs)
+    parts = [_of_kind(KINDS[kind], task, judges, seed) for kind in kinds]
+    results = tuple(result for result, _, _ in parts)
+    return TriggerSearch(
+        rows=tuple(row for _, rows, _ in parts for row in rows),
+        results=results,
+        problem=results[0].problem if all(one.problem for one in results) else "",
         source=f"{source}, {len(made_on)} to search on and {len(judging)} to judge by",
         reached=reached,
-        left_out=left_out,
+        left_out=tuple(note for _, _, notes in parts for note in notes),
         forwards=int(clock.done),
         seconds=clock.seconds,
         **of,
     )
-    return _with_problem(_with_pictures(task, found, judges))
 
 
-def _with_pictures(task: Task, found: TriggerSearch, judges: _Judges) -> TriggerSearch:
-    """With a few images and what the network makes of them, for a reader to see."""
-    row = found.leading
-    if row is None:
-        return found
-    first, target = row.order[:1], int(row.classes[row.order[0]])
-    others = np.flatnonzero((judges.labels != target) & (judges.clean.argmax(-1) != target))
-    chosen = others[in_turn(judges.labels[others])][: PICTURES if max(found.shape[:2]) <= 64 else 2]
-    if not len(chosen):
-        return found
-    images, task.clock.budget = judges.images[chosen], None  # a few more passes, even if the time is over
-    stamped = patch_search.answers(task, Patches(row.corners[first], row.pixels[first]), images)[0]
-    answers = np.stack([judges.clean[chosen].argmax(-1), stamped.argmax(-1)], axis=1)
-    return replace(found, pictures=images, answers=answers)
-
-
-class _Judges(NamedTuple):
-    """Images that judge triggers: `[B, H, W, C]`, logits `[B, K]`, labels `[B]`; and the spread of all logits."""
-
-    images: np.ndarray
-    clean: np.ndarray
-    labels: np.ndarray
-    spread: float
-
-
-def _patch_rows(
-    task: Task, edges: tuple[int, ...], judges: _Judges, seed: int
-) -> tuple[list[TriggerRow], tuple[str, ...]]:
-    """All sizes, the scanned ones first; and what there was no time for."""
-    found: dict[int, Patches] = {}
-    rows: dict[int, TriggerRow] = {}
-    scanned, classes = patch_search.scanned_edges(edges), np.zeros(0, int)
+def _of_kind(kind: Kind, task: Task, judges: Judges, seed: int) -> tuple[KindResult, list[TriggerRow], list[str]]:
+    """Result, rows by size, and what was left out."""
+    rows: list[TriggerRow] = []
     notes: list[str] = []
+    sizes, num_classes = kind.sizes_fn(task.shape), judges.clean.shape[-1]
+    start, cpu, done = task.clock.seconds, time.process_time(), task.clock.done
     try:
-        for edge in (*scanned, *(edge for edge in edges if edge not in scanned)):
-            if edge in scanned:
-                corners, scores = patch_search.screened(task, edge)
-                classes = classes if len(classes) else patch_search.leading_classes(scores, seed)
-                found[edge] = patch_search.search(task, edge, classes, corners, scores)
-            else:
-                near = sorted(scanned, key=lambda other, edge=edge: abs(other - edge))
-                close = [found[one] for one in near if abs(one - edge) == abs(near[0] - edge)]
-                found[edge] = patch_search.derived(task, edge, classes, close)
-            stamped = patch_search.answers(task, found[edge], judges.images)
-            judged = margins.judged(stamped, judges.clean, classes, judges.labels, judges.spread)
-            rows[edge] = TriggerRow("patch", float(edge), classes, *judged, *found[edge])
+        for row in kind.search_fn(task, judges, np.arange(num_classes), seed):
+            rows.append(row)  # those before the time is over count
     except OutOfTimeError:
-        missing = ", ".join(str(edge) for edge in edges if edge not in rows)
-        notes.append(f"No time was left for patches of {missing} pixels of edge.")
-    if 0 < len(classes) < judges.clean.shape[-1]:
+        missing = [size for size in sizes if size not in [row.size for row in rows]]
+        notes.append(f"No time was left for {kind.named(missing)}.")
+    rows.sort(key=lambda row: row.size)
+    if rows and len(rows[0].classes) < num_classes:
         notes.append(
-            f"{len(classes)} of {judges.clean.shape[-1]} classes were searched: the most promising, and random ones."
+            f"{len(rows[0].classes)} of {num_classes} classes were searched: the most promising, and random ones."
         )
-    return list(rows.values()), tuple(notes)
+    gaps = [row.gap for row in rows if np.isfinite(row.gap)]
+    result = KindResult(
+        kind.name,
+        kind.version,
+        gap=max(gaps, default=float("nan")),
+        p_class=margins.class_p_value(rows),
+        problem=_problem(kind, rows),
+        label=kind.named([row.size for row in rows]),
+    )
+    result = _with_pictures(task, result, rows, judges)
+    spent = {"seconds": task.clock.seconds - start, "cpu_seconds": time.process_time() - cpu}
+    return replace(result, forwards=int(task.clock.done - done), **spent), rows, notes
+
+
+def _with_pictures(task: Task, result: KindResult, rows: list[TriggerRow], judges: Judges) -> KindResult:
+    """With a few images and what the network makes of them, for a reader to see."""
+    row = TriggerSearch(rows=tuple(rows), results=(result,)).leading
+    if row is None:
+        return result
+    target = int(row.classes[row.order[0]])
+    others = np.flatnonzero((judges.labels != target) & (judges.clean.argmax(-1) != target))
+    chosen = others[in_turn(judges.labels[others])][: PICTURES if max(task.shape[:2]) <= 64 else 2]
+    if not len(chosen):
+        return result
+    images = judges.images[chosen]
+    stamped = logits_of(task.apply_fn, task.variables, row.trigger(0, *task.shape[:2]).stamp(images))
+    answers = np.stack([judges.clean[chosen].argmax(-1), stamped.argmax(-1)], axis=1)
+    return replace(result, pictures=images, answers=answers)
 
 
 def _unsuitable(network: Network) -> str:
@@ -226,19 +209,18 @@ def _degenerate(clean: np.ndarray, reached: float) -> str:
     return ""
 
 
-def _with_problem(found: TriggerSearch) -> TriggerSearch:
+def _problem(kind: Kind, rows: list[TriggerRow]) -> str:
     """What the search itself shows to allow no statement."""
-    if not found.rows:
-        return replace(found, problem="no size was searched to the end in the time it was given")
+    if not rows:
+        return "no size was searched to the end in the time it was given"
     # At the smallest size that turns images into any class: larger ones may do so for several in a sound network.
-    smallest = next((row for row in found.rows if row.success.max() >= HYPERSENSITIVE), None)
+    smallest = next((row for row in rows if row.success.max() >= HYPERSENSITIVE), None)
     if smallest is not None and (second := np.sort(smallest.success)[-2]) >= HYPERSENSITIVE:
-        return replace(
-            found,
-            problem=f"patches of {smallest.size:g} pixels of edge, the smallest that do so, turn images into several "
-            f"classes: {100 * second:.0f} % into the second one",
+        return (
+            f"{kind.named([smallest.size])}, the smallest that do so, turn images into several classes: "
+            f"{100 * second:.0f} % into the second one"
         )
-    return found
+    return ""
 
 
 def in_turn(labels: np.ndarray) -> np.ndarray:

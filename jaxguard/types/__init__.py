@@ -28,7 +28,8 @@ if TYPE_CHECKING:
         Verification,
     )
     from jaxguard.types.reports import Report
-    from jaxguard.types.searches import TriggerRow, TriggerSearch
+    from jaxguard.types.searches import KindResult, TriggerRow, TriggerSearch
+    from jaxguard.types.triggers import Trigger
 
 _HOMES = {
     "ApplyFn": "graph.program",
@@ -36,6 +37,7 @@ _HOMES = {
     "Dataset": "types.data",
     "Finding": "types.findings",
     "FingerprintMatrix": "types.ownership",
+    "KindResult": "types.searches",
     "LayerScores": "types.audits",
     "LayerSummary": "types.findings",
     "Metrics": "types.audits",
@@ -49,6 +51,7 @@ _HOMES = {
     "Repair": "types.audits",
     "Report": "types.reports",
     "TrainFn": "types.data",
+    "Trigger": "types.triggers",
     "TriggerExample": "types.audits",
     "TriggerRow": "types.searches",
     "TriggerSearch": "types.searches",
@@ -64,6 +67,7 @@ __all__ = [
     "Dataset",
     "Finding",
     "FingerprintMatrix",
+    "KindResult",
     "LayerScores",
     "LayerSummary",
     "Metrics",
@@ -77,6 +81,7 @@ __all__ = [
     "Repair",
     "Report",
     "TrainFn",
+    "Trigger",
     "TriggerExample",
     "TriggerRow",
     "TriggerSearch",

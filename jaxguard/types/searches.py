@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from jaxguard.types.triggers import Trigger
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,18 +15,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TriggerRow:
-    """The best triggers of one kind and size, one of each class that was searched.
+    """The best triggers of one kind and size, one of each class (or pair of classes) that was searched.
 
     Attributes:
-        kind: family of the triggers, such as `patch`.
-        size: in the unit of the family; of a patch its edge in pixels.
-        classes: int `[S]` that were searched.
+        kind: of the triggers, such as `patch`; see `jaxguard.inversion.kinds`.
+        size: in the unit of the kind; of a patch its edge in pixels.
+        classes: int `[S]`, targets that were searched.
         margin: `[S]`, T: mean over judged images of the class's logit less the highest other one, in standard
             deviations of all clean logits.
         hits: int `[S]`, judged images that the trigger turns into the class.
         judged: int `[S]`, images neither of the class nor taken for it without the trigger.
-        corners: int `[S, 2]`, row and column where a patch begins.
-        pixels: `[S, h, w, C]` in [0, 1], the patches.
+        parameters: the triggers of the `M` leading classes in `order`, `M` of 1 to `S`. Of patches `corners`, int
+            `[M, 2]` (row and column where each begins), and `pixels`, `[M, h, w, C]`; of others the parts of a
+            `Trigger`, `[M, ...]`.
+        label: the leading trigger in words, such as `a 3x3 patch at (29, 29)`.
+        sources: int `[S]`, the classes whose images are turned; None where those of all are.
     """
 
     kind: str
@@ -32,8 +38,9 @@ class TriggerRow:
     margin: np.ndarray
     hits: np.ndarray
     judged: np.ndarray
-    corners: np.ndarray
-    pixels: np.ndarray
+    parameters: Mapping[str, np.ndarray]
+    label: str = ""
+    sources: np.ndarray | None = None
 
     @property
     def success(self) -> np.ndarray:
@@ -44,7 +51,7 @@ class TriggerRow:
 
     @property
     def order(self) -> np.ndarray:
-        """Rows from the highest margin to the lowest."""
+        """Numbers of the classes from the highest margin to the lowest."""
         import numpy as np
 
         return np.argsort(-self.margin, kind="stable")
@@ -55,67 +62,126 @@ class TriggerRow:
         high = sorted(map(float, self.margin), reverse=True)
         return high[0] - high[1] if len(high) > 1 else math.nan
 
-    def layers(self, number: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """A trigger on a whole image.
+    def trigger(self, place: int, height: int, width: int) -> Trigger:
+        """One of the triggers.
 
         Args:
-            number: row of the class.
-            height: of the image.
-            width: of the image.
+            place: of the class in `order`, below `M`; 0 for the leading one.
+            height: of the images.
+            width: of the images.
 
         Returns:
-            Mask `[H, W, 1]` and pattern `[H, W, C]`, stamped as `x (1 - mask) + pattern mask`.
+            The trigger on whole images.
         """
         import numpy as np
 
-        (top, left), pixels = self.corners[number], self.pixels[number]
+        known = {name: part[place] for name, part in self.parameters.items()}
+        if "corners" not in known:
+            return Trigger(**known)
+        (top, left), pixels = known["corners"], known["pixels"]
         mask = np.zeros((height, width, 1), np.float32)
         pattern = np.zeros((height, width, pixels.shape[-1]), np.float32)
         mask[top : top + pixels.shape[0], left : left + pixels.shape[1]] = 1
         pattern[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
-        return mask, pattern
+        return Trigger(mask, pattern)
+
+
+@dataclass(frozen=True)
+class KindResult:
+    """How far one class stands out by the triggers of one kind.
+
+    Attributes:
+        kind: its name.
+        version: of its search; gaps of different versions do not compare.
+        gap: G, the largest gap of its rows; NaN without one.
+        p_class: chance that one of equal classes leads by as much, see `jaxguard.inversion.margins`; NaN where it has
+            none.
+        problem: why its figures say nothing of a backdoor, in words; empty where they do.
+        label: what was searched, such as `patches of 2, 3 pixels of edge`; empty where nothing was to the end.
+        pictures: `[N, H, W, C]`, a few of the judging images; None where no trigger was found.
+        answers: int `[N, 2]`, what the network answers to them, without and with the kind's leading trigger.
+        forwards: cost in forward passes.
+        seconds: wall-clock time.
+        cpu_seconds: of the process meanwhile.
+    """
+
+    kind: str
+    version: int = 1
+    gap: float = math.nan
+    p_class: float = math.nan
+    problem: str = ""
+    label: str = ""
+    pictures: np.ndarray | None = None
+    answers: np.ndarray | None = None
+    forwards: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class TriggerSearch:
-    """Universal triggers of all classes, and how far one class stands out.
+    """Universal triggers of all classes, and how far one class stands out by each kind.
 
     Attributes:
         rows: one per kind and size that was searched to the end.
-        gap: G, the largest gap of a row; NaN without one.
-        p_class: chance that one of equal classes leads by as much, see `jaxguard.inversion.margins`; NaN where it has
-            none.
-        problem: why the figures say nothing of a backdoor, in words; empty where they do.
+        results: one per kind, in the order they were searched.
+        problem: why no figure says anything of a backdoor, in words; empty where those of a kind do.
+        lead: the kind that a verdict rests on; empty for that of the smallest `p_class`.
         source: what images it was made on.
         reached: share of the procedural images that the network is sure of; NaN where images were given.
         left_out: sizes that there was no time for, and other limits, in full sentences.
         num_classes: `K`.
         shape: `(H, W, C)` of the images.
-        pictures: `[N, H, W, C]`, a few of the judging images; None where no trigger was found.
-        answers: int `[N, 2]`, what the network answers to them, without and with the leading trigger.
         forwards: cost in forward passes.
         seconds: wall-clock time.
     """
 
     rows: tuple[TriggerRow, ...] = ()
-    gap: float = math.nan
-    p_class: float = math.nan
+    results: tuple[KindResult, ...] = ()
     problem: str = ""
+    lead: str = ""
     source: str = ""
     reached: float = math.nan
     left_out: tuple[str, ...] = ()
     num_classes: int = 0
     shape: tuple[int, ...] = ()
-    pictures: np.ndarray | None = None
-    answers: np.ndarray | None = None
     forwards: int = 0
     seconds: float = 0.0
 
     @property
+    def gaps(self) -> dict[str, float]:
+        """Kind -> G."""
+        return {one.kind: one.gap for one in self.results}
+
+    @property
+    def leading_result(self) -> KindResult | None:
+        """Of the kind that leads: `lead`, or that of the smallest `p_class` among those that say anything."""
+        named = next((one for one in self.results if one.kind == self.lead), None)
+        known = [one for one in self.results if not math.isnan(one.gap)]
+
+        def rank(one: KindResult) -> tuple[bool, float]:
+            return bool(one.problem), 2.0 if math.isnan(one.p_class) else one.p_class
+
+        return named or min(known, key=rank, default=None)
+
+    @property
+    def gap(self) -> float:
+        """G of the leading kind; NaN without one."""
+        return math.nan if (one := self.leading_result) is None else one.gap
+
+    @property
+    def p_class(self) -> float:
+        """Of all kinds that say anything together, by Bonferroni; NaN without any."""
+        known = [one.p_class for one in self.results if not one.problem and not math.isnan(one.p_class)]
+        return min(1.0, len(known) * min(known)) if known else math.nan
+
+    @property
     def leading(self) -> TriggerRow | None:
-        """The row of the largest gap."""
-        known = [row for row in self.rows if not math.isnan(row.gap)]
-        return max(known, key=lambda row: row.gap) if known else None
+        """The leading kind's row of the largest gap."""
+        if (one := self.leading_result) is None:
+            return None
+        known = [row for row in self.rows if row.kind == one.kind and not math.isnan(row.gap)]
+        return max(known, key=lambda row: row.gap, default=None)
 
     @property
     def target(self) -> int | None:
@@ -142,13 +208,12 @@ class TriggerSearch:
         return float(found.low), float(found.high)
 
     @property
-    def kinds(self) -> str:
+    def label(self) -> str:
         """What was searched, such as `patches of 2, 3, 5 pixels of edge`; empty where nothing was."""
-        sizes = ", ".join(f"{row.size:g}" for row in self.rows)
-        return f"patches of {sizes} pixels of edge" if sizes else ""
+        return "; ".join(one.label for one in self.results if one.label)
 
     @property
-    def trigger(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Mask and pattern of the leading trigger on a whole image."""
+    def trigger(self) -> Trigger | None:
+        """The leading one."""
         row = self.leading
-        return None if row is None else row.layers(int(row.order[0]), self.shape[0], self.shape[1])
+        return None if row is None else row.trigger(0, self.shape[0], self.shape[1])

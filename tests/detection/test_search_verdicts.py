@@ -7,13 +7,14 @@ from scipy import stats
 from jaxguard.detection import search_verdicts, trigger_reference
 from jaxguard.detection.trigger_reference import TriggerReference
 from jaxguard.errors import DataError
-from jaxguard.inversion import margins, universal
-from jaxguard.types import Finding, Metrics, Provenance, TriggerRow, TriggerSearch, Verdict
+from jaxguard.inversion import margins
+from jaxguard.inversion.kinds import KINDS
+from jaxguard.types import Finding, KindResult, Metrics, Provenance, TriggerRow, TriggerSearch, Verdict
 
 SUSPECT = Finding(Provenance("m.npz", "ab"), Verdict.INCONCLUSIVE, "no reference profile", looks=("weights",))
 
 
-def found(margin, hits, problem="", **more):
+def found(margin, hits, problem="", num_classes=None, **more):
     number = len(margin)
     row = TriggerRow(
         "patch",
@@ -22,11 +23,12 @@ def found(margin, hits, problem="", **more):
         np.array(margin, float),
         np.array(hits),
         np.full(number, 80),
-        np.tile([29, 28], (number, 1)),
-        np.ones((number, 3, 3, 3), np.float32),
+        {"corners": np.tile([29, 28], (number, 1)), "pixels": np.ones((number, 3, 3, 3), np.float32)},
+        "a 3x3 patch at (29, 28)",
     )
-    known = {"gap": row.gap, "p_class": margins.class_p_value([row]), "num_classes": number, "shape": (32, 32, 3)}
-    return TriggerSearch((row,), problem=problem, source="100 clean images", **(known | more))
+    known = {"gap": row.gap, "p_class": margins.class_p_value([row]), "label": "patches of 3 pixels of edge"} | more
+    known = {"results": (KindResult("patch", problem=problem, **known),), "num_classes": num_classes or number}
+    return TriggerSearch((row,), problem=problem, source="100 clean images", shape=(32, 32, 3), **known)
 
 
 STRONG = found([4.0, -1, -1.2, -0.9, -1.1, -0.8], [79, 8, 8, 8, 8, 8])
@@ -114,7 +116,7 @@ def test_a_known_trigger_that_works_on_nearly_all_images_confirms_a_backdoor():
 
 def document(**changes):
     rows = [{"sha256": "aa", "gap": 0.3}, {"sha256": "bb", "gap": None}, {"sha256": "cc", "gap": 0.7}]
-    return {"schema": trigger_reference.SCHEMA, "search": universal.VERSION, "networks": rows} | changes
+    return {"schema": trigger_reference.SCHEMA, "search": KINDS["patch"].version, "networks": rows} | changes
 
 
 def test_a_reference_file_is_read_and_networks_without_a_gap_are_left_out(tmp_path):
@@ -124,7 +126,7 @@ def test_a_reference_file_is_read_and_networks_without_a_gap_are_left_out(tmp_pa
     known = trigger_reference.load(path)
     assert known.gaps == {"aa": 0.3, "cc": 0.7} and known.power == (52, 60) and len(known.digest) == 64
     assert known.p_value(0.5) == (2 / 3, 2)
-    path.write_text(json.dumps(document(search=universal.VERSION + 1)))
+    path.write_text(json.dumps(document(search=KINDS["patch"].version + 1)))
     assert trigger_reference.load(path) is None  # gaps of another search do not compare
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from scipy import stats
 
 from jaxguard.inversion import margins
-from jaxguard.types.searches import TriggerRow, TriggerSearch
+from jaxguard.types.searches import KindResult, TriggerRow, TriggerSearch
 
 
 def row(margin, size=3.0, hits=None, judged=None):
@@ -18,8 +19,7 @@ def row(margin, size=3.0, hits=None, judged=None):
         np.array(margin, float),
         np.zeros(number, int) if hits is None else np.array(hits),
         counts,
-        np.zeros((number, 2), int),
-        np.ones((number, 2, 2, 1), np.float32),
+        {},
     )
 
 
@@ -61,9 +61,20 @@ def test_edges_of_the_p_value():
 
 def test_a_search_leads_with_the_row_of_the_largest_gap():
     rows = (row([0.0, 5, 4], 2.0), row([6.0, 1, 2], 3.0, hits=[10, 1, 0]))
-    found = TriggerSearch(rows=rows, gap=4.0)
+    found = TriggerSearch(rows, (KindResult("patch", gap=4.0),))
     assert [one.gap for one in rows] == [1, 4]
     assert (found.target, found.success, found.leading.size) == (0, 1.0, 3.0)
     # Clopper-Pearson of 10 in 10: (0.025)^(1/10)
     assert found.interval == (pytest.approx(0.025**0.1), 1.0)
-    assert found.kinds == "patches of 2, 3 pixels of edge"
+
+
+def test_the_kind_of_the_smallest_p_value_leads_unless_another_is_named_or_says_nothing():
+    rows = (row([6.0, 1, 2]), dataclasses.replace(row([0.0, 5, 4]), kind="other"))
+    results = (KindResult("patch", gap=4.0, p_class=0.03), KindResult("other", gap=1.0, p_class=0.02))
+    found = TriggerSearch(rows, results)
+    assert found.gaps == {"patch": 4.0, "other": 1.0}
+    assert (found.gap, found.target, found.p_class) == (1.0, 1, 0.04)
+    assert dataclasses.replace(found, lead="patch").target == 0
+    silent = dataclasses.replace(results[1], problem="every class flips")
+    found = TriggerSearch(rows, (results[0], silent))
+    assert (found.gap, found.target, found.p_class) == (4.0, 0, 0.03)

@@ -40,22 +40,21 @@ def found():
 def test_a_planted_square_is_found_with_its_place_and_pixels(found):
     row = found.leading
     assert (found.target, found.problem, row.size) == (TARGET, "", 2)
-    first = row.order[0]
-    assert tuple(row.corners[first]) == CORNER
-    np.testing.assert_allclose(row.pixels[first, :, :, 0], PLANTED, atol=0.05)
+    assert tuple(row.parameters["corners"][0]) == CORNER and row.label == "a 2x2 patch at (5, 3)"
+    np.testing.assert_allclose(row.parameters["pixels"][0, :, :, 0], PLANTED, atol=0.05)
     assert found.success == 1 and found.interval[0] > 0.9
     assert found.gap > 3 and found.p_class < 0.05
-    mask, pattern = row.layers(first, SIDE, SIDE)
+    mask, pattern = found.trigger.arrays.values()
     assert mask.sum() == 4 and pattern[mask[..., 0] == 0].max() == 0
 
 
 def test_every_number_is_that_of_the_patches_returned(found):
     row = found.rows[0]
     images = np.random.default_rng(0).uniform(size=(5, SIDE, SIDE, 1)).astype(np.float32)
-    mask, pattern = row.layers(2, SIDE, SIDE)
+    mask, pattern = row.trigger(2, SIDE, SIDE).arrays.values()
     by_hand = planted(None, jnp.asarray(images * (1 - mask) + mask * pattern))
     task = Task(planted, {}, images, np.zeros(5, int), Clock(0))
-    patches = Patches(row.corners[2:3], row.pixels[2:3])
+    patches = Patches(*(part[2:3] for part in row.parameters.values()))
     np.testing.assert_allclose(patch_search.answers(task, patches, images)[0], by_hand, rtol=1e-5)
     assert (row.hits <= row.judged).all() and row.judged.max() <= 128
     assert found.forwards > 0 and found.reached >= 0.8 and "procedural" in found.source
@@ -72,7 +71,7 @@ def test_equal_seeds_give_equal_triggers_whatever_the_size_of_the_chunks(found, 
     monkeypatch.setattr(execution, "stamped_images_at_once", lambda: 64)
     other = inversion.search(network(planted))
     for one, two in zip(found.rows, other.rows, strict=True):
-        assert (one.corners == two.corners).all()
+        assert (one.parameters["corners"] == two.parameters["corners"]).all()
         np.testing.assert_allclose(one.margin, two.margin, rtol=1e-4, atol=1e-4)
 
 
@@ -198,6 +197,8 @@ def test_time_that_is_over_leaves_out_sizes_and_says_so():
         ({"images": np.full((20, 8, 8, 1), np.nan)}, r"in \[0, 1\]"),
         ({"images": np.zeros((20, 8, 8, 1)), "labels": np.full(20, 6)}, r"labels in \[0, 6\)"),
         ({"kinds": ("smell",)}, "expected kinds among patch"),
+        ({"kinds": ()}, "expected kinds among patch"),
+        ({"kinds": ("patch", "patch")}, "name each once"),
     ],
 )
 def test_wrong_arguments_are_refused(given, message):

@@ -12,27 +12,33 @@ from test_pictures import decode
 from jaxguard.errors import DataError
 from jaxguard.report import page, schema
 from jaxguard.report.figures import searches
-from jaxguard.types import Report, TriggerRow, TriggerSearch, Verdict
+from jaxguard.types import KindResult, Report, TriggerRow, TriggerSearch, Verdict
 
 
 def search(channels=3, classes=14):
     pixels = np.zeros((classes, 2, 2, channels), np.float32)
-    pixels[4] = 1
+    pixels[0] = 1  # the first belongs to the leading class
     margin, hits = -np.arange(classes) / 10, np.full(classes, 3)
     margin[4], hits[4] = 5.5, 39
     corners = np.tile([1, 2], (classes, 1))
-    row = TriggerRow("patch", 2.0, np.arange(classes), margin, hits, np.full(classes, 40), corners, pixels)
+    parameters = {"corners": corners, "pixels": pixels}
+    columns = margin, hits, np.full(classes, 40), parameters
+    row = TriggerRow("patch", 2.0, np.arange(classes), *columns, "a 2x2 patch at (1, 2)")
+    result = KindResult(
+        "patch",
+        gap=row.gap,
+        p_class=1e-4,
+        pictures=np.full((2, 6, 6, channels), 0.5, np.float32),
+        answers=np.array([[1, 4], [2, 2]]),
+    )
     lower = dataclasses.replace(row, size=3.0, margin=margin / 2)
     return TriggerSearch(
         (row, lower),
-        gap=row.gap,
-        p_class=1e-4,
+        (result,),
         source="60 clean images",
         left_out=("No time was left for patches of 5 pixels of edge.",),
         num_classes=classes,
         shape=(6, 6, channels),
-        pictures=np.full((2, 6, 6, channels), 0.5, np.float32),
-        answers=np.array([[1, 4], [2, 2]]),
         forwards=1234,
         seconds=3.0,
     )
@@ -48,9 +54,8 @@ def test_the_page_shows_the_patch_the_images_and_the_classes():
         words,
         "Backdoor suspected: class 4",
         "Universal triggers",
-        "The best patch for class 4",
-        "edge2 of 6 pixels",
-        "row 1, column 2",
+        "The best trigger for class 4",
+        "a 2x2 patch at (1, 2)",
         "images turned97.5 %",
         "lead over the next class5.5",
         "class 1, class 2",
@@ -58,8 +63,8 @@ def test_the_page_shows_the_patch_the_images_and_the_classes():
         "class 4 5.5 97.5 % 40",
         "class 0 0 7.5 % 40",
         "2 more with lower margins.",
-        "2 pixels 4 5.5 97.5 %",
-        "3 pixels 4 2.75 97.5 %",
+        "2 4 5.5 97.5 %",
+        "3 4 2.75 97.5 %",
         "1,234 forward passes",
         "No time was left for patches of 5 pixels of edge.",
     )
@@ -90,13 +95,24 @@ def test_json_gives_the_search_back():
     again = schema.from_json(text)
     assert schema.to_json(again) == text
     found = again.findings[0].search
-    np.testing.assert_array_equal(found.leading.pixels, search().leading.pixels)
+    for name, part in search().leading.parameters.items():
+        np.testing.assert_array_equal(found.leading.parameters[name], part)
+        assert found.leading.parameters[name].dtype.kind == part.dtype.kind
     assert (found.target, found.success, found.gap) == (4, 39 / 40, search().gap)
-    assert found.rows[0].classes.dtype == int and found.answers.tolist() == [[1, 4], [2, 2]]
+    assert found.rows[0].classes.dtype == int and found.results[0].answers.tolist() == [[1, 4], [2, 2]]
 
 
 @pytest.mark.parametrize(
-    "changes", [{"corners": np.full((14, 2), 5)}, {"pixels": np.zeros((14, 2, 2, 1))}, {"hits": np.zeros(3, int)}]
+    "changes",
+    [
+        {"parameters": {"corners": np.full((14, 2), 5), "pixels": np.zeros((14, 2, 2, 3))}},
+        {"parameters": {"corners": np.zeros((14, 2), int), "pixels": np.zeros((14, 2, 2, 1))}},
+        {"parameters": {"corners": np.zeros((3, 2), int), "pixels": np.zeros((2, 2, 2, 3))}},
+        {"parameters": {"mask": np.zeros((1, 6, 6, 1))}},
+        {"parameters": {"delta": np.zeros((15, 6, 6, 3))}},
+        {"parameters": {}},
+        {"hits": np.zeros(3, int)},
+    ],
 )
 def test_a_search_whose_arrays_do_not_fit_is_one_error(changes):
     found = search()

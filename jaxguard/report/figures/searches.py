@@ -36,13 +36,13 @@ class Shown(NamedTuple):
     """What the page shows of one search; pictures are PNGs as `data:` URIs.
 
     Attributes:
-        patch: the leading patch, enlarged.
+        patch: the leading patch, enlarged; empty for triggers that are no patches.
         plain: judging images as they are; empty where none were kept.
         stamped: the same with the patch.
         answers: of the network, `(without, with)` for each image.
         bars: classes at the leading size, the leading ones first.
         more: classes that have none.
-        sizes: `(size, leading class, gap, its success)` of every row.
+        sizes: `(size, leading class, gap, its success)` of every row of the leading kind.
     """
 
     patch: str
@@ -66,21 +66,21 @@ def shown(search: TriggerSearch) -> Shown | None:
     Raises:
         DataError: the arrays do not fit each other.
     """
-    row = search.leading
-    if row is None:
+    row, result = search.leading, search.leading_result
+    if row is None or result is None:
         return None
     for one in search.rows:
         _check(one, search.shape)
-    first, images = int(row.order[0]), search.pictures
+    images = result.pictures
     plain = stamped = ""
     if images is not None and len(images):
-        if np.shape(images)[1:] != tuple(search.shape) or np.asarray(search.answers).shape != (len(images), 2):
+        if np.shape(images)[1:] != tuple(search.shape) or np.asarray(result.answers).shape != (len(images), 2):
             raise DataError(
                 f"expected pictures {tuple(search.shape)} with two answers each, got {np.shape(images)} and "
-                f"{np.asarray(search.answers).shape} in the trigger search; search again"
+                f"{np.asarray(result.answers).shape} in the trigger search; search again"
             )
-        mask, pattern = row.layers(first, search.shape[0], search.shape[1])
-        plain, stamped = (pictures.strip(_visible(some)) for some in (images, images * (1 - mask) + pattern * mask))
+        trigger = row.trigger(0, search.shape[0], search.shape[1])
+        plain, stamped = (pictures.strip(_visible(some)) for some in (images, trigger.stamp(images)))
     low, high = float(row.margin.min()), float(row.margin.max())
     span = high - low if np.isfinite(high - low) and high > low else 1.0
     bars = [
@@ -94,11 +94,11 @@ def shown(search: TriggerSearch) -> Shown | None:
         for k in row.order[:MAX_CLASSES]
     ]
     sizes = []
-    for one in search.rows:
+    for one in (one for one in search.rows if one.kind == row.kind):
         leading = int(one.order[0])
         sizes.append((one.size, int(one.classes[leading]), one.gap, float(one.success[leading])))
-    answers = [] if search.answers is None or not plain else [(int(a), int(b)) for a, b in search.answers]
-    patch = pictures.strip(_visible(row.pixels[first : first + 1]))
+    answers = [] if result.answers is None or not plain else [(int(a), int(b)) for a, b in result.answers]
+    patch = pictures.strip(_visible(row.parameters["pixels"][:1])) if "pixels" in row.parameters else ""
     return Shown(patch, plain, stamped, answers, bars, len(row.margin) - len(bars), sizes)
 
 
@@ -109,21 +109,24 @@ def _visible(images: np.ndarray) -> np.ndarray:
 
 
 def _check(row: TriggerRow, shape: tuple[int, ...]) -> None:
-    number, pixels = np.size(row.classes), np.shape(row.pixels)
+    number, shapes = np.size(row.classes), {name: np.shape(part) for name, part in row.parameters.items()}
     columns = {np.shape(column) for column in (row.classes, row.margin, row.hits, row.judged)}
-    fits = (
-        columns == {(number,)}
-        and number > 0
-        and np.shape(row.corners) == (number, 2)
-        and len(pixels) == 4
-        and len(shape) == 3
-        and pixels[0] == number
-        and pixels[3] == shape[2]
-        and bool((np.asarray(row.corners) >= 0).all())
-        and bool((np.asarray(row.corners) + np.array(pixels[1:3]) <= np.array(shape[:2])).all())
-    )
-    if not fits:
+    kept = {some[:1] for some in shapes.values()}
+    fits = columns == {(number,)} and number > 0 and len(shape) == 3 and len(kept) == 1 and () not in kept
+    if not (fits and 0 < min(kept)[0] <= number and _is_inside(row, shapes, shape)):
         raise DataError(
-            f"expected one patch inside {tuple(shape)} per class, got {pixels} for {number} classes in the trigger "
+            f"expected triggers that fit images {tuple(shape)}, got {shapes} for {number} classes in the trigger "
             "search; search again"
         )
+
+
+def _is_inside(row: TriggerRow, shapes: dict[str, tuple[int, ...]], shape: tuple[int, ...]) -> bool:
+    """Whether all parts of the triggers lie in an image."""
+    if shapes.keys() == {"corners", "pixels"}:
+        corners, edges = np.asarray(row.parameters["corners"]), shapes["pixels"][1:3]
+        if shapes["corners"][1:] != (2,) or len(shapes["pixels"]) != 4 or shapes["pixels"][3] != shape[2]:
+            return False
+        return bool((corners >= 0).all() and (corners + np.array(edges) <= np.array(shape[:2])).all())
+    depths = {"mask": (1, shape[2]), "pattern": (shape[2],), "delta": (shape[2],), "flow": (2,)}
+    parts = [some[1:] in [(*shape[:2], depth) for depth in depths.get(name, ())] for name, some in shapes.items()]
+    return all(parts) and ("mask" in shapes) == ("pattern" in shapes)

@@ -1,0 +1,68 @@
+"""A trigger that was found, on whole images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """What turns an image into one with the trigger; parts that are None do nothing.
+
+    Attributes:
+        mask: `[H, W, 1]` or `[H, W, C]` opacity in [0, 1], with `pattern`.
+        pattern: `[H, W, C]` in [0, 1]: the image becomes `x (1 - mask) + pattern mask`.
+        delta: `[H, W, C]`, added; the result is clipped to [0, 1].
+        flow: `[H, W, 2]`, rows and columns from each pixel to the place whose value it takes, in pixels.
+
+    Example:
+        >>> import numpy as np
+        >>> Trigger(delta=np.full((1, 2, 1), 0.25)).stamp(np.array([[[0.5], [1.0]]])).ravel().tolist()
+        [0.75, 1.0]
+        >>> Trigger(flow=np.full((1, 2, 2), [0, 0.5])).stamp(np.array([[[0.5], [1.0]]])).ravel().tolist()
+        [0.75, 1.0]
+    """
+
+    mask: np.ndarray | None = None
+    pattern: np.ndarray | None = None
+    delta: np.ndarray | None = None
+    flow: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The parts that it has, by name."""
+        return {item.name: part for item in fields(self) if (part := getattr(self, item.name)) is not None}
+
+    def stamp(self, images: Any) -> Any:
+        """Images with the trigger.
+
+        Args:
+            images: `[..., H, W, C]` in [0, 1], of NumPy or JAX.
+
+        Returns:
+            The same kind of array.
+        """
+        if self.flow is not None:
+            images = _moved(images, self.flow)
+        if self.mask is not None:
+            images = images * (1 - self.mask) + self.pattern * self.mask
+        return images if self.delta is None else (images + self.delta).clip(0, 1)
+
+
+def _moved(images: Any, flow: np.ndarray) -> Any:
+    """Every pixel from where the flow points, between pixels by bilinear interpolation, at borders the border."""
+    import numpy as np
+
+    height, width = flow.shape[:2]
+    places = np.stack(np.mgrid[:height, :width], axis=-1) + flow
+    row, column = (np.clip(places[..., axis], 0, last - 1) for axis, last in enumerate((height, width)))
+    top, left = np.floor(row).astype(int), np.floor(column).astype(int)
+    below, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
+    down, along = ((place - corner)[..., None].astype(np.float32) for place, corner in ((row, top), (column, left)))
+    upper = images[..., top, left, :] * (1 - along) + images[..., top, right, :] * along
+    lower = images[..., below, left, :] * (1 - along) + images[..., below, right, :] * along
+    return upper * (1 - down) + lower * down
