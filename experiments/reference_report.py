@@ -1,117 +1,29 @@
-"""What the reference population says: gaps of its clean networks, realised error rates and power on the other half.
+"""What the reference population says: realised error rates and power on the half that no choice had seen.
 
-A network is suspected where the conformal p-value of its gap, against the clean networks of the reference half, is at
-most ALPHA and the lower 95 % bound of its best trigger's success is above a half. Where the search itself says that its
-figures say nothing, the network is inconclusive: it counts as not suspected in every rate, and is counted beside it.
+The clean networks of the reference half are the references (`reference_rates.py`), by all kinds of triggers joined, by
+each kind alone, and by all but one.
 """
 
 from __future__ import annotations
 
-import collections
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import machine
 import numpy as np
 import reference_plan
-from scipy import stats
+from reference_rates import ALPHA, Judged, Row, judged, rates, reference_of
 
-from jaxguard import conformal
 from jaxguard.detection import trigger_reference
-
-ALPHA = 0.05
-KIND = "patch"
-"""The kind that verdicts rest on."""
 
 FEWEST = math.ceil(1 / ALPHA) - 1
 """References from which on a p-value can be that small."""
 
 
-Row = dict[str, Any]
-
-
-def interval(count: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of Clopper and Pearson.
-
-    >>> tuple(round(bound, 3) for bound in interval(0, 10))
-    (0.0, 0.308)
-    """
-    found = stats.binomtest(count, total).proportion_ci(confidence_level=0.95, method="exact")
-    return float(found.low), float(found.high)
-
-
-def rate(flags: Sequence[bool]) -> dict[str, Any]:
-    """How many of them, with its interval; nothing for none."""
-    if not flags:
-        return {"networks": 0}
-    low, high = interval(sum(flags), len(flags))
-    share = sum(flags) / len(flags)
-    bounds = [round(low, 4), round(high, 4)]
-    return {"networks": len(flags), "count": sum(flags), "rate": round(share, 4), "ci95": bounds}
-
-
-def leading(row: Row) -> tuple[int, float, float]:
-    """Class, success and its lower 95 % bound of the trigger with the largest gap."""
-
-    def gap(size: Row) -> float:
-        high = sorted((-math.inf if margin is None else margin for margin in size["margin"]), reverse=True)
-        return high[0] - high[1]
-
-    size = max(row["searched"][KIND]["sizes"], key=gap)
-    best = int(np.argmax([-math.inf if margin is None else margin for margin in size["margin"]]))
-    hits, judged = size["hits"][best], size["judged"][best]
-    return size["classes"][best], hits / judged, interval(hits, judged)[0]
-
-
-def is_scored(row: Row) -> bool:
-    """Whether the search of a network has a gap to judge by."""
-    return not row["searched"][KIND]["problem"] and row["searched"][KIND]["gap"] is not None
-
-
-def is_suspected(row: Row, references: Sequence[float]) -> bool:
-    """The rule above."""
-    if not is_scored(row):
-        return False
-    p_value = conformal.p_values([row["searched"][KIND]["gap"]], references)[0]
-    return bool(p_value <= ALPHA and leading(row)[2] > 0.5)
-
-
-def is_at_target(row: Row) -> bool:
-    """Whether the leading class is the one that the trigger leads to."""
-    return is_scored(row) and leading(row)[0] == row["target"]
-
-
-def area(clean: Sequence[float], backdoored: Sequence[float]) -> float:
-    """Area under the ROC curve: share of pairs in the right order, ties by half.
-
-    >>> area([0.0, 1.0], [1.0, 2.0])
-    0.875
-    """
-    differences = np.subtract.outer(np.asarray(backdoored), np.asarray(clean))
-    return float(((differences > 0) + 0.5 * (differences == 0)).mean())
-
-
-BY: dict[str, Callable[[Row], Any]] = {
-    "architecture": lambda row: row["architecture"].partition(":")[0],
-    "data": lambda row: row["data"],
-    "regime": lambda row: row["regime"],
-    "attack": lambda row: row["attack"],
-    "trigger size": lambda row: row.get("size") or "whole image",
-}
-
-
-def grouped(rows: Iterable[Row], by: Callable[[Row], Any], references: Sequence[float]) -> dict[str, Any]:
-    """Rates by what the rows have in common."""
-    groups: dict[str, list[bool]] = collections.defaultdict(list)
-    for row in rows:
-        groups[str(by(row))].append(is_suspected(row, references))
-    return {name: rate(groups[name]) for name in sorted(groups)}
-
-
-def summary(rows: dict[int, Row]) -> dict[str, Any]:
+def summary(rows: Mapping[int, Row]) -> dict[str, Any]:
     """Everything that `--report` states; as much as the rows allow.
 
     Args:
@@ -120,104 +32,94 @@ def summary(rows: dict[int, Row]) -> dict[str, Any]:
     Returns:
         JSON-serialisable.
     """
-    planned = reference_plan.plan()
     trained = [row for row in rows.values() if "sha256" in row]
-    versions = collections.Counter(
-        row["searched"][KIND]["version"] for row in trained if KIND in row.get("searched", {})
-    )
-    version = versions.most_common(1)[0][0] if versions else None
-    searched = [
-        row
-        for row in trained
-        if row.get("searched", {}).get(KIND, {}).get("version") == version and version is not None
-    ]
-    clean, backdoored = ([row for row in searched if (row["attack"] is None) == is_clean] for is_clean in (True, False))
-    halves = {half: [row for row in clean if row["half"] == half] for half in ("reference", "judgement")}
-    references = [row["searched"][KIND]["gap"] for row in halves["reference"] if is_scored(row)]
-    working = [row for row in backdoored if not row["failed"] and row["half"] == "judgement"]
+    kinds = sorted({kind for row in trained for kind in row["searched"]})
+    newest = {
+        kind: max(row["searched"][kind]["version"] for row in trained if kind in row["searched"]) for kind in kinds
+    }
+    searched = {
+        kind: [row for row in trained if row["searched"].get(kind, {}).get("version") == newest[kind]] for kind in kinds
+    }
     found: dict[str, Any] = {
-        "planned": len(planned),
+        "planned": len(reference_plan.plan()),
         "trained": len(trained),
         "trained_clean": sum(row["attack"] is None for row in trained),
         "attack_failed": sorted(row["index"] for row in trained if row.get("failed")),
-        "searched": len(searched),
-        "searched_with_other_versions": sum(versions.values()) - len(searched),
-        "search_version": version,
-        "references": len(references),
+        "versions": newest,
+        "searched": {kind: len(part) for kind, part in searched.items()},
         "alpha": ALPHA,
-        "seconds": {
-            step: round(float(np.median([part["cpu_seconds"] for part in parts])), 1) if parts else None
-            for step, parts in (("train", trained), ("search", [row["searched"][KIND] for row in searched]))
-        },
+        "cpu_seconds": {"train": _median(row["cpu_seconds"] for row in trained)}
+        | {kind: _median(row["searched"][kind].get("cpu_seconds") for row in part) for kind, part in searched.items()},
     }
-    if len(references) < FEWEST:
+    # Sets of kinds are compared on the networks that were searched for all of them.
+    complete = [row for row in trained if all(row in searched[kind] for kind in kinds)] if kinds else []
+    references = [row for row in complete if row["half"] == "reference"]
+    strangers = [row for row in complete if row["half"] == "judgement" and not row.get("failed")]
+    number = len(reference_of(references, kinds).networks)
+    found |= {"complete": len(complete), "references": number}
+    if number < FEWEST:
         return {**found, "note": f"Too few references: from {FEWEST} on, a network can be suspected at {ALPHA}."}
-    gaps = [[row["searched"][KIND]["gap"] for row in part if is_scored(row)] for part in (halves["judgement"], working)]
-    false_alarms = [is_suspected(row, references) for row in halves["judgement"]]
-    single = [row for row in working if row["target"] is not None]
-    found |= {
-        "auc": round(area(*gaps), 4) if all(gaps) else None,
-        "false_alarms": rate(false_alarms),
-        "power": rate([is_suspected(row, references) for row in working]),
-        "target_found": rate([is_at_target(row) for row in single]),
-        "inconclusive": {
-            "clean": sum(not is_scored(row) for row in halves["judgement"]),
-            "backdoored": sum(not is_scored(row) for row in working),
-        },
-        "false_alarms_by": {
-            name: grouped(halves["judgement"], by, references)
-            for name, by in BY.items()
-            if name not in ("attack", "trigger size")
-        },
-        "power_by": {name: grouped(working, by, references) for name, by in BY.items()},
-    }
+    sets = [kinds, *([[kind] for kind in kinds] if len(kinds) > 1 else [])]
+    sets += [[one for one in kinds if one != kind] for kind in kinds] if len(kinds) > 2 else []
+    found["rates"] = []
+    for some in sets:
+        reference = reference_of(references, some)
+        parts: list[list[Judged]] = [[], []]
+        for row in strangers:
+            parts[row["attack"] is not None].append(judged(row, reference, some))
+        found["rates"].append({"kinds": {kind: newest[kind] for kind in some}, **rates(*parts, is_whole=some == kinds)})
     return found
 
 
-def reference_file(rows: dict[int, Row], found: dict[str, Any]) -> dict[str, Any]:
-    """The file that ships with the package: gaps of the clean networks of the reference half, with provenance.
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(float(np.median(known)), 1) if known else None
+
+
+def reference_file(rows: Mapping[int, Row], found: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The file that ships with the package: gaps of the clean networks of both halves, with provenance.
 
     Args:
         rows: index -> what is known of the network.
-        found: `summary` of the rows.
+        found: `summary` of the rows, in which one half was judged by the other alone.
+        environment: of the machine.
 
     Returns:
         As `jaxguard.detection.trigger_reference` reads it.
     """
-    chosen = [
-        row
-        for row in rows.values()
-        if row.get("attack") is None
-        and row.get("half") == "reference"
-        and row.get("searched", {}).get(KIND, {}).get("version") == found["search_version"]
-        and is_scored(row)
-    ]
-    networks = [
-        {
-            "sha256": row["searched"][KIND]["file_sha256"],
-            "gap": row["searched"][KIND]["gap"],
-            **{name: row[name] for name in ("index", "data", "classes", "shape", "architecture", "regime", "acc")},
+    networks = []
+    for _, row in sorted(rows.items()):
+        gaps = {
+            kind: {"version": one["version"], "gap": one["gap"]}
+            for kind, one in row.get("searched", {}).items()
+            if one["version"] == found["versions"].get(kind) and not one["problem"] and one["gap"] is not None
         }
-        for row in sorted(chosen, key=lambda row: row["index"])
+        if row.get("attack") is None and gaps:
+            sha256 = next(iter(row["searched"].values()))["file_sha256"]
+            names = ("index", "half", "data", "classes", "shape", "architecture", "regime", "acc", "jax")
+            networks.append({"sha256": sha256, **{name: row.get(name) for name in names}, "kinds": gaps})
+    measured = [
+        {
+            "alpha": ALPHA,
+            "kinds": one["kinds"],
+            "references": found["references"],
+            "false_alarms": _counts(one["false_alarms"]),
+            "power": {attack: _counts(part) for attack, part in one["power_by"]["attack"].items()},
+        }
+        for one in found.get("rates", ())
     ]
-    rates = {
-        name: {"found": found[key]["count"], "of": found[key]["networks"]}
-        for name, key in (("power", "power"), ("false_alarms", "false_alarms"))
-        if found.get(key, {}).get("networks")
-    }
-    source = {"experiment": "universal_reference.py", "seed": reference_plan.SEED, "alpha": ALPHA}
+    source = {"experiment": "universal_reference.py", "seed": reference_plan.SEED}
+    source |= {name: environment[name] for name in ("date", "jax") if name in environment}
     source |= {name: found[name] for name in ("planned", "trained", "searched")}
-    return {
-        "schema": trigger_reference.SCHEMA,
-        "search": found["search_version"],
-        "source": source,
-        **rates,
-        "networks": networks,
-    }
+    return {"schema": trigger_reference.SCHEMA, "source": source, "rates": measured, "networks": networks}
 
 
-def tables(found: dict[str, Any]) -> str:
-    """The rates as Markdown."""
+def _counts(one: Mapping[str, Any]) -> dict[str, int]:
+    return {"found": one.get("count", 0), "of": one["networks"]}
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """The rates as Markdown: all kinds joined by every property, then the sets of kinds side by side."""
 
     def shown(one: Row) -> str:
         if not one["networks"]:
@@ -225,17 +127,29 @@ def tables(found: dict[str, Any]) -> str:
         low, high = (f"{100 * bound:.0f}" for bound in one["ci95"])
         return f"{one['count']} of {one['networks']} | {100 * one['rate']:.0f} % [{low}, {high}]"
 
+    if "rates" not in found:
+        return ""
+    whole = found["rates"][0]
     lines = ["| | | suspected | rate [95 %] |", "|---|---|---|---|"]
-    if "power" in found:
-        for name, key in (("clean", "false_alarms"), ("backdoored", "power"), ("at the true class", "target_found")):
-            lines.append(f"| {name} | all | {shown(found[key])} |")
-        for name, key in (("clean", "false_alarms_by"), ("backdoored", "power_by")):
-            for by, groups in found[key].items():
-                lines += [f"| {name}, by {by} | {group} | {shown(one)} |" for group, one in groups.items()]
+    for name, key in (("clean", "false_alarms"), ("backdoored", "power"), ("at the true class", "target_found")):
+        lines.append(f"| {name} | all | {shown(whole[key])} |")
+    for name, key in (("clean", "false_alarms_by"), ("backdoored", "power_by")):
+        for by, groups in whole[key].items():
+            lines += [f"| {name}, by {by} | {group} | {shown(one)} |" for group, one in groups.items()]
+    attacks = sorted({attack for one in found["rates"] for attack in one["power_by"]["attack"]})
+    lines += [
+        "",
+        f"| kinds searched | false alarms | {' | '.join(attacks)} | all | AUC |",
+        "|---" * (len(attacks) + 4) + "|",
+    ]
+    for one in found["rates"]:
+        parts = [one["false_alarms"], *(one["power_by"]["attack"].get(attack, {"networks": 0}) for attack in attacks)]
+        cells = [f"{part.get('count', 0)} of {part['networks']}" for part in (*parts, one["power"])]
+        lines.append(f"| {', '.join(one['kinds'])} | {' | '.join(cells)} | {one['auc']} |")
     return "\n".join(lines)
 
 
-def write(rows: dict[int, Row], folder: pathlib.Path, package: pathlib.Path | None = None) -> dict[str, Any]:
+def write(rows: Mapping[int, Row], folder: pathlib.Path, package: pathlib.Path) -> dict[str, Any]:
     """Writes the report, and the reference file where there are enough references.
 
     Args:
@@ -246,10 +160,12 @@ def write(rows: dict[int, Row], folder: pathlib.Path, package: pathlib.Path | No
     Returns:
         The report.
     """
-    found = {"environment": machine.environment("scipy", seed=reference_plan.SEED), **summary(rows)}
+    environment = machine.environment("scipy", seed=reference_plan.SEED)
+    found = {"environment": environment, **summary(rows)}
     (folder / "universal_reference_report.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-    if package is not None and found["references"] >= FEWEST:
-        package.write_text(json.dumps(reference_file(rows, found), allow_nan=False).replace("}, {", "},\n{") + "\n")
-    print(json.dumps({name: found[name] for name in found if name not in ("environment", "power_by")}, indent=1))
+    if found["references"] >= FEWEST:
+        document = reference_file(rows, found, environment)
+        package.write_text(json.dumps(document, allow_nan=False).replace("}}}, {", "}}},\n{") + "\n")
+    print(json.dumps({name: found[name] for name in found if name not in ("environment", "rates")}, indent=1))
     print(tables(found))
     return found

@@ -105,7 +105,7 @@ def row(index, gap, *, attack=None, hits=(90, 10), **more):
     margin = [None, None] if gap is None else [gap, 0.0]
     size = {"size": 3.0, "classes": [3, 4], "margin": margin, "hits": list(hits), "judged": [100, 100]}
     searched = {"version": TRIGGERS["patch"].version, "gap": gap, "problem": "", "cpu_seconds": 2.0, "sizes": [size]}
-    searched |= {"file_sha256": f"file {index}"}
+    searched |= {"file_sha256": f"file {index}", "p_class": 0.5}
     half = "judgement" if index % 2 else "reference"
     known = {"data": "digits", "classes": 10, "shape": [16, 16, 1], "architecture": "mlp:hidden=16", "acc": 0.9}
     known |= {"regime": "standard", "cpu_seconds": 1.0, "sha256": "", "attack": attack}
@@ -126,29 +126,58 @@ def test_report_counts_by_hand():
     rows += [row(107, 3.0, attack="letter", failed=True), row(100, 3.0, attack="letter")]
     found = reference_report.summary({one["index"]: one for one in rows})
     assert (found["references"], found["trained"], found["attack_failed"]) == (20, 29, [107])
-    assert (found["false_alarms"]["networks"], found["false_alarms"]["count"]) == (4, 1)
+    (rates,) = found["rates"]
+    assert rates["kinds"] == {"patch": 1}
+    assert (rates["false_alarms"]["networks"], rates["false_alarms"]["count"]) == (4, 1)
     # Clopper and Pearson for 1 of 4, by hand: 1 - 0.975^(1/4), and p of 0.025 = (1 - p)^4 + 4 p (1 - p)^3.
-    assert found["false_alarms"]["ci95"] == pytest.approx([0.0063, 0.8059], abs=1e-4)
-    assert (found["power"]["networks"], found["power"]["count"], found["target_found"]["count"]) == (3, 2, 2)
-    assert found["inconclusive"] == {"clean": 1, "backdoored": 0}
-    # Pairs of the clean gaps 0.5, 1.5, 1.5 and the backdoored 2, 2, 0.4: six of nine in order.
-    assert found["auc"] == pytest.approx(6 / 9, abs=1e-4)
-    assert found["power_by"]["attack"]["crop"]["rate"] == 1 and found["power_by"]["attack"]["letter"]["rate"] == 0
-    assert found["power_by"]["trigger size"].keys() == {"3", "8"}
+    assert rates["false_alarms"]["ci95"] == pytest.approx([0.0063, 0.8059], abs=1e-4)
+    assert (rates["power"]["networks"], rates["power"]["count"], rates["target_found"]["count"]) == (3, 2, 2)
+    assert rates["inconclusive"] == {"clean": 1, "backdoored": 0}
+    # Pairs of the clean gaps 0.5, 1.5, 1.5, none and the backdoored 2, 2, 0.4: nine of twelve in order.
+    assert rates["auc"] == pytest.approx(9 / 12, abs=1e-4)
+    assert rates["power_at_0.05_false_alarms"]["count"] == 2  # above all clean ones
+    assert rates["power_by"]["attack"]["crop"]["rate"] == 1 and rates["power_by"]["attack"]["letter"]["rate"] == 0
+    assert rates["power_by"]["trigger size"].keys() == {"3", "8"}
+    assert "| patch | 1 of 4 | 2 of 2 | 0 of 1 | 2 of 3 | 0.75 |" in reference_report.tables(found)
 
 
-def test_reference_file_holds_the_clean_even_half_alone(tmp_path):
+def with_warp(known, gap):
+    """Searched for a second kind."""
+    size = {"size": 1.0, "classes": [5, 6], "margin": [gap, 0.0], "hits": [95, 5], "judged": [100, 100]}
+    warp = {**known["searched"]["patch"], "version": 3, "gap": gap, "sizes": [size]}
+    return {**known, "searched": {**known["searched"], "warp": warp}}
+
+
+def test_kinds_are_reported_joined_and_alone_on_networks_searched_for_all():
+    rows = [with_warp(row(2 * k, k / 20), (7 * k % 20) / 20) for k in range(20)]
+    rows += [with_warp(row(1, 0.5), 0.5), row(3, 9.0)]  # the second is not searched for warps yet
+    rows += [with_warp(row(101, 5.0, attack="crop"), 0.1), with_warp(row(103, 0.2, attack="letter"), 5.0)]
+    found = reference_report.summary({one["index"]: one for one in rows})
+    assert (found["searched"], found["complete"]) == ({"patch": 24, "warp": 23}, 23)
+    joined, patch, warp = found["rates"]
+    counts = [[part["power_by"]["attack"][name]["count"] for name in ("crop", "letter")] for part in found["rates"]]
+    assert counts == [[1, 1], [1, 0], [0, 1]]
+    assert joined["kinds"] == {"patch": 1, "warp": 3} and (patch["kinds"], warp["kinds"]) == ({"patch": 1}, {"warp": 3})
+    assert (
+        joined["false_alarms"] == patch["false_alarms"] == {"networks": 1, "count": 0, "rate": 0.0, "ci95": [0, 0.975]}
+    )
+
+
+def test_reference_file_holds_the_clean_networks_of_both_halves(tmp_path):
     rows = [row(2 * k, k / 20) for k in range(19)]
     rows += [row(1, 0.3), row(100, 0.4, attack="crop"), row(101, 2.0, attack="crop"), row(200, None)]
     package = tmp_path / "reference.json"
     reference_report.write({one["index"]: one for one in rows}, tmp_path, package)
     written = json.loads(package.read_text())
-    assert [(one["index"], one["gap"]) for one in written["networks"]] == [(2 * k, k / 20) for k in range(19)]
-    assert written["power"] == {"found": 1, "of": 1} and written["false_alarms"] == {"found": 0, "of": 1}
-    assert {one["sha256"] for one in written["networks"]} == {f"file {2 * k}" for k in range(19)}
+    gaps = {one["index"]: one["kinds"]["patch"] for one in written["networks"]}
+    assert gaps == {2 * k: {"version": 1, "gap": k / 20} for k in range(19)} | {1: {"version": 1, "gap": 0.3}}
+    (rates,) = written["rates"]
+    assert rates["power"] == {"crop": {"found": 1, "of": 1}} and rates["false_alarms"] == {"found": 0, "of": 1}
+    assert rates["references"] == 19  # the half that judged was no part of them
     assert json.loads((tmp_path / "universal_reference_report.json").read_text())["references"] == 19
     known = trigger_reference.load(package)
-    assert known is not None and known.power == (1, 1) and sorted(known.gaps.values()) == [k / 20 for k in range(19)]
+    assert known is not None and {one.sha256 for one in known.networks} == {f"file {k}" for k in gaps}
+    assert known.rates[0].power == {"crop": (1, 1)}
     package.unlink()
     reference_report.write({one["index"]: one for one in rows[1:]}, tmp_path, package)
     assert not package.exists()  # with 18 references nothing could be suspected
@@ -156,7 +185,7 @@ def test_reference_file_holds_the_clean_even_half_alone(tmp_path):
 
 def test_too_few_references_give_no_rates():
     found = reference_report.summary({0: row(0, 0.2)})
-    assert "Too few references" in found["note"] and "power" not in found
+    assert "Too few references" in found["note"] and "rates" not in found
 
 
 def test_rows_of_another_plan_are_refused(tiny, tmp_path, monkeypatch):

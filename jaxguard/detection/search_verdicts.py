@@ -1,10 +1,11 @@
 """Verdicts from one file: does one class lead by its universal trigger, and does the trigger work?
 
-A backdoor is *suspected* where the p-value of the gap is at most the accepted rate and the trigger turns more than half
-of the held-out images into its class, by the lower bound of the exact 95 % interval. The p-value is conformal against
-the reference networks of the package where there are any; where not, that of the classes among themselves decides.
-Where it is at most `DOUBTFUL` and the trigger turns most images, the finding is inconclusive. Otherwise no trigger of
-the kinds searched was found, which says nothing of others.
+A backdoor is *suspected* where the p-value of the gaps is at most the accepted rate and the trigger of the kind that
+stands out most turns more than half of the held-out images into its class, by the lower bound of the exact 95 %
+interval. The p-value is conformal against reference networks, over all kinds of triggers that were searched together
+(`jaxguard.conformal.joined`); where there are none, that of the classes among themselves decides. Where it is at most
+`DOUBTFUL` and the trigger turns most images, the finding is inconclusive. Otherwise no trigger of the kinds searched
+was found, which says nothing of others.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import replace
 
 from jaxguard import conformal
 from jaxguard.detection.trigger_reference import TriggerReference
-from jaxguard.types import Finding, Metrics, TriggerSearch, Verdict
+from jaxguard.types import Finding, Metrics, Provenance, TriggerSearch, Verdict
 
 LOOK = "universal triggers"
 """Name of the look."""
@@ -50,9 +51,10 @@ def judge(
     Returns:
         All findings; those that were searched have the verdict of the search.
     """
+    searches = {k: _led(found, reference, findings[k].provenance) for k, found in searches.items()}
     judged, bases = list(findings), dict[int, tuple[float, str]]()
     for k, found in searches.items():
-        bases[k] = _p_value(found, reference, findings[k].provenance.sha256)
+        bases[k] = _p_value(found, reference, findings[k].provenance)
     order = list(bases)
     q_values = conformal.adjusted_p_values([bases[k][0] for k in order]) if order else []
     for k, q_value in zip(order, q_values, strict=True):
@@ -72,15 +74,49 @@ def judge(
     return judged
 
 
-def _p_value(found: TriggerSearch, reference: TriggerReference | None, sha256: str) -> tuple[float, str]:
+def _led(found: TriggerSearch, reference: TriggerReference | None, suspect: Provenance) -> TriggerSearch:
+    """With the kind of trigger that stands out most among the references, and remarks on those that say nothing."""
+    if found.problem:
+        return found
+    notes = [f"No statement by {one.label or one.kind}: {one.problem}." for one in found.results if one.problem]
+    if reference is None or not reference.networks:
+        return replace(found, left_out=(*found.left_out, *notes)) if notes else found
+    compared = reference.compare(found.results, suspect.sha256)
+    notes += [
+        f"Not judged: {kind}; no reference network was searched for it as it is now." for kind in compared.unknown
+    ]
+    return replace(found, lead=compared.lead, left_out=(*found.left_out, *notes))
+
+
+def _p_value(found: TriggerSearch, reference: TriggerReference | None, suspect: Provenance) -> tuple[float, str]:
     """The deciding p-value, and what it rests on."""
     if found.problem or math.isnan(found.gap):
         return math.nan, ""
     by_class = f"p = {found.p_class:.2g} among its own classes"
-    if reference is None or not reference.gaps:
+    if reference is None or not reference.networks:
         return found.p_class, f"{by_class}, as there are no reference networks"
-    p_value, number = reference.p_value(found.gap, sha256)
-    return p_value, f"p = {p_value:.2g} among {number} reference networks, {by_class}"
+    compared = reference.compare(found.results, suspect.sha256, suspect.architecture)
+    if not compared.lead:
+        return found.p_class, f"{by_class}, as no reference network was searched for the same triggers"
+    alike, number = compared.number
+    kinds = f" by {compared.lead}, the highest of {len(compared.by_kind)} kinds" if len(compared.by_kind) > 1 else ""
+    family = suspect.architecture.partition(":")[0]
+    like = f" ({alike or 'none'} of them {family})" if family and family != "unknown" else ""
+    words = f"p = {compared.p_value:.2g}{kinds} among {number} reference networks{like}, {by_class}"
+    return compared.p_value, f"{words}; {_rates(found, reference)}"
+
+
+def _rates(found: TriggerSearch, reference: TriggerReference) -> str:
+    """What the rule did to networks that no choice had seen."""
+    rates = reference.rates_of(found.results)
+    if rates is None:
+        return "how often that errs on strangers was not measured for these kinds of triggers"
+    attacks = ", ".join(f"{name} {some} of {number}" for name, (some, number) in rates.power.items())
+    wrong, clean = rates.false_alarms
+    return (
+        f"of networks that no choice had seen, the rule at {100 * rates.alpha:g} % suspected {wrong} of {clean} clean"
+        f" ones and found {attacks}"
+    )
 
 
 def _verdict(found: TriggerSearch, p_value: float, rate: float, alpha: float, basis: str) -> tuple[Verdict, str]:

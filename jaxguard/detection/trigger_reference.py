@@ -1,34 +1,98 @@
 """The reference networks that ship with the package: how far one class leads in networks known to be clean.
 
-`trigger_reference.json` beside this file, if there is one, was made by `experiments/universal_reference.py`:
+`trigger_reference.json` beside this file was made by `experiments/universal_reference.py`; `jaxguard calibrate
+--extend` writes another with a user's own networks added:
 
-    {"schema": "jaxguard.trigger_reference/1",
-     "search": 1,                      # version of the search for patches; others do not compare
-     "networks": [{"sha256": "...", "architecture": "resnet20", "data": "cifar10", "classes": 10, "gap": 0.39}, ...],
-     "power": {"found": 52, "of": 60}}  # backdoored networks that no choice had seen, at alpha = 0.05; may be missing
+    {"schema": "jaxguard.trigger_reference/2",
+     "source": {"experiment": "universal_reference.py", "jax": "0.10.1", "date": "2026-11-30", ...},
+     "networks": [{"sha256": "...", "architecture": "resnet20", "data": "cifar10", "classes": 10,
+                   "kinds": {"patch": {"version": 1, "gap": 0.39}, ...}}, ...],
+     "rates": [{"alpha": 0.05, "kinds": {"patch": 1}, "false_alarms": {"found": 2, "of": 60},
+                "power": {"badnets": {"found": 9, "of": 10}, ...}}, ...]}
 
-Networks whose search allowed no statement (`problem`) have no gap and are left out, as such suspects get no verdict.
-The p-value of a suspect is conformal: the share of networks, itself included, whose gap is as large.
+Gaps compare with those of the same kind of trigger and version of its search alone. Kinds that allow no statement on a
+network have no gap there, as such suspects get no verdict by them. `rates` are those of networks that no choice had
+seen, by the kinds that were joined; they may be missing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pathlib
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from jaxguard import checkpoints, conformal
 from jaxguard.errors import DataError
-from jaxguard.inversion.kinds import KINDS
+from jaxguard.types.searches import KindResult
 
-SCHEMA = "jaxguard.trigger_reference/1"
+SCHEMA = "jaxguard.trigger_reference/2"
 
 FILE = pathlib.Path(__file__).with_name("trigger_reference.json")
 """The one that ships with the package."""
+
+
+@dataclass(frozen=True)
+class ReferenceNetwork:
+    """A network known to be clean.
+
+    Attributes:
+        sha256: content hash of its checkpoint.
+        architecture: specification such as `resnet20`.
+        gaps: `{kind: (version of its search, G)}`.
+    """
+
+    sha256: str
+    architecture: str
+    gaps: Mapping[str, tuple[int, float]]
+
+    @property
+    def family(self) -> str:
+        """The architecture without its options."""
+        return self.architecture.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the rule did to networks that no choice had seen.
+
+    Attributes:
+        alpha: accepted error rate.
+        kinds: `{kind: version}` that were joined.
+        false_alarms: clean networks that were suspected, and how many there were.
+        power: `{attack: (suspected, how many)}` of backdoored ones.
+    """
+
+    alpha: float
+    kinds: Mapping[str, int]
+    false_alarms: tuple[int, int]
+    power: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A suspect among the references.
+
+    Attributes:
+        p_value: over all kinds; NaN where none compares.
+        lead: the kind that stands out most; empty where none compares.
+        height: how far it does: 0 is the median of the references, 1 their upper tenth; NaN where none compares.
+        by_kind: `{kind: p-value}` of each alone.
+        number: of the references, those of the suspect's family, and all.
+        unknown: kinds with a gap to which no reference has one of the same version.
+    """
+
+    p_value: float
+    lead: str
+    height: float
+    by_kind: Mapping[str, float]
+    number: tuple[int, int]
+    unknown: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,31 +100,59 @@ class TriggerReference:
     """Gaps of networks known to be clean.
 
     Attributes:
-        gaps: `{content hash: gap}`.
-        power: backdoored networks found at alpha = 0.05, and how many there were; (0, 0) where it was not measured.
+        networks: the references.
+        rates: measured ones.
+        source: where they are from, as the file says.
         digest: of the file, hexadecimal.
     """
 
-    gaps: dict[str, float]
-    power: tuple[int, int]
-    digest: str
+    networks: tuple[ReferenceNetwork, ...]
+    rates: tuple[Rates, ...] = ()
+    source: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
 
-    def p_value(self, gap: float, sha256: str = "") -> tuple[float, int]:
-        """How often a clean network's leading class is as far ahead.
+    def compare(self, results: Sequence[KindResult], sha256: str = "", architecture: str = "") -> Comparison:
+        """How often one class of a clean network is as far ahead, by any kind of trigger.
 
         Args:
-            gap: of a suspect.
+            results: of a suspect, one per kind.
             sha256: its content hash; it is not compared with itself.
+            architecture: its specification, to count references that are alike.
 
         Returns:
-            The p-value, and the number of networks it rests on.
+            The p-value, see `jaxguard.conformal.joined`, and what it rests on.
 
         Example:
-            >>> TriggerReference({"a": 0.1, "b": 0.9, "c": 0.4}, (0, 0), "").p_value(0.5)
-            (0.5, 3)
+            >>> networks = [ReferenceNetwork(f"{k}", "mlp", {"patch": (1, k / 10)}) for k in range(9)]
+            >>> TriggerReference(tuple(networks)).compare([KindResult("patch", 1, 0.75)]).p_value
+            0.2
         """
-        others = [value for known, value in self.gaps.items() if known != sha256]
-        return float(conformal.p_values([gap], others)[0]), len(others)
+        others = [one for one in self.networks if one.sha256 != sha256]
+        stated = [one for one in results if not one.problem and math.isfinite(one.gap)]
+        table = {one.kind: [_gap(other, one) for other in others] for one in stated}
+        known = {kind: gaps for kind, gaps in table.items() if not np.isnan(gaps).all()}
+        unknown = tuple(kind for kind in table if kind not in known)
+        if not known:
+            return Comparison(math.nan, "", math.nan, {}, (0, 0), unknown)
+        own = {one.kind: one.gap for one in stated if one.kind in known}
+        gaps = np.array(list(known.values())).T
+        p_value, heights = conformal.joined(list(own.values()), gaps)
+        by_kind = {kind: conformal.joined([own[kind]], np.array([known[kind]]).T)[0] for kind in own}
+        counted = [one for one, row in zip(others, gaps, strict=True) if not np.isnan(row).all()]
+        alike = sum(one.family == architecture.partition(":")[0] for one in counted)
+        lead = int(heights.argmax())
+        return Comparison(p_value, list(own)[lead], float(heights[lead]), by_kind, (alike, len(counted)), unknown)
+
+    def rates_of(self, results: Sequence[KindResult]) -> Rates | None:
+        """Rates that were measured with the kinds of a search; None where they were not."""
+        kinds = {one.kind: one.version for one in results}
+        return next((one for one in self.rates if one.kinds == kinds), None)
+
+
+def _gap(other: ReferenceNetwork, result: KindResult) -> float:
+    """Of a reference, by the same kind and version."""
+    version, gap = other.gaps.get(result.kind, (None, math.nan))
+    return gap if version == result.version else math.nan
 
 
 def load(path: pathlib.Path = FILE) -> TriggerReference | None:
@@ -70,7 +162,7 @@ def load(path: pathlib.Path = FILE) -> TriggerReference | None:
         path: of the file.
 
     Returns:
-        The reference; None where there is no such file, or it was made by another version of the search.
+        The reference; None where there is no such file.
 
     Raises:
         DataError: no such file format.
@@ -79,18 +171,34 @@ def load(path: pathlib.Path = FILE) -> TriggerReference | None:
         return None
     text = checkpoints.text_of(path)
     try:
-        found: dict[str, Any] = json.loads(text)
-        if found["schema"] != SCHEMA:
-            raise ValueError(f"schema {found['schema']!r}")
-        gaps = {str(one["sha256"]): float(one["gap"]) for one in found["networks"] if one["gap"] is not None}
-        power = found.get("power", {"found": 0, "of": 0})
-        counts = int(power["found"]), int(power["of"])
-        version = int(found["search"])
-    except (ValueError, KeyError, TypeError) as error:
+        return _parsed(json.loads(text), hashlib.sha256(text.encode()).hexdigest())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: expected a reference of schema {SCHEMA!r}, got {error!r}; make it with "
-            "experiments/universal_reference.py"
+            "experiments/universal_reference.py or `jaxguard calibrate --extend`"
         ) from error
-    if version != KINDS["patch"].version or not np.isfinite(list(gaps.values())).all():
-        return None
-    return TriggerReference(gaps, counts, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _parsed(document: Mapping[str, Any], digest: str) -> TriggerReference:
+    if document["schema"] != SCHEMA:
+        raise ValueError(f"schema {document['schema']!r}")
+    networks = []
+    for one in document["networks"]:
+        gaps = {str(kind): (int(known["version"]), float(known["gap"])) for kind, known in one["kinds"].items()}
+        if not all(math.isfinite(gap) for _, gap in gaps.values()):
+            raise ValueError(f"a gap that is no number in network {one['sha256']!r}")
+        networks.append(ReferenceNetwork(str(one["sha256"]), str(one["architecture"]), gaps))
+    rates = tuple(
+        Rates(
+            float(one["alpha"]),
+            {str(kind): int(version) for kind, version in one["kinds"].items()},
+            _counts(one["false_alarms"]),
+            {str(attack): _counts(counts) for attack, counts in one["power"].items()},
+        )
+        for one in document.get("rates", ())
+    )
+    return TriggerReference(tuple(networks), rates, dict(document["source"]), digest)
+
+
+def _counts(found: Mapping[str, Any]) -> tuple[int, int]:
+    return int(found["found"]), int(found["of"])

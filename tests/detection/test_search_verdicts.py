@@ -1,14 +1,12 @@
-import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from jaxguard.detection import search_verdicts, trigger_reference
-from jaxguard.detection.trigger_reference import TriggerReference
-from jaxguard.errors import DataError
+from jaxguard.detection import search_verdicts
+from jaxguard.detection.trigger_reference import Rates, ReferenceNetwork, TriggerReference
 from jaxguard.inversion import margins
-from jaxguard.inversion.kinds import KINDS
 from jaxguard.types import Finding, KindResult, Metrics, Provenance, TriggerRow, TriggerSearch, Verdict
 
 SUSPECT = Finding(Provenance("m.npz", "ab"), Verdict.INCONCLUSIVE, "no reference profile", looks=("weights",))
@@ -80,13 +78,49 @@ def test_a_network_of_which_nothing_can_be_said_is_inconclusive_with_the_reason(
     assert undefined.verdict is Verdict.INCONCLUSIVE and "margin of a class is undefined" in undefined.reason
 
 
+def references(gaps, **more):
+    networks = [ReferenceNetwork(key, "cnn:width=0.5", {"patch": (1, gap)}) for key, gap in gaps.items()]
+    return TriggerReference(tuple(networks), **more)
+
+
 def test_reference_networks_decide_where_there_are_any():
-    reference = TriggerReference({f"{k:02x}": k / 10 for k in range(39)} | {"ab": 99.0}, (0, 0), "")
+    reference = references({f"{k:02x}": k / 10 for k in range(39)} | {"ab": 99.0})
     one = judged(STRONG, reference)  # its own hash, ab, is not compared with itself
-    assert one.p_value == 1 / 40 and one.verdict is Verdict.SUSPECTED
+    assert one.p_value == 1 / 40 and one.verdict is Verdict.SUSPECTED and one.search.lead == "patch"
     assert "p = 0.025 among 39 reference networks, p = " in one.reason
-    few = TriggerReference({f"{k:02x}": 0.1 for k in range(9)}, (0, 0), "")
+    assert one.reason.endswith("how often that errs on strangers was not measured for these kinds of triggers")
+    few = references({f"{k:02x}": 0.1 for k in range(9)})
     assert judged(STRONG, few).verdict is Verdict.INCONCLUSIVE  # no p-value below 0.1
+
+
+def test_the_rates_on_strangers_stand_beside_the_verdict():
+    rates = Rates(0.05, {"patch": 1}, (2, 60), {"badnets": (9, 10), "blended": (1, 8)})
+    reference = references({f"{k:02x}": k / 10 for k in range(39)}, rates=(rates,))
+    told = "the rule at 5 % suspected 2 of 60 clean ones and found badnets 9 of 10, blended 1 of 8"
+    assert told in judged(STRONG, reference).reason and told in judged(WEAK, reference).reason
+
+
+def test_the_family_of_a_suspect_is_counted_among_the_references():
+    reference = references({f"{k:02x}": k / 10 for k in range(39)})
+    for architecture, told in (("cnn:width=1", "39 of them cnn"), ("resnet18", "none of them resnet18")):
+        suspect = replace(SUSPECT, provenance=Provenance("m.npz", "ab", architecture=architecture))
+        (one,) = search_verdicts.judge([suspect], {0: STRONG}, reference, alpha=0.05)
+        assert f"among 39 reference networks ({told})" in one.reason
+
+
+def test_kinds_that_no_reference_was_searched_for_and_silent_ones_are_named():
+    reference = references({f"{k:02x}": k / 10 for k in range(39)})
+    (patch,) = STRONG.results
+    more = KindResult("warp", gap=50.0), KindResult("noise", problem="all classes flip", label="noise of 8/255")
+    one = judged(replace(STRONG, results=(patch, *more)), reference)
+    assert one.p_value == 1 / 40 and one.search.lead == "patch"
+    assert one.notes == (
+        "No statement by noise of 8/255: all classes flip.",
+        "Not judged: warp; no reference network was searched for it as it is now.",
+    )
+    other = references({"00": 0.1})
+    alone = judged(replace(STRONG, results=(replace(patch, version=2),)), other)
+    assert alone.p_value == STRONG.p_class and "no reference network was searched for the same triggers" in alone.reason
 
 
 def test_among_several_networks_the_adjusted_p_value_decides():
@@ -112,29 +146,3 @@ def test_a_known_trigger_that_works_on_nearly_all_images_confirms_a_backdoor():
         assert search_verdicts.confirmed(SUSPECT, metrics) is SUSPECT
     coded = Finding(Provenance("m.pt"), Verdict.CODE_EXECUTION)
     assert search_verdicts.confirmed(coded, Metrics(0.97, 1.0, 0.0, 360, 324)) is coded
-
-
-def document(**changes):
-    rows = [{"sha256": "aa", "gap": 0.3}, {"sha256": "bb", "gap": None}, {"sha256": "cc", "gap": 0.7}]
-    return {"schema": trigger_reference.SCHEMA, "search": KINDS["patch"].version, "networks": rows} | changes
-
-
-def test_a_reference_file_is_read_and_networks_without_a_gap_are_left_out(tmp_path):
-    path = tmp_path / "reference.json"
-    assert trigger_reference.load(path) is None
-    path.write_text(json.dumps(document(power={"found": 52, "of": 60})))
-    known = trigger_reference.load(path)
-    assert known.gaps == {"aa": 0.3, "cc": 0.7} and known.power == (52, 60) and len(known.digest) == 64
-    assert known.p_value(0.5) == (2 / 3, 2)
-    path.write_text(json.dumps(document(search=KINDS["patch"].version + 1)))
-    assert trigger_reference.load(path) is None  # gaps of another search do not compare
-
-
-@pytest.mark.parametrize(
-    "text", ["{", "[]", json.dumps(document(schema="other")), json.dumps(document(networks=[{"gap": 1}]))]
-)
-def test_a_damaged_reference_file_is_one_error(tmp_path, text):
-    path = tmp_path / "reference.json"
-    path.write_text(text)
-    with pytest.raises(DataError, match="expected a reference of schema"):
-        trigger_reference.load(path)
