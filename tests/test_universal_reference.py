@@ -16,7 +16,6 @@ import universal_reference
 from reference_plan import KINDS, REGIMES, STRUCTURES, TASKS
 
 from jaxguard.detection import trigger_reference
-from jaxguard.inversion.kinds import KINDS as TRIGGERS
 
 PLAN = reference_plan.plan()
 
@@ -104,7 +103,7 @@ def row(index, gap, *, attack=None, hits=(90, 10), **more):
     """As the search writes it: classes 3 and 4, of which 3 leads."""
     margin = [None, None] if gap is None else [gap, 0.0]
     size = {"size": 3.0, "classes": [3, 4], "margin": margin, "hits": list(hits), "judged": [100, 100]}
-    searched = {"version": TRIGGERS["patch"].version, "gap": gap, "problem": "", "cpu_seconds": 2.0, "sizes": [size]}
+    searched = {"version": 1, "gap": gap, "problem": "", "cpu_seconds": 2.0, "sizes": [size]}
     searched |= {"file_sha256": f"file {index}", "p_class": 0.5}
     half = "judgement" if index % 2 else "reference"
     known = {"data": "digits", "classes": 10, "shape": [16, 16, 1], "architecture": "mlp:hidden=16", "acc": 0.9}

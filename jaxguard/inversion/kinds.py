@@ -48,7 +48,7 @@ KINDS = {
     for kind in (
         Kind(
             patch_kind.NAME,
-            1,
+            2,
             "patches of {} pixels of edge",
             patch_kind.sizes,
             patch_kind.forwards,

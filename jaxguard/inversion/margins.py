@@ -1,12 +1,13 @@
 """How far one class stands out by its trigger: margins, their gap, and a p-value from the classes themselves.
 
     T_c = mean over judged images of (z_c - max_{j != c} z_j) / standard deviation of all clean logits
-    G = T_(1) - T_(2),    t = (T_(1) - mean of the rest) / (sd of the rest sqrt(1 + 1/(S - 1)))
+    G = (T_(1) - T_(2)) (A_(1) - A_(2)),    t = (T_(1) - mean of the rest) / (sd of the rest sqrt(1 + 1/(S - 1)))
 
-over the `S` classes that were searched. If they were equal and their margins normal, `t` of a class named beforehand
-would have Student's distribution with S - 2 degrees of freedom; the leading one of S is as high with probability at
-most `S sf(t)`, and the best of several sizes by Bonferroni. Margins, not success rates: those end at 1, and ties break
-the gap.
+over the `S` classes that were searched, A the success of the two leading triggers; G is 0 if the second works better.
+If all were equal and their margins normal, `t` of a class named beforehand would have Student's distribution with S - 2
+degrees of freedom; the leading one of S is as high with probability at most `S sf(t)`, and the best of several sizes by
+Bonferroni. Margins order the classes, as success rates end at 1; the lead in success tells a class that stands out from
+the first of several that are easy to reach.
 """
 
 from __future__ import annotations

@@ -58,9 +58,17 @@ class TriggerRow:
 
     @property
     def gap(self) -> float:
-        """The highest margin less the next one; NaN for fewer than two classes."""
-        high = sorted(map(float, self.margin), reverse=True)
-        return high[0] - high[1] if len(high) > 1 else math.nan
+        """G: how far the first class leads the next one in margin, times how far in success; NaN for one class.
+
+        In networks whose classes are all easy to reach a margin may lead while the success of the next class is near.
+        """
+        import numpy as np
+
+        if not len(self.margin) == len(self.hits) == len(self.judged) > 1:
+            return math.nan
+        first, second = self.order[:2]
+        lead = float(np.nan_to_num(self.success[first] - self.success[second]))
+        return float(self.margin[first] - self.margin[second]) * max(0.0, lead)
 
     def trigger(self, place: int, height: int, width: int) -> Trigger:
         """One of the triggers.

@@ -60,12 +60,18 @@ def test_edges_of_the_p_value():
 
 
 def test_a_search_leads_with_the_row_of_the_largest_gap():
-    rows = (row([0.0, 5, 4], 2.0), row([6.0, 1, 2], 3.0, hits=[10, 1, 0]))
+    rows = (row([0.0, 5, 4], 2.0, hits=[0, 10, 5]), row([6.0, 1, 2], 3.0, hits=[10, 1, 0]))
     found = TriggerSearch(rows, (KindResult("patch", gap=4.0),))
-    assert [one.gap for one in rows] == [1, 4]
+    assert [one.gap for one in rows] == [1 * 0.5, 4 * 1.0]  # of margin, times of success
     assert (found.target, found.success, found.leading.size) == (0, 1.0, 3.0)
     # Clopper-Pearson of 10 in 10: (0.025)^(1/10)
     assert found.interval == (pytest.approx(0.025**0.1), 1.0)
+
+
+def test_a_gap_needs_a_lead_in_margin_and_in_success():
+    assert row([6.0, 1], hits=[5, 6]).gap == 0  # the second class is reached as often
+    assert row([6.0, 1], hits=[5, 0], judged=[10, 0]).gap == 0  # nothing judged the second
+    assert math.isnan(row([6.0]).gap)
 
 
 def test_the_kind_of_the_smallest_p_value_leads_unless_another_is_named_or_says_nothing():

@@ -66,11 +66,11 @@ def shown(search: TriggerSearch) -> Shown | None:
     Raises:
         DataError: the arrays do not fit each other.
     """
+    for one in search.rows:
+        _check(one, search.shape)
     row, result = search.leading, search.leading_result
     if row is None or result is None:
         return None
-    for one in search.rows:
-        _check(one, search.shape)
     images = result.pictures
     plain = stamped = ""
     if images is not None and len(images):
