@@ -29,7 +29,7 @@ import numpy as np
 
 from jaxguard import checkpoints, conformal
 from jaxguard.errors import DataError
-from jaxguard.types.searches import KindResult
+from jaxguard.types.searches import KindResult, TriggerSearch
 
 SCHEMA = "jaxguard.trigger_reference/2"
 
@@ -45,11 +45,13 @@ class ReferenceNetwork:
         sha256: content hash of its checkpoint.
         architecture: specification such as `resnet20`.
         gaps: `{kind: (version of its search, G)}`.
+        about: what else its file says of it: data, classes, shape, regime.
     """
 
     sha256: str
     architecture: str
     gaps: Mapping[str, tuple[int, float]]
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def family(self) -> str:
@@ -187,7 +189,8 @@ def _parsed(document: Mapping[str, Any], digest: str) -> TriggerReference:
         gaps = {str(kind): (int(known["version"]), float(known["gap"])) for kind, known in one["kinds"].items()}
         if not all(math.isfinite(gap) for _, gap in gaps.values()):
             raise ValueError(f"a gap that is no number in network {one['sha256']!r}")
-        networks.append(ReferenceNetwork(str(one["sha256"]), str(one["architecture"]), gaps))
+        about = {name: value for name, value in one.items() if name not in ("sha256", "architecture", "kinds")}
+        networks.append(ReferenceNetwork(str(one["sha256"]), str(one["architecture"]), gaps, about))
     rates = tuple(
         Rates(
             float(one["alpha"]),
@@ -198,6 +201,67 @@ def _parsed(document: Mapping[str, Any], digest: str) -> TriggerReference:
         for one in document.get("rates", ())
     )
     return TriggerReference(tuple(networks), rates, dict(document["source"]), digest)
+
+
+def extended(reference: TriggerReference | None, searches: Mapping[str, tuple[str, TriggerSearch]]) -> TriggerReference:
+    """A reference with a user's own clean networks.
+
+    Args:
+        reference: to add to; None for none.
+        searches: content hash -> architecture and search of a network known to be clean. One that is there already is
+            replaced.
+
+    Returns:
+        All of them; networks whose search allows no statement are left out. The rates stay those of the networks that
+        were there: what more references of a user's own kind do to them was not measured.
+
+    Example:
+        >>> result = KindResult("patch", 2, gap=0.1)
+        >>> more = extended(TriggerReference(()), {"ab": ("mlp", TriggerSearch(results=(result,)))})
+        >>> more.networks[0].gaps
+        {'patch': (2, 0.1)}
+    """
+    own = []
+    for sha256, (architecture, found) in searches.items():
+        stated = [] if found.problem else [one for one in found.results if not one.problem and math.isfinite(one.gap)]
+        about = {"classes": found.num_classes, "shape": list(found.shape), "source": found.source}
+        if stated:
+            own.append(
+                ReferenceNetwork(sha256, architecture, {one.kind: (one.version, one.gap) for one in stated}, about)
+            )
+    kept = [one for one in (reference.networks if reference else ()) if one.sha256 not in searches]
+    source = dict(reference.source) if reference else {}
+    source["own"] = source.get("own", 0) + len(own)
+    return TriggerReference((*kept, *own), reference.rates if reference else (), source)
+
+
+def to_json(reference: TriggerReference) -> str:
+    """As `load` reads it, a network a line."""
+    networks = [
+        {
+            "sha256": one.sha256,
+            "architecture": one.architecture,
+            **one.about,
+            "kinds": {kind: {"version": version, "gap": gap} for kind, (version, gap) in one.gaps.items()},
+        }
+        for one in reference.networks
+    ]
+    rates = [
+        {
+            "alpha": one.alpha,
+            "kinds": dict(one.kinds),
+            "false_alarms": _named(one.false_alarms),
+            "power": {attack: _named(counts) for attack, counts in one.power.items()},
+        }
+        for one in reference.rates
+    ]
+    document = {"schema": SCHEMA, "source": dict(reference.source), "rates": rates}
+    lines = ",\n".join(json.dumps(one, allow_nan=False) for one in networks)
+    return f'{json.dumps(document, allow_nan=False)[:-1]}, "networks": [\n{lines}\n]}}\n'
+
+
+def _named(counts: tuple[int, int]) -> dict[str, int]:
+    return {"found": counts[0], "of": counts[1]}
 
 
 def _counts(found: Mapping[str, Any]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from jaxguard import conformal
 from jaxguard.detection import trigger_reference
 from jaxguard.detection.trigger_reference import Rates, ReferenceNetwork, TriggerReference
 from jaxguard.errors import DataError
-from jaxguard.types import KindResult
+from jaxguard.types import KindResult, TriggerSearch
 
 
 def document(**changes):
@@ -97,6 +97,25 @@ def test_a_network_is_not_compared_with_itself():
     reference = TriggerReference(networks([{"patch": (1, gap)} for gap in (0.1, 0.9)]))
     assert reference.compare([KindResult("patch", 1, 0.9)], "01").p_value == 1 / 2
     assert reference.compare([KindResult("patch", 1, 0.9)], "ff").p_value == 2 / 3
+
+
+def test_own_networks_are_added_and_the_file_reads_back(tmp_path):
+    path = tmp_path / "reference.json"
+    path.write_text(json.dumps(document()))
+    known = trigger_reference.load(path)
+    own = TriggerSearch(results=(KindResult("patch", 2, 0.4), KindResult("warp", 2, math.nan)), shape=(8, 8, 1))
+    silent = TriggerSearch(problem="it answers all images alike", results=(KindResult("patch", 2, 0.4),))
+    more = trigger_reference.extended(known, {"cc": ("cnn", own), "dd": ("cnn", silent), "bb": ("vgg", own)})
+    gaps = {one.sha256: (one.architecture, dict(one.gaps)) for one in more.networks}
+    assert gaps == {
+        "aa": ("mlp:hidden=8", {"patch": (1, 0.3)}),
+        "cc": ("cnn", {"patch": (2, 0.4)}),
+        "bb": ("vgg", {"patch": (2, 0.4)}),
+    }
+    path.write_text(trigger_reference.to_json(more))
+    again = trigger_reference.load(path)
+    assert (again.networks, again.rates, again.source) == (more.networks, known.rates, {**known.source, "own": 2})
+    assert again.digest != known.digest
 
 
 def test_the_reference_that_ships_is_read_and_can_reach_the_usual_rate():
