@@ -64,7 +64,7 @@ def write_store(folder: pathlib.Path, spec: str, count: int) -> list[pathlib.Pat
             is_positive = name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1)
             arrays[name], start = (np.abs(part) + 1 if is_positive else part), start + sizes[name]
         # not `checkpoints.save`, which waits for the disk after each file
-        checkpoints.FORMATS["safetensors"].write_fn(path, arrays, {})
+        checkpoints.FORMATS["safetensors"].write(path, arrays, {})
     os.sync()
     return paths
 

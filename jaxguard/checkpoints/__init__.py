@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     from jaxguard.checkpoints.checkpoint import DTYPES, Checkpoint, LeafSpec
     from jaxguard.checkpoints.code import Code, examine
     from jaxguard.checkpoints.finite import check_finite
-    from jaxguard.checkpoints.formats import FORMATS, Format, is_checkpoint, load, save
+    from jaxguard.checkpoints.formats import FORMATS, Format, is_checkpoint, is_url, load, save
     from jaxguard.checkpoints.listing import Listed, behind, below, manifest, parts, text_of
     from jaxguard.checkpoints.raw import read_into
-    from jaxguard.checkpoints.remote import is_url
     from jaxguard.checkpoints.training_state import is_random
     from jaxguard.checkpoints.trees import flatten, unflatten
 
@@ -37,7 +36,7 @@ _HOMES = {
     "flatten": "trees",
     "is_checkpoint": "formats",
     "is_random": "training_state",
-    "is_url": "remote",
+    "is_url": "formats",
     "load": "formats",
     "manifest": "listing",
     "parts": "listing",

@@ -15,7 +15,7 @@ from jaxguard.checkpoints.checkpoint import Checkpoint, LeafSpec
 _MAX_LINE_BYTES = 2**16
 
 
-def is_equinox(path: pathlib.Path) -> bool:
+def recognises(path: pathlib.Path) -> bool:
     """True for a file that starts with an npy record, or with one line of JSON and then an npy record."""
     if not path.is_file():
         return False

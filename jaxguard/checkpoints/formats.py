@@ -1,6 +1,6 @@
 """The table of checkpoint formats, and the two verbs that go through it.
 
-A new format is one file with `is_...`, `open_checkpoint`, `write_checkpoint`, and one row here.
+A new format is one file with `recognises`, `open_checkpoint`, `write_checkpoint`, and one row here.
 """
 
 import dataclasses
@@ -8,70 +8,76 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from jaxguard.checkpoints import (
-    archive,
-    atomic,
-    equinox,
-    foreign,
-    keras,
-    msgpack,
-    npz,
-    orbax,
-    plain_pickle,
-    pytorch,
-    pytorch_legacy,
-    refusals,
-    remote,
-    repository,
-    safetensors,
-    selection,
-    sharded,
-    trees,
-)
+from jaxguard.checkpoints import refusals, selection
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.errors import CheckpointError
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True)
 class Format:
-    """One way to store leaves.
+    """One way to store leaves; its module is imported when a file is first tried with it.
 
     Attributes:
-        sniff_fn: `path -> bool`, from the content alone; the path is a regular file or a directory.
-        open_fn: `(path, path as given) -> Checkpoint`; raises CheckpointError.
-        write_fn: `(fresh path, leaves, metadata) -> None`; None where jaxguard only reads the format.
+        module: of this package, with `recognises(path)`, `open_checkpoint(path, path as given)`, and
+            `write_checkpoint(fresh path, leaves, metadata)` where it is written.
         suffix: what `save` recognises it by; empty for a directory.
+        is_written: whether `save` writes it; jaxguard only reads the others.
     """
 
-    sniff_fn: Callable[[pathlib.Path], bool]
-    open_fn: Callable[[pathlib.Path, str], Checkpoint]
-    write_fn: Callable[[pathlib.Path, Mapping[str, np.ndarray], Mapping[str, str]], None] | None
+    module: str
     suffix: str
+    is_written: bool = False
+
+    def recognises(self, path: pathlib.Path) -> bool:
+        """Whether a regular file or a directory is one, from its content alone."""
+        return self._reader.recognises(path)
+
+    def open(self, path: pathlib.Path, given: str) -> Checkpoint:
+        """Opens `path`, which the user wrote as `given`; raises CheckpointError."""
+        return self._reader.open_checkpoint(path, given)
+
+    def write(self, path: pathlib.Path, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+        """Writes leaves to a path where nothing is."""
+        self._reader.write_checkpoint(path, leaves, metadata)
+
+    @property
+    def _reader(self) -> Any:
+        return import_module(f"jaxguard.checkpoints.{self.module}")
 
 
 FORMATS: Mapping[str, Format] = {
     # before safetensors, whose ninth byte can open a bracket in the line of JSON
-    "equinox": Format(equinox.is_equinox, equinox.open_checkpoint, None, ".eqx"),
-    "safetensors": Format(
-        safetensors.is_safetensors, safetensors.open_checkpoint, safetensors.write_checkpoint, ".safetensors"
-    ),
-    "sharded": Format(sharded.is_sharded, sharded.open_checkpoint, None, ".json"),
-    "orbax": Format(orbax.is_orbax, orbax.open_checkpoint, orbax.write_checkpoint, ""),
-    "msgpack": Format(msgpack.is_msgpack, msgpack.open_checkpoint, msgpack.write_checkpoint, ".msgpack"),
-    "keras": Format(keras.is_keras, keras.open_checkpoint, None, ".h5"),
-    "pytorch": Format(pytorch.is_pytorch, pytorch.open_checkpoint, None, ".pt"),
-    "pytorch-legacy": Format(pytorch_legacy.is_pytorch_legacy, pytorch_legacy.open_checkpoint, None, ".pth"),
-    "npz": Format(npz.is_npz, npz.open_checkpoint, None, ".npz"),
-    "pickle": Format(plain_pickle.is_pickle, plain_pickle.open_checkpoint, None, ".pkl"),
+    "equinox": Format("equinox", ".eqx"),
+    "safetensors": Format("safetensors", ".safetensors", is_written=True),
+    "sharded": Format("sharded", ".json"),
+    "orbax": Format("orbax", "", is_written=True),
+    "msgpack": Format("msgpack", ".msgpack", is_written=True),
+    "keras": Format("keras", ".h5"),
+    "pytorch": Format("pytorch", ".pt"),
+    "pytorch-legacy": Format("pytorch_legacy", ".pth"),
+    "npz": Format("npz", ".npz"),
+    "pickle": Format("plain_pickle", ".pkl"),
 }
 
 _STEP_SUFFIX = re.compile(r"(.+)@(\d{1,18})", re.DOTALL)
+
+
+def is_url(given: str) -> bool:
+    """Whether a path is a URL, such as `hf://owner/name` or `gs://bucket/model`.
+
+    >>> is_url("gs://bucket/model"), is_url("C:/model")
+    (True, False)
+    """
+    return _SCHEME.match(given) is not None
 
 
 def load(path: str | os.PathLike[str], *, weights: str | None = None) -> Checkpoint:
@@ -93,7 +99,7 @@ def load(path: str | os.PathLike[str], *, weights: str | None = None) -> Checkpo
         HostileError: a trick on readers, such as a bomb.
     """
     given = os.fspath(path)
-    location = remote.fetched(given) if remote.is_url(given) else _located(given)
+    location = _fetched(given) if is_url(given) else _located(given)
     try:
         kind = location.stat().st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
@@ -101,9 +107,9 @@ def load(path: str | os.PathLike[str], *, weights: str | None = None) -> Checkpo
         if stat.S_ISREG(kind) and location.stat().st_size == 0:
             raise refusals.damaged(given, "a checkpoint", "an empty file")
         if row := _recognised(location):
-            return selection.applied(row.open_fn(location, given), weights)
-        if stat.S_ISDIR(kind) and (repository.holds_weights(location) or foreign.named(location) is None):
-            return selection.applied(_open_repository(location, given), weights)
+            return selection.applied(row.open(location, given), weights)
+        if stat.S_ISDIR(kind) and (inside := _open_repository(location, given)) is not None:
+            return selection.applied(inside, weights)
         raise _unknown(location, given)
     except OSError as error:
         raise CheckpointError(
@@ -139,7 +145,9 @@ def save(
     (2,)
     """
     target = pathlib.Path(path)
-    write_fn = _writer(target, format)
+    from jaxguard.checkpoints import atomic, trees
+
+    row = _written(target, format)
     if not leaves:
         raise CheckpointError(f"{target}: expected at least one leaf to save, got none; pass the model's variables")
     for name in leaves:
@@ -152,7 +160,7 @@ def save(
             raise CheckpointError(f"{target}: expected text as metadata, got {name!r}: {value!r}; pass str({name})")
     try:
         with atomic.replacing(target, overwrite=overwrite) as fresh:
-            write_fn(fresh, arrays, texts)
+            row.write(fresh, arrays, texts)
     except OSError as error:
         raise CheckpointError(
             f"{target}: expected to write there, got {error.strerror or error}; check space and permissions"
@@ -169,28 +177,38 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
 
 
 def _recognised(location: pathlib.Path) -> Format | None:
-    return next((row for row in FORMATS.values() if row.sniff_fn(location)), None)
+    return next((row for row in FORMATS.values() if row.recognises(location)), None)
 
 
-def _open_repository(folder: pathlib.Path, given: str) -> Checkpoint:
-    """The one checkpoint in a folder, with what the folder's configuration says."""
+def _fetched(given: str) -> pathlib.Path:
+    from jaxguard.checkpoints import remote
+
+    return remote.fetched(given)
+
+
+def _open_repository(folder: pathlib.Path, given: str) -> Checkpoint | None:
+    """The one checkpoint in a folder, with what the folder's configuration says; None for a folder of another kind."""
+    from jaxguard.checkpoints import foreign, repository
+
+    if not repository.holds_weights(folder) and foreign.named(folder) is not None:
+        return None
     file = repository.weights_file(folder, given, lambda path: _recognised(path) is not None)
     row = _recognised(file)
     if row is None:
         raise _unknown(file, f"{given}: {file.name}")
-    checkpoint = row.open_fn(file, given)
+    checkpoint = row.open(file, given)
     return dataclasses.replace(checkpoint, metadata={**repository.configuration(folder, given), **checkpoint.metadata})
 
 
-def _writer(target: pathlib.Path, format: str | None) -> Callable[..., None]:
-    suffixes = {row.suffix: name for name, row in FORMATS.items() if row.write_fn}
+def _written(target: pathlib.Path, format: str | None) -> Format:
+    suffixes = {row.suffix: name for name, row in FORMATS.items() if row.is_written}
     name = suffixes.get(target.suffix) if format is None else format
     row = FORMATS.get(name) if name else None
-    if row is None or row.write_fn is None:
+    if row is None or not row.is_written:
         known = ", ".join(f"{name} ({suffix or 'no suffix'})" for suffix, name in suffixes.items())
         what = f"the suffix {target.suffix!r}" if format is None else f"format {format!r}"
         raise CheckpointError(f"{target}: expected a format that can be written ({known}), got {what}; pass format=")
-    return row.write_fn
+    return row
 
 
 def _located(given: str) -> pathlib.Path:
@@ -201,6 +219,8 @@ def _located(given: str) -> pathlib.Path:
             return location
         match = _STEP_SUFFIX.fullmatch(given)
         if match and pathlib.Path(match[1]).is_dir():
+            from jaxguard.checkpoints import msgpack, orbax
+
             run, number = pathlib.Path(match[1]), int(match[2])
             step = orbax.step_directory(run, number) or msgpack.step_file(run, number)
             if step is not None:
@@ -213,6 +233,8 @@ def _located(given: str) -> pathlib.Path:
 
 def _unknown(location: pathlib.Path, given: str) -> CheckpointError:
     """The error about a file or folder that none of FORMATS recognises."""
+    from jaxguard.checkpoints import archive, foreign
+
     expected, known = f"a checkpoint ({' or '.join(FORMATS)})", foreign.named(location)
     if known is not None and known.is_placeholder:
         return CheckpointError(f"{given}: expected {expected}, got {known.what}; {known.remedy}")

@@ -21,7 +21,7 @@ _OPTIMIZERS = ("optimizer", "optimizer_weights", "_optimizer")
 _MAX_CONFIG_BYTES = 2**26
 
 
-def is_keras(path: pathlib.Path) -> bool:
+def recognises(path: pathlib.Path) -> bool:
     """True for an HDF5 file, and for a zip archive with the members of a `.keras` file."""
     if not path.is_file():
         return False

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from jaxguard.checkpoints import averages as averages_of
 from jaxguard.checkpoints import refusals, training_state
 from jaxguard.checkpoints.checkpoint import LeafSpec
 from jaxguard.checkpoints.training_state import Path, Stored
@@ -40,7 +39,7 @@ def of_weights(averages: Sequence[str], chosen: str, root: Path, kept: int) -> I
         root: keys down to the model.
         kept: raw leaves that the average lacks.
     """
-    if averages and chosen == averages_of.RAW:
+    if averages and chosen == training_state.RAW:
         names = ", ".join(map(printable, averages))
         yield (
             f"The file also holds averages of the weights ({names}); the raw weights were taken. weights=NAME, or "

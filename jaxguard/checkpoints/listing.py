@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
-from jaxguard.checkpoints import foreign, formats, orbax, refusals, remote, repository, sharded
+from jaxguard.checkpoints import formats, refusals, sharded
 from jaxguard.errors import CheckpointError
 
 _CERTAIN = {".safetensors", ".msgpack", ".pt", ".pth", ".th", ".npz", ".eqx", ".h5", ".hdf5", ".keras", ".ckpt"}
@@ -62,6 +62,8 @@ def below(folder: str | os.PathLike[str]) -> Iterator[Listed]:
     Raises:
         CheckpointError: the folder cannot be listed.
     """
+    from jaxguard.checkpoints import orbax
+
     left = [os.fspath(pathlib.Path(folder))]
     while left:
         path = left.pop()
@@ -108,6 +110,8 @@ def behind(url: str) -> Iterator[Listed]:
     Raises:
         CheckpointError: a library is not installed, nothing was found, or access was denied.
     """
+    from jaxguard.checkpoints import remote
+
     found = remote.listed(url)
     if _bare(found) == _bare([url]) or any(mark in url for mark in "*?["):
         yield from map(Listed, found)
@@ -142,7 +146,7 @@ def manifest(path: str | os.PathLike[str]) -> list[str]:
     if not named:
         raise CheckpointError(f"{path}: expected at least one path or URL, got none; is this the right manifest?")
     folder = pathlib.Path(path).parent
-    return [line if remote.is_url(line) else str(folder / line) for line in named]
+    return [line if formats.is_url(line) else str(folder / line) for line in named]
 
 
 def text_of(path: str | os.PathLike[str]) -> str:
@@ -171,6 +175,8 @@ def _ancestors(url: str) -> Iterator[str]:
 
 def _no_folder(entry: os.DirEntry[str]) -> str:
     """Why a folder is not searched; empty if it is."""
+    from jaxguard.checkpoints import orbax
+
     if entry.is_symlink():
         return "a link to a folder, not followed"
     if entry.name.startswith("."):
@@ -180,6 +186,8 @@ def _no_folder(entry: os.DirEntry[str]) -> str:
 
 def _no_checkpoint(entry: os.DirEntry[str]) -> str:
     """Why a file is not a checkpoint; empty if it is."""
+    from jaxguard.checkpoints import foreign
+
     if not entry.is_file():
         return "no regular file"
     if entry.name.startswith("."):
@@ -194,6 +202,8 @@ def _no_checkpoint(entry: os.DirEntry[str]) -> str:
 
 def _foreign_file(path: pathlib.Path, *, is_certain: bool) -> str:
     """What a file is that is no checkpoint; empty where it should be one by its suffix and nothing else is known."""
+    from jaxguard.checkpoints import foreign
+
     known = foreign.named(path)
     if known is not None and not (is_certain and known.is_placeholder):
         return f"{known.what}{refusals.NOT_SUPPORTED}; {known.remedy}"
@@ -202,6 +212,8 @@ def _foreign_file(path: pathlib.Path, *, is_certain: bool) -> str:
 
 def _foreign_folder(path: str, entries: list[os.DirEntry[str]]) -> str:
     """Why a folder is skipped as a whole; empty where it is searched, as it is where a checkpoint is in it."""
+    from jaxguard.checkpoints import foreign, repository
+
     folder = pathlib.Path(path)
     known = None if repository.holds_weights(folder) else foreign.named(folder)
     if known is None:

@@ -25,7 +25,7 @@ _MAX_TEXT = 2**20
 _STEP_NAME = re.compile(r"checkpoint_(\d{1,18})")
 
 
-def is_msgpack(path: pathlib.Path) -> bool:
+def recognises(path: pathlib.Path) -> bool:
     """True for a file that opens a map with a text key, and for a folder with such `checkpoint_N` files."""
     if path.is_dir():
         return bool(_steps(path))
@@ -219,4 +219,4 @@ def _chunked(array: np.ndarray) -> dict[str, Any]:
 
 def _steps(run: pathlib.Path) -> dict[int, pathlib.Path]:
     named = {child: _STEP_NAME.fullmatch(child.name) for child in run.iterdir() if child.is_file()}
-    return {int(match[1]): child for child, match in named.items() if match and is_msgpack(child)}
+    return {int(match[1]): child for child, match in named.items() if match and recognises(child)}

@@ -12,7 +12,7 @@ _SUFFIX = ".npy"
 _MAX_NOTE_LENGTH = 1000
 
 
-def is_npz(path: pathlib.Path) -> bool:
+def recognises(path: pathlib.Path) -> bool:
     """True for a zip archive all of whose members are called `.npy`."""
     names = archive.member_names(path)
     return bool(names) and all(name.endswith(_SUFFIX) for name in names)

@@ -23,7 +23,7 @@ _UNFINISHED = "orbax-checkpoint-tmp"
 _STEP_NAME = re.compile(r"(?:[A-Za-z][A-Za-z_-]*[_-])?(\d+)")
 
 
-def is_orbax(path: pathlib.Path) -> bool:
+def recognises(path: pathlib.Path) -> bool:
     """Whether a directory holds an Orbax index: itself, in an item folder, or in the steps of a run."""
     return path.is_dir() and bool(_items(path) or _steps(path))
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from jaxguard.checkpoints import header, limits, numpy_pickle, pickle_containers, refusals, state_dict
 from jaxguard.checkpoints.checkpoint import Checkpoint
-from jaxguard.checkpoints.model_keys import MODEL_KEYS
 from jaxguard.checkpoints.pickle_objects import Record, Unreadable
 from jaxguard.checkpoints.pickle_program import Program
 from jaxguard.checkpoints.torch_pickle import StorageFn, Tensor
+from jaxguard.checkpoints.training_state import MODEL_KEYS
 
 BUILDERS = {**numpy_pickle.BUILDERS, **pickle_containers.BUILDERS}
 """What a pickle of arrays may refer to and be understood."""

@@ -26,7 +26,7 @@ _MAX_STORAGES = 10_000
 _NOTHING = np.empty(0, np.uint8)
 
 
-def is_pickle(path: pathlib.Path) -> bool:
+def recognises(path: pathlib.Path) -> bool:
     """True for the first bytes of a pickle, by any protocol, of a container, an array or a call; not for joblib's."""
     if not path.is_file():
         return False

@@ -23,7 +23,7 @@ _PARTS = frozenset(
 _BYTE_ORDERS: Mapping[bytes, bool] = {b"little": False, b"big": True}
 
 
-def is_pytorch(path: pathlib.Path) -> bool:
+def recognises(path: pathlib.Path) -> bool:
     """True for a zip archive with a member `NAME/data.pkl`."""
     return any(_is_main(name) for name in archive.member_names(path))
 

@@ -24,7 +24,7 @@ _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
 _TAR_MEMBERS = (b"sys_info\0", b"pickle\0", b"tensors\0", b"storages\0")
 
 
-def is_pytorch_legacy(path: pathlib.Path) -> bool:
+def recognises(path: pathlib.Path) -> bool:
     """True for a pickle of PyTorch's magic number, and for the tar archives of PyTorch before 0.1.10."""
     if not path.is_file():
         return False

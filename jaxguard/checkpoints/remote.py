@@ -21,7 +21,6 @@ from jaxguard.errors import CheckpointError
 MAX_FILES = 10_000
 MAX_BYTES = 2**36
 _BLOCK_BYTES = 2**22
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HUGGING_FACE = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:/([^@]+))?(?:@([\w./-]+))?")
 _WEIGHTS = (
     ("*.safetensors", "*.safetensors.index.json"),
@@ -30,15 +29,6 @@ _WEIGHTS = (
     ("pytorch_model*.bin", "pytorch_model.bin.index.json", "*.pth", "*.pt"),
 )
 """Patterns of a repository's weights, the ones to be preferred first."""
-
-
-def is_url(given: str) -> bool:
-    """Whether a path is a URL, such as `hf://owner/name` or `gs://bucket/model`.
-
-    >>> is_url("gs://bucket/model"), is_url("C:/model")
-    (True, False)
-    """
-    return _SCHEME.match(given) is not None
 
 
 def fetched(given: str) -> pathlib.Path:

@@ -28,7 +28,7 @@ _PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I4": 4, "U4": 4, "C128": 1
 """Bits of an element, for types that no leaf may have."""
 
 
-def is_safetensors(path: pathlib.Path) -> bool:
+def recognises(path: pathlib.Path) -> bool:
     """Whether the ninth byte of a file opens a JSON object."""
     if not path.is_file():
         return False

@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxguard.checkpoints import averages as averages_of
 from jaxguard.checkpoints import left_out as in_words
-from jaxguard.checkpoints import model_keys, refusals, training_state
+from jaxguard.checkpoints import refusals, training_state
 from jaxguard.checkpoints.checkpoint import Checkpoint, LeafSpec, ReadFn
 from jaxguard.checkpoints.training_state import Path, Stored
 from jaxguard.errors import CheckpointError
@@ -82,7 +81,7 @@ def applied(opened: Checkpoint, weights: str | None) -> Checkpoint:
             raise refusals.unsupported(given, expected, "two whose keys join to it", remedy)
         else:
             names[name] = origins[path]
-    aliases = averages_of.aliases(
+    aliases = training_state.aliases(
         {name: opened.places[origin] for name, origin in names.items() if origin in opened.places}
     )
     for others in aliases.values():
@@ -157,14 +156,14 @@ def select(stored: Stored, *, separator: str, weights: str | None, given: str) -
     mirrored: dict[str, tuple[Path, dict[Path, str]]] = {}
     for prefix in averages:
         paths = [path for path in averages[prefix] if path in sorting.left]
-        pairs = averages_of.mirrored(paths, prefix, names)
+        pairs = training_state.mirrored(paths, prefix, names)
         if names and len(pairs) >= max(_MIRRORED * sum(_size(stored[path]) > 1 for path in paths), 1):
             mirrored[prefix[-1]] = prefix, pairs
         elif names and root[: len(prefix) - 1] == prefix[:-1] and len(root) >= len(prefix):
             sorting.leave(prefix, paths, _BESIDE)
         else:
             names |= {path: separator.join(path[len(root) :]) for path in paths}
-    chosen = averages_of.chosen(weights, mirrored, root, given)
+    chosen = training_state.chosen(weights, mirrored, root, given)
     kept = 0
     if chosen in mirrored:
         replaced = {name: path for path, name in mirrored[chosen][1].items()}
@@ -183,7 +182,7 @@ def select(stored: Stored, *, separator: str, weights: str | None, given: str) -
         ]
         found = f"training state alone ({', '.join(places) or 'keys without a name'})"
         raise refusals.unsupported(given, "the weights of a model", found, "pass the file that holds the model")
-    if chosen == averages_of.RAW:
+    if chosen == training_state.RAW:
         names = {path: names[path] for path in stored if path in names}
     return Selection(names, sorting.left_out, root, tuple(mirrored), chosen, kept)
 
@@ -255,7 +254,7 @@ def _descended(sorting: _Sorting) -> tuple[Path, dict[Path, list[Path]]]:
         if any(() not in below or _size(below[()]) > 1 for below in raw.values()):
             averages |= {(*root, key): [(*root, key, *rest) for rest in below] for key, below in held.items()}
             model = raw
-        chosen = model_keys.entered(model)
+        chosen = training_state.entered(model)
         if chosen is None:
             break
         for key in model.keys() - {chosen}:
@@ -266,7 +265,7 @@ def _descended(sorting: _Sorting) -> tuple[Path, dict[Path, list[Path]]]:
 
 def _named(stored: Stored, weights: str | None, separator: str) -> Path:
     """The group of the name `weights`, which is neither raw nor a whole file."""
-    if weights in (None, averages_of.RAW, averages_of.EMA):
+    if weights in (None, training_state.RAW, training_state.EMA):
         return ()
     for depth in range(1, 4):
         for path in stored:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxguard.checkpoints import header, limits, msgpack, pytorch, refusals, safetensors
+from jaxguard.checkpoints import header, limits, refusals
 from jaxguard.checkpoints.checkpoint import Checkpoint
 from jaxguard.errors import CheckpointError
 
@@ -19,7 +19,7 @@ _WEIGHT_MAP = "weight_map"
 _BESIDE = "shards that are files beside the index"
 
 
-def is_sharded(path: pathlib.Path) -> bool:
+def recognises(path: pathlib.Path) -> bool:
     """True for a JSON file that maps weights to files."""
     if not path.is_file():
         return False
@@ -34,7 +34,7 @@ def is_sharded(path: pathlib.Path) -> bool:
 def files_named(path: pathlib.Path) -> tuple[str, ...]:
     """The files that an index names, none where it is not one; nothing is checked."""
     try:
-        named = header.read(path).get(_WEIGHT_MAP) if is_sharded(path) else None
+        named = header.read(path).get(_WEIGHT_MAP) if recognises(path) else None
     except (CheckpointError, OSError):
         return ()
     return tuple({name: None for name in named.values() if isinstance(name, str)}) if isinstance(named, dict) else ()
@@ -90,12 +90,11 @@ def open_checkpoint(path: pathlib.Path, given: str) -> Checkpoint:
 
 
 def _opened(path: pathlib.Path, given: str) -> Checkpoint:
-    if safetensors.is_safetensors(path):
-        return safetensors.open_checkpoint(path, given)
-    if msgpack.is_msgpack(path):
-        return msgpack.open_checkpoint(path, given)
-    if pytorch.is_pytorch(path):
-        return pytorch.open_checkpoint(path, given)
+    from jaxguard.checkpoints import msgpack, pytorch, safetensors  # most files have no shards
+
+    for reader in (safetensors, msgpack, pytorch):
+        if reader.recognises(path):
+            return reader.open_checkpoint(path, given)
     known = "a shard in safetensors, msgpack or PyTorch's zip"
     raise refusals.unsupported(given, known, "another format", "merge the shards into one file")
 

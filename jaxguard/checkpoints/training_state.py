@@ -1,15 +1,32 @@
-"""Names under which training scripts keep what is not the model, one table for all formats."""
+"""What training scripts store under which names: the model, averages of its weights, and the state of the training.
 
+One table for all formats.
+"""
+
+import collections
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from jaxguard.checkpoints import header
 from jaxguard.checkpoints.checkpoint import LeafSpec
+from jaxguard.errors import CheckpointError
 
 Path = tuple[str, ...]
 Stored = Mapping[Path, LeafSpec | str]
 """What a file holds by the keys that lead there: the spec of an array, or why it cannot be a leaf."""
+
+MODEL_KEYS = (
+    *("state_dict", "model_state_dict", "model_state", "model_weights", "model", "net_state_dict", "net", "network"),
+    *("module", "weights", "params", "ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "params_ema"),
+)
+"""Names under which training scripts keep the model, the one to take first; weights before their moving average."""
+
+_AMBIGUOUS = frozenset(("module", "weights", "params"))
+
+RAW, EMA = "raw", "ema"
+"""What may be asked for beside names."""
 
 COUNTER = "a counter of the training"
 
@@ -116,3 +133,90 @@ def moments(stored: Stored) -> Iterator[Path]:
                 yield from ((*prefix, first), (*prefix, second))
                 if isinstance(stored.get((*prefix, "count")), LeafSpec):
                     yield (*prefix, "count")
+
+
+def entered(groups: Mapping[str, Stored]) -> str | None:
+    """The key to go down into; None where this level is the model's."""
+    containers = {key: below for key, below in groups.items() if () not in below}
+    strangers = containers.keys() - set(MODEL_KEYS)
+    for key in MODEL_KEYS:
+        if key not in containers:
+            continue
+        is_of_torch = _is_of_torch(containers[key])
+        if is_of_torch if not strangers or key not in _AMBIGUOUS else False:
+            return key
+        if key not in _AMBIGUOUS and not strangers:
+            return key
+    if len(groups) == len(containers) == 1 and _is_of_torch(next(iter(containers.values()))):
+        return next(iter(containers))
+    if len(containers) == 1 and next(iter(containers)) in ("state", "train_state", "default"):
+        return next(iter(containers))
+    return None
+
+
+def _is_of_torch(below: Stored) -> bool:
+    """Whether some array in it has a dotted name."""
+    return any(len(path) == 1 and "." in path[0] for path in below)
+
+
+def mirrored(paths: Sequence[Path], prefix: Path, names: Mapping[Path, str]) -> dict[Path, str]:
+    """Which of a group's arrays are averages of which leaf, by the names behind any number of wrappers."""
+    wanted: dict[str, str] = {}
+    for name in names.values():
+        plain = re.sub(r"[^a-z0-9]", "", name.lower())
+        wanted.setdefault(plain, name)
+        head, _, rest = re.sub(r"[/.]", ".", name).partition(".")
+        if head in ("params", "model", "module", "net", "network", "student", "online"):
+            wanted.setdefault(re.sub(r"[^a-z0-9]", "", rest.lower()), name)
+    best: dict[Path, str] = {}
+    parts = {path: ".".join(path)[len(".".join(prefix)) + 1 :].split(".") for path in paths}
+    for skipped in range(3):
+        found = {}
+        for path, rest in parts.items():
+            plain = re.sub(r"[^a-z0-9]", "", "".join(rest[skipped:]).lower())
+            if len(rest) > skipped and plain in wanted:
+                found[path] = wanted[plain]
+        if len(found) > len(best):
+            best = found
+    return best
+
+
+def chosen(weights: str | None, averages: Mapping[str, object], root: Path, given: str) -> str:
+    """The average that was asked for, or raw."""
+    if weights in (None, RAW):
+        return RAW
+    if weights in averages:
+        return str(weights)
+    if weights == EMA and len(averages) == 1:
+        return next(iter(averages))
+    if weights == ".".join(root) or weights in root or (weights == EMA and any(map(is_average, root))):
+        return RAW
+    known = ", ".join([RAW, *map(header.shown, averages)])
+    raise CheckpointError(
+        f"{given}: expected weights that the file holds ({known}), got no {header.shown(weights)}; pass one of these "
+        "as weights, or the name of a group of arrays"
+    )
+
+
+def aliases(places: Mapping[str, tuple[Hashable, ...]]) -> dict[str, tuple[str, ...]]:
+    """Leaf and other names of it; a leaf goes by its name under the prefix that has the most leaves."""
+    groups: dict[tuple[Hashable, ...], list[str]] = {}
+    for name, place in places.items():
+        groups.setdefault(place, []).append(name)
+    if len(groups) == len(places):
+        return {}
+    covered = collections.Counter(
+        prefix for group in groups.values() for prefix in {re.split(r"[./]", name, maxsplit=1)[0] for name in group}
+    )
+
+    order = {name: number for number, name in enumerate(places)}
+
+    def rank(name: str) -> tuple[int, int]:
+        return -covered[re.split(r"[./]", name, maxsplit=1)[0]], order[name]
+
+    found = {}
+    for group in groups.values():
+        if len(group) > 1:
+            first = min(group, key=rank)
+            found[first] = tuple(name for name in group if name != first)
+    return found

@@ -1,8 +1,9 @@
 """Checks of what a model answered: one row of finite numbers per image."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Interval
 
 from jaxguard.errors import EndpointError
 
@@ -10,6 +11,9 @@ Kind = Literal["scores", "labels"]
 """What an endpoint answers with: `scores`, a row `[K]` per image, or `labels`, one class index per image."""
 
 MAX_CLASSES = 100_000
+Classes = Annotated[int, Interval(ge=2, le=MAX_CLASSES)]
+"""A number of classes that can be checked."""
+
 _MAX_SCORE = float(np.finfo(np.float32).max)
 _JSON_WORDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 

@@ -69,12 +69,12 @@ class Client:
 
     Args:
         target: URL and headers.
-        rate: requests per second, retries included; None for no limit.
-        timeout: seconds for one attempt, from connecting to the last byte of the answer.
-        retries: further attempts after a status 429, 500, 502, 503 or 504, a timeout or a broken connection.
-        backoff: seconds before the first retry, doubled for each further one up to 60, with random jitter on top.
-        patience: seconds for all attempts of one request; no retry starts that would exceed them.
-        max_bytes: largest body, also after decompression.
+        rate: see `jaxguard.endpoints.http`, as for all others.
+        timeout: of one attempt.
+        retries: after the first attempt.
+        backoff: before the first retry.
+        patience: of one request.
+        max_bytes: also after decompression.
         connections: how many to keep open.
     """
 

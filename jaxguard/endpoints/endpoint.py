@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxguard import methods
 from jaxguard.endpoints import answers
-from jaxguard.endpoints.answers import Kind
+from jaxguard.endpoints.answers import Classes, Kind
 from jaxguard.endpoints.cache import Cache
 from jaxguard.errors import DataError, EndpointError
+from jaxguard.methods import Count
 
 QueryFn = Callable[[np.ndarray], Any]
 """`images [N, H, W, C] float32 in [0, 1] -> scores [N, K]`: the one protocol of every suspect; an `Endpoint` is one."""
@@ -27,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, repr=False)
 class Endpoint:
-    """A function `images -> scores` that queries a model in batches and checks every answer.
+    """A function `images -> scores` that queries a model in batches and checks every answer; see `http` and `local`.
 
     Attributes:
         name: of the model in errors; without secrets.
@@ -39,9 +41,6 @@ class Endpoint:
         num_classes: `K` if it is known; needed for labels.
         workers: calls in flight at a time.
         cache: file of answers; see `Cache`.
-
-    Raises:
-        EndpointError: an argument outside its range.
     """
 
     name: str
@@ -50,23 +49,13 @@ class Endpoint:
     ask_fn: QueryFn
     batch_size: int
     kind: Kind = "scores"
-    num_classes: int | None = None
+    num_classes: Classes | None = None
     workers: int = 1
     cache: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.workers < 1:
-            raise EndpointError(
-                f"batch_size, workers: expected 1 or more, got {self.batch_size} and {self.workers}; pass 1"
-            )
-        if self.kind not in ("scores", "labels"):
-            raise EndpointError(f"kind: expected 'scores' or 'labels', got {self.kind!r}; check its spelling")
         if self.num_classes is None and self.kind == "labels":
             raise EndpointError("num_classes: expected the number of classes with kind='labels', got none; pass it")
-        if self.num_classes is not None and not 2 <= self.num_classes <= answers.MAX_CLASSES:
-            raise EndpointError(
-                f"num_classes: expected 2 to {answers.MAX_CLASSES}, got {self.num_classes}; pass the model's"
-            )
 
     def __repr__(self) -> str:
         return f"Endpoint({self.name}, {self.kind})"
@@ -203,12 +192,13 @@ def _checked_images(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(found, np.float32)
 
 
+@methods.checked
 def local(
     fn: QueryFn,
     *,
-    batch_size: int = 256,
+    batch_size: Count = 256,
     kind: Kind = "scores",
-    num_classes: int | None = None,
+    num_classes: Classes | None = None,
     cache: str | os.PathLike[str] | None = None,
     version: str = "",
 ) -> Endpoint:
@@ -226,7 +216,8 @@ def local(
         A function `images [N, H, W, C] float32 in [0, 1] -> scores [N, K] float64`, with every answer checked.
 
     Raises:
-        EndpointError: an argument outside its range, or a cache without a version.
+        OptionError: an argument outside its range.
+        EndpointError: labels without the number of classes, or a cache without a version.
 
     >>> def mean(images):
     ...     return np.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], axis=1)

@@ -1,113 +1,49 @@
 """A model behind an HTTP endpoint."""
 
 import json
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Lt
 
+from jaxguard import methods
 from jaxguard.endpoints import encodings
-from jaxguard.endpoints.answers import Kind
+from jaxguard.endpoints.answers import Classes, Kind
 from jaxguard.endpoints.client import Client
 from jaxguard.endpoints.encodings import Encoding
 from jaxguard.endpoints.endpoint import Endpoint
 from jaxguard.endpoints.target import Target
 from jaxguard.errors import EndpointError
+from jaxguard.methods import Count, NonNegative, Positive, Steps
 
 MAX_ANSWER_BYTES = 2**26
+Finite = Annotated[NonNegative, Lt(float("inf"))]
 
 
-@dataclass(frozen=True)
-class HttpSource:
-    """Asks an HTTP endpoint: pixels -> request, answer -> scores.
-
-    Attributes:
-        client: sends requests.
-        encoding: how an image is sent.
-        images_key: field of the request that holds the images.
-        fields: further fields of the request.
-        single: a request holds one image rather than a list of images, and its answer one row.
-        scores_path: where the scores are in the answer: keys and indices separated by dots; `*` stands for every item
-            of a list, and an empty path is the whole answer.
-        version: name of the model for the cache, besides the URL.
-    """
-
-    client: Client
-    encoding: Encoding
-    images_key: str
-    fields: Mapping[str, Any]
-    single: bool
-    scores_path: str
-    version: str
-
-    def __repr__(self) -> str:
-        return f"HttpSource({self.client.target.shown})"
-
-    @property
-    def identity(self) -> str:
-        """All that an answer depends on besides the pixels."""
-        request = [self.encoding.name, self.images_key, dict(self.fields), self.single, self.scores_path]
-        return json.dumps(["http", self.client.target.url, json.dumps(request, sort_keys=True), self.version])
-
-    def ask(self, pixels: np.ndarray) -> Any:
-        """The answers to one batch, unchecked.
-
-        Raises:
-            EndpointError: no answer, one that is not JSON, or none at `scores_path`.
-        """
-        content = self.client.post(self._body(pixels))
-        excerpt = self.client.target.excerpt
-        try:
-            found = json.loads(content)  # takes NaN and Infinity, which the check of the numbers reports
-        except (ValueError, RecursionError):
-            raise EndpointError(
-                f"expected JSON, got {excerpt(content)}; check that the URL is the model's, not a page's"
-            ) from None
-        try:
-            found = _at(found, self.scores_path.split(".") if self.scores_path else [])
-        except (KeyError, IndexError, TypeError, ValueError):
-            where = f"scores at {self.scores_path!r}"
-            raise EndpointError(
-                f"expected JSON with {where}, got {excerpt(content)}; pass the right scores_path="
-            ) from None
-        return [found] if self.single else found
-
-    def _body(self, pixels: np.ndarray) -> bytes:
-        values = [self.encoding.value_fn(image) for image in pixels]
-        request = {**self.fields, self.images_key: values[0] if self.single else values}
-        try:
-            return json.dumps(request, allow_nan=False, separators=(",", ":")).encode()
-        except (TypeError, ValueError) as error:
-            raise EndpointError(
-                f"encoding {self.encoding.name!r}: expected values that JSON has, got others ({error}); "
-                "let value_fn return numbers, strings, lists and dictionaries"
-            ) from error
-
-
+@methods.checked
 def http(
     url: str,
     *,
-    batch_size: int = 16,
+    batch_size: Count = 16,
     encoding: str | Encoding = "floats",
     images_key: str = "instances",
     fields: Mapping[str, Any] | None = None,
     single: bool = False,
     scores_path: str = "predictions",
     kind: Kind = "scores",
-    num_classes: int | None = None,
+    num_classes: Classes | None = None,
     headers: Mapping[str, str] | None = None,
-    rate: float | None = None,
-    timeout: float = 30.0,
-    retries: int = 5,
-    backoff: float = 1.0,
-    patience: float = 900.0,
-    workers: int = 1,
+    rate: Positive | None = None,
+    timeout: Positive = 30.0,
+    retries: Steps = 5,
+    backoff: Finite = 1.0,
+    patience: Positive = 900.0,
+    workers: Count = 1,
     cache: str | os.PathLike[str] | None = None,
     version: str = "",
-    max_bytes: int = MAX_ANSWER_BYTES,
+    max_bytes: Count = MAX_ANSWER_BYTES,
 ) -> Endpoint:
     """A model behind an HTTP API: `{"instances": [image, ...]}` gets `{"predictions": [[score, ...], ...]}`.
 
@@ -141,16 +77,12 @@ def http(
         A function `images [N, H, W, C] float32 in [0, 1] -> scores [N, K] float64`.
 
     Raises:
-        EndpointError: an argument outside its range.
+        OptionError: an argument outside its range.
+        EndpointError: a URL, header, encoding or field that cannot be sent.
 
     >>> http("https://example.com/v1/models/m:predict?key=123456", headers={"X-Key": "secret"}, rate=5)
     Endpoint(https://example.com/v1/models/m:predict?..., scores)
     """
-    if single:
-        batch_size = 1
-    _check_above_zero(rate=rate, timeout=timeout, patience=patience, max_bytes=max_bytes)
-    if retries < 0 or not 0 <= backoff < math.inf:
-        raise EndpointError(f"retries, backoff: expected 0 or more, got {retries} and {backoff}; pass 0 for none")
     client = Client(
         Target(url, headers),
         rate=rate,
@@ -161,10 +93,46 @@ def http(
         max_bytes=max_bytes,
         connections=workers,
     )
-    checked_fields = _checked_fields(fields or {}, images_key)
-    source = HttpSource(client, encodings.encoding(encoding), images_key, checked_fields, single, scores_path, version)
-    name, pixels_fn = client.target.shown, source.encoding.pixels_fn
-    return Endpoint(name, source.identity, pixels_fn, source.ask, batch_size, kind, num_classes, workers, cache)
+    chosen, more = encodings.encoding(encoding), _checked_fields(fields or {}, images_key)
+
+    def ask(pixels: np.ndarray) -> Any:
+        values = [chosen.value_fn(image) for image in pixels]
+        body = _body({**more, images_key: values[0] if single else values}, chosen)
+        found = _found(client.post(body), scores_path, client.target)
+        return [found] if single else found
+
+    # All that an answer depends on besides the pixels.
+    request = json.dumps([chosen.name, images_key, more, single, scores_path], sort_keys=True)
+    identity = json.dumps(["http", url, request, version])
+    batch_size = 1 if single else batch_size
+    name = client.target.shown
+    return Endpoint(name, identity, chosen.pixels_fn, ask, batch_size, kind, num_classes, workers, cache)
+
+
+def _body(request: dict[str, Any], encoding: Encoding) -> bytes:
+    try:
+        return json.dumps(request, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError) as error:
+        raise EndpointError(
+            f"encoding {encoding.name!r}: expected values that JSON has, got others ({error}); "
+            "let value_fn return numbers, strings, lists and dictionaries"
+        ) from error
+
+
+def _found(content: bytes, scores_path: str, target: Target) -> Any:
+    """The answers to one batch, unchecked, as they are in the body."""
+    try:
+        found = json.loads(content)  # takes NaN and Infinity, which the check of the numbers reports
+    except (ValueError, RecursionError):
+        raise EndpointError(
+            f"expected JSON, got {target.excerpt(content)}; check that the URL is the model's, not a page's"
+        ) from None
+    try:
+        return _at(found, scores_path.split(".") if scores_path else [])
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise EndpointError(
+            f"expected JSON with scores at {scores_path!r}, got {target.excerpt(content)}; pass the right scores_path="
+        ) from None
 
 
 def _checked_fields(fields: Mapping[str, Any], images_key: str) -> dict[str, Any]:
@@ -191,9 +159,3 @@ def _at(found: Any, path: list[str]) -> Any:
         else:
             found = found[int(step)]
     return found
-
-
-def _check_above_zero(**limits: float | None) -> None:
-    for name, value in limits.items():
-        if value is not None and not 0 < value < math.inf:
-            raise EndpointError(f"{name}: expected more than 0, got {value}; leave it out for the default")

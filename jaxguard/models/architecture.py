@@ -5,33 +5,21 @@ A specification is `name[:option=value[,option=value...]]`, such as `resnet20:wi
 """
 
 import difflib
-import functools
 import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import jax.numpy as jnp
 
 from jaxguard.errors import ArchitectureError, DataError
 from jaxguard.models import layers
-from jaxguard.models.cnn import CNN
-from jaxguard.models.convnext import ConvNeXt
-from jaxguard.models.densenet import DenseNet
 from jaxguard.models.layers import Classifier
-from jaxguard.models.mlp import MLP
-from jaxguard.models.mobilenet_v2 import MobileNetV2
-from jaxguard.models.mobilenet_v3 import LARGE, SMALL, MobileNetV3, Stages
 from jaxguard.models.model import Model
 from jaxguard.models.options import Option, choice, count, hidden_choice, number, sizes, to_text
-from jaxguard.models.preact_resnet import PreActResNet
-from jaxguard.models.resnet import ResNet
-from jaxguard.models.resnet_cifar import CifarResNet
-from jaxguard.models.vgg import VGG
-from jaxguard.models.vit import VisionTransformer
-from jaxguard.models.wide_resnet import WideResNet
 
 WIDTH = number(1.0, "a positive number such as 0.5")
 HIDDEN = sizes((512, 512), "units joined by x, such as 512x512")
@@ -58,19 +46,28 @@ class Architecture:
     options: Mapping[str, Option] = field(default_factory=lambda: {"width": WIDTH})
 
 
+def _family(module: str, name: str, **geometry: Any) -> Callable[..., Classifier]:
+    """A class of a module beside this one, which is imported when the first network of the family is built."""
+
+    def module_fn(**options: Any) -> Classifier:
+        return getattr(import_module(f"jaxguard.models.{module}"), name)(**geometry, **options)
+
+    return module_fn
+
+
 def _cifar_resnet(depth: int) -> Architecture:
     blocks = ((depth - 2) // 6,) * 3
-    module_fn = functools.partial(CifarResNet, blocks=blocks, channels=(16, 32, 64), shortcut="pad")
+    module_fn = _family("resnet_cifar", "CifarResNet", blocks=blocks, channels=(16, 32, 64), shortcut="pad")
     return Architecture(module_fn, f"He's CIFAR ResNet-{depth}, parameter-free shortcuts (option A)")
 
 
 def _wide_resnet(depth: int, factor: int) -> Architecture:
-    module_fn = functools.partial(WideResNet, depth=depth, factor=factor)
+    module_fn = _family("wide_resnet", "WideResNet", depth=depth, factor=factor)
     return Architecture(module_fn, f"WideResNet-{depth}-{factor}, the network of NAD and ABL")
 
 
 def _vgg(depth: int) -> Architecture:
-    module_fn = functools.partial(VGG, depth=depth)
+    module_fn = _family("vgg", "VGG", depth=depth)
     return Architecture(module_fn, f"VGG-{depth}", {"width": WIDTH, "classifier": CLASSIFIER, "norm": NORM})
 
 
@@ -94,14 +91,16 @@ DENSENETS = {
 
 
 def _resnet(title: str, geometry: Mapping[str, Any]) -> Architecture:
-    def module_fn(*, stem: Any, **options: Any) -> ResNet:  # Classifier.stem is the name of a layer
-        return ResNet(**geometry, entry=stem, **options)
+    family_fn = _family("resnet", "ResNet", **geometry)
+
+    def module_fn(*, stem: Any, **options: Any) -> Classifier:  # Classifier.stem is the name of a layer
+        return family_fn(entry=stem, **options)
 
     return Architecture(module_fn, f"{title}, torchvision's form", {"width": WIDTH, "stem": STEM})
 
 
-def _mobilenet_v3(size: str, stages: Stages, units: int) -> Architecture:
-    module_fn = functools.partial(MobileNetV3, stages=stages, units=units)
+def _mobilenet_v3(size: str) -> Architecture:
+    module_fn = _family("mobilenet_v3", size.lower())
     return Architecture(module_fn, f"MobileNetV3-{size}", {"width": WIDTH, "epsilon": EPSILON})
 
 
@@ -111,7 +110,7 @@ CONVNEXT_SIZES = {"tiny": (96, 9), "small": (96, 27), "base": (128, 27), "large"
 
 def _vit(size: str, patch: int) -> Architecture:
     channels, blocks = VIT_SIZES[size]
-    module_fn = functools.partial(VisionTransformer, patch=patch, channels=channels)
+    module_fn = _family("vit", "VisionTransformer", patch=patch, channels=channels)
     depth = count(blocks, "a number of blocks such as 12", least=1)
     options = {"width": WIDTH, "depth": depth, "heads": HEADS}
     return Architecture(module_fn, f"ViT-{size.capitalize()}, patches of {patch}x{patch}", options)
@@ -119,21 +118,25 @@ def _vit(size: str, patch: int) -> Architecture:
 
 def _convnext(size: str) -> Architecture:
     channels, third = CONVNEXT_SIZES[size]
-    module_fn = functools.partial(ConvNeXt, channels=tuple(channels * 2**stage for stage in range(4)))
+    module_fn = _family("convnext", "ConvNeXt", channels=tuple(channels * 2**stage for stage in range(4)))
     depths = sizes((3, 3, third, 3), f"the blocks of four stages, such as 3x3x{third}x3", length=4)
     return Architecture(module_fn, f"ConvNeXt-{size.capitalize()}", {"width": WIDTH, "depths": depths})
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "mlp": Architecture(MLP, "dense layers", {"width": WIDTH, "hidden": HIDDEN, "activation": ACTIVATION}),
+    "mlp": Architecture(
+        _family("mlp", "MLP"), "dense layers", {"width": WIDTH, "hidden": HIDDEN, "activation": ACTIVATION}
+    ),
     "cnn": Architecture(
-        CNN,
+        _family("cnn", "CNN"),
         "six 3x3 convolutions with BatchNorm, small enough for a laptop",
         {"width": WIDTH, "norm": NORM, "activation": ACTIVATION},
     ),
-    "preactresnet18": Architecture(PreActResNet, "pre-activation ResNet-18, the network of BackdoorBench"),
+    "preactresnet18": Architecture(
+        _family("preact_resnet", "PreActResNet"), "pre-activation ResNet-18, the network of BackdoorBench"
+    ),
     "resnet18": Architecture(
-        functools.partial(CifarResNet, blocks=(2, 2, 2, 2), channels=(64, 128, 256, 512), shortcut="project"),
+        _family("resnet_cifar", "CifarResNet", blocks=(2, 2, 2, 2), channels=(64, 128, 256, 512), shortcut="project"),
         "ResNet-18 with a 3x3 stem, the network of CLP (for torchvision's names: resnet18-torchvision)",
     ),
     **{f"resnet{depth}": _cifar_resnet(depth) for depth in (8, 20, 32, 44, 56, 110)},
@@ -141,12 +144,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     **{f"vgg{depth}": _vgg(depth) for depth in (11, 13, 16, 19)},
     **{name: _resnet(*row) for name, row in RESNETS.items()},
     **{
-        f"densenet{depth}": Architecture(functools.partial(DenseNet, **geometry), f"DenseNet-{depth}")
+        f"densenet{depth}": Architecture(_family("densenet", "DenseNet", **geometry), f"DenseNet-{depth}")
         for depth, geometry in DENSENETS.items()
     },
-    "mobilenet_v2": Architecture(MobileNetV2, "MobileNetV2"),
-    "mobilenet_v3_small": _mobilenet_v3("Small", SMALL, 1024),
-    "mobilenet_v3_large": _mobilenet_v3("Large", LARGE, 1280),
+    "mobilenet_v2": Architecture(_family("mobilenet_v2", "MobileNetV2"), "MobileNetV2"),
+    "mobilenet_v3_small": _mobilenet_v3("Small"),
+    "mobilenet_v3_large": _mobilenet_v3("Large"),
     **{f"vit-{size}-16": _vit(size, 16) for size in VIT_SIZES},
     "vit-base-32": _vit("base", 32),
     **{f"convnext-{size}": _convnext(size) for size in CONVNEXT_SIZES},

@@ -170,3 +170,13 @@ class MobileNetV3(layers.Classifier, kw_only=True):
         names[rf"features_{index + 1}_0/(\w+)"] = rf"blocks.{len(self.stages)}.0.conv.\1"
         names[rf"features_{index + 1}_1/(\w+)"] = rf"blocks.{len(self.stages)}.0.bn1.\1"
         return names
+
+
+def small(**options: Any) -> MobileNetV3:
+    """MobileNetV3-Small."""
+    return MobileNetV3(stages=SMALL, units=1024, **options)
+
+
+def large(**options: Any) -> MobileNetV3:
+    """MobileNetV3-Large."""
+    return MobileNetV3(stages=LARGE, units=1280, **options)

@@ -1,10 +1,9 @@
 """A network to be audited: from a checkpoint and back, or from memory."""
 
-from jaxguard.suspects.description import METADATA_KEY, described, description
 from jaxguard.suspects.opening import ModelOptions, load, structural, structural_note
 from jaxguard.suspects.own_model import network_of, paths_of, tied, variables_of
 from jaxguard.suspects.saving import require_writable, save, written_format
-from jaxguard.suspects.suspect import UNKNOWN, Suspect
+from jaxguard.suspects.suspect import METADATA_KEY, UNKNOWN, Suspect, described, description
 
 __all__ = [
     "METADATA_KEY",

@@ -15,8 +15,8 @@ from jaxguard.checkpoints import left_out
 from jaxguard.errors import ArchitectureError, DataError
 from jaxguard.models import architecture
 from jaxguard.suspects import own_model
-from jaxguard.suspects.description import described as described_by
 from jaxguard.suspects.suspect import Suspect
+from jaxguard.suspects.suspect import described as described_by
 from jaxguard.types import ApplyFn, Batch, Network
 from jaxguard.types.network import Outputs
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from jaxguard import checkpoints, models
 from jaxguard.errors import CheckpointError
-from jaxguard.suspects.description import METADATA_KEY, description
-from jaxguard.suspects.suspect import Suspect
+from jaxguard.suspects.suspect import METADATA_KEY, Suspect, description
 
 READ_ELSEWHERE = {".bin", ".ckpt", ".tar", ".th", ".pth", ".pt", ".keras", ".hdf5"}
 """Suffixes that other tools take for formats of theirs."""
@@ -81,8 +80,8 @@ def require_writable(
     """
     target = pathlib.Path(path)
     chosen = format or written_format(_source(suspect))
-    if chosen not in checkpoints.FORMATS or checkpoints.FORMATS[chosen].write_fn is None:
-        known = ", ".join(name for name, row in checkpoints.FORMATS.items() if row.write_fn)
+    if chosen not in checkpoints.FORMATS or not checkpoints.FORMATS[chosen].is_written:
+        known = ", ".join(name for name, row in checkpoints.FORMATS.items() if row.is_written)
         raise CheckpointError(f"expected a format that can be written ({known}), got {chosen!r} for {target}")
     wanted = checkpoints.FORMATS[chosen].suffix
     others = {row.suffix for row in checkpoints.FORMATS.values()} | READ_ELSEWHERE
@@ -101,7 +100,7 @@ def require_writable(
 
 def written_format(checkpoint: checkpoints.Checkpoint) -> str:
     """The format in which a repaired copy of a checkpoint is written: its own, or safetensors."""
-    return checkpoint.format if checkpoints.FORMATS[checkpoint.format].write_fn else "safetensors"
+    return checkpoint.format if checkpoints.FORMATS[checkpoint.format].is_written else "safetensors"
 
 
 def _source(suspect: Suspect) -> checkpoints.Checkpoint:

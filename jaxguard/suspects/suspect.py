@@ -1,7 +1,8 @@
-"""A network to be audited, and where it came from."""
+"""A network to be audited, where it came from, and what its checkpoint says of its architecture."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from jaxguard import checkpoints
-from jaxguard.errors import ArchitectureError
+from jaxguard.errors import ArchitectureError, CheckpointError
 from jaxguard.models import Model
 from jaxguard.types import Network, Variables
 
 UNKNOWN = "unknown"
 """Architecture of a suspect of which only the names and shapes of its leaves are known."""
+
+METADATA_KEY = "jaxguard"
+"""Metadata entry, JSON, from which a checkpoint's architecture is found again."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +69,33 @@ class Suspect:
             ArchitectureError: the architecture is unknown.
         """
         return replace(self, network=self.require_network().with_variables(variables))
+
+
+def description(model: Model) -> dict[str, str]:
+    """Checkpoint metadata from which `load` finds the architecture again.
+
+    Args:
+        model: a bundled architecture.
+
+    Returns:
+        Metadata for `checkpoints.save`.
+    """
+    fields = {"architecture": model.spec, "input_shape": model.input_shape, "mean": model.mean, "std": model.std}
+    return {METADATA_KEY: json.dumps(fields)}
+
+
+def described(checkpoint: checkpoints.Checkpoint) -> dict[str, Any]:
+    """The fields of `description` that a checkpoint carries.
+
+    Raises:
+        CheckpointError: the entry is no JSON.
+    """
+    text = checkpoint.metadata.get(METADATA_KEY, "{}")
+    try:
+        description = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"expected JSON in the metadata entry '{METADATA_KEY}' of {checkpoint.path}, got {text[:60]!r}: {error}; "
+            "pass --arch, --input, --mean and --std yourself after removing the entry"
+        ) from error
+    return description if isinstance(description, dict) else {}

@@ -9,7 +9,7 @@ import pytest
 from faulty_server import CLASSES, images, scores_of
 
 from jaxguard import endpoints
-from jaxguard.errors import DataError, EndpointError, JaxguardError
+from jaxguard.errors import DataError, EndpointError, JaxguardError, OptionError
 
 
 def test_batches_add_up_to_the_whole():
@@ -172,5 +172,7 @@ def test_images_are_checked_before_anyone_is_asked(given):
     ],
 )
 def test_arguments_are_checked(options):
-    with pytest.raises(EndpointError, match=next(iter(options)) if options != {"kind": "labels"} else "num_classes"):
+    with pytest.raises(
+        (EndpointError, OptionError), match=next(iter(options)) if options != {"kind": "labels"} else "num_classes"
+    ):
         endpoints.local(scores_of, **options)
