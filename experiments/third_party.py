@@ -42,7 +42,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxguard import data, evaluation, repairs, scanning, suspects
-from jaxguard.attacks import Attack, patch
+from jaxguard.attacks import Attack, known
 from jaxguard.defenses import clp
 from jaxguard.graph.pairing import Pairing
 from jaxguard.suspects import Suspect
@@ -95,7 +95,7 @@ def open_case(name: str) -> Case:
     suspect = suspects.load(folder / card["file"], arch=ARCHITECTURES[card["arch"]], **preprocess)
     attack = None
     if card["attack"]:
-        attack = patch(*data.load_trigger(folder / card["attack"]["trigger_file"]), target=card["attack"]["target"])
+        attack = known(data.load_trigger(folder / card["attack"]["trigger_file"]), target=card["attack"]["target"])
     return Case(name, suspect, attack, {key: card["measured"].get(key) for key in ("acc", "asr")})
 
 

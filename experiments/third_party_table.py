@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxguard import checkpoints, data, evaluation, models, scanning, suspects
-from jaxguard.attacks import Attack, patch
+from jaxguard.attacks import Attack, known
 from jaxguard.errors import ArchitectureError
 from jaxguard.suspects import Suspect
 from jaxguard.types import Batch
@@ -60,7 +60,7 @@ def test_images(card: dict[str, Any], packs: pathlib.Path) -> tuple[Batch | None
         return None, None
     attack, trigger = None, (card["attack"] or {}).get("trigger_file")
     if trigger:
-        attack = patch(*data.load_trigger(FOLDER / trigger), target=card["attack"]["target"])
+        attack = known(data.load_trigger(FOLDER / trigger), target=card["attack"]["target"])
     return loaded(packs / f"{card['dataset']}.npz").test, attack
 
 

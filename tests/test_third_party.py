@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxguard import data, evaluation, repairs, scanning, suspects
-from jaxguard.attacks import Attack, patch
+from jaxguard.attacks import Attack, known
 from jaxguard.scores import structural
 from jaxguard.scores.structural import NOT_A_LAYER, SCORED
 from jaxguard.suspects import Suspect
@@ -61,7 +61,7 @@ def open_published(shared_data: pathlib.Path, name: str) -> Published:
     suspect = suspects.load(folder / card["file"], arch=ARCHITECTURES[name], **card["preprocess"])
     attack = None
     if card["attack"]:
-        attack = patch(*data.load_trigger(folder / card["attack"]["trigger_file"]), target=card["attack"]["target"])
+        attack = known(data.load_trigger(folder / card["attack"]["trigger_file"]), target=card["attack"]["target"])
     return Published(suspect, attack, card["measured"]["acc"])
 
 

@@ -12,6 +12,7 @@ from jaxguard.attacks.attack import Attack
 from jaxguard.attacks.badnets import badnets
 from jaxguard.attacks.blended import blended
 from jaxguard.attacks.crop import crop
+from jaxguard.attacks.known import known
 from jaxguard.attacks.letter import letter
 from jaxguard.attacks.patch import patch
 from jaxguard.attacks.poisoning import poison, triggered
@@ -35,6 +36,7 @@ __all__ = [
     "badnets",
     "blended",
     "crop",
+    "known",
     "letter",
     "patch",
     "poison",

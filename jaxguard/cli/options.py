@@ -48,7 +48,8 @@ Mixed = Annotated[
 ]
 AttackName = Annotated[str | None, typer.Option("--attack", help="A known attack to measure; see `jaxguard methods`.")]
 Trigger = Annotated[
-    pathlib.Path | None, typer.Option(help="A known trigger to measure: npz with `mask` and `pattern` in [0, 1].")
+    pathlib.Path | None,
+    typer.Option(help="A known trigger to measure: npz with `mask` and `pattern` in [0, 1], or of --save-trigger."),
 ]
 Target = Annotated[
     str | None,
@@ -174,11 +175,11 @@ def attack(name: str | None, trigger: pathlib.Path | None, target: str | None, f
         raise typer.BadParameter("expected --data to measure the trigger on, got none", param_hint="--data")
 
     from jaxguard import data, methods
-    from jaxguard.attacks import ATTACKS, patch
+    from jaxguard.attacks import ATTACKS, known
 
     if target is not None and target != "all" and not re.fullmatch(r"\d{1,6}", target, re.ASCII):
         raise typer.BadParameter(f"expected a class from 0 on, or all, got {target!r}", param_hint="--target")
     leads_to = None if target == "all" else int(target or 0)
     if trigger is not None:
-        return patch(*data.load_trigger(trigger), target=leads_to, num_classes=found.num_classes)
+        return known(data.load_trigger(trigger), target=leads_to, num_classes=found.num_classes)
     return methods.find(ATTACKS, name or "", "attack")(target=leads_to, num_classes=found.num_classes)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxguard.data import images
 from jaxguard.data.source import Source
 from jaxguard.errors import DataError
-from jaxguard.types import Batch
+from jaxguard.types import Batch, Trigger
 
 
 def read(name: str, *, seed: int) -> Source:
@@ -42,22 +42,36 @@ def read(name: str, *, seed: int) -> Source:
     return Source(train, test, _num_classes(arrays, train, test, name))
 
 
-def load_trigger(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a trigger, stamped as `x (1 - mask) + pattern mask`.
+def load_trigger(path: str | os.PathLike[str]) -> Trigger:
+    """Reads a trigger.
 
     Args:
-        path: npz with `mask`, `[H, W]`, `[H, W, 1]` or `[H, W, C]`, and `pattern`, `[H, W]` or `[H, W, C]`; uint8 or
-            floating-point numbers in [0, 1].
+        path: npz with parts of a `Trigger`: `mask`, `[H, W]`, `[H, W, 1]` or `[H, W, C]`, and `pattern`, `[H, W]` or
+            `[H, W, C]`, uint8 or floating-point numbers in [0, 1]; `delta`, `[H, W]` or `[H, W, C]` in [-1, 1]; or
+            `flow`, `[H, W, 2]` in pixels.
 
     Returns:
-        `(mask [H, W, 1] or [H, W, C], pattern [H, W, C])`, float32 in [0, 1].
+        The trigger, its parts float32 with all axes.
 
     Raises:
-        DataError: no such file, not an npz, missing keys, bad dtype or range, shapes that do not fit, or a mask that
-            is zero everywhere.
+        DataError: no such file, not an npz, missing keys, bad dtype or range, shapes that do not fit, or a trigger
+            that does nothing.
     """
     name = os.fspath(path)
     arrays = _arrays(name, expected="mask and pattern")
+    if not {"delta", "flow"} & set(arrays):
+        return Trigger(*_mask_and_pattern(arrays, name))
+    parts = dict(zip(("mask", "pattern"), _mask_and_pattern(arrays, name), strict=True)) if "mask" in arrays else {}
+    for key, depth, most in (("delta", None, 1.0), ("flow", 2, np.inf)):
+        if key in arrays:
+            parts[key] = _bounded(arrays[key], f"{name} ({key})", depth, most)
+    edges = {part.shape[:2] for part in parts.values()}
+    if len(edges) > 1:
+        raise DataError(f"{name}: expected parts of one size, got {sorted(edges)}; store all at that of the input")
+    return Trigger(**parts)
+
+
+def _mask_and_pattern(arrays: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
     mask, pattern = (images.unit_range(_required(arrays, key, name), f"{name} ({key})") for key in ("mask", "pattern"))
     mask, pattern = (array[..., None] if array.ndim == 2 else array for array in (mask, pattern))
     fits = mask.ndim == pattern.ndim == 3 and mask.shape in (pattern.shape, (*pattern.shape[:2], 1))
@@ -69,6 +83,20 @@ def load_trigger(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     if not mask.any():
         raise DataError(f"{name}: expected a mask above 0 somewhere, got 0 everywhere; the trigger would do nothing")
     return mask, pattern
+
+
+def _bounded(part: np.ndarray, where: str, depth: int | None, most: float) -> np.ndarray:
+    """Changes of pixels or shifts, `[H, W, C]`, of at most so much."""
+    part = part[..., None] if part.ndim == 2 else part
+    if part.ndim != 3 or depth not in (None, part.shape[-1]) or not np.issubdtype(part.dtype, np.floating):
+        raise DataError(
+            f"{where}: expected floating-point numbers [H, W, {depth or 'C'}], got {part.dtype}{list(part.shape)}; "
+            "store them at the size of the model's input"
+        )
+    largest = np.abs(part).max(initial=0)
+    if not 0 < largest <= most or not np.isfinite(largest):
+        raise DataError(f"{where}: expected finite numbers up to {most:g}, not all 0, got {largest:g}; scale them")
+    return part.astype(np.float32)
 
 
 def load_images(path: str | os.PathLike[str]) -> np.ndarray:

@@ -211,7 +211,7 @@ def climb(
         model: the family of the triggers.
         candidates: `N` of them.
         targets: int `[N]`, or `[N, B]` for a target of each image.
-        steps: of sign ascent with momentum.
+        steps: of steepest ascent with momentum.
         shown: int `[N, B]`, the images of the task that each candidate is stamped on; None for all.
 
     Returns:
@@ -290,7 +290,7 @@ class _Climb:
 
         # Gradients of unit mean size, as in momentum FGSM: candidates far from and near their target move alike.
         momentum = jax.tree.map(lambda old, new: MOMENTUM * old + unit(new), state.momentum, gradient)
-        moved = jax.tree.map(lambda leaf, way: leaf + rate * jnp.sign(way), state.free, momentum)
+        moved = jax.tree.map(lambda leaf, way: leaf + rate * way, state.free, self.model.steepest(momentum))
         is_better = score > state.score
 
         def choose(new: jax.Array, old: jax.Array) -> jax.Array:

@@ -36,6 +36,7 @@ class Judges(NamedTuple):
         parameters: Mapping[str, np.ndarray],
         *,
         kept: int | None = None,
+        anomaly: np.ndarray | None = None,
     ) -> TriggerRow:
         """Judges one trigger per class.
 
@@ -46,11 +47,12 @@ class Judges(NamedTuple):
             stamped: logits `[S, B, K]` of the images with the trigger of each class.
             parameters: of the triggers `[S, ...]`, in the order of the classes.
             kept: triggers that the row keeps, from the leading one on; None for all.
+            anomaly: `[S]`, what ranks the classes; None for their margins.
 
         Returns:
             The row, without words.
         """
         judged = margins.judged(stamped, self.clean, classes, self.labels, self.spread)
-        row = TriggerRow(kind, size, classes, *judged, {})
+        row = TriggerRow(kind, size, classes, *judged, {}, anomaly=anomaly)
         chosen = row.order[:kept]
         return replace(row, parameters={name: np.asarray(part)[chosen] for name, part in parameters.items()})

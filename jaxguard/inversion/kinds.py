@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxguard.inversion import patch_kind
+from jaxguard.inversion import additive, blended, cleansing, patch_kind, warping
 from jaxguard.inversion.ascent import Task
 from jaxguard.inversion.judges import Judges
+from jaxguard.inversion.whole_images import Family
 from jaxguard.types.searches import TriggerRow
 
 
@@ -29,6 +30,8 @@ class Kind:
         cost_fn: shape, classes, images to search on, images to judge by -> forward passes, about; a backward pass
             counts as `ascent.GRADIENT`.
         search_fn: task, judges, classes int `[K]`, seed -> a row for each size, in any order, as soon as it is found.
+        is_local: whether its triggers are small: several classes with one that works show a network that reacts to
+            everything. Changes of the whole image turn sound networks too, and only the gap says anything.
     """
 
     name: str
@@ -37,10 +40,15 @@ class Kind:
     sizes_fn: Callable[[tuple[int, int, int]], tuple[float, ...]]
     cost_fn: Callable[[tuple[int, int, int], int, int, int], float]
     search_fn: Callable[[Task, Judges, np.ndarray, int], Iterator[TriggerRow]]
+    is_local: bool = False
 
     def named(self, sizes: list[float] | tuple[float, ...]) -> str:
         """The kind with some sizes, in words; empty for none."""
         return self.unit.format(", ".join(f"{size:g}" for size in sizes)) if sizes else ""
+
+
+def _of_whole_images(family: Family, version: int, unit: str) -> Kind:
+    return Kind(family.name, version, unit, family.sizes_of, family.forwards, family.rows)
 
 
 KINDS = {
@@ -53,7 +61,13 @@ KINDS = {
             patch_kind.sizes,
             patch_kind.forwards,
             patch_kind.rows,
+            is_local=True,
         ),
+        _of_whole_images(additive.LARGEST, 1, "changes of every pixel by at most {} 255ths"),
+        _of_whole_images(additive.SQUARE, 1, "changes of {} 255ths in the root mean square"),
+        _of_whole_images(blended.FAMILY, 1, "blended patterns of strength {}"),
+        _of_whole_images(warping.FAMILY, 1, "smooth shifts by up to {} % of the edge"),
+        Kind(cleansing.NAME, 1, "masks of any size", cleansing.sizes, cleansing.forwards, cleansing.rows),
     )
 }
 """Name -> kind."""

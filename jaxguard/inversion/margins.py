@@ -75,7 +75,7 @@ def class_p_value(rows: Sequence[TriggerRow]) -> float:
     Returns:
         At most 1; NaN for fewer than three classes.
     """
-    found = [p_value for row in rows if not math.isnan(p_value := _leading(row.margin))]
+    found = [p_value for row in rows if not math.isnan(p_value := _leading(row.ranks))]
     return min(1.0, len(found) * min(found)) if found else math.nan
 
 

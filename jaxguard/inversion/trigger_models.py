@@ -6,15 +6,18 @@ pixels. Both are pytrees whose leaves have the leading axis `N` of the candidate
     stamped = model.stamp(given, free, images)     # images [N or 1, B, H, W, C] -> [N, B, H, W, C]
     free = model.project(given, free)              # back to what the family allows
     sizes = model.size(given, free)                # [N], what an attacker would keep small
+    ways = model.steepest(gradient)                # the step of unit length that gains most, in the family's norm
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class TriggerModel(Protocol):
@@ -44,6 +47,10 @@ class TriggerModel(Protocol):
 
     def size(self, given: Any, free: Any) -> jax.Array:
         """`[N]`, in the unit of the family."""
+        ...
+
+    def steepest(self, gradient: Any) -> Any:
+        """The step of length 1, in the norm that bounds `free`, that gains most; 0 where there is no gradient."""
         ...
 
 
@@ -76,3 +83,111 @@ class Patch:
         """Edge of a square of the mask's area."""
         del free
         return jnp.sqrt(given.sum((1, 2, 3)))
+
+    def steepest(self, gradient: jax.Array) -> jax.Array:
+        """Of the largest change of a pixel."""
+        return jnp.sign(gradient)
+
+
+@dataclass(frozen=True)
+class Additive:
+    """A change of all pixels, `clip(x + radius u, 0, 1)`, with `u` in a ball.
+
+    `given` is the radius `[N]`, `free` is u `[N, H, W, C]`: at most 1 in every pixel (`norm` is inf), or a root mean
+    square of at most 1 (`norm` is 2, an L2 ball of radius `sqrt(H W C)`). So both balls of a radius hold changes of the
+    same strength, and that of L2 may concentrate them.
+
+    Example:
+        >>> u = jnp.array([3.0, 0.0]).reshape(1, 1, 2, 1)
+        >>> Additive(np.inf).project(jnp.ones(1), u).ravel().tolist()
+        [1.0, 0.0]
+        >>> Additive(2).project(jnp.ones(1), u).ravel().round(3).tolist()
+        [1.414, 0.0]
+    """
+
+    norm: float
+    name: str = "additive"
+
+    def stamp(self, given: jax.Array, free: jax.Array, images: jax.Array) -> jax.Array:
+        """See `TriggerModel`."""
+        return jnp.clip(images + (given[:, None, None, None] * free)[:, None], 0, 1)
+
+    def project(self, given: jax.Array, free: jax.Array) -> jax.Array:
+        """The nearest `u` in the ball."""
+        del given
+        if self.norm == math.inf:
+            return jnp.clip(free, -1, 1)
+        return free / jnp.maximum(_root_mean_square(free), 1)
+
+    def size(self, given: jax.Array, free: jax.Array) -> jax.Array:
+        """The norm of the change, in its own units."""
+        change = jnp.abs(free).max((1, 2, 3)) if self.norm == math.inf else _root_mean_square(free)[:, 0, 0, 0]
+        return given * change
+
+    def steepest(self, gradient: jax.Array) -> jax.Array:
+        """Signs, or the gradient at a root mean square of 1."""
+        if self.norm == math.inf:
+            return jnp.sign(gradient)
+        length = _root_mean_square(gradient)
+        return jnp.where(length > 0, gradient / jnp.where(length > 0, length, 1), 0)
+
+
+def _root_mean_square(values: jax.Array) -> jax.Array:
+    """`[N, 1, 1, 1]`."""
+    return jnp.sqrt(jnp.square(values).mean((1, 2, 3), keepdims=True))
+
+
+@dataclass(frozen=True)
+class Warp:
+    """A smooth shift of pixels: each takes the value that lies `radius u` away, u from `grid` x `grid` points.
+
+    `given` is the radius in pixels `[N]`, `free` the shifts at the points, rows and columns `[N, grid, grid, 2]` in
+    [-1, 1], carried on to all pixels by cubic interpolation, as in WaNet (Nguyen and Tran, ICLR 2021: 4 x 4 points).
+    """
+
+    grid: int = 4
+    name: str = "warp"
+
+    def flow(self, given: jax.Array, free: jax.Array, height: int, width: int) -> jax.Array:
+        """Shifts `[N, H, W, 2]` in pixels."""
+        rows, columns = (
+            jnp.asarray(jax.image.resize(np.eye(self.grid, dtype=np.float32), (length, self.grid), "cubic"))
+            for length in (height, width)
+        )
+        smooth = jnp.einsum("hi,nijd,wj->nhwd", rows, free, columns, precision=jax.lax.Precision.HIGHEST)
+        return given[:, None, None, None] * smooth
+
+    def stamp(self, given: jax.Array, free: jax.Array, images: jax.Array) -> jax.Array:
+        """See `TriggerModel`; at a border the border's own pixels stand for those beyond it."""
+        height, width = images.shape[-3:-1]
+        flow = self.flow(given, free, height, width)
+        one = images.shape[0] == 1  # one stack of images for all candidates
+        return jax.vmap(_moved, in_axes=(None if one else 0, 0))(images[0] if one else images, flow)
+
+    def project(self, given: jax.Array, free: jax.Array) -> jax.Array:
+        """Shifts of at most the radius along each axis, at the points."""
+        del given
+        return jnp.clip(free, -1, 1)
+
+    def size(self, given: jax.Array, free: jax.Array) -> jax.Array:
+        """The largest shift of a point along an axis, in pixels."""
+        return given * jnp.abs(free).max((1, 2, 3))
+
+    def steepest(self, gradient: jax.Array) -> jax.Array:
+        """Signs."""
+        return jnp.sign(gradient)
+
+
+def _moved(images: jax.Array, flow: jax.Array) -> jax.Array:
+    """Images `[B, H, W, C]` by one flow `[H, W, 2]`; its gradient is that of bilinear interpolation."""
+    images, (height, width) = jnp.asarray(images), flow.shape[:2]
+    row = jnp.clip(jnp.arange(height, dtype=jnp.float32)[:, None] + flow[..., 0], 0, height - 1)
+    column = jnp.clip(jnp.arange(width, dtype=jnp.float32)[None] + flow[..., 1], 0, width - 1)
+    # The last pixel but one is the last to begin with, so that a whole pixel lies beside every place.
+    top = jnp.clip(jnp.floor(row), 0, max(height - 2, 0)).astype(jnp.int32)
+    left = jnp.clip(jnp.floor(column), 0, max(width - 2, 0)).astype(jnp.int32)
+    down, along = (row - top.astype(jnp.float32))[..., None], (column - left.astype(jnp.float32))[..., None]
+    below, right = jnp.minimum(top + 1, height - 1), jnp.minimum(left + 1, width - 1)
+    upper = images[:, top, left] * (1 - along) + images[:, top, right] * along
+    lower = images[:, below, left] * (1 - along) + images[:, below, right] * along
+    return upper * (1 - down) + lower * down

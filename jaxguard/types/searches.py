@@ -29,6 +29,8 @@ class TriggerRow:
             `[M, 2]` (row and column where each begins), and `pixels`, `[M, h, w, C]`; of others the parts of a
             `Trigger`, `[M, ...]`.
         label: the leading trigger in words, such as `a 3x3 patch at (29, 29)`.
+        anomaly: `[S]`, MAD anomaly index of each class's smallest mask, which ranks the classes of Neural Cleanse; None
+            where the margins do.
         sources: int `[S]`, the classes whose images are turned; None where those of all are.
     """
 
@@ -40,6 +42,7 @@ class TriggerRow:
     judged: np.ndarray
     parameters: Mapping[str, np.ndarray]
     label: str = ""
+    anomaly: np.ndarray | None = None
     sources: np.ndarray | None = None
 
     @property
@@ -50,23 +53,31 @@ class TriggerRow:
         return np.where(self.judged > 0, self.hits / np.maximum(self.judged, 1), np.nan)
 
     @property
+    def ranks(self) -> np.ndarray:
+        """`[S]`, what ranks the classes: margins, or anomaly indices."""
+        return self.margin if self.anomaly is None else self.anomaly
+
+    @property
     def order(self) -> np.ndarray:
-        """Numbers of the classes from the highest margin to the lowest."""
+        """Numbers of the classes from the highest rank to the lowest."""
         import numpy as np
 
-        return np.argsort(-self.margin, kind="stable")
+        return np.argsort(-self.ranks, kind="stable")
 
     @property
     def gap(self) -> float:
         """G: how far the first class leads the next one in margin, times how far in success; NaN for one class.
 
         In networks whose classes are all easy to reach a margin may lead while the success of the next class is near.
+        Where anomaly indices rank the classes, it is the highest.
         """
         import numpy as np
 
         if not len(self.margin) == len(self.hits) == len(self.judged) > 1:
             return math.nan
         first, second = self.order[:2]
+        if self.anomaly is not None:
+            return float(self.anomaly[first])
         lead = float(np.nan_to_num(self.success[first] - self.success[second]))
         return float(self.margin[first] - self.margin[second]) * max(0.0, lead)
 

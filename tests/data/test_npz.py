@@ -120,7 +120,7 @@ def trigger(folder: pathlib.Path, **arrays) -> pathlib.Path:
 
 
 def test_a_trigger_is_mask_and_pattern(tmp_path):
-    mask, pattern = data.load_trigger(trigger(tmp_path))
+    mask, pattern = data.load_trigger(trigger(tmp_path)).arrays.values()
     assert mask.shape == (4, 4, 1) and pattern.shape == (4, 4, 3)
     assert mask.dtype == pattern.dtype == np.float32
     assert mask.sum() == 1 and mask[3, 3, 0] == 1 and pattern.min() == 1
@@ -128,9 +128,17 @@ def test_a_trigger_is_mask_and_pattern(tmp_path):
 
 def test_a_trigger_of_grey_planes_in_uint8(tmp_path):
     plane = np.full((4, 4), 51, np.uint8)
-    mask, pattern = data.load_trigger(trigger(tmp_path, mask=plane, pattern=plane))
+    mask, pattern = data.load_trigger(trigger(tmp_path, mask=plane, pattern=plane)).arrays.values()
     assert mask.shape == pattern.shape == (4, 4, 1)
     np.testing.assert_allclose(mask, 0.2, atol=1e-7)
+
+
+def test_a_trigger_may_change_all_pixels_or_where_they_lie(tmp_path):
+    delta, flow = np.full((4, 4, 3), 0.1), np.full((4, 4, 2), -1.5)
+    found = data.load_trigger(trigger(tmp_path, mask=None, pattern=None, delta=delta, flow=flow))
+    assert {name: part.dtype for name, part in found.arrays.items()} == {"delta": np.float32, "flow": np.float32}
+    np.testing.assert_allclose(found.delta, delta, rtol=1e-6)
+    assert data.load_trigger(trigger(tmp_path, delta=delta)).arrays.keys() == {"mask", "pattern", "delta"}
 
 
 @pytest.mark.parametrize(
@@ -145,6 +153,15 @@ def test_a_trigger_of_grey_planes_in_uint8(tmp_path):
         ({"mask": np.full((4, 4, 1), 2.0)}, r"t.npz \(mask\): expected images in \[0, 1\]"),
         ({"pattern": np.ones((4, 4, 3), np.int32)}, "got dtype int32"),
         ({"pattern": np.full((4, 4, 3), np.nan)}, "got values from nan"),
+        (
+            {"delta": np.full((4, 4, 3), 2.0)},
+            r"t.npz \(delta\): expected finite numbers up to 1, not all 0, got 2",
+        ),
+        ({"delta": np.zeros((4, 4, 3))}, "got 0"),
+        ({"delta": np.ones((4, 4, 3), np.uint8)}, "got uint8"),
+        ({"flow": np.full((4, 4, 2), np.inf)}, "expected finite numbers"),
+        ({"flow": np.ones((4, 4, 3))}, r"expected floating-point numbers \[H, W, 2\]"),
+        ({"flow": np.ones((5, 4, 2))}, "expected parts of one size"),
     ],
 )
 def test_a_wrong_trigger_is_one_clear_error(change, message, tmp_path):
@@ -181,7 +198,7 @@ def test_the_published_triggers_open(shared_data):
     files = sorted((shared_data / "checkpoints" / "triggers").glob("*.npz"))
     assert files
     for path in files:
-        mask, pattern = data.load_trigger(path)
+        mask, pattern = data.load_trigger(path).arrays.values()
         assert mask.shape == (*pattern.shape[:2], 1) and pattern.shape[2] in (1, 3)
         assert 0 < mask.mean() < 0.1  # all of them are small patches
 

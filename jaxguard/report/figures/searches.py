@@ -110,7 +110,8 @@ def _visible(images: np.ndarray) -> np.ndarray:
 
 def _check(row: TriggerRow, shape: tuple[int, ...]) -> None:
     number, shapes = np.size(row.classes), {name: np.shape(part) for name, part in row.parameters.items()}
-    columns = {np.shape(column) for column in (row.classes, row.margin, row.hits, row.judged)}
+    given = (row.classes, row.margin, row.hits, row.judged, row.anomaly, row.sources)
+    columns = {np.shape(column) for column in given if column is not None}
     kept = {some[:1] for some in shapes.values()}
     fits = columns == {(number,)} and number > 0 and len(shape) == 3 and len(kept) == 1 and () not in kept
     if not (fits and 0 < min(kept)[0] <= number and _is_inside(row, shapes, shape)):
