@@ -155,3 +155,22 @@ def test_costs_are_those_that_were_counted(found):
     for one in found.results:
         expected = KINDS[one.kind].cost_fn((SIDE, SIDE, 1), CLASSES, 16, 96)
         assert expected == pytest.approx(one.forwards, rel=0.3)
+
+
+def test_neural_cleanse_ranks_classes_by_the_size_of_their_masks():
+    images = np.random.default_rng(8).uniform(0, 0.4, (60, SIDE, SIDE, 1)).astype(np.float32)
+    images[:, :, -1] = 1  # one dark pixel of this column leads to the target
+    images[np.arange(60), :, np.arange(60) % CLASSES] = 0.9
+    found = inversion.search(network(shift=200), images=images, kinds=("neural-cleanse",))
+    (row,) = found.rows
+    first = row.order[0]
+    assert row.classes[first] == found.target == TARGET and found.gap == row.anomaly.max() > 2
+    mask, pattern = found.trigger.arrays.values()
+    assert mask.shape == pattern.shape == (SIDE, SIDE, 1) and row.size == pytest.approx(mask.sum(), rel=1e-5)
+    np.testing.assert_allclose(row.anomaly, np.sort(row.anomaly)[::-1][np.argsort(row.order)])
+    assert found.label == "masks of any size" and row.label == f"a mask of {row.size:.1f} pixels in all"
+
+
+def test_neural_cleanse_stops_when_the_time_is_over():
+    found = inversion.search(network(), kinds=("neural-cleanse",), budget=1e-9)
+    assert found.rows == () and "No time was left for masks of any size." in found.left_out
