@@ -114,7 +114,7 @@ def test_a_class_that_a_shift_leads_to_is_found():
     found = inversion.search(network(shift=60), images=images, kinds=("warp",))
     assert found.target == TARGET and found.success > 0.9 and found.gap > 1
     flow = found.trigger.flow
-    assert flow.shape == (SIDE, SIDE, 2) and flow[:, -1, 1].mean() < -0.3
+    assert flow.shape == (SIDE, SIDE, 2) and flow[:, -1, 1].mean() < -0.05
     assert np.abs(flow).max() <= 1.3 * warping.SHARES[-1] * SIDE  # cubic interpolation overshoots a little
 
 
