@@ -155,7 +155,8 @@ class Warp:
             for length in (height, width)
         )
         smooth = jnp.einsum("hi,nijd,wj->nhwd", rows, free, columns, precision=jax.lax.Precision.HIGHEST)
-        return given[:, None, None, None] * smooth
+        # Cubic interpolation overshoots between points.
+        return given[:, None, None, None] * jnp.clip(smooth, -1, 1)
 
     def stamp(self, given: jax.Array, free: jax.Array, images: jax.Array) -> jax.Array:
         """See `TriggerModel`; at a border the border's own pixels stand for those beyond it."""
@@ -165,12 +166,12 @@ class Warp:
         return jax.vmap(_moved, in_axes=(None if one else 0, 0))(images[0] if one else images, flow)
 
     def project(self, given: jax.Array, free: jax.Array) -> jax.Array:
-        """Shifts of at most the radius along each axis, at the points."""
+        """Shifts of at most the radius along each axis."""
         del given
         return jnp.clip(free, -1, 1)
 
     def size(self, given: jax.Array, free: jax.Array) -> jax.Array:
-        """The largest shift of a point along an axis, in pixels."""
+        """The largest shift along an axis, in pixels."""
         return given * jnp.abs(free).max((1, 2, 3))
 
     def steepest(self, gradient: jax.Array) -> jax.Array:

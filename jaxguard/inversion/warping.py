@@ -12,7 +12,7 @@ GRID = 4
 """Points along each edge, the published number."""
 
 SHARES = (1 / 64, 1 / 32, 1 / 16)
-"""Largest shifts of a point, as shares of the shorter edge: half a pixel to two at 32."""
+"""Largest shifts along an axis, as shares of the shorter edge: half a pixel to two at 32."""
 
 STARTS = 3
 """None, and random ones."""

@@ -96,7 +96,7 @@ def test_a_weakness_all_over_the_image_leads_to_its_class(kind, found):
     rows = [row for row in found.rows if row.kind == kind]
     assert [row.size for row in rows] == list(KINDS[kind].sizes_fn((SIDE, SIDE, 1)))
     best = max(rows, key=lambda row: row.gap)
-    assert best.classes[best.order[0]] == TARGET and best.gap == found.gaps[kind] > 0.9
+    assert best.classes[best.order[0]] == TARGET and best.gap == found.gaps[kind] > 0.3
     # What is kept is the leading trigger, and its margin is that of the images it makes.
     trigger = best.trigger(0, SIDE, SIDE)
     change = np.asarray(trigger.stamp(IMAGES)) - IMAGES
@@ -115,7 +115,7 @@ def test_a_class_that_a_shift_leads_to_is_found():
     assert found.target == TARGET and found.success > 0.9 and found.gap > 1
     flow = found.trigger.flow
     assert flow.shape == (SIDE, SIDE, 2) and flow[:, -1, 1].mean() < -0.05
-    assert np.abs(flow).max() <= 1.3 * warping.SHARES[-1] * SIDE  # cubic interpolation overshoots a little
+    assert np.abs(flow).max() <= warping.SHARES[-1] * SIDE * (1 + 1e-6)
 
 
 def test_without_a_weakness_no_class_leads_by_much():
