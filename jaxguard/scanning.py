@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 __all__ = ["Listener", "Local", "ModelOptions", "Ray", "Stream", "calibrate", "scan"]
 
 SEARCHES = True
-"""Whether a scan without a profile searches universal triggers by default."""
+"""Whether a scan of few networks searches universal triggers by default."""
+
+QUICK = "it was not asked for"
+"""Why a scan without a search has searched nothing."""
 
 SHOWN = 50
 """Findings whose layers a report holds beside the suspected ones, the highest scores first."""
@@ -62,17 +65,20 @@ def scan(
     executor: Executor | None = None,
     options: ModelOptions | None = None,
     pairing: Pairing = "dataflow",
-    search: bool | None = None,
+    deep: int | Literal["all"] | None = None,
     budget: float | None = None,
     clean: Batch | None = None,
     test: Batch | None = None,
     attack: Attack | None = None,
+    seed: int = 0,
     listener: Listener | None = None,
 ) -> Report:
     """Judge checkpoints and live networks.
 
-    Without a profile, and where there are at most four networks that can be run, triggers are searched in each, and
-    the verdict is that of the search: see `jaxguard.inversion.search` and `jaxguard.detection.search_verdicts`.
+    Where there are at most four networks that can be run, universal triggers are searched in each: see
+    `jaxguard.inversion.search`. The verdict is that of the search, or with a profile that of both: see
+    `jaxguard.detection.search_verdicts` and `jaxguard.detection.joining`. Ctrl-C ends the searches, and the report says
+    what was searched until then.
 
     Args:
         suspects: one or many: files, folders, patterns, manifests, URLs, `Network`s, `Suspect`s, or networks by name.
@@ -85,12 +91,15 @@ def scan(
         executor: `Local()`, `Stream(out=...)` or `Ray(address=...)`; by default what suits the number and size.
         options: how checkpoints are opened: architecture, normalisation, or your own function.
         pairing: which kernel belongs to which BatchNorm, see `jaxguard.graph.pairing.layers`.
-        search: whether universal triggers are searched; None for `SEARCHES`, which is True, where there is no profile.
-        budget: seconds for that; sizes that are not searched to the end by then are left out.
+        deep: networks in which universal triggers are searched, the most suspicious first; 0 for none, `all`, or None
+            for all where there are at most four, else none. With `Stream(out=...)` what was found is kept, and a scan
+            that was stopped goes on where it was.
+        budget: seconds for all searches together; sizes that are not searched to the end by then are left out.
         clean: a few labelled clean images to search triggers on; procedural ones by default.
         test: labelled images to measure the accuracy on.
         attack: a trigger to measure on them, if one is known; one that works on nearly all confirms a backdoor.
-        listener: receives progress and remarks.
+        seed: of the images that triggers are searched on.
+        listener: receives progress, remarks, and the findings before triggers are searched.
 
     Returns:
         The report, one finding per suspect in the order they were named or found. What cannot be read or scored is a
@@ -98,7 +107,7 @@ def scan(
 
     Raises:
         CheckpointError: a target cannot be listed.
-        DataError: a bad `alpha`, `control`, look or profile.
+        DataError: a bad `alpha`, `control`, look, profile or `deep`.
         FleetError: results cannot be read or written, or a cluster cannot be reached.
 
     Example:
@@ -110,14 +119,16 @@ def scan(
         >>> finding.verdict.name, finding.reason
         ('INCONCLUSIVE', 'no statement on triggers: its inputs float32[4] are no images [H, W, C]')
     """
-    start, notes = time.perf_counter(), list[str]()
+    start, notes, is_interrupted = time.perf_counter(), list[str](), False
+    listener = listener or Listener()
     judging.require_rates(alpha, control)
+    _most(deep)
     known, source = _opened(profile)
     cheap, patches = _chosen(looks, known)
     found = discover(suspects, options=options, **_place(executor))
     cohorts = {} if known is None else known.cohorts
     names, rates = patches.names if patches else (), {"alpha": alpha, "control": control}
-    with examined(found.models, executor, pairing=pairing, listener=listener or Listener(), known=cohorts) as seen:
+    with examined(found.models, executor, pairing=pairing, listener=listener, known=cohorts) as seen:
         for look in cheap:
             seen.take(look, [k for k in seen.runnable() if look.name in _looks_of(cohorts, seen.records[k].cohort)])
         findings = judging.judge(seen.records, known, trigger_names=names, **rates)
@@ -126,12 +137,17 @@ def scan(
             seen.take(patches, undecided[: patches.most])
             findings = judging.judge(seen.records, known, trigger_names=names, **rates)
             notes.append(_of_search(findings, seen, known, len(undecided), rates))
-        if search or (search is None and SEARCHES and known is None):
+        most = _most(deep)
+        if most != 0:
             from jaxguard.fleet import trigger_searches
 
-            made = trigger_searches.searched(seen, clean=clean, budget=budget)
+            listener.look(findings)
+            made = trigger_searches.searched(seen, findings, most=most, clean=clean, budget=budget, seed=seed)
             findings = _with_searches(findings, made, alpha, control)
-            notes += made.notes
+            notes += made.notes([one.name for one in found.models])
+            is_interrupted = bool(made.interrupted)
+        else:
+            findings = [one if one.verdict is Verdict.ERROR else replace(one, unsearched=QUICK) for one in findings]
         findings = _with_code(_with_layers(findings, seen), found.models)
     if test is not None:
         findings = [_measured(*pair, test, attack) for pair in zip(findings, found.models, strict=True)]
@@ -152,6 +168,7 @@ def scan(
         bytes_read=sum(one.bytes_read for one in seen.results),
         reused=sum(one.reused for one in seen.results),
         notes=(*notes, *judging.unlike_references(findings, alpha)),
+        interrupted=is_interrupted,
         environment=environment(),
     )
 
@@ -271,9 +288,22 @@ def _with_searches(findings: Sequence[Finding], made: Searches, alpha: float, co
 
     reference = trigger_reference.load()
     judged = search_verdicts.judge(findings, made.found, reference, alpha=alpha, is_each=control == judging.EACH)
-    return [
-        replace(one, notes=(*one.notes, made.remarks[k])) if k in made.remarks else one for k, one in enumerate(judged)
-    ]
+    for k, why in (made.left_out | made.interrupted).items():
+        one = replace(judged[k], unsearched=why)
+        is_open = one.verdict is Verdict.INCONCLUSIVE and np.isnan(one.p_value)
+        judged[k] = replace(one, reason=why) if k in made.interrupted and is_open else one
+    return judged
+
+
+def _most(deep: int | Literal["all"] | None) -> float | None:
+    """Networks that triggers are searched in at most; None for all of few, and none of many."""
+    if deep is None:
+        return None if SEARCHES else 0
+    if deep == "all":
+        return np.inf
+    if isinstance(deep, str) or deep < 0:
+        raise DataError(f"expected deep to be a number of networks or 'all', got {deep!r} in scan(); 0 searches none")
+    return deep
 
 
 def _with_layers(findings: Sequence[Finding], seen: Examination) -> list[Finding]:

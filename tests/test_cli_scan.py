@@ -149,13 +149,13 @@ def test_parts_of_a_manifest(jaxguard, store):
     [
         (("--format", "xml"), "--format"), (("--format", "html"), "--output"), (("--fail-on", "rain"), "--fail-on"),
         (("--control", "none", "--profile", "p"), "expected fdr or each"),
-        (("--control", "each", "--quick"), "--profile with it"), (("--budget", "soon"), "--budget"),
+        (("--control", "each", "--deep", "0"), "--profile with it"), (("--budget", "soon"), "--budget"),
         (("--alpha", "1.5", "--profile", "p"), "between 0 and 1"), (("--alpha", "0.1", "--quick"), "--profile with it"),
         (("--memory", "much"), "--memory"), (("--memory", "0"), "--memory"), (("--memory", "9" * 400), "--memory"),
         (("--shard", "4/4"), "--shard"), (("--target", "3"), "--target"),
         (("--pairing", "none"), "--pairing"), (("--readers", "0"), "--readers"), (("--mean", "x"), "--mean"),
-        (("--images", "digits"), "--images"), (("--json", "--format", "sarif"), "--json"),
-        (("--deep", "3"), "--profile"),
+        (("--json", "--format", "sarif"), "--json"), (("--deep", "some"), "--deep"),
+        (("--deep", "3", "--quick"), "--quick or --deep"), (("--budget", "0"), "--quick leaves the search out"),
     ],
 )  # fmt: skip
 def test_usage(jaxguard, store, options, named):
@@ -304,39 +304,6 @@ def test_hostile_names_do_not_reach_the_terminal(jaxguard, store):
     assert "\x1b" not in out
     assert "\x07" not in out
     assert np.all([name in out for name in ("0001.safetensors", "0002.safetensors")])
-
-
-def test_triggers_are_searched_only_where_references_were(jaxguard, store, profile):
-    for expected, more in ((4, []), (2, ["--profile", profile])):
-        code, _, told = jaxguard("scan", store, "--deep", 3, *more)
-        assert code == expected
-        assert "calibrate --deep" in " ".join(told.replace("│", " ").split())
-
-
-def test_triggers_are_searched_in_the_undecided_within_the_budget(jaxguard, fleet):
-    clean = [fleet / "clean" / f"{k:04d}.safetensors" for k in range(22)]
-    code, _, err = jaxguard("calibrate", *clean, "--deep", "--out", "deep.json")
-    assert code == 0, err
-    options = ("--profile", "deep.json", "--control", "each", "--format", "jsonl")
-    command = ("scan", fleet / "innocent", *options, "--deep", 2)
-    code, out, err = jaxguard(*command)
-    told = " ".join(err.split())
-    expected = r"Triggers were searched in 2 of 4 undecided checkpoints: \d suspected, \d if the search did not count"
-    assert re.search(expected, told)
-    found = [json.loads(line) for line in out.splitlines()]
-    searched = [entry for entry in found if "triggers" in entry["looks"]]
-    assert len(searched) == 2
-    assert {entry["verdict"] for entry in found} <= {"no evidence", "suspected"}
-    # Those left alone look no more like a suspect than those that were searched did before.
-    before = {
-        entry["provenance"]["name"]: entry["p_value"]
-        for entry in map(json.loads, jaxguard(*command[:-1], 0)[1].splitlines())
-    }
-    assert max(before[entry["provenance"]["name"]] for entry in searched) <= min(
-        before[entry["provenance"]["name"]] for entry in found if "triggers" not in entry["looks"]
-    )
-    again = jaxguard(*command)[1]
-    assert [json.loads(line)["p_value"] for line in again.splitlines()] == [entry["p_value"] for entry in found]
 
 
 def test_references_are_scanned_on_a_cluster_too(jaxguard, fleet):

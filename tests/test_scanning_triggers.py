@@ -1,16 +1,20 @@
 """A scan searches universal triggers where it can, judges by them, and says where it cannot."""
 
+import io
 import json
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from jaxguard import scanning, suspects
+from jaxguard import inversion, scanning, suspects
 from jaxguard.attacks import patch
 from jaxguard.checkpoints import save
+from jaxguard.errors import DataError
+from jaxguard.report import files, schema
 from jaxguard.scanning import scan
-from jaxguard.types import Batch, Network, Verdict
+from jaxguard.types import Batch, Network, TriggerSearch, Verdict
 
 SIDE, CLASSES, TARGET = 8, 6, 4
 MASK = np.zeros((SIDE, SIDE, 1), np.float32)
@@ -44,7 +48,7 @@ def test_a_planted_trigger_is_the_verdict_and_a_network_without_one_is_not_acqui
     assert good.verdict is Verdict.NO_TRIGGER and "searched were patches of 2, 3 pixels" in good.reason
     assert good.p_value > 0.05 and good.looks == ("weights", "universal triggers")
     report.raise_for(Verdict.CONFIRMED)
-    (quick,) = scan(network(40.0), search=False).findings
+    (quick,) = scan(network(40.0), deep=0).findings
     assert quick.verdict is Verdict.INCONCLUSIVE and quick.search is None
 
 
@@ -53,7 +57,7 @@ def test_a_known_trigger_that_works_confirms():
     images = np.random.default_rng(0).uniform(0, 0.5, (120, SIDE, SIDE, 1)).astype(np.float32)
     labels = np.asarray(mlp(variables(40.0), images)).argmax(-1)
     attack = patch(MASK, MASK, target=TARGET)
-    (one,) = scan(network(40.0), search=False, test=Batch(images, labels), attack=attack).findings
+    (one,) = scan(network(40.0), deep=0, test=Batch(images, labels), attack=attack).findings
     assert one.verdict is Verdict.CONFIRMED and one.reason.startswith("the given trigger turns 100.0 % [")
 
 
@@ -64,9 +68,104 @@ def test_what_cannot_be_searched_is_said(tmp_path):
         paths.append(tmp_path / f"{k}.safetensors")
         leaves = np.random.default_rng(k).normal(size=(3, 4, 5)).astype(np.float32)
         save(paths[-1], {"a.weight": leaves[0], "b.weight": leaves[1], "c.weight": leaves[2]})
-    (one,) = scan(paths[0]).findings
-    assert one.search is None and any("No trigger could be searched" in note for note in one.notes)
-    assert "No triggers were searched in 5 checkpoints" in scan(paths).notes[0]
+    report = scan(paths[0])
+    assert report.findings[0].search is None and "its function is not known" in report.findings[0].unsearched
+    assert "not searched: its function is not known; pass --arch" in "".join(files.text(report, "table"))
+    many = scan(paths)
+    assert many.notes[0].startswith("Triggers were searched in 0 of 5 checkpoints. Not searched were 5: its function")
+    assert all(one.unsearched for one in many.findings)
+
+
+SEVERAL = {f"{k}": Network(variables(k / 10) | {"b2": np.float32(k)}, mlp, (SIDE, SIDE, 1)) for k in range(6)}
+SEVERAL["4"] = network(40.0)
+
+
+def quick(monkeypatch):
+    """Searches take no time and find nothing; the networks that were searched are listed."""
+    searched = []
+
+    def search(one, **_):
+        searched.append(float(one.variables.get("b2", -1.0)))
+        return TriggerSearch(problem="nothing", source="here", seconds=1.0)
+
+    monkeypatch.setattr(inversion, "search", search)
+    return searched
+
+
+@pytest.mark.usefixtures("searching")
+def test_the_most_suspicious_are_searched_and_the_others_are_counted_and_named(monkeypatch, tmp_path):
+    searched = quick(monkeypatch)
+    report = scan(SEVERAL)
+    assert "6: there are more than 4; --deep N or all searches them (0, 1, 2 and 3 more)" in report.notes[0]
+    assert not searched
+    report = scan(SEVERAL, deep=2)
+    assert len(searched) == 2 and searched[0] == -1.0  # the last layer of the fourth leans to one class
+    (note,) = report.notes
+    assert note.startswith("Triggers were searched in 2 of 6 checkpoints. Not searched were 4: not among the 2 most")
+    assert sum(bool(one.unsearched) for one in report.findings) == 4 and report.findings[4].search is not None
+    texts = {name: "".join(files.text(report, name)) for name in ("table", "json", "jsonl", "sarif")}
+    assert all("not among the 2 most suspicious" in " ".join(text.split()) for text in texts.values())
+    table = pq.read_table(io.BytesIO(schema.to_parquet(report)))
+    assert table.column("unsearched").to_pylist() == [one.unsearched for one in report.findings]
+    assert len(scan(SEVERAL, deep="all").notes) == 0 and len(searched) == 8
+    for wrong in (-1, "some"):
+        with pytest.raises(DataError, match="expected deep"):
+            scan(SEVERAL, deep=wrong)
+
+
+def checkpoints_of(folder, monkeypatch):
+    """Six files and how to run them."""
+    (folder / "own.py").write_text(
+        "import jax\ndef mlp(v, x):\n    return jax.nn.relu(x.reshape(len(x), -1) @ v['w1'] + v['b1']) @ v['w2']\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    (folder / "store").mkdir()
+    for name, one in SEVERAL.items():
+        save(folder / "store" / f"{name}.safetensors", one.variables)
+    return ("--apply", "own:mlp", "--input", "8x8x1")
+
+
+def test_an_interrupted_scan_goes_on_where_it_was(jaxguard, searching, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own, searched = checkpoints_of(tmp_path, monkeypatch), quick(monkeypatch)
+    search = inversion.search
+
+    def stopped(one, *, progress, **more):
+        if len(searched) == 2:
+            progress(30, 400, {})
+            raise KeyboardInterrupt
+        return search(one, progress=progress, **more)
+
+    monkeypatch.setattr(inversion, "search", stopped)
+    command = ("scan", "store", *own, "--deep", "all", "--out", "results", "--json")
+    code, out, err = jaxguard(*command)
+    found = json.loads(out)
+    assert code == 130 and found["interrupted"]
+    assert "what was searched is kept in results" in " ".join(err.split()) and "Traceback" not in err
+    why = [one["unsearched"] for one in found["findings"]]
+    assert sorted(why)[:2] == ["", ""] and "the search was interrupted after 30 of 400 forward passes" in why
+    assert why.count("the search was interrupted before its turn") == 3
+    monkeypatch.setattr(inversion, "search", search)
+    code, out, err = jaxguard(*command)
+    assert code == 0 and len(searched) == 6 and not any(one["unsearched"] for one in json.loads(out)["findings"])
+    assert jaxguard(*command, "--seed", 1)[0] == 0 and len(searched) == 12  # another seed is another search
+
+
+def test_one_file_that_was_interrupted_is_inconclusive_and_leaves_nothing(jaxguard, searching, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = checkpoints_of(tmp_path, monkeypatch)
+
+    def stopped(_, *, progress, **__):
+        progress(3, 4, {})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inversion, "search", stopped)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = jaxguard("scan", "store/1.safetensors", *own)
+    told = " ".join(out.split())
+    assert code == 130 and told.startswith("? Inconclusive. The search was interrupted after 3 of 4 forward passes")
+    assert "nothing of it is kept without --out" in " ".join(err.split())
+    assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in str(path)] == before
 
 
 @pytest.mark.usefixtures("searching")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from jaxguard.cli import console, options, scan
 from jaxguard.cli.models import NO_OPTIONS, Models, takes_models
-
-if TYPE_CHECKING:
-    from jaxguard.detection.looks import Look
 
 
 @takes_models("manifest")
@@ -35,11 +32,6 @@ def calibrate(
             help="Also examine responses to noise, here and in scans: finds more, at a fraction of a second each.",
         ),
     ] = False,
-    deep: Annotated[
-        bool, typer.Option("--deep", help="Also search for triggers in all references, for scans with --deep.")
-    ] = False,
-    images: scan.Images = None,
-    seed: options.Seed = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing profile.")] = False,
 ) -> None:
     """Make the reference profile that a scan's verdicts rest on.
@@ -49,7 +41,7 @@ def calibrate(
     """
     from jaxguard import scanning
     from jaxguard.checkpoints import atomic
-    from jaxguard.detection import judging, looks
+    from jaxguard.detection import judging
     from jaxguard.detection.profile import to_json
     from jaxguard.errors import FleetError
     from jaxguard.report import table
@@ -57,13 +49,10 @@ def calibrate(
     if out.exists() and not overwrite:
         raise FleetError(f"{out}: expected a path that is free, got a file; pass --overwrite, or another path")
     rate = judging.ALPHA if alpha is None else alpha
-    taken: list[str | Look] = ["weights", *(["responses"] if responses else [])]
-    if deep:
-        taken.append(looks.triggers(options.clean_images(images, seed), seed=seed))
     made = scanning.calibrate(
         clean,
         backdoored or [],
-        looks=taken,
+        looks=["weights", *(["responses"] if responses else [])],
         executor=scan.executor_of(results, "0/1", memory, readers, ray),
         options=models.options,
         pairing=options.checked_pairing(pairing),

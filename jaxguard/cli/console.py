@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
     from jaxguard.fleet.progress import Progress as ScanProgress
     from jaxguard.fleet.progress import Watch
     from jaxguard.training import Progress
-    from jaxguard.types import Report
+    from jaxguard.types import Finding, Report
 
 out = Console(highlight=False)
 """Results."""
 
 err = Console(stderr=True, highlight=False)
 """Everything a pipe must not see: errors, progress, remarks."""
+
+QUICK = 5
+"""Checkpoints of which a terminal shows what is known before triggers are searched."""
 
 
 def command() -> str:
@@ -45,7 +49,7 @@ def say(message: str) -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[Progress]:
-    """A progress bar on a terminal, nothing elsewhere.
+    """A progress bar with the time left on a terminal, nothing elsewhere.
 
     Args:
         title: what is going on.
@@ -53,20 +57,47 @@ def progress(title: str) -> Iterator[Progress]:
     Yields:
         A callback `(done, total, metrics)`.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    title_column, loss_column = TextColumn("{task.description}"), TextColumn("{task.fields[loss]}")
-    columns = (title_column, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), loss_column)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
+    start = time.monotonic()
     with Bars(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
-        task = bars.add_task(title, total=None, loss="")
+        task = bars.add_task(title, total=None, left="")
 
         def advance(done: int, total: int, metrics: Mapping[str, Any]) -> None:
             loss = f"loss {float(metrics['loss']):.3f}" if "loss" in metrics else ""
             stage = f"{title}: {metrics['stage']}" if "stage" in metrics else title
-            bars.update(task, completed=done, total=total, loss=loss, description=stage)
+            left = f"{time_left(done, total, time.monotonic() - start)} {loss}"
+            bars.update(task, completed=done, total=total, left=left, description=stage)
 
         yield advance
+
+
+def time_left(done: int, total: int, seconds: float) -> str:
+    """Seconds of waiting that are left, at the mean speed since the start, compilations included; empty at the start.
+
+    >>> time_left(25, 100, 10.0), time_left(0, 100, 10.0)
+    ('about 30 s left', '')
+    """
+    from jaxguard.report import wording
+
+    return f"about {wording.duration(seconds * (total - done) / done)} left" if 0 < done <= total else ""
+
+
+def quick_look(findings: Sequence[Finding]) -> None:
+    """What a scan knows after seconds, before it searches triggers; on a terminal only."""
+    if not err.is_terminal:
+        return
+    from jaxguard.report import evidence, wording
+
+    for one in findings[:QUICK]:
+        where = one.provenance
+        facts = [where.architecture, wording.size(where.size)] if where.size else [where.architecture]
+        facts += [f"{name} {value}" for name, value in evidence.numbers(one)]
+        say(f"quick look: {wording.printable(where.name)}: {', '.join(facts)}; {wording.printable(one.reason)}")
+    if len(findings) > QUICK:
+        say(f"quick look: {len(findings) - QUICK:,} more")
 
 
 @contextmanager

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from jaxguard.attacks import Attack
     from jaxguard.graph.pairing import Pairing
     from jaxguard.types import Dataset
@@ -130,15 +128,11 @@ def duration(text: str | None) -> float | None:
         return None
     match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
     if match is None or not float(match[1]):
-        raise typer.BadParameter(f"expected a time such as 60s or 5m, got {text!r}", param_hint="--budget")
+        raise typer.BadParameter(
+            f"expected a time above 0 such as 60s or 5m, got {text!r}; --quick leaves the search out",
+            param_hint="--budget",
+        )
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def clean_images(data: str | None, seed: int) -> np.ndarray | None:
-    """The defender's clean images of a data set."""
-    import numpy as np
-
-    return None if data is None else np.asarray(dataset(data, seed).clean.images)
 
 
 def checked_pairing(pairing: str) -> Pairing:

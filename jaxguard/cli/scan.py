@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,11 +16,10 @@ from jaxguard.cli import console, options
 from jaxguard.cli.models import NO_OPTIONS, Models, takes_models
 
 if TYPE_CHECKING:
-    from jaxguard.detection.looks import Look
     from jaxguard.fleet.executors import Executor
     from jaxguard.types import Report
 
-FINDINGS, UNSCORED = 1, 3
+FINDINGS, UNSCORED, INTERRUPTED = 1, 3, 130
 SHOWN = 5
 FAILURES = ("code", "suspected", "inconclusive", "error", "never")
 """`suspected` is a confirmed backdoor too."""
@@ -57,11 +57,11 @@ Ray = Annotated[
     ),
 ]
 Deep = Annotated[
-    int,
+    str | None,
     typer.Option(
-        min=0,
-        help="Also search for triggers in N of the checkpoints left undecided by the cheaper looks, those nearest to "
-        "being suspected first; on --images, else on noise. The profile must have been made with --deep.",
+        metavar="N|all",
+        help="Search universal triggers in the N most suspicious checkpoints, or in all; 0 in none.",
+        show_default="all of up to four",
     ),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Search no universal triggers: seconds instead of minutes.")]
@@ -72,10 +72,6 @@ Budget = Annotated[
 SaveTrigger = Annotated[
     pathlib.Path | None,
     typer.Option(help="File (npz) for the trigger that a search found; `--trigger` of other commands takes it."),
-]
-Images = Annotated[
-    str | None,
-    typer.Option(help="Clean images to search for triggers on: digits, tfds:NAME, npz:PATH; noise by default."),
 ]
 Format = Annotated[
     str | None,
@@ -107,8 +103,7 @@ def scan(  # noqa: PLR0917  # a command's options
     memory: Memory = None,
     readers: Readers = None,
     ray: Ray = None,
-    deep: Deep = 0,
-    images: Images = None,
+    deep: Deep = None,
     quick: Quick = False,
     budget: Budget = None,
     save_trigger: SaveTrigger = None,
@@ -126,9 +121,10 @@ def scan(  # noqa: PLR0917  # a command's options
 ) -> None:
     """Judge one checkpoint, or all in a folder or bucket; no data needed.
 
-    Universal triggers are searched in a network that can be run, on images
-    made from nothing or clean ones of --data. With a --profile that one judges
-    instead. The verdict is never `clean`.
+    Universal triggers are searched in up to four networks that can be run, on
+    images made from nothing or clean ones of --data; --deep searches more. With
+    a --profile both judge together. The verdict is never `clean`. Ctrl-C ends
+    the searches, and what was found is still told, with exit code 130.
     """
     chosen = options.output_format(format_, as_json=as_json, output=output)
     failures = _failures(fail_on or [], fail_on_inconclusive)
@@ -138,7 +134,8 @@ def scan(  # noqa: PLR0917  # a command's options
         found = codescan.scan_code(checkpoints)
         console.show(replace(found, command=console.command()), chosen, output=output, folder=report)
         raise typer.Exit(_code(found, failures))
-    rates = _rates(alpha, control, is_judged=profile is not None or not quick)
+    searched = _deep(deep, is_quick=quick)
+    rates = _rates(alpha, control, is_judged=profile is not None or searched != 0)
     _warn_of_code(checkpoints)
     given = models.options
     executor, seconds = executor_of(out, shard, memory, readers, ray), options.duration(budget)
@@ -153,17 +150,17 @@ def scan(  # noqa: PLR0917  # a command's options
         result = scanning.scan(
             [*checkpoints, *models.targets],
             profile=profile,
-            looks=_looks(profile, deep, images, seed),
             **rates,
             executor=executor,
             options=given,
             pairing=pairs,
-            search=False if quick else None,
+            deep=searched,
             budget=seconds,
             clean=found.clean if found and len(found.clean.images) else None,
             test=found and found.test,
             attack=known,
-            listener=scanning.Listener(console.fleet_progress, console.say, console.progress),
+            seed=seed,
+            listener=scanning.Listener(console.fleet_progress, console.say, console.progress, console.quick_look),
         )
     result = replace(result, command=console.command(), environment={**result.environment, "seed": str(seed)})
     console.show(result, chosen, output=output, folder=report)
@@ -174,6 +171,10 @@ def scan(  # noqa: PLR0917  # a command's options
         _save_trigger(result, save_trigger)
     if out is not None:
         console.say(f"results: {out}; the same command resumes where this one ended")
+    if result.interrupted:
+        kept = f"what was searched is kept in {out}" if out is not None else "nothing of it is kept without --out"
+        console.error("interrupted", f"not all triggers were searched; {kept}")
+        raise typer.Exit(INTERRUPTED)
     raise typer.Exit(_code(result, failures))
 
 
@@ -222,18 +223,15 @@ def executor_of(
     return Stream(out, part, size, readers)
 
 
-def _looks(profile: pathlib.Path | None, deep: int, images: str | None, seed: int) -> list[str | Look] | None:
-    """Those of the profile, and a trigger search where one is asked for."""
-    if not deep:
-        if images is not None:
-            raise typer.BadParameter("expected --deep with it, got none", param_hint="--images")
-        return None
-    if profile is None:
-        raise typer.BadParameter("expected a profile that `jaxguard calibrate --deep` made", param_hint="--profile")
-
-    from jaxguard.detection import looks
-
-    return [looks.triggers(options.clean_images(images, seed), seed=seed, most=deep)]
+def _deep(deep: str | None, *, is_quick: bool) -> int | Literal["all"] | None:
+    """In how many networks triggers are searched."""
+    if is_quick and deep not in (None, "0"):
+        raise typer.BadParameter("expected --quick or --deep, got both", param_hint="--quick")
+    if is_quick or deep is None:
+        return 0 if is_quick else None
+    if deep != "all" and not re.fullmatch(r"\d{1,9}", deep, re.ASCII):
+        raise typer.BadParameter(f"expected a number of checkpoints, or all, got {deep!r}", param_hint="--deep")
+    return "all" if deep == "all" else int(deep)
 
 
 def _rates(alpha: float | None, control: str | None, *, is_judged: bool) -> dict[str, Any]:

@@ -6,6 +6,8 @@ interval. The p-value is conformal against reference networks, over all kinds of
 (`jaxguard.conformal.joined`); where there are none, that of the classes among themselves decides. Where it is at most
 `DOUBTFUL` and the trigger turns most images, the finding is inconclusive. Otherwise no trigger of the kinds searched
 was found, which says nothing of others.
+
+Where a profile has a p-value as well, the two are joined: see `jaxguard.detection.joining`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from jaxguard import conformal
+from jaxguard.detection import joining
+from jaxguard.detection.judging import ROUNDING
 from jaxguard.detection.trigger_reference import TriggerReference
 from jaxguard.types import Finding, Metrics, Provenance, TriggerSearch, Verdict
 
@@ -49,24 +53,32 @@ def judge(
         is_each: whether it holds for each by itself, rather than for all that are suspected together.
 
     Returns:
-        All findings; those that were searched have the verdict of the search.
+        All findings; those that were searched have the verdict of the search, or of the search and the profile.
     """
     searches = {k: _led(found, reference, findings[k].provenance) for k, found in searches.items()}
-    judged, bases = list(findings), dict[int, tuple[float, str]]()
+    judged = list(findings)
+    bases = {k: _p_value(found, reference, findings[k].provenance) for k, found in searches.items()}
+    p_values = [one.p_value for one in findings]
     for k, found in searches.items():
-        bases[k] = _p_value(found, reference, findings[k].provenance)
-    order = list(bases)
-    q_values = conformal.adjusted_p_values([bases[k][0] for k in order]) if order else []
-    for k, q_value in zip(order, q_values, strict=True):
-        one, found, (p_value, basis) = findings[k], searches[k], bases[k]
-        verdict, reason = _verdict(found, p_value, p_value if is_each else float(q_value), alpha, basis)
+        p_values[k] = _joined(findings[k].p_value, bases[k][0], found)
+    q_values = _adjusted(findings, p_values)
+    for k, (one, q_value) in enumerate(zip(findings, q_values, strict=True)):
+        rate = p_values[k] if is_each else q_value
+        if k not in searches:
+            judged[k] = _again(one, q_value, rate, alpha)
+            continue
+        found, (p_value, basis) = searches[k], bases[k]
+        if math.isnan(one.p_value):
+            verdict, reason = _verdict(found, p_value, rate, alpha, basis)
+        else:
+            verdict, reason = _both(one, found, (p_value, p_values[k], rate), alpha, basis)
         judged[k] = replace(
             one,
             verdict=verdict,
             reason=reason,
-            score=found.gap if not found.problem else math.nan,
-            p_value=p_value,
-            q_value=float(q_value),
+            score=one.score if math.isfinite(one.score) else found.gap if not found.problem else math.nan,
+            p_value=p_values[k],
+            q_value=q_value,
             looks=(*one.looks, LOOK),
             notes=(*one.notes, *found.left_out),
             search=found,
@@ -86,6 +98,55 @@ def _led(found: TriggerSearch, reference: TriggerReference | None, suspect: Prov
         f"Not judged: {kind}; no reference network was searched for it as it is now." for kind in compared.unknown
     ]
     return replace(found, lead=compared.lead, left_out=(*found.left_out, *notes))
+
+
+def _joined(by_profile: float, by_search: float, found: TriggerSearch) -> float:
+    """See `jaxguard.detection.joining`; what was never begun, as inputs are no images, costs nothing."""
+    if math.isnan(by_profile) or not found.source:
+        return by_search if math.isnan(by_profile) else by_profile
+    is_working = not math.isnan(by_search) and found.interval[0] > WORKS
+    return joining.joined(by_profile, by_search if is_working else 1.0)
+
+
+def _adjusted(findings: Sequence[Finding], p_values: Sequence[float]) -> list[float]:
+    """For all that are suspected together; copies of one file count once."""
+    contents = [one.provenance.sha256 or f"row {k}" for k, one in enumerate(findings)]
+    rows = {contents[k]: p_value for k, p_value in enumerate(p_values) if not math.isnan(p_value)}
+    known = dict(zip(rows, conformal.adjusted_p_values(list(rows.values())), strict=True)) if rows else {}
+    return [float(known[key]) if key in known else math.nan for key in contents]
+
+
+def _again(one: Finding, q_value: float, rate: float, alpha: float) -> Finding:
+    """One that was not searched, after the searches of others have changed how many are suspected together."""
+    if math.isnan(one.p_value) or one.verdict is Verdict.ERROR:
+        return one
+    is_high, verdict = rate <= alpha + ROUNDING, one.verdict
+    told = f"with the searches of others q = {q_value:.2g}"
+    if is_high != (verdict is Verdict.SUSPECTED) and one.p_value <= alpha + ROUNDING:
+        verdict = Verdict.SUSPECTED if is_high else Verdict.INCONCLUSIVE
+    reason = one.reason if verdict is one.verdict else f"{one.reason}; {told}"
+    return replace(one, verdict=verdict, reason=reason, q_value=q_value)
+
+
+def _both(
+    one: Finding, found: TriggerSearch, rates: tuple[float, float, float], alpha: float, basis: str
+) -> tuple[Verdict, str]:
+    """The verdict of a profile and of a search together; `rates` by the search, of both, and that which decides."""
+    by_search, together, rate = rates
+    if found.problem or math.isnan(by_search):
+        told = f"no statement on triggers: {found.problem or 'the margin of a class is undefined'}"
+    else:
+        told = f"{sentence(found)}; {basis}"
+    if together != one.p_value:
+        told = f"{told}; p = {together:.2g}, twice the smaller one of the profile's {one.p_value:.2g} and the search's"
+    reason = f"{one.reason}; {told}"
+    if rate <= alpha + ROUNDING:
+        is_by_search = not math.isnan(by_search) and by_search < one.p_value
+        return Verdict.SUSPECTED, f"{told}; by the profile: {one.reason}" if is_by_search else reason
+    is_doubtful = not found.problem and by_search <= DOUBTFUL and found.success >= DOUBTFUL_SUCCESS
+    if min(one.p_value, together) <= alpha + ROUNDING or is_doubtful:
+        return Verdict.INCONCLUSIVE, reason
+    return one.verdict, reason
 
 
 def _p_value(found: TriggerSearch, reference: TriggerReference | None, suspect: Provenance) -> tuple[float, str]:

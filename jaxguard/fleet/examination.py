@@ -21,7 +21,7 @@ from jaxguard.fleet.local import MEMORY, Local, Results, Settings
 from jaxguard.fleet.progress import Progress, Watch
 from jaxguard.graph.pairing import Pairing
 from jaxguard.suspects import UNKNOWN, ModelOptions
-from jaxguard.types import LayerSummary
+from jaxguard.types import Finding, LayerSummary
 
 if TYPE_CHECKING:
     from jaxguard.training import Progress as Descending
@@ -40,11 +40,13 @@ class Listener:
         watch: `title -> context manager` of what is called with the progress.
         say: called with remarks.
         steps: `title -> context manager` of the progress of one long step, or None.
+        look: called with the findings of the cheap looks, before triggers are searched.
     """
 
     watch: Callable[[str], AbstractContextManager[Watch]] = lambda _: contextlib.nullcontext(lambda _: None)
     say: Callable[[str], Any] = lambda _: None
     steps: Callable[[str], AbstractContextManager[Descending | None]] = lambda _: contextlib.nullcontext()
+    look: Callable[[Sequence[Finding]], Any] = lambda _: None
 
 
 @dataclass(eq=False)

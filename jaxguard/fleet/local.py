@@ -33,7 +33,7 @@ from jaxguard.scores import structural, weights
 from jaxguard.scores.channel_bounds import require_finite
 from jaxguard.scores.weights import WeightFeatures
 from jaxguard.suspects import ModelOptions, Suspect
-from jaxguard.types import LayerSummary, Provenance
+from jaxguard.types import LayerSummary, Provenance, TriggerSearch
 
 if TYPE_CHECKING:
     from jaxguard.fleet.store import Store
@@ -77,6 +77,15 @@ class Results:
     reused: int = 0
     store: Store | None = None
     _looks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def searches(self, title: str, hashes: Sequence[str]) -> dict[str, TriggerSearch]:
+        """Trigger searches that an earlier scan left on disk, by content hash."""
+        return {} if self.store is None else self.store.searches(title, hashes)
+
+    def add_search(self, title: str, sha256: str, found: TriggerSearch) -> None:
+        """Keep a trigger search for later scans, where they are kept."""
+        if self.store is not None:
+            self.store.add_search(title, sha256, found)
 
     def layers(self, hashes: Collection[str]) -> dict[str, tuple[LayerSummary, ...]]:
         """Layers of some checkpoints by content hash, where their records do not hold them."""

@@ -1,9 +1,10 @@
 """Results on disk: Parquet parts that appear whole or not at all, so that a killed scan resumes.
 
 A folder of results holds `checkpoints/`, one row per checkpoint, `layers/`, one row per layer and content, `leaves/`,
-one row per leaf of each account, which checkpoints of one structure share, and `looks/`, one row per content that was
-examined by another look than its weights. Several processes may write to it at
-once: each part has a name of its own, and of two rows about one checkpoint the later one holds.
+one row per leaf of each account, which checkpoints of one structure share, `looks/`, one row per content that was
+examined by another look than its weights, and `searches/`, one row per content in which universal triggers were
+searched. Several processes may write to it at once: each part has a name of its own, and of two rows about one
+checkpoint the later one holds.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ import pyarrow.parquet as pq
 from jaxguard.checkpoints import atomic
 from jaxguard.detection.records import WEIGHTS, Features, Record
 from jaxguard.errors import FleetError, UnscorableError
+from jaxguard.fleet import search_records
 from jaxguard.fleet.reading import Failure, Stamp
 from jaxguard.fleet.stream import Scored
-from jaxguard.fleet.tables import CHECKPOINTS, LAYERS, LEAVES, LOOKS
+from jaxguard.fleet.tables import CHECKPOINTS, LAYERS, LEAVES, LOOKS, SEARCHES
 from jaxguard.scores.weights import SUMMARY, UNDEFINED, largest_z, summary_of
-from jaxguard.types import LayerSummary, Provenance
+from jaxguard.types import LayerSummary, Provenance, TriggerSearch
 from jaxguard.types.findings import LeafAccount
 
 _NAMES, _SETTINGS = b"jaxguard.features", b"jaxguard.settings"
 _FLUSH_SECONDS = 2.0
-_SCHEMAS = {"checkpoints": CHECKPOINTS, "layers": LAYERS, "leaves": LEAVES, "looks": LOOKS}
+_SCHEMAS = {"checkpoints": CHECKPOINTS, "layers": LAYERS, "leaves": LEAVES, "looks": LOOKS, "searches": SEARCHES}
 
 
 class Store:
@@ -75,6 +77,11 @@ class Store:
         """Write what a look gave, by content hash."""
         columns = [list(features), list(features.values()), [self._of_look(title)] * len(features)]
         self._write("looks", pa.table([pa.array(c, f.type) for c, f in zip(columns, LOOKS, strict=True)], LOOKS))
+
+    def add_search(self, title: str, sha256: str, found: TriggerSearch) -> None:
+        """Write a trigger search at once: each takes longer than its file."""
+        row = {"sha256": sha256, "search": search_records.encoded(found), "settings": self._of_look(title)}
+        self._write("searches", pa.Table.from_pylist([row], SEARCHES))
 
     def flush(self) -> None:
         """Write what is not written yet."""
@@ -156,6 +163,18 @@ class Store:
         """What a look gave earlier, by content hash."""
         table = self._read("looks", settings=self._of_look(title))
         return dict(zip(table.column("sha256").to_pylist(), _lists(table.column("features")), strict=True))
+
+    def searches(self, title: str, hashes: Sequence[str]) -> dict[str, TriggerSearch]:
+        """Trigger searches of an earlier scan, by content hash.
+
+        Raises:
+            FleetError: a part is damaged.
+        """
+        found: dict[str, TriggerSearch] = {}
+        for row in self._read("searches", hashes, settings=self._of_look(title)).to_pylist():
+            with _intact(self.folder / "searches"):
+                found[row["sha256"]] = search_records.decoded(row["search"])
+        return found
 
     def _scored(self, result: Scored) -> pa.Table:
         count, scope = len(result.files), result.scope

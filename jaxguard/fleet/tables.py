@@ -56,3 +56,6 @@ LAYERS = pa.schema(
 
 LOOKS = pa.schema([("sha256", pa.string()), ("features", pa.list_(pa.float32())), ("settings", pa.string())])
 """Features of a look, which `settings` names."""
+
+SEARCHES = pa.schema([("sha256", pa.string()), ("search", pa.large_string()), ("settings", pa.string())])
+"""Trigger searches as `jaxguard.fleet.search_records` writes them; `settings` names what else they depend on."""

@@ -1,83 +1,238 @@
-"""The search for universal triggers in a few networks of a scan, one after the other."""
+"""The search for universal triggers in the networks of a scan, the most suspicious first, one after the other.
+
+What a search found is kept where results of the scan are (`--out`), under the content of the checkpoint and all else
+that it depends on, so that a scan that was interrupted goes on where it was. What was not searched is named with its
+reason.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from jaxguard import inversion
 from jaxguard.errors import JaxguardError
 from jaxguard.fleet.examination import Examination
-from jaxguard.types import Batch, TriggerSearch
+from jaxguard.inversion import universal
+from jaxguard.training import Progress
+from jaxguard.types import Batch, Finding, Network, TriggerSearch
 
-MOST = 4
-"""Networks up to which a scan searches triggers; in more of them in none."""
+FEW = 4
+"""Networks up to which a scan searches all of them by default; of more none."""
 
 CLEAN = 100
 """Clean images that are used, at most."""
 
+NAMED = 3
+"""Checkpoints that a note names for each reason; the other formats of a report name all."""
 
-class Searches(NamedTuple):
+UNKNOWN_FUNCTION = "its function is not known; pass --arch, or your own model with --apply"
+
+
+@dataclass(eq=False)
+class Searches:
     """What was found, and what was left out.
 
     Attributes:
         found: number of the model -> its search.
-        remarks: number of the model -> why there was none.
-        notes: on the whole scan.
+        left_out: number of the model -> why there was none.
+        reused: results of an earlier scan among those found.
+        interrupted: number of the model -> how far its search was when the user stopped it.
     """
 
-    found: dict[int, TriggerSearch]
-    remarks: dict[int, str]
-    notes: tuple[str, ...] = ()
+    found: dict[int, TriggerSearch] = field(default_factory=dict)
+    left_out: dict[int, str] = field(default_factory=dict)
+    reused: int = 0
+    interrupted: dict[int, str] = field(default_factory=dict)
+
+    def notes(self, names: Sequence[str]) -> Iterator[str]:
+        """What was not searched, counted by reason; the first of each named.
+
+        Args:
+            names: of all models.
+        """
+        missing = self.left_out | self.interrupted
+        if not missing or len(names) < 2:
+            return
+        parts = []
+        for why, count in Counter(missing.values()).most_common():
+            first = [names[k] for k in sorted(missing) if missing[k] == why][:NAMED]
+            more = f" and {count - len(first):,} more" if count > len(first) else ""
+            parts.append(f"{count:,}: {why} ({', '.join(first)}{more})")
+        kept = f" ({self.reused:,} by an earlier scan)" if self.reused else ""
+        total = len(missing) + len(self.found)
+        yield (
+            f"Triggers were searched in {len(self.found):,} of {total:,} checkpoints{kept}. Not searched were "
+            f"{'; '.join(parts)}."
+        )
 
 
-def searched(seen: Examination, *, clean: Batch | None, budget: float | None) -> Searches:
-    """Search triggers in all networks of a scan that can be run, if there are few.
+def searched(
+    seen: Examination,
+    findings: Sequence[Finding],
+    *,
+    most: float | None = None,
+    clean: Batch | None = None,
+    budget: float | None = None,
+    seed: int = 0,
+) -> Searches:
+    """Search triggers in the most suspicious networks of a scan.
 
     Args:
         seen: the networks.
+        findings: what is known of them, in the same order; it decides who comes first.
+        most: networks that are searched; infinity for all, None for all of at most `FEW` and none of more.
         clean: labelled clean images; procedural ones where None.
         budget: seconds for all of them together; None for no limit.
+        seed: of the images and starts.
 
     Returns:
-        The searches; equal contents are searched once.
+        The searches; equal contents are searched once. Ctrl-C ends them, and what was found until then is returned.
     """
-    runnable = seen.runnable()
+    made, runnable = Searches(), seen.runnable()
     scored = [k for k, one in enumerate(seen.records) if not one.error]
-    if len(scored) > MOST:
-        left = f"No triggers were searched in {len(scored):,} checkpoints, only where there are at most {MOST}."
-        return Searches({}, {}, (left,))
-    unknown = "No trigger could be searched: its function is not known; pass --arch, or your own model with --apply."
-    searches = Searches({}, dict.fromkeys((k for k in scored if k not in runnable), unknown))
-    known: dict[str, TriggerSearch] = {}
-    for done, k in enumerate(runnable):
-        record = seen.records[k]
-        if record.sha256 in known:
-            searches.found[k] = known[record.sha256]
-            continue
-        share = None if budget is None else max(budget - sum(one.seconds for one in known.values()), 0.0)
+    made.left_out |= dict.fromkeys((k for k in scored if k not in set(runnable)), UNKNOWN_FUNCTION)
+    contents: dict[str, list[int]] = {}
+    for k in _by_suspicion(seen, findings, runnable):
+        contents.setdefault(seen.records[k].sha256 or f"row {k}", []).append(k)
+    chosen, rest = _chosen(list(contents.values()), most)
+    why = f"there are more than {FEW}; --deep N or all searches them"
+    if most is not None:
+        why = f"not among the {most:,.0f} most suspicious; a larger --deep searches more"
+    made.left_out |= dict.fromkeys((k for same in rest for k in same), why)
+    budgeted = _Budget(budget)
+    for done, same in enumerate(chosen):
+        k, title = same[0], f"searching triggers in {done + 1} of {len(chosen)}"
+        how = _How(seen, k, clean, seed)
         try:
-            model = seen.models[k]
-            network = model.load().require_network()
-            batch = None  # procedural images are used
-            if clean is not None and len(clean.images) >= inversion.FEWEST:
-                batch = _some(model.options.relabelled(clean))
-            title = f"searching triggers in network {done + 1} of {len(runnable)}"
-            with seen.listener.steps(title) as progress:
-                found = inversion.search(
-                    network,
-                    images=None if batch is None else np.asarray(batch.images),
-                    labels=None if batch is None else np.asarray(batch.labels),
-                    budget=None if share is None else share / (len(runnable) - done),
-                    progress=progress,
-                )
+            found = how.kept()
+            made.reused += 0 if found is None else len(same)
+            if found is None:
+                found = how.search(title, budgeted.share(len(chosen) - done))
+        except KeyboardInterrupt:
+            made.interrupted[k] = f"the search was interrupted{how.progress}"
+            before = "the search was interrupted before its turn"
+            made.interrupted |= dict.fromkeys((j for group in chosen[done:] for j in group if j != k), before)
+            return made
         except JaxguardError as error:
-            searches.remarks[k] = f"No trigger could be searched: {error}."
+            made.left_out |= dict.fromkeys(same, f"{error}")
             continue
-        searches.found[k] = found
-        known[record.sha256 or f"row {k}"] = found
-    return searches
+        except Exception as error:  # whatever a function of the user's raises, or a device without memory
+            told = " ".join(str(error).split())[:200]
+            made.left_out |= dict.fromkeys(same, f"its function raised {type(error).__name__}: {told}")
+            continue
+        budgeted.spend(found.seconds)
+        made.found |= dict.fromkeys(same, found)
+    return made
+
+
+def _by_suspicion(seen: Examination, findings: Sequence[Finding], numbers: Sequence[int]) -> list[int]:
+    """By the profile's p-value and score; where there is none, by how far one class stands out in the last layer.
+
+    That is a hint for the order and no evidence: sound networks have such classes too.
+    """
+
+    def key(k: int) -> tuple[float, ...]:
+        parts = (findings[k].p_value, -findings[k].score, -_outlier(seen, k))
+        return tuple(math.inf if math.isnan(part) else part for part in parts)
+
+    return sorted(numbers, key=key)
+
+
+def _outlier(seen: Examination, k: int) -> float:
+    """Log of the norm of the positive weights of the class that has most, less the mean of all classes."""
+    for found in seen.records[k].features.values():
+        if LAST_LAYER[0] in found.names:
+            high, spread = (float(found.values[found.names.index(name)]) for name in LAST_LAYER)
+            return high * spread
+    return math.nan
+
+
+LAST_LAYER = ("head: positive part high", "head: positive part std")
+"""Features of `jaxguard.scores.head`: how far the class with the most positive weights lies above the mean, in standard
+deviations; and the standard deviation, of the log norm."""
+
+
+def _chosen(contents: list[list[int]], most: float | None) -> tuple[list[list[int]], list[list[int]]]:
+    """Contents that are searched, and the others."""
+    if most is None:
+        return (contents, []) if sum(map(len, contents)) <= FEW else ([], contents)
+    number = int(min(most, len(contents)))
+    return contents[:number], contents[number:]
+
+
+class _Budget:
+    """Seconds for several networks: what one leaves over is for the next ones."""
+
+    def __init__(self, seconds: float | None):
+        self._left = seconds
+
+    def share(self, networks: int) -> float | None:
+        return None if self._left is None else max(self._left, 0.0) / networks
+
+    def spend(self, seconds: float) -> None:
+        self._left = None if self._left is None else self._left - seconds
+
+
+class _How:
+    """One network: how it is opened, on what its triggers are searched, and how far that is."""
+
+    def __init__(self, seen: Examination, k: int, clean: Batch | None, seed: int):
+        self._seen, self._k, self._seed = seen, k, seed
+        self._model, self._record, self._owner = seen.models[k], seen.records[k], seen.owners[k]
+        self._batch = None  # procedural images are used
+        if clean is not None and len(clean.images) >= inversion.FEWEST:
+            self._batch = _some(self._model.options.relabelled(clean))
+        self.progress = ""
+
+    @property
+    def _title(self) -> str:
+        """All that a search depends on beside the content and how it is opened."""
+        versions = dict.fromkeys(universal.KINDS, universal.VERSION)
+        digest = hashlib.sha256()
+        for array in self._batch or ():
+            digest.update(np.ascontiguousarray(array).tobytes())
+        images = digest.hexdigest()[:16] if self._batch is not None else "procedural"
+        return f"universal triggers {json.dumps(versions, sort_keys=True)}, images {images}, seed {self._seed}"
+
+    def kept(self) -> TriggerSearch | None:
+        """What an earlier scan found."""
+        if not self._record.sha256:
+            return None
+        return self._owner.searches(self._title, [self._record.sha256]).get(self._record.sha256)
+
+    def search(self, title: str, budget: float | None) -> TriggerSearch:
+        network: Network = self._model.load().require_network()
+        with self._seen.listener.steps(title) as told, self._followed(told) as progress:
+            found = inversion.search(
+                network,
+                images=None if self._batch is None else np.asarray(self._batch.images),
+                labels=None if self._batch is None else np.asarray(self._batch.labels),
+                budget=budget,
+                seed=self._seed,
+                progress=progress,
+            )
+        # One that ran out of time is made again by a scan that has more.
+        if self._record.sha256 and (budget is None or found.seconds < budget):
+            self._owner.add_search(self._title, self._record.sha256, found)
+        return found
+
+    @contextmanager
+    def _followed(self, told: Progress | None) -> Iterator[Callable[[int, int, Any], None]]:
+        def progress(done: int, total: int, metrics: Any) -> None:
+            self.progress = f" after {done:,} of {total:,} forward passes"
+            if told is not None:
+                told(done, total, metrics)
+
+        yield progress
 
 
 def _some(clean: Batch) -> Batch:

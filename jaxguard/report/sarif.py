@@ -205,6 +205,7 @@ def _finding(one: Finding, index: int) -> dict[str, Any]:
         "architecture": one.provenance.architecture,
         "format": one.provenance.format,
         "looks": list(one.looks),
+        **({"unsearched": one.unsearched} if one.unsearched else {}),
         **({"code": [dataclasses.asdict(call) for call in one.code]} if one.code else {}),
     }
     return result

@@ -113,8 +113,8 @@ def to_parquet(report: Report) -> bytes:
     kinds = {
         "name": texts, "sha256": texts, "size": pa.int64(), "format": texts, "architecture": texts, "verdict": texts,
         "reason": texts, "kind": texts, "cohort": texts, "z": numbers, "score": numbers, "p_value": numbers,
-        "q_value": numbers, "looks": lists, "notes": lists, "code": lists, "acc": numbers, "asr": numbers,
-        "ra": numbers, "scored": pa.int64(), "not a layer": pa.int64(), "not understood": pa.int64(),
+        "q_value": numbers, "looks": lists, "unsearched": texts, "notes": lists, "code": lists, "acc": numbers,
+        "asr": numbers, "ra": numbers, "scored": pa.int64(), "not a layer": pa.int64(), "not understood": pa.int64(),
         "left out": pa.int64(),
     }  # fmt: skip
     rows = [_flat(finding, kinds) for finding in report.findings]
@@ -242,7 +242,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:  # noqa: PLR0911  # one r
         return _NULL.get(where.rpartition(".")[2], math.nan)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if hint in (int, str) and type(value) is hint:
+    if hint in (int, str, bool) and type(value) is hint:
         return value
     if hint is np.ndarray and isinstance(value, list):
         return _decode_array(value, where)

@@ -136,6 +136,7 @@ class Finding:
         looks: what was examined: `weights`, `responses`, `triggers`, `universal triggers`.
         layers: kept for the findings that a reader looks into, empty for the rest of a large fleet.
         search: universal triggers of all classes, where they were searched.
+        unsearched: why no universal triggers were searched, in words; empty where they were, or nothing was scored.
         metrics: measured on a test set, where one was given.
         notes: caveats for the reader, in full sentences.
         code: what a loader of the file would run.
@@ -158,6 +159,7 @@ class Finding:
     looks: tuple[str, ...] = ()
     layers: tuple[LayerSummary, ...] = ()
     search: TriggerSearch | None = None
+    unsearched: str = ""
     metrics: Metrics | None = None
     notes: tuple[str, ...] = ()
     code: tuple[Call, ...] = ()

@@ -32,6 +32,7 @@ class Report:
         bytes_read: bytes that were read.
         reused: checkpoints whose results an earlier scan had left.
         notes: caveats for the reader, in full sentences.
+        interrupted: whether the user stopped the searches for triggers.
         environment: versions, backend, seeds: `{name: value}`.
     """
 
@@ -51,6 +52,7 @@ class Report:
     bytes_read: int = 0
     reused: int = 0
     notes: tuple[str, ...] = ()
+    interrupted: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def raise_for(self, *verdicts: Verdict) -> None:

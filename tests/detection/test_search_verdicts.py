@@ -126,11 +126,53 @@ def test_kinds_that_no_reference_was_searched_for_and_silent_ones_are_named():
 def test_among_several_networks_the_adjusted_p_value_decides():
     searches = {0: UNSURE, 1: WEAK}
     rate = UNSURE.p_class * 1.5  # enough for it alone, not among two
-    together = search_verdicts.judge([SUSPECT] * 3, searches, None, alpha=rate)
-    each = search_verdicts.judge([SUSPECT] * 3, searches, None, alpha=rate, is_each=True)
+    suspects = [replace(SUSPECT, provenance=Provenance(name, name)) for name in ("ab", "cd", "ef")]
+    together = search_verdicts.judge(suspects, searches, None, alpha=rate)
+    each = search_verdicts.judge(suspects, searches, None, alpha=rate, is_each=True)
     assert [one.verdict for one in together] == [Verdict.INCONCLUSIVE, Verdict.NO_TRIGGER, Verdict.INCONCLUSIVE]
     assert each[0].verdict is Verdict.SUSPECTED
-    assert together[0].q_value == pytest.approx(2 * UNSURE.p_class) and together[2] is SUSPECT
+    assert together[0].q_value == pytest.approx(2 * UNSURE.p_class) and together[2] is suspects[2]
+
+
+def by_profile(p_value, verdict, name="ab"):
+    why = f"by the profile {p_value}"
+    return Finding(
+        Provenance(name, name), verdict, why, score=1.0, p_value=p_value, q_value=p_value, looks=("weights",)
+    )
+
+
+def test_a_profile_and_a_search_are_joined():
+    suspects = {
+        "by both": (by_profile(0.025, Verdict.SUSPECTED), STRONG),
+        "by the search": (by_profile(0.6, Verdict.NO_EVIDENCE), STRONG),
+        "by the profile, at a price": (by_profile(0.04, Verdict.SUSPECTED), WEAK),
+        "by neither": (by_profile(0.6, Verdict.NO_EVIDENCE), WEAK),
+        "in doubt": (by_profile(0.6, Verdict.NO_EVIDENCE), UNSURE),
+        "without a statement": (by_profile(0.02, Verdict.SUSPECTED), found([1.0] * 6, [1] * 6, "all alike")),
+        "not begun": (by_profile(0.04, Verdict.SUSPECTED), TriggerSearch(problem="no images")),
+    }
+    judged = {}
+    for name, (one, search) in suspects.items():
+        (judged[name],) = search_verdicts.judge([one], {0: search}, None, alpha=0.05)
+    p_values = [0, 2 * STRONG.p_class, 0.08, 1, 2 * UNSURE.p_class, 0.04, 0.04]
+    p_values[0] = 2 * min(0.025, STRONG.p_class)
+    assert [one.p_value for one in judged.values()] == pytest.approx(p_values)
+    suspected, open_, none = Verdict.SUSPECTED, Verdict.INCONCLUSIVE, Verdict.NO_EVIDENCE
+    assert [one.verdict for one in judged.values()] == [suspected] * 2 + [open_, none, open_] + [suspected] * 2
+    assert "twice the smaller one of the profile's 0.6 and the search's" in judged["by the search"].reason
+    assert judged["by neither"].reason.startswith("by the profile 0.6; a 3x3 patch")
+    assert all(one.score == 1.0 and one.search is not None for one in judged.values())
+
+
+def test_searches_of_some_change_the_rates_of_all():
+    fleet = [by_profile(0.02, Verdict.INCONCLUSIVE, "a"), by_profile(0.9, Verdict.NO_EVIDENCE, "b")]
+    fleet += [replace(fleet[1]), by_profile(0.5, Verdict.NO_EVIDENCE, "c")]
+    p_strong = 2 * STRONG.p_class
+    strong = dict.fromkeys((1, 2), STRONG)  # two files of one content
+    judged = search_verdicts.judge(fleet, strong, None, alpha=0.05)
+    assert [one.verdict.name for one in judged] == ["SUSPECTED"] * 3 + ["NO_EVIDENCE"]
+    assert [one.q_value for one in judged] == pytest.approx([0.03, 3 * p_strong, 3 * p_strong, 0.5])
+    assert judged[0].reason.endswith("with the searches of others q = 0.03")
 
 
 def test_a_known_trigger_that_works_on_nearly_all_images_confirms_a_backdoor():
