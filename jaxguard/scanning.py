@@ -145,7 +145,7 @@ def scan(
             made = trigger_searches.searched(seen, findings, most=most, clean=clean, budget=budget, seed=seed)
             findings = _with_searches(findings, made, alpha, control)
             notes += made.notes([one.name for one in found.models])
-            is_interrupted = bool(made.interrupted)
+            is_interrupted = made.is_interrupted
         else:
             findings = [one if one.verdict is Verdict.ERROR else replace(one, unsearched=QUICK) for one in findings]
         findings = _with_code(_with_layers(findings, seen), found.models)
@@ -288,10 +288,10 @@ def _with_searches(findings: Sequence[Finding], made: Searches, alpha: float, co
 
     reference = trigger_reference.load()
     judged = search_verdicts.judge(findings, made.found, reference, alpha=alpha, is_each=control == judging.EACH)
-    for k, why in (made.left_out | made.interrupted).items():
-        one = replace(judged[k], unsearched=why)
-        is_open = one.verdict is Verdict.INCONCLUSIVE and np.isnan(one.p_value)
-        judged[k] = replace(one, reason=why) if k in made.interrupted and is_open else one
+    for k, why in made.left_out.items():
+        is_open = judged[k].verdict is Verdict.INCONCLUSIVE and np.isnan(judged[k].p_value)
+        told = f"no trigger was searched: {why}" if is_open else judged[k].reason
+        judged[k] = replace(judged[k], unsearched=why, reason=told)
     return judged
 
 

@@ -1,5 +1,6 @@
 """A scan searches universal triggers where it can, judges by them, and says where it cannot."""
 
+import dataclasses
 import io
 import json
 
@@ -12,6 +13,7 @@ from jaxguard import inversion, scanning, suspects
 from jaxguard.attacks import patch
 from jaxguard.checkpoints import save
 from jaxguard.errors import DataError
+from jaxguard.inversion import ascent
 from jaxguard.report import files, schema
 from jaxguard.scanning import scan
 from jaxguard.types import Batch, Network, TriggerSearch, Verdict
@@ -130,11 +132,9 @@ def test_an_interrupted_scan_goes_on_where_it_was(jaxguard, searching, tmp_path,
     own, searched = checkpoints_of(tmp_path, monkeypatch), quick(monkeypatch)
     search = inversion.search
 
-    def stopped(one, *, progress, **more):
-        if len(searched) == 2:
-            progress(30, 400, {})
-            raise KeyboardInterrupt
-        return search(one, progress=progress, **more)
+    def stopped(one, **more):
+        found = search(one, **more)
+        return dataclasses.replace(found, interrupted="after 30 of 400 forward passes") if len(searched) > 2 else found
 
     monkeypatch.setattr(inversion, "search", stopped)
     command = ("scan", "store", *own, "--deep", "all", "--out", "results", "--json")
@@ -143,8 +143,8 @@ def test_an_interrupted_scan_goes_on_where_it_was(jaxguard, searching, tmp_path,
     assert code == 130 and found["interrupted"]
     assert "what was searched is kept in results" in " ".join(err.split()) and "Traceback" not in err
     why = [one["unsearched"] for one in found["findings"]]
-    assert sorted(why)[:2] == ["", ""] and "the search was interrupted after 30 of 400 forward passes" in why
-    assert why.count("the search was interrupted before its turn") == 3
+    assert sorted(why) == [""] * 3 + ["the search was interrupted before its turn"] * 3
+    assert "interrupted after 30 of 400 forward passes" in out
     monkeypatch.setattr(inversion, "search", search)
     code, out, err = jaxguard(*command)
     assert code == 0 and len(searched) == 6 and not any(one["unsearched"] for one in json.loads(out)["findings"])
@@ -155,15 +155,20 @@ def test_one_file_that_was_interrupted_is_inconclusive_and_leaves_nothing(jaxgua
     monkeypatch.chdir(tmp_path)
     own = checkpoints_of(tmp_path, monkeypatch)
 
-    def stopped(_, *, progress, **__):
-        progress(3, 4, {})
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(inversion, "search", stopped)
     before = sorted(tmp_path.rglob("*"))
+    whole = ascent.Clock.spend
+
+    def stopped(clock, forwards):
+        if clock.done > 0.8 * clock.total > 0:
+            raise KeyboardInterrupt
+        whole(clock, forwards)
+
+    monkeypatch.setattr(ascent.Clock, "spend", stopped)
     code, out, err = jaxguard("scan", "store/1.safetensors", *own)
     told = " ".join(out.split())
-    assert code == 130 and told.startswith("? Inconclusive. The search was interrupted after 3 of 4 forward passes")
+    assert code == 130 and told.startswith("? Inconclusive. The search was interrupted after ")
+    assert "forward passes; searched were patches of 3 pixels of edge for all 6 classes" in told
+    assert "The search was interrupted before patches of 2 pixels of edge." in told
     assert "nothing of it is kept without --out" in " ".join(err.split())
     assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in str(path)] == before
 

@@ -72,6 +72,9 @@ def judge(
             verdict, reason = _verdict(found, p_value, rate, alpha, basis)
         else:
             verdict, reason = _both(one, found, (p_value, p_values[k], rate), alpha, basis)
+        if found.interrupted:  # what stands out already does so as by a search of these sizes alone
+            reason = f"the search was interrupted {found.interrupted}; {reason}"
+            verdict = Verdict.INCONCLUSIVE if verdict is Verdict.NO_TRIGGER else verdict
         judged[k] = replace(
             one,
             verdict=verdict,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.types import TriggerRow, TriggerSearch
+from jaxguard.types import KindResult, TriggerRow, TriggerSearch
 
 KINDS = "biuf"
 """Kinds of NumPy types that are read back; an object array would be a program."""
@@ -51,8 +51,9 @@ def decoded(text: str) -> TriggerSearch:
     """
     try:
         fields = _value(json.loads(text))
-        rows = tuple(TriggerRow(**row) for row in fields.pop("rows"))
-        return TriggerSearch(rows=rows, **fields)
+        rows, results = (fields.pop(name) for name in ("rows", "results"))
+        rows, results = tuple(TriggerRow(**row) for row in rows), tuple(KindResult(**one) for one in results)
+        return TriggerSearch(rows=rows, results=results, **fields)
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"no trigger search ({error})") from error
 

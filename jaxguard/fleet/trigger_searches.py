@@ -8,22 +8,18 @@ reason.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from jaxguard import inversion
 from jaxguard.errors import JaxguardError
 from jaxguard.fleet.examination import Examination
-from jaxguard.inversion import universal
-from jaxguard.training import Progress
-from jaxguard.types import Batch, Finding, Network, TriggerSearch
+from jaxguard.inversion.kinds import DEFAULT, KINDS
+from jaxguard.types import Batch, Finding, TriggerSearch
 
 FEW = 4
 """Networks up to which a scan searches all of them by default; of more none."""
@@ -45,13 +41,13 @@ class Searches:
         found: number of the model -> its search.
         left_out: number of the model -> why there was none.
         reused: results of an earlier scan among those found.
-        interrupted: number of the model -> how far its search was when the user stopped it.
+        is_interrupted: whether the user stopped them.
     """
 
     found: dict[int, TriggerSearch] = field(default_factory=dict)
     left_out: dict[int, str] = field(default_factory=dict)
     reused: int = 0
-    interrupted: dict[int, str] = field(default_factory=dict)
+    is_interrupted: bool = False
 
     def notes(self, names: Sequence[str]) -> Iterator[str]:
         """What was not searched, counted by reason; the first of each named.
@@ -59,7 +55,7 @@ class Searches:
         Args:
             names: of all models.
         """
-        missing = self.left_out | self.interrupted
+        missing = self.left_out
         if not missing or len(names) < 2:
             return
         parts = []
@@ -113,15 +109,10 @@ def searched(
         k, title = same[0], f"searching triggers in {done + 1} of {len(chosen)}"
         how = _How(seen, k, clean, seed)
         try:
-            found = how.kept()
-            made.reused += 0 if found is None else len(same)
-            if found is None:
-                found = how.search(title, budgeted.share(len(chosen) - done))
-        except KeyboardInterrupt:
-            made.interrupted[k] = f"the search was interrupted{how.progress}"
-            before = "the search was interrupted before its turn"
-            made.interrupted |= dict.fromkeys((j for group in chosen[done:] for j in group if j != k), before)
-            return made
+            found = how.searched(title, budgeted.share(len(chosen) - done))
+        except KeyboardInterrupt:  # before its first kind, or while it was opened
+            made.left_out |= dict.fromkeys(same, "the search was interrupted before it began")
+            found = None
         except JaxguardError as error:
             made.left_out |= dict.fromkeys(same, f"{error}")
             continue
@@ -129,8 +120,15 @@ def searched(
             told = " ".join(str(error).split())[:200]
             made.left_out |= dict.fromkeys(same, f"its function raised {type(error).__name__}: {told}")
             continue
-        budgeted.spend(found.seconds)
-        made.found |= dict.fromkeys(same, found)
+        if found is not None:
+            made.found |= dict.fromkeys(same, found)
+            made.reused += len(same) * how.is_kept
+        if found is None or found.interrupted:
+            made.is_interrupted = True
+            rest = [k for group in chosen[done + 1 :] for k in group]
+            made.left_out |= dict.fromkeys(rest, "the search was interrupted before its turn")
+            break
+        budgeted.spend(0.0 if how.is_kept else found.seconds)
     return made
 
 
@@ -183,56 +181,86 @@ class _Budget:
 
 
 class _How:
-    """One network: how it is opened, on what its triggers are searched, and how far that is."""
+    """One network: how it is opened, on what its triggers are searched, and what an earlier scan found of it."""
 
     def __init__(self, seen: Examination, k: int, clean: Batch | None, seed: int):
-        self._seen, self._k, self._seed = seen, k, seed
-        self._model, self._record, self._owner = seen.models[k], seen.records[k], seen.owners[k]
+        self._model, self._sha256, self._owner = seen.models[k], seen.records[k].sha256, seen.owners[k]
+        self._steps, self._seed, self.is_kept = seen.listener.steps, seed, False
         self._batch = None  # procedural images are used
         if clean is not None and len(clean.images) >= inversion.FEWEST:
             self._batch = _some(self._model.options.relabelled(clean))
-        self.progress = ""
 
-    @property
-    def _title(self) -> str:
+    def searched(self, title: str, budget: float | None) -> TriggerSearch:
+        """All kinds, those that an earlier scan has searched to the end from its results."""
+        known = {kind: found for kind in DEFAULT if (found := self._kept(kind)) is not None}
+        missing = [kind for kind in DEFAULT if kind not in known]
+        self.is_kept = not missing
+        if missing:
+            found = self._search(title, missing, budget)
+            ended = [kind for kind in missing if not found.results or _is_complete(found, kind)]
+            for kind in ended if self._sha256 else ():
+                self._owner.add_search(self._named(kind), self._sha256, _part(found, kind))
+            known |= {kind: _part(found, kind) for kind in missing}
+        return _joined([known[kind] for kind in DEFAULT])
+
+    def _named(self, kind: str) -> str:
         """All that a search depends on beside the content and how it is opened."""
-        versions = dict.fromkeys(universal.KINDS, universal.VERSION)
         digest = hashlib.sha256()
         for array in self._batch or ():
             digest.update(np.ascontiguousarray(array).tobytes())
         images = digest.hexdigest()[:16] if self._batch is not None else "procedural"
-        return f"universal triggers {json.dumps(versions, sort_keys=True)}, images {images}, seed {self._seed}"
+        return f"{kind} {KINDS[kind].version}, images {images}, seed {self._seed}"
 
-    def kept(self) -> TriggerSearch | None:
-        """What an earlier scan found."""
-        if not self._record.sha256:
-            return None
-        return self._owner.searches(self._title, [self._record.sha256]).get(self._record.sha256)
+    def _kept(self, kind: str) -> TriggerSearch | None:
+        return self._owner.searches(self._named(kind), [self._sha256]).get(self._sha256) if self._sha256 else None
 
-    def search(self, title: str, budget: float | None) -> TriggerSearch:
-        network: Network = self._model.load().require_network()
-        with self._seen.listener.steps(title) as told, self._followed(told) as progress:
-            found = inversion.search(
+    def _search(self, title: str, kinds: Sequence[str], budget: float | None) -> TriggerSearch:
+        network = self._model.load().require_network()
+        with self._steps(title) as progress:
+            return inversion.search(
                 network,
                 images=None if self._batch is None else np.asarray(self._batch.images),
                 labels=None if self._batch is None else np.asarray(self._batch.labels),
+                kinds=kinds,
                 budget=budget,
                 seed=self._seed,
                 progress=progress,
             )
-        # One that ran out of time is made again by a scan that has more.
-        if self._record.sha256 and (budget is None or found.seconds < budget):
-            self._owner.add_search(self._title, self._record.sha256, found)
+
+
+def _is_complete(found: TriggerSearch, kind: str) -> bool:
+    """Whether all sizes were searched to the end; what ran out of time is searched again when there is more."""
+    height, width, channels = found.shape
+    wanted = KINDS[kind].sizes_fn((height, width, channels))
+    return set(wanted) <= {row.size for row in found.rows if row.kind == kind}
+
+
+def _part(found: TriggerSearch, kind: str) -> TriggerSearch:
+    """What a search found of one kind."""
+    (result,) = [one for one in found.results if one.kind == kind] or [None]
+    if result is None:
         return found
+    rows = tuple(row for row in found.rows if row.kind == kind)
+    cost = {"forwards": result.forwards, "seconds": result.seconds}
+    return replace(found, rows=rows, results=(result,), problem=result.problem, **cost)
 
-    @contextmanager
-    def _followed(self, told: Progress | None) -> Iterator[Callable[[int, int, Any], None]]:
-        def progress(done: int, total: int, metrics: Any) -> None:
-            self.progress = f" after {done:,} of {total:,} forward passes"
-            if told is not None:
-                told(done, total, metrics)
 
-        yield progress
+def _joined(parts: Sequence[TriggerSearch]) -> TriggerSearch:
+    """Searches of one network by several kinds as one."""
+    first = parts[0]
+    if any(not one.results for one in parts):  # the network allows no search of any kind
+        return next(one for one in parts if not one.results)
+    return replace(
+        first,
+        rows=tuple(row for one in parts for row in one.rows),
+        results=tuple(result for one in parts for result in one.results),
+        problem=first.problem if all(one.problem for one in parts) else "",
+        left_out=tuple(dict.fromkeys(note for one in parts for note in one.left_out)),
+        unsearched=tuple(kind for kind in KINDS if kind not in DEFAULT),
+        interrupted=next((one.interrupted for one in parts if one.interrupted), ""),
+        forwards=sum(one.forwards for one in parts),
+        seconds=sum(one.seconds for one in parts),
+    )
 
 
 def _some(clean: Batch) -> Batch:

@@ -48,12 +48,14 @@ class Clock:
         budget: seconds; None for no limit.
         progress: told about the forward passes.
         done: forward passes so far, a backward pass counted as `GRADIENT`.
+        is_stopped: whether the user wants no more.
     """
 
     total: float
     budget: float | None = None
     progress: training.Progress | None = None
     done: float = 0.0
+    is_stopped: bool = False
     _start: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -72,7 +74,7 @@ class Clock:
             self.done += forwards
             if self.progress is not None:
                 self.progress(int(min(self.done, self.total)), int(self.total), {})
-        if self.budget is not None and self.seconds > self.budget:
+        if self.is_stopped or (self.budget is not None and self.seconds > self.budget):
             raise OutOfTimeError
 
 

@@ -76,7 +76,8 @@ def search(
         progress: told about the cost in forward passes, done and in all.
 
     Returns:
-        The triggers, their margins and success. Where the network allows no statement, `problem` says why.
+        The triggers, their margins and success; after Ctrl-C those of the sizes that were done. Where the network
+        allows no statement, `problem` says why.
 
     Raises:
         DataError: images or labels do not fit, or there is no such kind.
@@ -126,6 +127,8 @@ def search(
         source=f"{source}, {len(made_on)} to search on and {len(judging)} to judge by",
         reached=reached,
         left_out=tuple(note for _, _, notes in parts for note in notes),
+        unsearched=tuple(kind for kind in KINDS if kind not in kinds),
+        interrupted=f"after {clock.done:,.0f} of {clock.total:,.0f} forward passes" if clock.is_stopped else "",
         forwards=int(clock.done),
         seconds=clock.seconds,
         **of,
@@ -133,17 +136,20 @@ def search(
 
 
 def _of_kind(kind: Kind, task: Task, judges: Judges, seed: int) -> tuple[KindResult, list[TriggerRow], list[str]]:
-    """Result, rows by size, and what was left out."""
+    """Result, rows by size, and what was left out as the time was over or the user stopped it."""
     rows: list[TriggerRow] = []
     notes: list[str] = []
     sizes, num_classes = kind.sizes_fn(task.shape), judges.clean.shape[-1]
     start, cpu, done = task.clock.seconds, time.process_time(), task.clock.done
     try:
+        task.clock.spend(0)
         for row in kind.search_fn(task, judges, np.arange(num_classes), seed):
             rows.append(row)  # those before the time is over count
-    except OutOfTimeError:
+    except (OutOfTimeError, KeyboardInterrupt) as error:
+        task.clock.is_stopped |= isinstance(error, KeyboardInterrupt)
         missing = [size for size in sizes if size not in [row.size for row in rows]]
-        notes.append(f"No time was left for {kind.named(missing)}.")
+        why = "The search was interrupted before" if task.clock.is_stopped else "No time was left for"
+        notes.append(f"{why} {kind.named(missing)}.")
     rows.sort(key=lambda row: row.size)
     if rows and len(rows[0].classes) < num_classes:
         notes.append(

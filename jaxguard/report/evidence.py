@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,26 @@ def numbers(finding: Finding) -> list[tuple[str, str]]:
         if finding.metrics.asr is not None:
             facts.append(("success of the given trigger", wording.percent(finding.metrics.asr)))
     return facts
+
+
+def unsearched(findings: Iterable[Finding]) -> str:
+    """Counts by reason the networks in which no triggers were searched; empty where all were, or none was asked for.
+
+    >>> from jaxguard.types import Provenance, TriggerSearch, Verdict
+    >>> one = Finding(Provenance("m.npz"), Verdict.INCONCLUSIVE, unsearched="not among the 1 most suspicious")
+    >>> unsearched([one, one, Finding(Provenance("n.npz"), Verdict.NO_TRIGGER, search=TriggerSearch())])
+    'triggers were searched in 1 of 3 checkpoints, in 2 not: not among the 1 most suspicious'
+    """
+    reasons, searched = Counter[str](), 0
+    for one in findings:
+        searched += one.search is not None
+        if one.unsearched:
+            reasons[one.unsearched] += 1
+    missing = reasons.total()
+    if not missing:
+        return ""
+    told = "; ".join(f"{count:,}: {why}" if len(reasons) > 1 else why for why, count in reasons.most_common())
+    return f"triggers were searched in {searched:,} of {searched + missing:,} checkpoints, in {missing:,} not: {told}"
 
 
 def cut_count(layers: Sequence[LayerScores]) -> tuple[int, int]:

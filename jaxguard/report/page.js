@@ -3,8 +3,8 @@
 // Names of files are hostile: they become text nodes and nothing else. State lives in the address, behind the `#`.
 (() => {
   const PAGE_SIZES = [50, 200, 1000];
-  const NUMERIC = ["score", "p", "q", "z", "size"];
-  const HIGHEST_FIRST = new Set(["score", "z", "size"]);
+  const NUMERIC = ["score", "p", "q", "size"];
+  const HIGHEST_FIRST = new Set(["score", "size"]);
   const SIGNS = JSON.parse(document.getElementById("signs").textContent);
   const data = JSON.parse(document.getElementById("files-rows").textContent);
   const count = data.path.length;
@@ -38,7 +38,7 @@
     return spread > 0 && spread < Infinity ? Math.min(Math.max(3 - Math.floor(Math.log10(spread)), 0), 8) : 2;
   }
 
-  const decimals = { score: decimalsOf(data.score), z: 2 };
+  const decimals = { score: decimalsOf(data.score) };
   const aligned = (name, index) => data[name][index]?.toFixed(decimals[name]) ?? "–";
 
   function bytes(value) {
@@ -125,6 +125,7 @@
     if (text("cohort") && text("cohort") !== text("architecture")) tell(`in ${printable(text("cohort"))}`);
     if (sha256) tell(copier(sha256, "Copy sha256", `sha256 ${printable(sha256.slice(0, 8))}…`));
     if (text("looks").includes("triggers")) tell("triggers searched");
+    if (text("unsearched")) tell(`no triggers searched: ${printable(text("unsearched"))}`);
     const name = element("span", { class: "path", dir: "ltr" }, ...breakable(path));
     const head = element("th", { role: "rowheader", scope: "row" }, name, " ");
     head.append(copier(data.folder + path, "Copy path", "copy"));
@@ -142,7 +143,6 @@
       cell("Score", true, aligned("score", index)),
       cell("p", true, rate(data.p[index])),
       cell("q", true, rate(data.q[index])),
-      cell("Highest z", true, aligned("z", index)),
       cell("Architecture", false, element("span", { class: "name" }, ...breakable(text("architecture") || "–"))),
       cell("Size", true, verdict === "skipped" ? "–" : bytes(data.size[index])),
     );

@@ -62,7 +62,7 @@ STATIC_ROWS = 100
 """Rows for browsers without scripts."""
 
 COLUMNS = {
-    "path": "Checkpoint", "verdict": "Verdict", "score": "Score", "p": "p", "q": "q", "z": "Highest z",
+    "path": "Checkpoint", "verdict": "Verdict", "score": "Score", "p": "p", "q": "q",
     "architecture": "Architecture", "size": "Size",
 }  # fmt: skip
 """Columns of the table, each with its heading."""
@@ -105,7 +105,6 @@ def to_html(report: Report, *, written: datetime.datetime | None = None) -> str:
             symbols=headlines.SYMBOLS,
             cohorts=cohorts,
             left_out=left_out,
-            is_judged=any(math.isfinite(one.score) for one in ranked),
             detailed=detailed,
             undetailed=suspected - len(detailed) if len(ranked) > MAX_ALL else 0,
             judgements=[_judgement(one, f"strip{index}") for index, one in enumerate(report.ownerships)],
@@ -116,6 +115,7 @@ def to_html(report: Report, *, written: datetime.datetime | None = None) -> str:
                 for index, repair in enumerate(report.repairs)
             ],
             searches=_searches(detailed),
+            searched=evidence.unsearched(report.findings),
             recoveries=_recoveries(report),
             prunings=_prunings(report),
             layer_drawings=_repair_layers(report),
@@ -180,7 +180,7 @@ def _cohorts(ranked: Sequence[Finding], report: Report) -> tuple[list[Shown], tu
     """Draws the cohorts with most suspected checkpoints, then the largest; counts cohorts and checkpoints left out."""
     members: dict[str, list[Finding]] = {}
     for one in ranked:
-        if math.isfinite(one.score) or math.isfinite(one.z):
+        if math.isfinite(one.score):
             members.setdefault(one.cohort, []).append(one)
     known = {one.cohort: one for one in report.references}
     members = {name: found for name, found in members.items() if name in known or len(found) >= MIN_DRAWN}
@@ -232,9 +232,19 @@ def _comparison(one: FingerprintMatrix, name: str) -> Shown:
 
 
 def _searches(detailed: Sequence[Shown]) -> list[Shown]:
-    """Trigger searches of the findings that are shown, with pictures where a size was searched to the end."""
+    """Trigger searches of the findings that are shown, kind by kind."""
     found = [one for one in (shown["finding"] for shown in detailed) if one.search is not None]
-    return [{"finding": one, "search": one.search, "drawn": searches.shown(one.search)} for one in found]
+    return [
+        {
+            "finding": one,
+            "search": one.search,
+            "kinds": [
+                shown._replace(matrix=_markup(shown.matrix))
+                for shown in searches.shown(one.search, name=f"search{index}")
+            ],
+        }
+        for index, one in enumerate(found)
+    ]
 
 
 def _recoveries(report: Report) -> list[Shown]:

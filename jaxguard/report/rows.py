@@ -9,7 +9,7 @@ from jaxguard.report import headlines, wording
 from jaxguard.types import Finding, Report
 
 DIGITS = 6
-"""Significant digits of scores, p, q and z: more than any of them deserves, at half the size."""
+"""Significant digits of scores, p and q: more than any of them deserves, at half the size."""
 
 _IN_HTML = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"}
 
@@ -30,7 +30,7 @@ class Row(NamedTuple):
     score: float = math.nan
     p: float = math.nan
     q: float = math.nan
-    z: float = math.nan
+    unsearched: str = ""
 
 
 def rows(report: Report, ranked: Iterable[Finding]) -> list[Row]:
@@ -43,7 +43,9 @@ def rows(report: Report, ranked: Iterable[Finding]) -> list[Row]:
     for one in ranked:
         where, looks = one.provenance, ", ".join(one.looks)
         facts = where.sha256, where.size, where.format, where.architecture, one.cohort, looks, one.kind
-        found.append(Row(where.name, one.verdict, one.reason, *facts, one.score, one.p_value, one.q_value, one.z))
+        found.append(
+            Row(where.name, one.verdict, one.reason, *facts, one.score, one.p_value, one.q_value, one.unsearched)
+        )
     return found + [Row(path, headlines.SKIPPED, why) for path, why in report.skipped]
 
 
@@ -55,7 +57,7 @@ def columns(files: list[Row]) -> dict[str, Any]:
 
     Returns:
         `folder`, which all paths lie in, and lists of one item per file: `path` below that folder, `sha256`, `size` in
-        bytes, `score`, `p`, `q` and `z` with null for what is unknown. Columns of few different texts are numbers into
+        bytes, `score`, `p` and `q` with null for what is unknown. Columns of few different texts are numbers into
         a list in the plural: `verdict` into `verdicts`.
 
     >>> found = columns([Row("runs/a", "skipped", "empty"), Row("runs/b", "skipped", "empty")])
@@ -69,9 +71,9 @@ def columns(files: list[Row]) -> dict[str, Any]:
         "sha256": [file.sha256 for file in files],
         "size": [file.size for file in files],
     }
-    for name in ("score", "p", "q", "z"):
+    for name in ("score", "p", "q"):
         table[name] = [_rounded(getattr(file, name)) for file in files]
-    for name in ("verdict", "architecture", "cohort", "format", "reason", "looks", "kind"):
+    for name in ("verdict", "architecture", "cohort", "format", "reason", "looks", "kind", "unsearched"):
         places = {text: index for index, text in enumerate(headlines.SIGNS if name == "verdict" else ())}
         table[name] = [places.setdefault(getattr(file, name), len(places)) for file in files]
         table[f"{name}s"] = list(places)

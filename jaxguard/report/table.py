@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from jaxguard.report import evidence, headlines, wording
+from jaxguard.report import evidence, headlines, search_table, wording
 from jaxguard.types import Finding, FingerprintMatrix, Metrics, OwnershipReport, Reference, Repair, Report, Verdict
 
 MAX_COLUMNS = 8
@@ -121,6 +121,9 @@ def _single(report: Report, top: int) -> Iterable[RenderableType]:
         yield Text(f"  not understood: {wording.printable(one.name)}: {wording.printable(one.reason)}")
     if len(unclear) > top:
         yield Text(f"  and {len(unclear) - top:,} more leaves")
+    if finding.search is not None and finding.search.results:
+        yield Text()
+        yield search_table.kinds(finding.search)
     if not finding.layers:
         return
     table = _table("layer", "channels", "max z", "channel", "above", "undefined")

@@ -149,6 +149,8 @@ class TriggerSearch:
         source: what images it was made on.
         reached: share of the procedural images that the network is sure of; NaN where images were given.
         left_out: sizes that there was no time for, and other limits, in full sentences.
+        unsearched: kinds that were not searched, by name.
+        interrupted: how far it was when the user stopped it, in words; empty where it was not.
         num_classes: `K`.
         shape: `(H, W, C)` of the images.
         forwards: cost in forward passes.
@@ -162,6 +164,8 @@ class TriggerSearch:
     source: str = ""
     reached: float = math.nan
     left_out: tuple[str, ...] = ()
+    unsearched: tuple[str, ...] = ()
+    interrupted: str = ""
     num_classes: int = 0
     shape: tuple[int, ...] = ()
     forwards: int = 0

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxguard.errors import DataError
-from jaxguard.report.figures import pictures
-from jaxguard.types import TriggerRow, TriggerSearch
+from jaxguard.report.figures import pair_matrix, pictures
+from jaxguard.types import KindResult, Trigger, TriggerRow, TriggerSearch
 
 MAX_CLASSES = 12
 """Classes with a row of the table, the leading ones first."""
 
 
 class Bar(NamedTuple):
-    """One class at the leading size.
+    """One class, or a pair of classes, at the leading size.
 
     Attributes:
-        label: the class.
+        label: the class, or source and target.
         margin: T.
         share: length of the bar, of the span from the lowest margin to the highest, in [0, 1].
         success: share of the judged images.
         judged: their number.
     """
 
-    label: int
+    label: str
     margin: float
     share: float
     success: float
@@ -33,59 +34,74 @@ class Bar(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What the page shows of one search; pictures are PNGs as `data:` URIs.
+    """What the page shows of one kind of triggers; pictures are PNGs as `data:` URIs.
 
     Attributes:
-        patch: the leading patch, enlarged; empty for triggers that are no patches.
+        result: of the kind.
+        row: of its leading size; None where none was searched to the end, and all that follows is empty.
+        alone: what its leading trigger adds to an image, enlarged: a patch, a pattern, a difference, a grid moved.
+        caption: what that picture is.
         plain: judging images as they are; empty where none were kept.
-        stamped: the same with the patch.
+        stamped: the same with the trigger.
         answers: of the network, `(without, with)` for each image.
         bars: classes at the leading size, the leading ones first.
         more: classes that have none.
-        sizes: `(size, leading class, gap, its success)` of every row of the leading kind.
+        sizes: `(size, leading class, gap, its success)` of every row of the kind.
+        matrix: sources against targets, an `<svg>`; empty for triggers of all sources.
     """
 
-    patch: str
-    plain: str
-    stamped: str
-    answers: list[tuple[int, int]]
-    bars: list[Bar]
-    more: int
-    sizes: list[tuple[float, int, float, float]]
+    result: KindResult
+    row: TriggerRow | None = None
+    alone: str = ""
+    caption: str = ""
+    plain: str = ""
+    stamped: str = ""
+    answers: Sequence[tuple[int, int]] = ()
+    bars: Sequence[Bar] = ()
+    more: int = 0
+    sizes: Sequence[tuple[float, str, float, float]] = ()
+    matrix: str = ""
 
 
-def shown(search: TriggerSearch) -> Shown | None:
+def shown(search: TriggerSearch, *, name: str = "search") -> list[Shown]:
     """Draws a search.
 
     Args:
         search: of one network; not trusted.
+        name: unique on the page.
 
     Returns:
-        What to show; None where no size was searched to the end.
+        What to show of each kind, the leading one first.
 
     Raises:
         DataError: the arrays do not fit each other.
     """
     for one in search.rows:
         _check(one, search.shape)
-    row, result = search.leading, search.leading_result
-    if row is None or result is None:
-        return None
-    images = result.pictures
-    plain = stamped = ""
+    leading = search.leading_result
+    results = sorted(search.results, key=lambda one: one is not leading)
+    return [_of_kind(search, one, f"{name}-{index}") for index, one in enumerate(results)]
+
+
+def _of_kind(search: TriggerSearch, result: KindResult, name: str) -> Shown:
+    rows = [one for one in search.rows if one.kind == result.kind]
+    row = TriggerSearch(rows=tuple(rows), results=(result,)).leading
+    if row is None:
+        return Shown(result)
+    images, plain, stamped = result.pictures, "", ""
+    trigger = row.trigger(0, search.shape[0], search.shape[1])
     if images is not None and len(images):
         if np.shape(images)[1:] != tuple(search.shape) or np.asarray(result.answers).shape != (len(images), 2):
             raise DataError(
                 f"expected pictures {tuple(search.shape)} with two answers each, got {np.shape(images)} and "
                 f"{np.asarray(result.answers).shape} in the trigger search; search again"
             )
-        trigger = row.trigger(0, search.shape[0], search.shape[1])
         plain, stamped = (pictures.strip(_visible(some)) for some in (images, trigger.stamp(images)))
     low, high = float(row.margin.min()), float(row.margin.max())
     span = high - low if np.isfinite(high - low) and high > low else 1.0
     bars = [
         Bar(
-            int(row.classes[k]),
+            label(row, k),
             float(row.margin[k]),
             float(np.clip((row.margin[k] - low) / span, 0, 1)) if np.isfinite(row.margin[k]) else 0.0,
             float(row.success[k]),
@@ -93,13 +109,38 @@ def shown(search: TriggerSearch) -> Shown | None:
         )
         for k in row.order[:MAX_CLASSES]
     ]
-    sizes = []
-    for one in (one for one in search.rows if one.kind == row.kind):
-        leading = int(one.order[0])
-        sizes.append((one.size, int(one.classes[leading]), one.gap, float(one.success[leading])))
+    sizes = [(one.size, label(one, one.order[0]), one.gap, float(one.success[one.order[0]])) for one in rows]
     answers = [] if result.answers is None or not plain else [(int(a), int(b)) for a, b in result.answers]
-    patch = pictures.strip(_visible(row.parameters["pixels"][:1])) if "pixels" in row.parameters else ""
-    return Shown(patch, plain, stamped, answers, bars, len(row.margin) - len(bars), sizes)
+    alone, caption = _alone(row, trigger, search.shape)
+    drawn = pair_matrix.pair_matrix(row, search.num_classes, name=name)
+    return Shown(result, row, alone, caption, plain, stamped, answers, bars, len(row.margin) - len(bars), sizes, drawn)
+
+
+def label(row: TriggerRow, number: int) -> str:
+    """A class in words, with its source where the trigger is for images of one class.
+
+    Args:
+        row: of a kind and size.
+        number: of the class in it.
+    """
+    target = int(row.classes[number])
+    return f"class {target}" if row.sources is None else f"class {int(row.sources[number])} \u2192 {target}"
+
+
+def _alone(row: TriggerRow, trigger: Trigger, shape: tuple[int, ...]) -> tuple[str, str]:
+    """The trigger without an image, and what is shown."""
+    if "pixels" in row.parameters:
+        return pictures.strip(_visible(row.parameters["pixels"][:1])), "the patch, enlarged"
+    if trigger.flow is not None:
+        places = np.indices(shape[:2]).sum(0) if max(shape[:2]) < 8 else (np.indices(shape[:2]) // 4).sum(0)
+        board = np.broadcast_to((places % 2)[..., None] * 0.6 + 0.2, shape)
+        return pictures.strip(_visible(trigger.stamp(board)[None])), "a chequered image, moved"
+    if trigger.delta is not None:
+        largest = float(np.nanmax(np.abs(trigger.delta), initial=0.0)) or 1.0
+        shown = f"what is added to the image, amplified {0.5 / largest:.2g} times around grey"
+        return pictures.strip(_visible(0.5 + 0.5 * trigger.delta[None] / largest)), shown
+    grey = np.full(shape, 0.5, np.float32)
+    return pictures.strip(_visible(trigger.stamp(grey)[None])), "a grey image with the trigger"
 
 
 def _visible(images: np.ndarray) -> np.ndarray:
