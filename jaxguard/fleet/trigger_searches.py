@@ -107,8 +107,8 @@ def searched(
     budgeted = _Budget(budget)
     for done, same in enumerate(chosen):
         k, title = same[0], f"searching triggers in {done + 1} of {len(chosen)}"
-        how = _How(seen, k, clean, seed)
         try:
+            how = _How(seen, k, clean, seed)
             found = how.searched(title, budgeted.share(len(chosen) - done))
         except KeyboardInterrupt:  # before its first kind, or while it was opened
             made.left_out |= dict.fromkeys(same, "the search was interrupted before it began")
@@ -123,12 +123,12 @@ def searched(
         if found is not None:
             made.found |= dict.fromkeys(same, found)
             made.reused += len(same) * how.is_kept
+            budgeted.spend(0.0 if how.is_kept else found.seconds)
         if found is None or found.interrupted:
             made.is_interrupted = True
             rest = [k for group in chosen[done + 1 :] for k in group]
             made.left_out |= dict.fromkeys(rest, "the search was interrupted before its turn")
             break
-        budgeted.spend(0.0 if how.is_kept else found.seconds)
     return made
 
 
@@ -186,9 +186,12 @@ class _How:
     def __init__(self, seen: Examination, k: int, clean: Batch | None, seed: int):
         self._model, self._sha256, self._owner = seen.models[k], seen.records[k].sha256, seen.owners[k]
         self._steps, self._seed, self.is_kept = seen.listener.steps, seed, False
-        self._batch = None  # procedural images are used
+        self._batch, self._remarks = None, ()  # procedural images are used
         if clean is not None and len(clean.images) >= inversion.FEWEST:
             self._batch = _some(self._model.options.relabelled(clean))
+        elif clean is not None:
+            number = f"{len(clean.images)} clean ones: at least {inversion.FEWEST} are needed"
+            self._remarks = (f"Procedural images took the place of {number}.",)
 
     def searched(self, title: str, budget: float | None) -> TriggerSearch:
         """All kinds, those that an earlier scan has searched to the end from its results."""
@@ -201,7 +204,8 @@ class _How:
             for kind in ended if self._sha256 else ():
                 self._owner.add_search(self._named(kind), self._sha256, _part(found, kind))
             known |= {kind: _part(found, kind) for kind in missing}
-        return _joined([known[kind] for kind in DEFAULT])
+        whole = _joined([known[kind] for kind in DEFAULT])
+        return replace(whole, left_out=(*self._remarks, *whole.left_out))
 
     def _named(self, kind: str) -> str:
         """All that a search depends on beside the content and how it is opened."""

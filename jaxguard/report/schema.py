@@ -33,7 +33,7 @@ IMAGE_DECIMALS = 5
 _NULL = {"threshold": math.inf}
 _DTYPES = {
     "mask": bool, "undefined": bool, "shown": int, "classes": int, "hits": int, "judged": int, "corners": int,
-    "answers": int,
+    "answers": int, "sources": int,
 }  # fmt: skip
 
 
@@ -258,7 +258,10 @@ def _decode(hint: Any, value: Any, where: str) -> Any:  # noqa: PLR0911  # one r
 
 
 def _decode_array(value: list[Any], where: str) -> np.ndarray:
-    dtype = _DTYPES.get(where.rpartition(".")[2], float)
+    name = where.rpartition(".")[2]
+    dtype = _DTYPES.get(name, float)
+    if where.endswith(".parameters.mask"):
+        dtype = float  # of a trigger, which may be see-through; of a layer it says what is cut
     if dtype is int and not _is_whole(value, 2 if where.endswith(("corners", "answers")) else 1):
         raise _wrong_kind("a list of whole numbers", value, where)
     try:

@@ -81,7 +81,7 @@ def files(report) -> list[rows.Row]:
 
 KEYS = {
     "path": lambda one: one.path, "verdict": lambda one: list(headlines.SIGNS).index(one.verdict),
-    "score": lambda one: one.score, "p": lambda one: one.p, "q": lambda one: one.q, "z": lambda one: one.z,
+    "score": lambda one: one.score, "p": lambda one: one.p, "q": lambda one: one.q,
     "architecture": lambda one: one.architecture, "size": lambda one: one.size,
 }  # fmt: skip
 
@@ -103,7 +103,7 @@ STATES = [
     *({"sort": sort, "desc": desc} for sort in KEYS for desc in (False, True)),
     {"words": ("id-0000123",)}, {"words": ("CNN:WIDTH", "final")}, {"words": ("header of 8 bytes",)},
     {"verdict": "error"}, {"verdict": "skipped"}, {"verdict": "suspected", "sort": "size", "desc": True},
-    {"verdict": "inconclusive", "words": ("needed",), "sort": "z"}, {"words": ("nowhere to be found",)},
+    {"verdict": "inconclusive", "words": ("needed",), "sort": "p"}, {"words": ("nowhere to be found",)},
 ]  # fmt: skip
 
 
@@ -201,10 +201,10 @@ def test_clicks_and_boxes(tmp_path):
 
 def test_texts_and_units(tmp_path):
     known = [
-        finding("runs/a.npz", size=999, score=1.25, p_value=0.031249, q_value=1.0, z=2.5),
-        finding("runs/b.npz", Verdict.INCONCLUSIVE, size=999_999, score=NAN, p_value=NAN, q_value=NAN, z=NAN),
+        finding("runs/a.npz", size=999, score=1.25, p_value=0.031249, q_value=1.0),
+        finding("runs/b.npz", Verdict.INCONCLUSIVE, size=999_999, score=NAN, p_value=NAN, q_value=NAN, unsearched="no"),
         finding(
-            "runs/c.npz", size=44_712_345, score=-10.5, p_value=3.2e-7, q_value=0.5, z=3.1251,
+            "runs/c.npz", size=44_712_345, score=-10.5, p_value=3.2e-7, q_value=0.5,
             looks=("weights", "triggers"),
         ),
         failed("runs/d.npz", "truncated"),
@@ -215,15 +215,15 @@ def test_texts_and_units(tmp_path):
     ]
     cells = [row[1:] for row in told["cells"]]
     assert cells == [
-        ["○ no evidence", "1.25", "0.031", "1", "2.50", "preact_resnet18", "999 B"],
-        ["? inconclusive", "–", "–", "–", "–", "preact_resnet18", "1.00 MB"],
-        ["○ no evidence", "-10.50", "3.2e-7", "0.5", "3.13", "preact_resnet18", "44.7 MB"],
+        ["○ no evidence", "1.25", "0.031", "1", "preact_resnet18", "999 B"],
+        ["? inconclusive", "–", "–", "–", "preact_resnet18", "1.00 MB"],
+        ["○ no evidence", "-10.50", "3.2e-7", "0.5", "preact_resnet18", "44.7 MB"],
     ]
-    assert told["cells"][2][0].endswith("triggers searched")
+    assert told["cells"][2][0].endswith("triggers searched") and told["cells"][1][0].endswith("triggers searched: no")
     assert told["paths"] == ["a.npz", "b.npz", "c.npz", "d.npz", "notes.txt"]
     assert reversed_["cells"][:2] == [
-        ["notes.txt copyempty", "– skipped", "–", "–", "–", "–", "–", "–"],
-        ["d.npz copytruncated", "! could not be scored", "–", "–", "–", "–", "unknown", "44.7 MB"],
+        ["notes.txt copyempty", "– skipped", "–", "–", "–", "–", "–"],
+        ["d.npz copytruncated", "! could not be scored", "–", "–", "–", "unknown", "44.7 MB"],
     ]
     assert [wording.size(count) for count in (999, 999_999, 44_712_345)] == [row[-1] for row in cells]
 

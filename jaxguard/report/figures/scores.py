@@ -1,6 +1,5 @@
 """Drawing of the scores of one cohort of checkpoints among its references."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,8 +17,7 @@ _PLACES = 150
 def score_distribution(findings: Sequence[Finding], reference: Reference | None, *, name: str) -> str:
     """Draws the scores of one cohort as shares: the checkpoints filled, clean references a line, backdoored dashed.
 
-    Suspected checkpoints stand above as diamonds, for among thousands no share shows them. Without a reference the
-    scores are channel z-scores.
+    Suspected checkpoints stand above as diamonds, for among thousands no share shows them.
 
     Args:
         findings: of one cohort; scores that are not finite are left out.
@@ -31,13 +29,10 @@ def score_distribution(findings: Sequence[Finding], reference: Reference | None,
     """
     from matplotlib.figure import Figure
 
-    is_judged = any(math.isfinite(one.score) for one in findings)
-    quantity = "score" if is_judged else "highest channel z-score"
-    found = [(one.score if is_judged else one.z, one.verdict) for one in findings]
-    scores = _finite([score for score, _ in found])
-    suspected = _finite([score for score, verdict in found if verdict == Verdict.SUSPECTED])
-    clean = _finite(reference.scores if reference is not None and is_judged else ())
-    backdoored = _finite(reference.suspects if reference is not None and is_judged else ())
+    scores = _finite([one.score for one in findings])
+    suspected = _finite([one.score for one in findings if one.verdict == Verdict.SUSPECTED])
+    clean = _finite(reference.scores if reference is not None else ())
+    backdoored = _finite(reference.suspects if reference is not None else ())
     everything = np.concatenate([scores, clean, backdoored])
     if not scores.size:
         return ""
@@ -61,10 +56,10 @@ def score_distribution(findings: Sequence[Finding], reference: Reference | None,
     )  # fmt: skip
     axes.set_yticks([])
     svg.baseline(axes, size=_SIZE)
-    axes.set_xlabel(quantity, color=svg.INK, fontsize=_SIZE)
+    axes.set_xlabel("score", color=svg.INK, fontsize=_SIZE)
     parts = [_span(wording.plural(scores.size, "checkpoint"), scores), _span("suspected ones", suspected)]
     parts += [_span(wording.plural(clean.size, "clean reference"), clean), _span("backdoored ones", backdoored)]
-    description = f"Distribution of the {quantity}: {'; '.join(filter(None, parts))}."
+    description = f"Distribution of the score: {'; '.join(filter(None, parts))}."
     return svg.inline(figure, name=name, description=description)
 
 
