@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax
 from jaxguard import checkpoints, data, models, repairs, scanning, suspects, training
 from jaxguard.attacks import Attack, badnets, poison
 from jaxguard.environment import environment
+from jaxguard.fleet.progress import Watch
 from jaxguard.models import Model
 from jaxguard.training import CropFlip, Progress
 from jaxguard.types import Batch, Report, Variables
@@ -81,8 +82,8 @@ def run(
         with stage(f"training a {name} network") as progress:
             paths[name] = folder / f"{name}.safetensors"
             _save(model, train(model, batch, key, progress), paths[name])
-    with stage("scanning both"):
-        report = scanning.scan(paths.values(), test=digits.test, attack=attack)
+    listener = scanning.Listener(watch=lambda _: _shown(stage("scanning both")), steps=stage)
+    report = scanning.scan(paths.values(), test=digits.test, attack=attack, listener=listener)
     made = []
     for method in METHODS:
         with stage(f"repairing with {method}") as progress:
@@ -105,6 +106,13 @@ def run(
         repairs=tuple(made),
         environment=environment(seed=seed, clean_images=len(digits.clean.labels)),
     )
+
+
+@contextmanager
+def _shown(stage: AbstractContextManager[Progress | None]) -> Iterator[Watch]:
+    """A stage whose progress is not counted."""
+    with stage:
+        yield lambda _: None
 
 
 def train(model: Model, batch: Batch, key: jax.Array, progress: Progress | None) -> Variables:

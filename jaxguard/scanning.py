@@ -36,6 +36,7 @@ from jaxguard.fleet.local import Local
 from jaxguard.graph.pairing import Pairing
 from jaxguard.suspects import ModelOptions, Suspect
 from jaxguard.types import Batch, Finding, Network, Report, Verdict
+from jaxguard.types.findings import NOT_ASKED
 
 if TYPE_CHECKING:
     from jaxguard.attacks import Attack
@@ -45,9 +46,6 @@ __all__ = ["Listener", "Local", "ModelOptions", "Ray", "Stream", "calibrate", "s
 
 SEARCHES = True
 """Whether a scan of few networks searches universal triggers by default."""
-
-QUICK = "it was not asked for"
-"""Why a scan without a search has searched nothing."""
 
 SHOWN = 50
 """Findings whose layers a report holds beside the suspected ones, the highest scores first."""
@@ -147,7 +145,7 @@ def scan(
             notes += made.notes([one.name for one in found.models])
             is_interrupted = made.is_interrupted
         else:
-            findings = [one if one.verdict is Verdict.ERROR else replace(one, unsearched=QUICK) for one in findings]
+            findings = [one if one.verdict is Verdict.ERROR else replace(one, unsearched=NOT_ASKED) for one in findings]
         findings = _with_code(_with_layers(findings, seen), found.models)
     if test is not None:
         findings = [_measured(*pair, test, attack) for pair in zip(findings, found.models, strict=True)]

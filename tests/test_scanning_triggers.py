@@ -107,6 +107,7 @@ def test_the_most_suspicious_are_searched_and_the_others_are_counted_and_named(m
     assert sum(bool(one.unsearched) for one in report.findings) == 4 and report.findings[4].search is not None
     texts = {name: "".join(files.text(report, name)) for name in ("table", "json", "jsonl", "sarif")}
     assert all("not among the 2 most suspicious" in " ".join(text.split()) for text in texts.values())
+    assert texts["sarif"].count("No triggers were searched: not among") == 4
     table = pq.read_table(io.BytesIO(schema.to_parquet(report)))
     assert table.column("unsearched").to_pylist() == [one.unsearched for one in report.findings]
     assert len(scan(SEVERAL, deep="all").notes) == 0 and len(searched) == 8

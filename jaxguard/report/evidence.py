@@ -19,6 +19,7 @@ from jaxguard.types import (
     Reference,
     Verification,
 )
+from jaxguard.types.findings import NOT_ASKED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +63,7 @@ def unsearched(findings: Iterable[Finding]) -> str:
     reasons, searched = Counter[str](), 0
     for one in findings:
         searched += one.search is not None
-        if one.unsearched:
+        if one.unsearched not in ("", NOT_ASKED):
             reasons[one.unsearched] += 1
     missing = reasons.total()
     if not missing:

@@ -144,7 +144,11 @@ def _notice(name: str, title: str, text: str, level: str) -> dict[str, Any]:
 
 
 def _notifications(report: Report, places: dict[Key, int]) -> Iterator[dict[str, Any]]:
+    is_searched = any(one.search is not None for one in report.findings)
     for one in report.findings:
+        if is_searched and one.unsearched:
+            told = f"No triggers were searched: {one.unsearched}"
+            yield _notification(NOTE, "note", told, _place(one.provenance.name, places[_key(one)]))
         if one.verdict is Verdict.ERROR:
             place = _place(one.provenance.name, places[_key(one)])
             found = _notification(UNREADABLE, "error", f"Could not be scored: {one.reason}", place)

@@ -97,6 +97,9 @@ class LayerSummary:
 CODE = "code"
 """The look of a scan that examines files for code alone."""
 
+NOT_ASKED = "it was not asked for"
+"""Why no triggers were searched in a scan without a search."""
+
 UNCLEAR = "Not understood: "
 """How the note of a finding begins in which more than a tenth of the weights was not understood."""
 

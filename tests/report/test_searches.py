@@ -128,7 +128,10 @@ def test_every_kind_has_its_row_and_those_that_do_not_lead_can_be_opened():
 
 def test_a_matrix_has_a_cell_for_each_pair_and_names_the_highest():
     drawn = searches.shown(several())[1].matrix
-    assert (drawn.count(">55<"), drawn.count(">5<")) == (1, 89 + 2) and "The highest: class 0 into class 6: 55.0 % of the images." in drawn
+    assert (drawn.count(">55<"), drawn.count(">5<")) == (
+        1,
+        89 + 2,
+    ) and "The highest: class 0 into class 6: 55.0 % of the images." in drawn
     assert pair_matrix.pair_matrix(several().rows[2], 51, name="m") == ""
     many = searches.shown(several(20))[1].matrix
     assert ">55<" not in many and "into class" in many
