@@ -73,7 +73,9 @@ def judge(
         else:
             verdict, reason = _both(one, found, (p_value, p_values[k], rate), alpha, basis)
         if found.interrupted:  # what stands out already does so as by a search of these sizes alone
-            reason = f"the search was interrupted {found.interrupted}; {reason}"
+            told = f"the search was interrupted {found.interrupted}"
+            is_empty = not found.rows and math.isnan(one.p_value)
+            reason = f"{told}, before a first size was done" if is_empty else f"{told}; {reason}"
             verdict = Verdict.INCONCLUSIVE if verdict is Verdict.NO_TRIGGER else verdict
         judged[k] = replace(
             one,
