@@ -23,18 +23,21 @@ def raises_for_many(known, images):
     return mlp(known, images)
 
 
+def layers(inputs):
+    draw = np.random.default_rng(0).normal
+    return {"w1": np.float32(draw(size=(inputs, 9))), "w2": np.float32(draw(size=(9, 6)))}
+
+
 NO_STATEMENT = {
     "constant": (network(lambda v, x: 0 * mlp(v, x)), "it answers all images alike"),
     "not finite": (network(lambda v, x: jnp.log(-1 - jnp.abs(mlp(v, x)))), "its logits are not finite"),
     "one class": (network(lambda v, x: mlp(v, x)[:, :1]), "of 1 class, fewer than 5, none can stand out"),
     "four classes": (network(lambda v, x: mlp(v, x)[:, :4]), "of 4 classes, fewer than 5, none can stand out"),
     "inputs of 0 to 255": (network(lambda v, x: mlp(v, x / 255)), "is the normalisation (--mean, --std) right?"),
-    "no images": (Network({"w1": np.eye(6, dtype=np.float32), "w2": np.float32(np.arange(36).reshape(6, 6))},
-                          lambda v, x: jnp.maximum(x @ v["w1"], 0) @ v["w2"], (6,)),
+    "no images": (Network(layers(6), lambda v, x: jnp.maximum(x @ v["w1"], 0) @ v["w2"], (6,)),
                   "its inputs float32[6] are no images [H, W, C]"),
-    "images too small": (Network({"w1": np.eye(4, dtype=np.float32), "w2": np.float32(np.arange(24).reshape(4, 6))},
-                                 lambda v, x: jnp.maximum(x.reshape(len(x), -1) @ v["w1"], 0) @ v["w2"], (2, 2, 1)),
-                         "images of 2x2 pixels have no room for a patch"),
+    "images too small": (Network(layers(4), lambda v, x: jnp.maximum(x.reshape(len(x), -1) @ v["w1"], 0) @ v["w2"],
+                                 (2, 2, 1)), "images of 2x2 pixels have no room for a patch"),
 }  # fmt: skip
 
 
@@ -63,7 +66,7 @@ def images(number, low=0.0, high=1.0):
 
 @pytest.mark.parametrize(
     ("clean", "told"),
-    [(images(24, 0, 255), r"\[0, 1\]"), (images(24)._replace(labels=np.full(24, 9)), "class"),
+    [(images(24, 0, 255), r"\[0, 1\]"), (images(24)._replace(labels=np.full(24, 9)), "labels"),
      (Batch(np.zeros((24, 5, 5, 1), np.float32), np.arange(24) % CLASSES), r"\(5, 5, 1\)|5, 5, 1")],
 )  # fmt: skip
 def test_wrong_clean_images_are_told(clean, told):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -96,9 +96,9 @@ def searched(
     made, runnable = Searches(), seen.runnable()
     scored = [k for k, one in enumerate(seen.records) if not one.error]
     made.left_out |= dict.fromkeys((k for k in scored if k not in set(runnable)), UNKNOWN_FUNCTION)
-    contents: dict[str, list[int]] = {}
+    contents: dict[Hashable, list[int]] = {}
     for k in _by_suspicion(seen, findings, runnable):
-        contents.setdefault(seen.records[k].sha256 or f"row {k}", []).append(k)
+        contents.setdefault(_content(seen, k), []).append(k)
     chosen, rest = _chosen(list(contents.values()), most)
     why = f"there are more than {FEW}; --deep N or all searches them"
     if most is not None:
@@ -130,6 +130,13 @@ def searched(
             made.left_out |= dict.fromkeys(rest, "the search was interrupted before its turn")
             break
     return made
+
+
+def _content(seen: Examination, k: int) -> Hashable:
+    """What networks of equal results share: the content, and the function or how it is opened."""
+    model, sha256 = seen.models[k], seen.records[k].sha256
+    network = None if model.suspect is None else model.suspect.network
+    return (sha256, model.options, network and network.apply_fn) if sha256 else k
 
 
 def _by_suspicion(seen: Examination, findings: Sequence[Finding], numbers: Sequence[int]) -> list[int]:
@@ -200,7 +207,7 @@ class _How:
         self.is_kept = not missing
         if missing:
             found = self._search(title, missing, budget)
-            ended = [kind for kind in missing if not found.results or _is_complete(found, kind)]
+            ended = [kind for kind in missing if _is_complete(found, kind)]
             for kind in ended if self._sha256 else ():
                 self._owner.add_search(self._named(kind), self._sha256, _part(found, kind))
             known |= {kind: _part(found, kind) for kind in missing}
@@ -234,6 +241,8 @@ class _How:
 
 def _is_complete(found: TriggerSearch, kind: str) -> bool:
     """Whether all sizes were searched to the end; what ran out of time is searched again when there is more."""
+    if not found.results:
+        return not found.interrupted  # the network allows no search
     height, width, channels = found.shape
     wanted = KINDS[kind].sizes_fn((height, width, channels))
     return set(wanted) <= {row.size for row in found.rows if row.kind == kind}

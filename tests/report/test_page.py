@@ -461,7 +461,7 @@ def test_of_many_cohorts_and_suspects_the_rest_is_counted():
     found = Page(text)
     drawings = [attributes for tag, attributes in found.tags if tag == "svg" and attributes.get("role") == "img"]
     assert len(drawings) == page.MAX_COHORTS + page.MAX_DETAILED
-    cohorts = {one.cohort for one in report.findings if one.z == one.z}
+    cohorts = {one.cohort for one in report.findings if one.score == one.score}
     assert f"{len(cohorts) - page.MAX_COHORTS} more cohorts with " in found.words()
     assert "70 more in the table." in found.words()
     listed = re.findall(r'<summary>.*?class="path" dir="ltr">(.*?)</span>', text)
