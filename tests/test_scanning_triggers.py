@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from jaxguard import inversion, scanning, suspects
 from jaxguard.attacks import patch
 from jaxguard.checkpoints import save
 from jaxguard.errors import DataError
+from jaxguard.fingerprints import certificate
 from jaxguard.inversion import ascent
 from jaxguard.report import files, schema
 from jaxguard.scanning import scan
@@ -195,6 +197,21 @@ def test_the_command_saves_the_trigger_that_other_commands_take(jaxguard, search
     assert "trigger of class 4: --trigger t.npz --target 4" in " ".join(err.split())
     with np.load("t.npz") as file:
         np.testing.assert_array_equal(file["mask"], MASK)
+    images = np.random.default_rng(0).uniform(0, 0.5, (60, SIDE, SIDE, 1)).astype(np.float32)
+    labels = np.asarray(mlp(variables(40.0), images)).argmax(-1)
+    names = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")]
+    np.savez("pack.npz", **dict(zip(names, (images[:30], labels[:30], images[30:], labels[30:]), strict=True)))
+    known = ("--data", "npz:pack.npz", "--trigger", "t.npz")
+    code, out, _ = jaxguard("evaluate", "m.safetensors", *own, *known, "--target", 4, "--json")
+    assert code == 0 and json.loads(out)["asr"] == 1.0
+    fix = ("repair", "m.safetensors", *own, "--out", "fixed.safetensors", "--set", "u=1")
+    code, out, _ = jaxguard(*fix, *known, "--target", 4, "--json")
+    assert code == 0 and json.loads(out)["repairs"][0]["before"]["asr"] == 1.0
+    code, _, err = jaxguard("fingerprint", "make", "m.safetensors", *own, *known, "--out", "c.safetensors")
+    assert code == 0, err
+    stamped = certificate.load(pathlib.Path("c.safetensors")).probes.images
+    assert (np.asarray(stamped)[:, 5:7, 3:5] == 1).all()
+    assert jaxguard("fingerprint", "make", "m.safetensors", *own, *known[2:], "--out", "d.safetensors")[0] == 4
     code, out, _ = jaxguard("scan", "m.safetensors", *own, "--json", "--quick")
     assert code == 0 and json.loads(out)["findings"][0]["search"] is None
     assert scanning.SEARCHES and suspects.load("m.safetensors").sha256 == one["provenance"]["sha256"]

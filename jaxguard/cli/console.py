@@ -61,28 +61,30 @@ def progress(title: str) -> Iterator[Progress]:
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
-    start = time.monotonic()
+    first: list[tuple[float, int]] = []  # when the first part was done, and how much it was
     with Bars(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         task = bars.add_task(title, total=None, left="")
 
         def advance(done: int, total: int, metrics: Mapping[str, Any]) -> None:
             loss = f"loss {float(metrics['loss']):.3f}" if "loss" in metrics else ""
             stage = f"{title}: {metrics['stage']}" if "stage" in metrics else title
-            left = f"{time_left(done, total, time.monotonic() - start)} {loss}"
+            first[:] = first or [(time.monotonic(), done)]
+            (start, begun), now = first[0], time.monotonic()
+            left = f"{time_left(done - begun, total - begun, now - start)} {loss}"
             bars.update(task, completed=done, total=total, left=left, description=stage)
 
         yield advance
 
 
 def time_left(done: int, total: int, seconds: float) -> str:
-    """Seconds of waiting that are left, at the mean speed since the start, compilations included; empty at the start.
+    """What is left of the waiting, at the mean speed so far; empty before a fiftieth is done.
 
-    >>> time_left(25, 100, 10.0), time_left(0, 100, 10.0)
+    >>> time_left(25, 100, 10.0), time_left(1, 100, 10.0)
     ('about 30 s left', '')
     """
     from jaxguard.report import wording
 
-    return f"about {wording.duration(seconds * (total - done) / done)} left" if 0 < done <= total else ""
+    return f"about {wording.duration(seconds * (total - done) / done)} left" if 0 < done and total <= 50 * done else ""
 
 
 def quick_look(findings: Sequence[Finding]) -> None:

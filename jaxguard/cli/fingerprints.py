@@ -35,6 +35,10 @@ Data = Annotated[
     str | None,
     typer.Option(help="digits, tfds:NAME or npz:PATH; its test split makes the probes.", show_default=False),
 ]
+Trigger = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="Trigger (npz of `scan --save-trigger`) to stamp on these images: copies inherit a backdoor."),
+]
 Suspects = Annotated[
     list[str],
     typer.Argument(help="Checkpoints, or http(s) addresses of models that answer in JSON.", show_default=False),
@@ -50,6 +54,7 @@ def make(
     method: Method = "sac",
     assignments: Assignments = None,
     data: Data = None,
+    trigger: Trigger = None,
     independent: Annotated[
         list[str] | None,
         typer.Option(help="Checkpoint known to be independent, or a pattern such as 'others/*'; repeatable."),
@@ -73,7 +78,7 @@ def make(
         raise CheckpointError(f"{out}: expected a path that is free, got a file; pass --overwrite, or another path")
     path, opening = models.opening(owner)
     mine, independents = opened(path, opening), models.suspects(_files(independent or []))
-    images = _images(data, seed)
+    images = _images(data, trigger, seed)
     if images is not None:
         images = opening.relabelled(images)
         for doubt in normalization.doubts(mine, images) if mine.network is not None else ():
@@ -156,6 +161,7 @@ def matrix(
     method: Method = "sac",
     assignments: Assignments = None,
     data: Data = None,
+    trigger: Trigger = None,
     models: Models = NO_OPTIONS,
     seed: options.Seed = 0,
     report: options.Report = None,
@@ -176,7 +182,7 @@ def matrix(
             others,
             method,
             jax.random.key(seed),
-            data=_images(data, seed),
+            data=_images(data, trigger, seed),
             options=options.hyperparameters(assignments or []),
             progress=progress,
         )
@@ -185,8 +191,13 @@ def matrix(
     console.show(whole, "json" if as_json else "table", folder=report)
 
 
-def _images(spec: str | None, seed: int) -> Batch | None:
-    return options.dataset(spec, seed).test if spec else None
+def _images(spec: str | None, trigger: pathlib.Path | None, seed: int) -> Batch | None:
+    """What probes are made of: test images, with the trigger where there is one."""
+    found = options.dataset(spec, seed) if spec else None
+    known = options.attack(None, trigger, None, found)
+    if found is None or known is None:
+        return found and found.test
+    return found.test._replace(images=known.stamp(found.test.images))
 
 
 def _files(patterns: list[str]) -> list[str]:
