@@ -84,7 +84,7 @@ def time_left(done: int, total: int, seconds: float) -> str:
     """
     from jaxguard.report import wording
 
-    return f"about {wording.duration(seconds * (total - done) / done)} left" if 0 < done and total <= 50 * done else ""
+    return f"about {wording.duration(seconds * (total - done) / done)} left" if done > 0 and total <= 50 * done else ""
 
 
 def quick_look(findings: Sequence[Finding]) -> None:
