@@ -118,9 +118,8 @@ def scan(
         ('INCONCLUSIVE', 'no statement on triggers: its inputs float32[4] are no images [H, W, C]')
     """
     start, notes, is_interrupted = time.perf_counter(), list[str](), False
-    listener = listener or Listener()
+    listener, most = listener or Listener(), _most(deep)
     judging.require_rates(alpha, control)
-    _most(deep)
     known, source = _opened(profile)
     cheap, patches = _chosen(looks, known)
     found = discover(suspects, options=options, **_place(executor))
@@ -135,17 +134,15 @@ def scan(
             seen.take(patches, undecided[: patches.most])
             findings = judging.judge(seen.records, known, trigger_names=names, **rates)
             notes.append(_of_search(findings, seen, known, len(undecided), rates))
-        most = _most(deep)
-        if most != 0:
+        if most == 0:
+            findings = [one if one.verdict is Verdict.ERROR else replace(one, unsearched=NOT_ASKED) for one in findings]
+        else:
             from jaxguard.fleet import trigger_searches
 
             listener.look(findings)
             made = trigger_searches.searched(seen, findings, most=most, clean=clean, budget=budget, seed=seed)
-            findings = _with_searches(findings, made, alpha, control)
-            notes += made.notes([one.name for one in found.models])
-            is_interrupted = made.is_interrupted
-        else:
-            findings = [one if one.verdict is Verdict.ERROR else replace(one, unsearched=NOT_ASKED) for one in findings]
+            findings, is_interrupted = _with_searches(findings, made, alpha, control), made.is_interrupted
+            notes += made.notes(found.names)
         findings = _with_code(_with_layers(findings, seen), found.models)
     if test is not None:
         findings = [_measured(*pair, test, attack) for pair in zip(findings, found.models, strict=True)]
@@ -288,8 +285,8 @@ def _with_searches(findings: Sequence[Finding], made: Searches, alpha: float, co
     judged = search_verdicts.judge(findings, made.found, reference, alpha=alpha, is_each=control == judging.EACH)
     for k, why in made.left_out.items():
         is_open = judged[k].verdict is Verdict.INCONCLUSIVE and np.isnan(judged[k].p_value)
-        told = f"no trigger was searched: {why}" if is_open else judged[k].reason
-        judged[k] = replace(judged[k], unsearched=why, reason=told)
+        reason = {"reason": f"no trigger was searched: {why}"} if is_open else {}
+        judged[k] = replace(judged[k], unsearched=why, **reason)
     return judged
 
 
