@@ -161,7 +161,8 @@ def by_kind(found: TriggerSearch, kinds: Sequence[str]) -> dict[str, dict[str, A
 def _size(row: TriggerRow) -> dict[str, Any]:
     """One size of one kind: the leading classes, or pairs of classes, in order."""
     order = row.order[:MOST_CLASSES]
-    numbers = {"classes": row.classes, "sources": row.sources, "hits": row.hits, "judged": row.judged}
+    numbers = {"classes": row.classes, "sources": row.sources, "assignments": row.assignments}
+    numbers |= {"hits": row.hits, "judged": row.judged}
     known = {name: np.asarray(part)[order].tolist() for name, part in numbers.items() if part is not None}
     return {"size": row.size, "margin": [_number(value) for value in row.margin[order]], **known}
 

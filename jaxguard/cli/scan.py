@@ -191,7 +191,8 @@ def _save_trigger(report: Report, path: pathlib.Path) -> None:
         return
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, **search.trigger.arrays)
-    console.say(f"trigger of class {search.target}: --trigger {path} --target {search.target}")
+    target = "" if search.target is None else f" --target {search.target}"
+    console.say(f"trigger of {search.goal}: --trigger {path}{target}")
 
 
 def _warn_of_code(paths: list[str]) -> None:

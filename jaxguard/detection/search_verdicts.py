@@ -218,15 +218,18 @@ def sentence(found: TriggerSearch) -> str:
         return "no trigger was found"
     first, second = (int(k) for k in row.order[:2])
     low, high = (100 * end for end in found.interval)
-    return (
-        f"{row.label} turns {100 * found.success:.1f} % [{low:.1f}, {high:.1f}] of {row.judged[first]} held-out images "
-        f"into class {row.classes[first]}, the next class reaches {100 * row.success[second]:.0f} %"
+    turns = (
+        f"{row.label} turns {100 * found.success:.1f} % [{low:.1f}, {high:.1f}] of {row.judged[first]} held-out images"
     )
+    if row.assignments is not None:
+        return f"{turns} into the class that it has for theirs ({row.goal(first)})"
+    if row.sources is not None:
+        return f"{turns} of class {row.sources[first]} into class {row.classes[first]}"
+    return f"{turns} into class {row.classes[first]}, the next class reaches {100 * row.success[second]:.0f} %"
 
 
 def _classes(found: TriggerSearch) -> str:
-    searched = len(found.rows[0].classes)
-    return f"all {searched} classes" if searched == found.num_classes else f"{searched} of {found.num_classes} classes"
+    return found.rows[0].searched(found.num_classes)
 
 
 def confirmed(finding: Finding, metrics: Metrics) -> Finding:

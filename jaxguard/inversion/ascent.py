@@ -39,6 +39,10 @@ class OutOfTimeError(Exception):
     """The time that a search was given is over; never leaves `jaxguard.inversion`."""
 
 
+class UnsearchableError(Exception):
+    """What a kind of trigger lacks to be searched; never leaves `jaxguard.inversion`."""
+
+
 @dataclass(eq=False)
 class Clock:
     """What a search has cost, and whether it may go on.
@@ -212,7 +216,7 @@ def climb(
         task: the network and its images.
         model: the family of the triggers.
         candidates: `N` of them.
-        targets: int `[N]`, or `[N, B]` for a target of each image.
+        targets: int `[N]`; or `[N, B]` for a target of each image, which may be its own class.
         steps: of steepest ascent with momentum.
         shown: int `[N, B]`, the images of the task that each candidate is stamped on; None for all.
 
@@ -229,8 +233,8 @@ def climb(
         task.clock.spend(row.size * per * steps * (1 + GRADIENT))
         given, start = candidates.take(row)
         images, labels = (leaf[None] if shown is None else leaf[shown[row]] for leaf in (task.images, task.labels))
-        # Images of the target class are there already: they weigh nothing, and the batch keeps its shape.
-        weights = (labels != wanted[row]).astype(np.float32)
+        # Images of a target for all are there already: they weigh nothing, and the batch keeps its shape.
+        weights = ((labels != wanted[row]) | (targets.ndim > 1)).astype(np.float32)
         setting = _Setting(given, images, weights, wanted[row], np.array(steps, np.float32))
         state = _State(start, jax.tree.map(np.zeros_like, start), start, np.full(len(row), -np.inf, np.float32))
         state, _ = training.descend(Partial(step, task.variables, setting), state, steps)

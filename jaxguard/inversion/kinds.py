@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxguard.inversion import additive, blended, cleansing, patch_kind, warping
+from jaxguard.inversion import additive, all_to_all, blended, cleansing, patch_kind, source_target, warping
 from jaxguard.inversion.ascent import Task
 from jaxguard.inversion.judges import Judges
 from jaxguard.inversion.whole_images import Family
@@ -29,9 +29,11 @@ class Kind:
         sizes_fn: shape `(H, W, C)` of the images -> the sizes that are searched, ascending.
         cost_fn: shape, classes, images to search on, images to judge by -> forward passes, about; a backward pass
             counts as `ascent.GRADIENT`.
-        search_fn: task, judges, classes int `[K]`, seed -> a row for each size, in any order, as soon as it is found.
-        is_local: whether its triggers are small: several classes with one that works show a network that reacts to
-            everything. Changes of the whole image turn sound networks too, and only the gap says anything.
+        search_fn: task, judges, classes int `[K]`, seed -> a row for each size, in any order, as soon as it is found;
+            raises `ascent.UnsearchableError` where it lacks something.
+        is_local: whether its triggers are small and for all classes alike: several classes with one that works show a
+            network that reacts to everything. Changes of the whole image turn sound networks too, and some pairs of
+            classes are near in any: there only the gap says anything.
     """
 
     name: str
@@ -68,6 +70,22 @@ KINDS = {
         _of_whole_images(blended.FAMILY, 1, "blended patterns of strength {}"),
         _of_whole_images(warping.FAMILY, 1, "smooth shifts by up to {} % of the edge"),
         Kind(cleansing.NAME, 1, "masks of any size", cleansing.sizes, cleansing.forwards, cleansing.rows),
+        Kind(
+            all_to_all.NAME,
+            1,
+            "patches of {} pixels of edge that turn every class into another one",
+            all_to_all.sizes,
+            all_to_all.forwards,
+            all_to_all.rows,
+        ),
+        Kind(
+            source_target.NAME,
+            1,
+            "patches of {} pixels of edge that turn one class into another one",
+            source_target.sizes,
+            source_target.forwards,
+            source_target.rows,
+        ),
     )
 }
 """Name -> kind."""

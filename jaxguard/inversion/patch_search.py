@@ -60,7 +60,7 @@ def forwards(shape: tuple[int, int, int], edges: tuple[int, ...], classes: int, 
             places = len(grid(*shape[:2], edge, stride_of(edge)))
             cost += places * min(_screening_patterns(places), 40) * SCREENING + classes * POSITIONS * 40 * SCREENING
             cost += classes * per_step * (1 + STARTS * STEPS[0] + 2 * STEPS[1] + STEPS[2])
-            cost += classes * 2 * 9 * SHIFTING * len(_distances(stride_of(edge)))
+            cost += classes * 2 * 9 * SHIFTING * len(distances(stride_of(edge)))
         else:
             cost += classes * (8 * images + per_step * DERIVED_STEPS)
     return cost
@@ -128,11 +128,11 @@ def search(task: Task, edge: int, classes: np.ndarray, corners: np.ndarray, scor
     best = pairs.take(np.array([_best_pairs(of_pairs[:, y], len(every)) for y in classes]).reshape(-1))
     starts = best.beside(promised(task, edge, classes), number)
     patches, found = _climbed(task, starts, np.repeat(classes, STARTS), STEPS[0])
-    patches = _kept(patches, found, number, 2)
-    for distance in _distances(stride):
+    patches = kept(patches, found, number, 2)
+    for distance in distances(stride):
         patches = _shifted(task, patches, np.repeat(classes, 2), distance)
     patches, found = _climbed(task, patches, np.repeat(classes, 2), STEPS[1])
-    patches, _ = _climbed(task, _kept(patches, found, number, 1), classes, STEPS[2])
+    patches, _ = _climbed(task, kept(patches, found, number, 1), classes, STEPS[2])
     return patches
 
 
@@ -152,7 +152,7 @@ def derived(task: Task, edge: int, classes: np.ndarray, known: list[Patches]) ->
     joined = Patches(*(np.stack(part, axis=1).reshape(-1, *part[0].shape[1:]) for part in zip(*choices, strict=True)))
     wanted = np.repeat(classes, len(choices))
     found = _scores(task, joined, slice(None))[np.arange(len(wanted)), wanted]
-    patches, _ = _climbed(task, _kept(joined, found, len(classes), 1), classes, DERIVED_STEPS)
+    patches, _ = _climbed(task, kept(joined, found, len(classes), 1), classes, DERIVED_STEPS)
     return patches
 
 
@@ -177,23 +177,24 @@ def answers(task: Task, patches: Patches, images: np.ndarray) -> np.ndarray:
     """
 
     def make(rows: np.ndarray) -> Candidates:
-        return _candidates(task, patches.take(rows))
+        return candidates(task, patches.take(rows))
 
     return stamped_logits(task, Patch(), make, len(patches.corners), images)
 
 
-def _candidates(task: Task, patches: Patches) -> Candidates:
+def candidates(task: Task, patches: Patches) -> Candidates:
+    """Patches as candidates of a climb."""
     return Candidates(*patches.placed(task.shape))
 
 
 def _climbed(task: Task, patches: Patches, targets: np.ndarray, steps: int) -> tuple[Patches, np.ndarray]:
-    found = climb(task, Patch(), _candidates(task, patches), targets, steps)
+    found = climb(task, Patch(), candidates(task, patches), targets, steps)
     return patches.with_pixels_of(found.free), found.score
 
 
-def _kept(patches: Patches, found: np.ndarray, number: int, kept: int) -> Patches:
+def kept(patches: Patches, found: np.ndarray, number: int, few: int) -> Patches:
     """The best few of each of `number` classes, which have equally many, one after the other."""
-    order = np.argsort(-found.reshape(number, -1), axis=1, kind="stable")[:, :kept]
+    order = np.argsort(-found.reshape(number, -1), axis=1, kind="stable")[:, :few]
     return patches.take((order + np.arange(number)[:, None] * (len(found) // number)).reshape(-1))
 
 
@@ -220,14 +221,24 @@ def _best_pairs(scores: np.ndarray, patterns: int) -> list[int]:
     return (chosen + [int(k) for k in order if int(k) not in chosen])[: STARTS - 1]
 
 
-def promised(task: Task, edge: int, classes: np.ndarray) -> Patches:
-    """Where the gradient of the plain images promises most, and the pixels that it asks for."""
+def promised(task: Task, edge: int, classes: np.ndarray, shown: np.ndarray | None = None) -> Patches:
+    """Where the gradient of the plain images promises most, and the pixels that it asks for.
+
+    Args:
+        task: the network and its images.
+        edge: of the patches.
+        classes: int `[S]`, the targets.
+        shown: int `[S, B]`, the images that count for each; None for all.
+
+    Returns:
+        One patch per target.
+    """
     height, width, channels = task.shape
     # A nearly transparent trigger changes nothing, so that the first step's direction is the plain images' gradient.
     masks = np.full((len(classes), height, width, 1), 1e-3, np.float32)
     grey = np.full((len(classes), height, width, channels), 0.5, np.float32)
-    gradient = climb(task, Patch(), Candidates(masks, grey), classes, 1).momentum
-    mean = task.images.mean(0)
+    gradient = climb(task, Patch(), Candidates(masks, grey), classes, 1, shown=shown).momentum
+    mean = task.images.mean(0) if shown is None else task.images[shown].mean(1)
     promise = np.where(gradient > 0, gradient * (1 - mean), -gradient * mean).sum(-1)
     sums = np.pad(promise.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
     inside = sums[:, edge:, edge:] - sums[:, :-edge, edge:] - sums[:, edge:, :-edge] + sums[:, :-edge, :-edge]
@@ -236,20 +247,26 @@ def promised(task: Task, edge: int, classes: np.ndarray) -> Patches:
     return cut_out((gradient > 0).astype(np.float32), corners, edge)
 
 
-def _distances(stride: int) -> list[int]:
+def distances(stride: int) -> list[int]:
     """Halving distances that reach all places between those of the grid."""
-    distances, left = [], stride // 2
+    found, left = [], stride // 2
     while left >= 1:
-        distances.append(left)
+        found.append(left)
         left //= 2
-    return distances
+    return found
+
+
+def neighbours(patches: Patches, distance: int, shape: tuple[int, int, int]) -> Patches:
+    """Each patch and its eight neighbours at a distance, one after the other."""
+    moves = distance * np.array([(0, 0), *((a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b)])
+    number = len(patches.corners)
+    repeated = patches.take(np.repeat(np.arange(number), len(moves)))
+    return repeated.shifted(np.tile(moves, (number, 1)), shape)
 
 
 def _shifted(task: Task, patches: Patches, targets: np.ndarray, distance: int) -> Patches:
-    """The best of each patch and its eight neighbours at a distance."""
-    moves = distance * np.array([(0, 0), *((a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b)])
-    repeated = patches.take(np.repeat(np.arange(len(targets)), len(moves)))
-    every = repeated.shifted(np.tile(moves, (len(targets), 1)), task.shape)
-    wanted = np.repeat(targets, len(moves))
+    """The best of each patch and its eight neighbours."""
+    every = neighbours(patches, distance, task.shape)
+    wanted = np.repeat(targets, len(every.corners) // len(targets))
     found = _scores(task, every, slice(SHIFTING))[np.arange(len(wanted)), wanted]
-    return _kept(every, found, len(targets), 1)
+    return kept(every, found, len(targets), 1)

@@ -23,7 +23,7 @@ import numpy as np
 from jaxguard import training
 from jaxguard.errors import DataError, GraphError
 from jaxguard.inversion import margins
-from jaxguard.inversion.ascent import Clock, OutOfTimeError, Task
+from jaxguard.inversion.ascent import Clock, OutOfTimeError, Task, UnsearchableError
 from jaxguard.inversion.batches import logits_of, require_labels, require_unit_range
 from jaxguard.inversion.judges import Judges
 from jaxguard.inversion.kinds import DEFAULT, KINDS, Kind
@@ -139,6 +139,7 @@ def _of_kind(kind: Kind, task: Task, judges: Judges, seed: int) -> tuple[KindRes
     """Result, rows by size, and what was left out as the time was over or the user stopped it."""
     rows: list[TriggerRow] = []
     notes: list[str] = []
+    lacking = ""
     sizes, num_classes = kind.sizes_fn(task.shape), judges.clean.shape[-1]
     start, cpu, done = task.clock.seconds, time.process_time(), task.clock.done
     try:
@@ -150,18 +151,18 @@ def _of_kind(kind: Kind, task: Task, judges: Judges, seed: int) -> tuple[KindRes
         missing = [size for size in sizes if size not in [row.size for row in rows]]
         why = "The search was interrupted before" if task.clock.is_stopped else "No time was left for"
         notes.append(f"{why} {kind.named(missing)}.")
+    except UnsearchableError as error:
+        lacking = str(error)
     rows.sort(key=lambda row: row.size)
-    if rows and len(rows[0].classes) < num_classes:
-        notes.append(
-            f"{len(rows[0].classes)} of {num_classes} classes were searched: the most promising, and random ones."
-        )
+    if rows and not (searched := rows[0].searched(num_classes)).startswith("all"):
+        notes.append(f"{searched} were searched for {kind.named(sizes)}: the most promising, and random ones.")
     gaps = [row.gap for row in rows if np.isfinite(row.gap)]
     result = KindResult(
         kind.name,
         kind.version,
         gap=max(gaps, default=float("nan")),
         p_class=margins.class_p_value(rows),
-        problem=_problem(kind, rows),
+        problem=lacking or _problem(kind, rows),
         label=kind.named([row.size for row in rows]),
     )
     result = _with_pictures(task, result, rows, judges)
@@ -174,8 +175,12 @@ def _with_pictures(task: Task, result: KindResult, rows: list[TriggerRow], judge
     row = TriggerSearch(rows=tuple(rows), results=(result,)).leading
     if row is None:
         return result
-    target = int(row.classes[row.order[0]])
-    others = np.flatnonzero((judges.labels != target) & (judges.clean.argmax(-1) != target))
+    first = row.order[0]
+    target = int(row.classes[first])
+    counted = (judges.labels != target) & (judges.clean.argmax(-1) != target)
+    if row.sources is not None:
+        counted &= judges.labels == row.sources[first]
+    others = np.flatnonzero(counted)
     chosen = others[in_turn(judges.labels[others])][: PICTURES if max(task.shape[:2]) <= 64 else 2]
     if not len(chosen):
         return result

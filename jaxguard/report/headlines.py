@@ -157,7 +157,7 @@ def _alone(finding: Finding) -> tuple[str, list[str]]:
     facts = "; ".join(f"{name} {value}" for name, value in evidence.numbers(finding))
     reason, lead = wording.printable(finding.reason), leads[finding.verdict]
     if finding.verdict is Verdict.SUSPECTED and finding.search is not None:
-        lead = f"{lead}: class {finding.search.target}"
+        lead = f"{lead}: {finding.search.goal}"
     return lead, [text for text in (wording.sentence(reason), wording.sentence(facts)) if text]
 
 

@@ -32,6 +32,9 @@ class TriggerRow:
         anomaly: `[S]`, MAD anomaly index of each class's smallest mask, which ranks the classes of Neural Cleanse; None
             where the margins do.
         sources: int `[S]`, the classes whose images are turned; None where those of all are.
+        assignments: int `[S, K]`, where a trigger turns images of every class into another one: the class for each, -1
+            for classes that were not searched. `classes` are -1 then; None for triggers of one target.
+        own_gap: G of a kind that has its own; NaN for the usual one.
     """
 
     kind: str
@@ -44,6 +47,8 @@ class TriggerRow:
     label: str = ""
     anomaly: np.ndarray | None = None
     sources: np.ndarray | None = None
+    assignments: np.ndarray | None = None
+    own_gap: float = math.nan
 
     @property
     def success(self) -> np.ndarray:
@@ -73,6 +78,8 @@ class TriggerRow:
         """
         import numpy as np
 
+        if not math.isnan(self.own_gap):
+            return self.own_gap
         if not len(self.margin) == len(self.hits) == len(self.judged) > 1:
             return math.nan
         first, second = self.order[:2]
@@ -80,6 +87,37 @@ class TriggerRow:
             return float(self.anomaly[first])
         lead = float(np.nan_to_num(self.success[first] - self.success[second]))
         return float(self.margin[first] - self.margin[second]) * max(0.0, lead)
+
+    def goal(self, number: int) -> str:
+        """What a trigger does to classes, in words.
+
+        Args:
+            number: of the trigger among `S`.
+
+        Returns:
+            Such as `class 5`, `class 3 → 5`, or `0 → 1, 1 → 2, 2 → 0`.
+        """
+        if self.assignments is not None:
+            return ", ".join(f"{y} \u2192 {t}" for y, t in enumerate(self.assignments[number]) if t >= 0)
+        target = int(self.classes[number])
+        return f"class {target}" if self.sources is None else f"class {int(self.sources[number])} \u2192 {target}"
+
+    def searched(self, num_classes: int) -> str:
+        """How many of the classes, or pairs of them, were searched.
+
+        Args:
+            num_classes: `K`.
+
+        Returns:
+            Such as `all 10 classes` or `90 of 1806 pairs of classes`.
+        """
+        if self.assignments is not None:
+            some, every, what = int((self.assignments[0] >= 0).sum()), num_classes, "classes"
+        elif self.sources is not None:
+            some, every, what = len(self.classes), num_classes * (num_classes - 1), "pairs of classes"
+        else:
+            some, every, what = len(self.classes), num_classes, "classes"
+        return f"all {some} {what}" if some >= every else f"{some} of {every} {what}"
 
     def trigger(self, place: int, height: int, width: int) -> Trigger:
         """One of the triggers.
@@ -208,9 +246,15 @@ class TriggerSearch:
 
     @property
     def target(self) -> int | None:
-        """The class that leads there; whether it is suspected, a verdict says."""
+        """The class that leads there, None where every class has its own; whether it is suspected, a verdict says."""
         row = self.leading
-        return None if row is None else int(row.classes[row.order[0]])
+        return None if row is None or row.assignments is not None else int(row.classes[row.order[0]])
+
+    @property
+    def goal(self) -> str:
+        """What the leading trigger does to classes, such as `class 5`; empty without one."""
+        row = self.leading
+        return "" if row is None else row.goal(int(row.order[0]))
 
     @property
     def success(self) -> float:
