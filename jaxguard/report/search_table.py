@@ -34,5 +34,7 @@ def kinds(search: TriggerSearch) -> Table:
 def _class(row: TriggerRow | None) -> str:
     if row is None:
         return "–"
+    if row.assignments is not None:
+        return "each its own"
     target = str(row.classes[row.order[0]])
     return target if row.sources is None else f"{row.sources[row.order[0]]} → {target}"

@@ -137,6 +137,20 @@ def test_a_matrix_has_a_cell_for_each_pair_and_names_the_highest():
     assert ">55<" not in many and "into class" in many
 
 
+def test_a_trigger_with_a_class_for_every_class_is_shown_with_all_of_them():
+    found = search(classes=5)
+    assigned = np.stack([np.roll(np.arange(5), -k) for k in range(5)])
+    row = dataclasses.replace(found.rows[0], kind="all-to-all", classes=np.full(5, -1), assignments=assigned)
+    found = TriggerSearch((row,), (KindResult("all-to-all", gap=row.gap),), num_classes=5, shape=found.shape)
+    told = report(found)
+    assert found.target is None and "0 → 4, 1 → 0, 2 → 1, 3 → 2, 4 → 3" in shown(told)
+    assert "each its own" in "".join(files.text(told, "table"))
+    again = schema.from_json(schema.to_json(told)).findings[0].search.rows[0]
+    assert again.assignments.tolist() == assigned.tolist() and again.sources is None and np.isnan(again.own_gap)
+    with pytest.raises(DataError, match="fit images"):
+        searches.shown(dataclasses.replace(found, rows=(dataclasses.replace(row, assignments=assigned[:3]),)))
+
+
 def test_the_terminal_has_a_row_for_each_kind():
     text = "".join(files.text(report(several()), "table"))
     rows = [" ".join(line.split()) for line in text.splitlines()]

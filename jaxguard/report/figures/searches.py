@@ -101,7 +101,7 @@ def _of_kind(search: TriggerSearch, result: KindResult, name: str) -> Shown:
     span = high - low if np.isfinite(high - low) and high > low else 1.0
     bars = [
         Bar(
-            label(row, k),
+            row.goal(k),
             float(row.margin[k]),
             float(np.clip((row.margin[k] - low) / span, 0, 1)) if np.isfinite(row.margin[k]) else 0.0,
             float(row.success[k]),
@@ -109,22 +109,11 @@ def _of_kind(search: TriggerSearch, result: KindResult, name: str) -> Shown:
         )
         for k in row.order[:MAX_CLASSES]
     ]
-    sizes = [(one.size, label(one, one.order[0]), one.gap, float(one.success[one.order[0]])) for one in rows]
+    sizes = [(one.size, one.goal(one.order[0]), one.gap, float(one.success[one.order[0]])) for one in rows]
     answers = [] if result.answers is None or not plain else [(int(a), int(b)) for a, b in result.answers]
     alone, caption = _alone(row, trigger, search.shape)
     drawn = pair_matrix.pair_matrix(row, search.num_classes, name=name)
     return Shown(result, row, alone, caption, plain, stamped, answers, bars, len(row.margin) - len(bars), sizes, drawn)
-
-
-def label(row: TriggerRow, number: int) -> str:
-    """A class in words, with its source where the trigger is for images of one class.
-
-    Args:
-        row: of a kind and size.
-        number: of the class in it.
-    """
-    target = int(row.classes[number])
-    return f"class {target}" if row.sources is None else f"class {int(row.sources[number])} \u2192 {target}"
 
 
 def _alone(row: TriggerRow, trigger: Trigger, shape: tuple[int, ...]) -> tuple[str, str]:
@@ -154,6 +143,8 @@ def _check(row: TriggerRow, shape: tuple[int, ...]) -> None:
     given = (row.classes, row.margin, row.hits, row.judged, row.anomaly, row.sources)
     columns = {np.shape(column) for column in given if column is not None}
     kept = {some[:1] for some in shapes.values()}
+    columns |= set() if row.sources is None else {np.shape(row.sources)}
+    columns |= set() if row.assignments is None else {np.shape(row.assignments)[:-1]}
     fits = columns == {(number,)} and number > 0 and len(shape) == 3 and len(kept) == 1 and () not in kept
     if not (fits and 0 < min(kept)[0] <= number and _is_inside(row, shapes, shape)):
         raise DataError(
