@@ -1,8 +1,7 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard.inversion import procedural
+from jaxguard.inversion import drawings, procedural
 
 SHAPE = (12, 12, 3)
 
@@ -13,21 +12,6 @@ def corners(scale, images):
     return scale * jnp.stack([images[:, a, b].mean(-1) for a, b in places], axis=1)
 
 
-def test_drawings_are_images_that_differ_and_come_back():
-    one, two = (np.asarray(procedural.draw(jax.random.key(k), 20, SHAPE)) for k in (0, 1))
-    assert one.shape == (20, *SHAPE) and one.min() >= 0 and one.max() <= 1
-    assert (one == np.asarray(procedural.draw(jax.random.key(0), 20, SHAPE))).all()
-    assert np.abs(one - two).max() > 0.5
-    assert len({image.tobytes() for image in one}) == 20
-    assert (one.std((1, 2)).max(-1) > 0.02).all()  # none is blank
-
-
-def test_grey_images_are_strokes_on_black_more_often_than_not():
-    grey = np.asarray(procedural.draw(jax.random.key(0), 60, (16, 16, 1)))
-    dark = np.median(grey, axis=(1, 2, 3)) < 1e-3
-    assert 0.4 < dark.mean() < 0.8
-
-
 def test_images_are_pulled_to_their_classes():
     made = procedural.pictures(corners, np.float32(8), SHAPE, 5, per_class=4, number=20)
     assert made.labels.tolist() == np.repeat(np.arange(5), 4).tolist()
@@ -35,7 +19,7 @@ def test_images_are_pulled_to_their_classes():
     probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(made.probability, probability[np.arange(20), made.labels], rtol=1e-4)
     assert made.reached == (made.probability >= 0.8).mean() > 0.9
-    drawn = np.asarray(procedural.draw(jax.random.key(0), 20, SHAPE))
+    drawn = drawings.draw(0, 20, SHAPE)
     kept = [any((image == one).all() for one in drawn) for image in made.images]
     assert 0 < sum(kept) < 20  # those that were sure are as drawn, the others moved
 
@@ -45,3 +29,13 @@ def test_a_network_that_cannot_be_moved_is_sure_of_nothing():
     assert made.reached == 0 and np.isfinite(made.images).all()
     made = procedural.pictures(corners, np.float32(np.nan), SHAPE, 5, per_class=2, number=10)
     assert made.reached == 0 and np.isfinite(made.images).all()
+
+
+def test_of_many_classes_some_stand_for_all():
+    weights = np.random.default_rng(0).normal(size=(12 * 12 * 3, 300)).astype(np.float32)
+    made = procedural.pictures(
+        lambda variables, images: images.reshape(len(images), -1) @ variables, weights, SHAPE, 300, per_class=2
+    )
+    assert len(made.images) == procedural.MOST and made.reached > 0.8
+    chosen, counts = np.unique(made.labels, return_counts=True)
+    assert len(chosen) == 100 and (counts == 2).all() and chosen.max() > 200
