@@ -10,17 +10,19 @@ import functools
 import os
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Tree = TypeVar("Tree")
 
 CHECKPOINTS = "checkpoints"
-"""Axis of `device_mesh`."""
+"""Axis of `device_mesh`, whatever is divided along it."""
 
 
 def is_cpu() -> bool:
@@ -106,13 +108,40 @@ def coalitions_abreast() -> int:
     return 1 if is_cpu() else np.iinfo(np.int32).max
 
 
-def stamped_images_at_once() -> int:
+def stamped_images_at_once(bytes_each: int = 0) -> int:
     """Stamped images in one step of one worker of a trigger search.
 
     On CPU a step's time is proportional to its images from a few on, and places left empty by classes that have stopped
     are wasted, so few classes at a time are best; on an accelerator the number bounds memory.
+
+    Args:
+        bytes_each: of intermediate arrays per image; 0 for little.
+
+    Returns:
+        As many for each device as fit into a share of its memory, at most 32 on CPU and 1024 elsewhere.
     """
-    return 32 if is_cpu() else 1024
+    most, room = (32, search_bytes() // workers()) if is_cpu() else (1024, search_bytes())
+    return len(jax.local_devices()) * max(1, min(most, room // max(bytes_each, 1)))
+
+
+def searches_at_once(program_bytes: int = 0) -> int:
+    """Programs of a trigger search to run at once, each from a host thread of its own.
+
+    Args:
+        program_bytes: of one of them.
+
+    Returns:
+        On CPU as many as there are cores and room for, else 1; also 1 where a program runs on several devices, whose
+        exchanges must come in one order.
+    """
+    if len(jax.local_devices()) > 1:
+        return 1
+    return max(1, min(workers(), search_bytes() // max(program_bytes, 1)))
+
+
+def search_bytes() -> int:
+    """What the intermediate arrays of a trigger search may take: on CPU in all, else on each device."""
+    return 2**32
 
 
 def checkpoints_at_once() -> int:
@@ -137,3 +166,35 @@ def transfers() -> bool:
 def device_mesh() -> Mesh:
     """All devices of this process along one axis."""
     return Mesh(np.array(jax.local_devices()), (CHECKPOINTS,))
+
+
+def divisible(number: int) -> int:
+    """The least multiple of the number of devices that is not below a number."""
+    return -(-number // len(jax.local_devices())) * len(jax.local_devices())
+
+
+def everywhere(tree: Tree) -> Tree:
+    """Arrays on the device, or a copy of them on each of several."""
+    if len(jax.local_devices()) == 1:
+        return jax.tree.map(jnp.asarray, tree)
+    return jax.device_put(tree, NamedSharding(device_mesh(), PartitionSpec()))
+
+
+def spread(tree: Tree) -> Tree:
+    """Arrays whose leading axis is divided among all devices; as they are where there is one.
+
+    Args:
+        tree: arrays with leading axes that are multiples of the number of devices; others go everywhere.
+
+    Returns:
+        The same values.
+    """
+    devices = len(jax.local_devices())
+    if devices == 1:
+        return tree
+
+    def place(leaf: Any) -> jax.Array:
+        is_divided = np.ndim(leaf) > 0 and np.shape(leaf)[0] % devices == 0
+        return jax.device_put(leaf, NamedSharding(device_mesh(), PartitionSpec(*[CHECKPOINTS] * is_divided)))
+
+    return jax.tree.map(place, tree)

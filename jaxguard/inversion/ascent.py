@@ -19,6 +19,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxguard import execution, training
+from jaxguard.inversion import memory
 from jaxguard.inversion.batches import rows_of
 from jaxguard.inversion.trigger_models import TriggerModel
 from jaxguard.types import ApplyFn, Variables
@@ -145,27 +146,41 @@ def stamped_logits(
     Returns:
         float32 `[N, B, K]`, or `[N, B', K]`.
     """
-    size, per = execution.stamped_images_at_once(), len(images) if shown is None else shown.shape[1]
+    per, plain = len(images) if shown is None else shown.shape[1], execution.everywhere(images)
+    bytes_each = memory.of_forward(task.apply_fn, task.variables, images.shape[1:])
+    size = execution.stamped_images_at_once(bytes_each)
+    size = size if number * per >= size // 4 else execution.divisible(number * per)
+    # So many candidates a row of stamped images has at most: whole ones, the two it cuts, and one after a new start.
+    most = size // per + 3
 
     def answers(row: np.ndarray) -> np.ndarray:
         task.clock.spend(len(row))
-        # A row holds stamped images of a few candidates: each is made once, and repeated for its images.
+        # A row holds stamped images of a few candidates: each is made once, and repeated for its images on the device.
         own, inverse = np.unique(row // per, return_inverse=True)
-        candidates = make_fn(own).take(inverse)
-        plain = images[row % per if shown is None else shown.reshape(-1)[row]][:, None]
-        return np.asarray(_answers(task.apply_fn, model, task.variables, candidates, plain))
+        candidates = make_fn(np.resize(own, most))
+        at = execution.spread((inverse, row % per if shown is None else shown.reshape(-1)[row]))
+        stamped = _Stamped(execution.everywhere(candidates), plain, *at)
+        return np.asarray(_answers(task.apply_fn, model, task.variables, stamped))
 
-    rows = rows_of(number * per, min(size, number * per) if number * per < size // 4 else size)
-    found = np.concatenate(list(execution.in_threads(answers, rows)))[: number * per]
+    rows, threads = rows_of(number * per, size), execution.searches_at_once(size * bytes_each)
+    found = np.concatenate(list(execution.in_threads(answers, rows, threads=threads)))[: number * per]
     return found.reshape(number, per, -1)
 
 
+class _Stamped(NamedTuple):
+    """Stamped images by number: `R` times one of the candidates `[N, ...]` on one of the images `[B, H, W, C]`."""
+
+    candidates: Candidates
+    images: Any
+    own: Any
+    shown: Any
+
+
 @partial(jax.jit, static_argnums=(0, 1))
-def _answers(
-    apply_fn: ApplyFn, model: TriggerModel, variables: Variables, candidates: Candidates, images: jax.Array
-) -> jax.Array:
-    """Logits `[N, K]` of one image for each candidate, `[N, 1, H, W, C]`."""
-    stamped = model.stamp(*candidates, images)
+def _answers(apply_fn: ApplyFn, model: TriggerModel, variables: Variables, wanted: _Stamped) -> jax.Array:
+    """Logits `[R, K]`."""
+    given, free = jax.tree.map(lambda leaf: leaf[wanted.own], wanted.candidates)
+    stamped = model.stamp(given, free, wanted.images[wanted.shown][:, None])
     return apply_fn(variables, stamped[:, 0]).astype(jnp.float32)
 
 
@@ -224,24 +239,35 @@ def climb(
         The best of the iterates, the first included.
     """
     number = len(targets)
+    if shown is None and targets.ndim == 1:
+        shown = _of_others(task.labels, targets)
     per = len(task.images) if shown is None else shown.shape[1]
     wanted = np.broadcast_to(targets.reshape(number, -1), (number, per)).astype(np.int32)
-    at_once = max(1, execution.stamped_images_at_once() // per)
+    bytes_each = memory.of_gradient(task.apply_fn, task.variables, task.shape)
+    at_once = execution.divisible(max(1, execution.stamped_images_at_once(bytes_each) // per))
     step = _Climb(task.apply_fn, model)
 
     def climbed(row: np.ndarray) -> Climbed:
         task.clock.spend(row.size * per * steps * (1 + GRADIENT))
-        given, start = candidates.take(row)
+        given, start = execution.spread(candidates.take(row))
         images, labels = (leaf[None] if shown is None else leaf[shown[row]] for leaf in (task.images, task.labels))
         # Images of a target for all are there already: they weigh nothing, and the batch keeps its shape.
         weights = ((labels != wanted[row]) | (targets.ndim > 1)).astype(np.float32)
-        setting = _Setting(given, images, weights, wanted[row], np.array(steps, np.float32))
-        state = _State(start, jax.tree.map(np.zeros_like, start), start, np.full(len(row), -np.inf, np.float32))
-        state, _ = training.descend(Partial(step, task.variables, setting), state, steps)
+        setting = execution.spread(_Setting(given, images, weights, wanted[row], np.array(steps, np.float32)))
+        blank = jax.tree.map(np.zeros_like, candidates.take(row).free)
+        state = _State(start, blank, start, np.full(len(row), -np.inf, np.float32))
+        state, _ = training.descend(Partial(step, task.variables, setting), execution.spread(state), steps)
         return jax.device_get(Climbed(state.best, state.score, state.momentum))
 
-    parts = list(execution.in_threads(climbed, rows_of(number, at_once)))
+    threads = execution.searches_at_once(at_once * per * bytes_each)
+    parts = list(execution.in_threads(climbed, rows_of(number, at_once), threads=threads))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:number], *parts)
+
+
+def _of_others(labels: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Images `[N, B]` that are not of each candidate's target, and as few of it as give all candidates equally many."""
+    is_own = labels[None] == targets[:, None]
+    return np.argsort(is_own, axis=1, kind="stable")[:, : max(1, int((~is_own).sum(1).max()))]
 
 
 class _Setting(NamedTuple):

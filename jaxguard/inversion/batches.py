@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxguard import execution
 from jaxguard.errors import DataError
+from jaxguard.inversion import memory
 from jaxguard.types import ApplyFn, Variables
 
 
@@ -40,8 +41,14 @@ def logits_of(apply_fn: ApplyFn, variables: Variables, images: np.ndarray) -> np
     Returns:
         float32 `[N, K]`.
     """
-    rows = rows_of(len(images), execution.stamped_images_at_once())
-    parts = execution.in_threads(lambda row: np.asarray(_logits(apply_fn, variables, images[row])), rows)
+    bytes_each = memory.of_forward(apply_fn, variables, images.shape[1:])
+    size = execution.stamped_images_at_once(bytes_each)
+
+    def logits(row: np.ndarray) -> np.ndarray:
+        return np.asarray(_logits(apply_fn, variables, execution.spread(images[row])))
+
+    threads = execution.searches_at_once(size * bytes_each)
+    parts = execution.in_threads(logits, rows_of(len(images), size), threads=threads)
     return np.concatenate(list(parts))[: len(images)]
 
 

@@ -267,6 +267,8 @@ def neighbours(patches: Patches, distance: int, shape: tuple[int, int, int]) -> 
 def _shifted(task: Task, patches: Patches, targets: np.ndarray, distance: int) -> Patches:
     """The best of each patch and its eight neighbours."""
     every = neighbours(patches, distance, task.shape)
-    wanted = np.repeat(targets, len(every.corners) // len(targets))
-    found = _scores(task, every, slice(SHIFTING))[np.arange(len(wanted)), wanted]
+    # At the border several neighbours are one and the same.
+    patch = np.repeat(np.arange(len(targets)), len(every.corners) // len(targets))
+    _, first, same = np.unique(np.column_stack([patch, every.corners]), axis=0, return_index=True, return_inverse=True)
+    found = _scores(task, every.take(first), slice(SHIFTING))[same.reshape(-1), targets[patch]]
     return kept(every, found, len(targets), 1)

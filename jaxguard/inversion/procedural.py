@@ -15,7 +15,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxguard import execution, training
-from jaxguard.inversion import drawings
+from jaxguard.inversion import drawings, memory
 from jaxguard.inversion.batches import logits_of, rows_of
 from jaxguard.types import ApplyFn, Variables
 
@@ -89,7 +89,8 @@ def pictures(
     chosen = np.argsort(-probability[:, classes], axis=0, kind="stable")[:per_class].T.reshape(-1)
     labels = np.repeat(classes, per_class)
     images, sure = drawn[chosen], probability[chosen, labels]
-    pull, size = _Pull(apply_fn), execution.stamped_images_at_once()
+    pull, bytes_each = _Pull(apply_fn), memory.of_gradient(apply_fn, variables, shape)
+    size = execution.stamped_images_at_once(bytes_each)
     for _ in range(0, PULLS, _AT_ONCE):
         unsure = np.flatnonzero(~(sure >= SURE) & np.isfinite(sure))
         if not len(unsure):
@@ -97,11 +98,13 @@ def pictures(
 
         def pulled(row: np.ndarray, unsure: np.ndarray = unsure) -> np.ndarray:
             at = unsure[row]
-            moved, _ = training.descend(Partial(pull, variables, labels[at]), images[at], _AT_ONCE)
+            moved, _ = training.descend(
+                Partial(pull, variables, execution.spread(labels[at])), execution.spread(images[at]), _AT_ONCE
+            )
             return np.asarray(moved)
 
-        rows = rows_of(len(unsure), size)
-        moved = np.concatenate(list(execution.in_threads(pulled, rows)))[: len(unsure)]
+        rows, threads = rows_of(len(unsure), size), execution.searches_at_once(size * bytes_each)
+        moved = np.concatenate(list(execution.in_threads(pulled, rows, threads=threads)))[: len(unsure)]
         images[unsure] = moved
         sure[unsure] = _softmax(logits_of(apply_fn, variables, moved))[np.arange(len(unsure)), labels[unsure]]
     return Pictures(images, labels, np.nan_to_num(sure))

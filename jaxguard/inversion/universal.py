@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import training
+from jaxguard import execution, training
 from jaxguard.errors import DataError, GraphError
 from jaxguard.inversion import margins
 from jaxguard.inversion.ascent import Clock, OutOfTimeError, Task, UnsearchableError
@@ -97,13 +97,14 @@ def search(
     if problem:
         return TriggerSearch(problem=problem, shape=tuple(shape), seconds=clock.seconds)
     num_classes = network.num_classes
-    variables = jax.tree.map(jnp.asarray, network.variables)
+    variables = execution.everywhere(network.variables)
     of = {"num_classes": num_classes, "shape": tuple(shape)}
     if images is None:
         per_class = int(np.clip(-(-100 // num_classes), 2, 20))
         made = pictures(network.apply_fn, variables, shape, num_classes, per_class=per_class, seed=seed)
         known, wanted, reached = made.images, made.labels, made.reached
-        source = f"{len(known)} procedural images"
+        some = len(np.unique(wanted))
+        source = f"{len(known)} procedural images{f' of {some} classes' if some < num_classes else ''}"
     else:
         known, wanted, reached = *_checked(images, labels, shape, num_classes), float("nan")
         source = f"{len(known)} clean images"

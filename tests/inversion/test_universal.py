@@ -68,7 +68,7 @@ def test_without_a_trigger_no_class_leads_by_much():
 def test_equal_seeds_give_equal_triggers_whatever_the_size_of_the_chunks(found, monkeypatch):
     again = inversion.search(network(planted))
     assert again.gap == found.gap
-    monkeypatch.setattr(execution, "stamped_images_at_once", lambda: 64)
+    monkeypatch.setattr(execution, "stamped_images_at_once", lambda *_: 64)
     other = inversion.search(network(planted))
     for one, two in zip(found.rows, other.rows, strict=True):
         assert (one.parameters["corners"] == two.parameters["corners"]).all()
