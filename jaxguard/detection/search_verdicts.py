@@ -5,7 +5,8 @@ stands out most turns more than half of the held-out images into its class, by t
 interval. The p-value is conformal against reference networks, over all kinds of triggers that were searched together
 (`jaxguard.conformal.joined`); where there are none, that of the classes among themselves decides. Where it is at most
 `DOUBTFUL` and the trigger turns most images, the finding is inconclusive. Otherwise no trigger of the kinds searched
-was found, which says nothing of others.
+was found, which says nothing of others. Networks of fewer than five classes are judged by the expected transferability
+of a class's triggers, which needs no reference (`jaxguard.inversion.transferability`).
 
 Where a profile has a p-value as well, the two are joined: see `jaxguard.detection.joining`.
 """
@@ -21,6 +22,7 @@ from jaxguard.detection import joining
 from jaxguard.detection.judging import ROUNDING
 from jaxguard.detection.trigger_reference import TriggerReference
 from jaxguard.types import Finding, Metrics, Provenance, TriggerSearch, Verdict
+from jaxguard.types.searches import TRANSFERABILITY
 
 LOOK = "universal triggers"
 """Name of the look."""
@@ -93,7 +95,7 @@ def judge(
 
 def _led(found: TriggerSearch, reference: TriggerReference | None, suspect: Provenance) -> TriggerSearch:
     """With the kind of trigger that stands out most among the references, and remarks on those that say nothing."""
-    if found.problem:
+    if found.problem or found.gaps.keys() == {TRANSFERABILITY}:
         return found
     notes = [f"No statement by {one.label or one.kind}: {one.problem}." for one in found.results if one.problem]
     if reference is None or not reference.networks:
@@ -159,6 +161,8 @@ def _p_value(found: TriggerSearch, reference: TriggerReference | None, suspect: 
     """The deciding p-value, and what it rests on."""
     if found.problem or math.isnan(found.gap):
         return math.nan, ""
+    if found.gaps.keys() == {TRANSFERABILITY}:
+        return found.p_class, f"expected transferability {found.gap:.2f}, above 1/2 with p = {found.p_class:.2g}"
     by_class = f"p = {found.p_class:.2g} among its own classes"
     if reference is None or not reference.networks:
         return found.p_class, f"{by_class}, as there are no reference networks"

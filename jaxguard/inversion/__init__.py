@@ -8,9 +8,10 @@ Without images, `made = synthesise(graph, variables, key, labels=labels)` gives 
 """
 
 from jaxguard.inversion.anomaly import anomaly_index, recovered_trigger
+from jaxguard.inversion.batches import in_turn
 from jaxguard.inversion.synthesis import Synthesis, synthesise
 from jaxguard.inversion.trigger import Inversion, invert
-from jaxguard.inversion.universal import FEWEST, in_turn, search
+from jaxguard.inversion.universal import FEWEST, search
 
 __all__ = [
     "FEWEST",

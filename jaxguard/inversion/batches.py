@@ -25,6 +25,20 @@ def rows_of(total: int, size: int) -> np.ndarray:
     return (np.arange(-(-total // size) * size) % total).reshape(-1, size)
 
 
+def in_turn(labels: np.ndarray) -> np.ndarray:
+    """Numbers of images in an order in which all classes take turns.
+
+    Example:
+        >>> in_turn(np.array([0, 0, 1, 1, 1])).tolist()
+        [0, 2, 1, 3, 4]
+    """
+    place = np.empty(len(labels), int)  # of an image among those of its class
+    for y in np.unique(labels):
+        own = np.flatnonzero(labels == y)
+        place[own] = np.arange(len(own))
+    return np.lexsort((labels, place))
+
+
 @partial(jax.jit, static_argnums=0)
 def _logits(apply_fn: ApplyFn, variables: Variables, images: jax.Array) -> jax.Array:
     return apply_fn(variables, images).astype(jnp.float32)

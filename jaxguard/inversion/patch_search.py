@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxguard.inversion import start_patterns
 from jaxguard.inversion.ascent import GRADIENT, Candidates, Task, climb, log_probability, stamped_logits
+from jaxguard.inversion.batches import in_turn
 from jaxguard.inversion.patches import Patches, cut_out, grid
 from jaxguard.inversion.trigger_models import Patch
 
@@ -57,13 +58,18 @@ def forwards(shape: tuple[int, int, int], edges: tuple[int, ...], classes: int, 
     cost, per_step = 0.0, images * (1 + GRADIENT)
     for edge in edges:
         if edge in scanned_edges(edges):
-            places = len(grid(*shape[:2], edge, stride_of(edge)))
-            cost += places * min(_screening_patterns(places), 40) * SCREENING + classes * POSITIONS * 40 * SCREENING
+            cost += screens(shape, edge, classes)
             cost += classes * per_step * (1 + STARTS * STEPS[0] + 2 * STEPS[1] + STEPS[2])
             cost += classes * 2 * 9 * SHIFTING * len(distances(stride_of(edge)))
         else:
             cost += classes * (8 * images + per_step * DERIVED_STEPS)
     return cost
+
+
+def screens(shape: tuple[int, int, int], edge: int, classes: int) -> float:
+    """What the starts of one edge will cost, in forward passes."""
+    places = len(grid(*shape[:2], edge, stride_of(edge)))
+    return places * min(_screening_patterns(places), 40) * SCREENING + classes * POSITIONS * 40 * SCREENING
 
 
 def _screening_patterns(positions: int) -> int:
@@ -119,21 +125,27 @@ def search(task: Task, edge: int, classes: np.ndarray, corners: np.ndarray, scor
     Returns:
         One patch per class.
     """
-    channels, number, stride = task.shape[2], len(classes), stride_of(edge)
-    every = start_patterns.patterns(edge, channels)
-    favoured = [_apart(corners, scores[:, y], POSITIONS, stride) for y in classes]
-    union = np.unique(np.concatenate(favoured))
-    pairs = Patches(corners[np.repeat(union, len(every))], np.tile(every, (len(union), 1, 1, 1)))
-    of_pairs = _scores(task, pairs, slice(SCREENING, 2 * SCREENING))
-    best = pairs.take(np.array([_best_pairs(of_pairs[:, y], len(every)) for y in classes]).reshape(-1))
-    starts = best.beside(promised(task, edge, classes), number)
-    patches, found = _climbed(task, starts, np.repeat(classes, STARTS), STEPS[0])
+    number, stride = len(classes), stride_of(edge)
+    patches = starts(task, edge, classes, corners, scores)
+    patches, found = _climbed(task, patches, np.repeat(classes, STARTS), STEPS[0])
     patches = kept(patches, found, number, 2)
     for distance in distances(stride):
         patches = _shifted(task, patches, np.repeat(classes, 2), distance)
     patches, found = _climbed(task, patches, np.repeat(classes, 2), STEPS[1])
     patches, _ = _climbed(task, kept(patches, found, number, 1), classes, STEPS[2])
     return patches
+
+
+def starts(task: Task, edge: int, classes: np.ndarray, corners: np.ndarray, scores: np.ndarray) -> Patches:
+    """Patches `[S STARTS]` that a search begins with, class by class; arguments as of `search`."""
+    number = len(classes)
+    every = start_patterns.patterns(edge, task.shape[2])
+    favoured = [_apart(corners, scores[:, y], POSITIONS, stride_of(edge)) for y in classes]
+    union = np.unique(np.concatenate(favoured))
+    pairs = Patches(corners[np.repeat(union, len(every))], np.tile(every, (len(union), 1, 1, 1)))
+    of_pairs = _scores(task, pairs, slice(SCREENING, 2 * SCREENING))
+    best = pairs.take(np.array([_best_pairs(of_pairs[:, y], len(every)) for y in classes]).reshape(-1))
+    return best.beside(promised(task, edge, classes), number)
 
 
 def derived(task: Task, edge: int, classes: np.ndarray, known: list[Patches]) -> Patches:
@@ -161,6 +173,9 @@ def _scores(task: Task, patches: Patches, shown: slice) -> np.ndarray:
     images, labels = task.images[shown], task.labels[shown]
     if not len(images):
         images, labels = task.images, task.labels
+    elif len(np.unique(labels)) == 1:  # of few classes; the one they are of needs images of others
+        turns = in_turn(task.labels)[shown]
+        images, labels = task.images[turns], task.labels[turns]
     return log_probability(answers(task, patches, images), labels)
 
 

@@ -13,8 +13,9 @@ units of the network's own logits.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +23,13 @@ import numpy as np
 
 from jaxguard import execution, training
 from jaxguard.errors import DataError, GraphError
-from jaxguard.inversion import margins
+from jaxguard.inversion import margins, procedural, transferability
 from jaxguard.inversion.ascent import Clock, OutOfTimeError, Task, UnsearchableError
-from jaxguard.inversion.batches import logits_of, require_labels, require_unit_range
+from jaxguard.inversion.batches import in_turn, logits_of, require_labels, require_unit_range
 from jaxguard.inversion.judges import Judges
 from jaxguard.inversion.kinds import DEFAULT, KINDS, Kind
-from jaxguard.inversion.procedural import pictures
 from jaxguard.types import Network
-from jaxguard.types.searches import KindResult, TriggerRow, TriggerSearch
+from jaxguard.types.searches import TRANSFERABILITY, KindResult, TriggerRow, TriggerSearch
 
 SEARCHED = 16
 """Images that triggers are made on; the others judge them."""
@@ -41,7 +41,7 @@ FEWEST = 20
 """Clean images that a search can be made on."""
 
 FEWEST_CLASSES = 5
-"""Classes from which on one can stand out."""
+"""Classes from which on one can stand out; of fewer, see `jaxguard.inversion.transferability`."""
 
 LEAST_REACHED = 0.8
 """Share of procedural images that a network must be sure of."""
@@ -70,7 +70,8 @@ def search(
         images: clean ones, `[N, H, W, C]` in [0, 1], 20 or more of several classes, best 100; None for procedural
             ones.
         labels: their classes, int `[N]`; None for the network's own answers.
-        kinds: of triggers, of `jaxguard.inversion.kinds.KINDS`; each is searched as if it were alone.
+        kinds: of triggers, of `jaxguard.inversion.kinds.KINDS`; each is searched as if it were alone. Of two to four
+            classes only the transferability of patches is measured, see `jaxguard.inversion.transferability`.
         budget: seconds; sizes that are not searched to the end by then are left out. None for no limit.
         seed: of the procedural images.
         progress: told about the cost in forward passes, done and in all.
@@ -100,8 +101,10 @@ def search(
     variables = execution.everywhere(network.variables)
     of = {"num_classes": num_classes, "shape": tuple(shape)}
     if images is None:
-        per_class = int(np.clip(-(-100 // num_classes), 2, 20))
-        made = pictures(network.apply_fn, variables, shape, num_classes, per_class=per_class, seed=seed)
+        # Of few classes each image gets a trigger of its own: they need many.
+        few = min(64, procedural.MOST // num_classes)
+        per_class = few if num_classes < FEWEST_CLASSES else int(np.clip(-(-100 // num_classes), 2, 20))
+        made = procedural.pictures(network.apply_fn, variables, shape, num_classes, per_class=per_class, seed=seed)
         known, wanted, reached = made.images, made.labels, made.reached
         some = len(np.unique(wanted))
         source = f"{len(known)} procedural images{f' of {some} classes' if some < num_classes else ''}"
@@ -117,9 +120,13 @@ def search(
     made_on, judging = _split(wanted)
     task = Task(network.apply_fn, variables, known[made_on], wanted[made_on], clock)
     judges = Judges(known[judging], clean[judging], wanted[judging], float(clean.std()))
-    costs = [KINDS[kind].cost_fn(task.shape, num_classes, len(made_on), len(judging)) for kind in kinds]
-    clock.total = sum(costs)
-    parts = [_of_kind(KINDS[kind], task, judges, seed) for kind in kinds]
+    if num_classes < FEWEST_CLASSES:
+        clock.total = transferability.forwards(task.shape, num_classes, len(judging))
+        parts = [_measured(task, judges, partial(_transferable, task, judges))]
+    else:
+        costs = [KINDS[kind].cost_fn(task.shape, num_classes, len(made_on), len(judging)) for kind in kinds]
+        clock.total = sum(costs)
+        parts = [_measured(task, judges, partial(_of_kind, KINDS[kind], task, judges, seed)) for kind in kinds]
     results = tuple(result for result, _, _ in parts)
     return TriggerSearch(
         rows=tuple(row for _, rows, _ in parts for row in rows),
@@ -136,13 +143,40 @@ def search(
     )
 
 
-def _of_kind(kind: Kind, task: Task, judges: Judges, seed: int) -> tuple[KindResult, list[TriggerRow], list[str]]:
-    """Result, rows by size, and what was left out as the time was over or the user stopped it."""
+_Part = tuple[KindResult, list[TriggerRow], list[str]]
+"""Result, rows by size, and what was left out."""
+
+
+def _measured(task: Task, judges: Judges, find: Callable[[], _Part]) -> _Part:
+    """A part of the search with its pictures and what it cost."""
+    start, cpu, done = task.clock.seconds, time.process_time(), task.clock.done
+    result, rows, notes = find()
+    result = _with_pictures(task, result, rows, judges)
+    spent = {"seconds": task.clock.seconds - start, "cpu_seconds": time.process_time() - cpu}
+    return replace(result, forwards=int(task.clock.done - done), **spent), rows, notes
+
+
+def _transferable(task: Task, judges: Judges) -> _Part:
+    """Of few classes."""
+    notes = [
+        f"Of {judges.clean.shape[-1]} classes none can stand out: each is judged by itself, by how often a patch made "
+        "for one image turns another; no other triggers were searched."
+    ]
+    try:
+        task.clock.spend(0)
+        return *transferability.search(task, judges), notes
+    except (OutOfTimeError, KeyboardInterrupt) as error:
+        task.clock.is_stopped |= isinstance(error, KeyboardInterrupt)
+    over = "it was interrupted" if task.clock.is_stopped else "the time it was given is over"
+    return KindResult(TRANSFERABILITY, transferability.VERSION, problem=over), [], notes
+
+
+def _of_kind(kind: Kind, task: Task, judges: Judges, seed: int) -> _Part:
+    """Of many classes, by one kind of triggers, until the time is over or the user stops it."""
     rows: list[TriggerRow] = []
     notes: list[str] = []
     lacking = ""
     sizes, num_classes = kind.sizes_fn(task.shape), judges.clean.shape[-1]
-    start, cpu, done = task.clock.seconds, time.process_time(), task.clock.done
     try:
         task.clock.spend(0)
         for row in kind.search_fn(task, judges, np.arange(num_classes), seed):
@@ -166,9 +200,7 @@ def _of_kind(kind: Kind, task: Task, judges: Judges, seed: int) -> tuple[KindRes
         problem=lacking or _problem(kind, rows),
         label=kind.named([row.size for row in rows]),
     )
-    result = _with_pictures(task, result, rows, judges)
-    spent = {"seconds": task.clock.seconds - start, "cpu_seconds": time.process_time() - cpu}
-    return replace(result, forwards=int(task.clock.done - done), **spent), rows, notes
+    return result, rows, notes
 
 
 def _with_pictures(task: Task, result: KindResult, rows: list[TriggerRow], judges: Judges) -> KindResult:
@@ -202,8 +234,8 @@ def _unsuitable(network: Network) -> str:
         num_classes = network.num_classes
     except GraphError as error:
         return f"its outputs are no classes ({error})"
-    if num_classes < FEWEST_CLASSES:
-        return f"of {num_classes} class{'es' * (num_classes > 1)}, fewer than {FEWEST_CLASSES}, none can stand out"
+    if num_classes < 2:
+        return "it has one class: no trigger can change its answers"
     return ""
 
 
@@ -235,20 +267,6 @@ def _problem(kind: Kind, rows: list[TriggerRow]) -> str:
             f"{100 * second:.0f} % into the second one"
         )
     return ""
-
-
-def in_turn(labels: np.ndarray) -> np.ndarray:
-    """Numbers of images in an order in which all classes take turns.
-
-    Example:
-        >>> in_turn(np.array([0, 0, 1, 1, 1])).tolist()
-        [0, 2, 1, 3, 4]
-    """
-    place = np.empty(len(labels), int)  # of an image among those of its class
-    for y in np.unique(labels):
-        own = np.flatnonzero(labels == y)
-        place[own] = np.arange(len(own))
-    return np.lexsort((labels, place))
 
 
 def _split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+TRANSFERABILITY = "transferability"
+"""Name of the result for networks of fewer than five classes; its gap is the expected transferability."""
+
+
 @dataclass(frozen=True)
 class TriggerRow:
     """The best triggers of one kind and size, one of each class (or pair of classes) that was searched.

@@ -78,6 +78,15 @@ def test_a_network_of_which_nothing_can_be_said_is_inconclusive_with_the_reason(
     assert undefined.verdict is Verdict.INCONCLUSIVE and "margin of a class is undefined" in undefined.reason
 
 
+def test_of_two_classes_the_transferability_decides_without_references():
+    row = TriggerRow("transferability", 3.0, np.arange(2), np.array([0.9, 0.1]), np.array([30, 2]), np.full(2, 32), {})
+    for value, p_value, verdict in ((0.9, 1e-4, Verdict.SUSPECTED), (0.4, 1.0, Verdict.NO_TRIGGER)):
+        results = (KindResult("transferability", gap=value, p_class=p_value, label="the smallest patch of each image"),)
+        one = judged(TriggerSearch((row,), results, num_classes=2), references({"00": 0.1}))
+        assert one.verdict is verdict and one.score == value and one.notes == ()
+        assert f"expected transferability {value:.2f}, above 1/2 with p = {p_value:.2g}" in one.reason
+
+
 def references(gaps, **more):
     networks = [ReferenceNetwork(key, "cnn:width=0.5", {"patch": (1, gap)}) for key, gap in gaps.items()]
     return TriggerReference(tuple(networks), **more)
