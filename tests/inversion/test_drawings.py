@@ -38,7 +38,7 @@ def test_drawings_are_images_that_differ_and_come_back():
 def test_a_disc_is_where_it_was_drawn(monkeypatch):
     # By hand from the same random numbers: the last leaf lies over all others.
     monkeypatch.setattr(drawings, "LEAVES", (2, 3))
-    keys = counters.split(counters.key_of(3), 6)[:, 0]
+    keys = counters.split(counters.key_of(3), 20)[:, 0]
     made = drawings._dead_leaves(keys, SHAPE)
     _, key_ground, key_place, key_radius, key_colour, key_form = counters.split(keys, 6)
     rows, columns = np.mgrid[:12, :12]
