@@ -31,8 +31,7 @@ def layers(inputs):
 NO_STATEMENT = {
     "constant": (network(lambda v, x: 0 * mlp(v, x)), "it answers all images alike"),
     "not finite": (network(lambda v, x: jnp.log(-1 - jnp.abs(mlp(v, x)))), "its logits are not finite"),
-    "one class": (network(lambda v, x: mlp(v, x)[:, :1]), "of 1 class, fewer than 5, none can stand out"),
-    "four classes": (network(lambda v, x: mlp(v, x)[:, :4]), "of 4 classes, fewer than 5, none can stand out"),
+    "one class": (network(lambda v, x: mlp(v, x)[:, :1]), "it has one class: no trigger can change its answers"),
     "inputs of 0 to 255": (network(lambda v, x: mlp(v, x / 255)), "is the normalisation (--mean, --std) right?"),
     "no images": (Network(layers(6), lambda v, x: jnp.maximum(x @ v["w1"], 0) @ v["w2"], (6,)),
                   "its inputs float32[6] are no images [H, W, C]"),
@@ -48,6 +47,12 @@ def test_a_network_that_allows_no_statement_is_inconclusive_with_the_reason(name
     assert finding.verdict is Verdict.INCONCLUSIVE and np.isnan([finding.score, finding.p_value]).all()
     assert finding.reason.startswith("no statement on triggers: ") and reason in finding.reason
     assert finding.search is not None and not finding.unsearched
+
+
+def test_of_four_classes_each_is_judged_by_itself():
+    (finding,) = scan(network(lambda v, x: mlp(v, x)[:, :4])).findings
+    assert "expected transferability" in finding.reason and 0 <= finding.score <= 1
+    assert any(note.startswith("Of 4 classes none can stand out") for note in finding.notes)
 
 
 def test_a_function_that_raises_is_told_and_the_others_go_on():
