@@ -197,7 +197,10 @@ def _images(spec: str | None, trigger: pathlib.Path | None, seed: int) -> Batch 
     known = options.attack(None, trigger, None, found)
     if found is None or known is None:
         return found and found.test
-    return found.test._replace(images=known.stamp(found.test.images))
+
+    import jax.numpy as jnp
+
+    return found.test._replace(images=known.stamp(jnp.asarray(found.test.images)))
 
 
 def _files(patterns: list[str]) -> list[str]:

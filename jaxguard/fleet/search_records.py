@@ -68,10 +68,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if hasattr(value, "__array__"):
-        array = np.ascontiguousarray(value)
-        data = base64.b64encode(array.tobytes()).decode()
-        # The shape is that of the value: what is contiguous has an axis at least.
-        return {"dtype": array.dtype.str, "shape": list(np.shape(value)), "data": data}
+        array = np.asarray(value)
+        return {
+            "dtype": array.dtype.str,
+            "shape": list(array.shape),
+            "data": base64.b64encode(array.tobytes()).decode(),
+        }
     return value
 
 

@@ -107,8 +107,8 @@ def searched(
     budgeted = _Budget(budget)
     for done, same in enumerate(chosen):
         k, title = same[0], f"searching triggers in {done + 1} of {len(chosen)}"
+        how = _How(seen, k, clean, seed)
         try:
-            how = _How(seen, k, clean, seed)
             found = how.searched(title, budgeted.share(len(chosen) - done))
         except KeyboardInterrupt:  # before its first kind, or while it was opened
             made.left_out |= dict.fromkeys(same, "the search was interrupted before it began")
@@ -193,15 +193,21 @@ class _How:
     def __init__(self, seen: Examination, k: int, clean: Batch | None, seed: int):
         self._model, self._sha256, self._owner = seen.models[k], seen.records[k].sha256, seen.owners[k]
         self._steps, self._seed, self.is_kept = seen.listener.steps, seed, False
-        self._batch, self._remarks = None, ()  # procedural images are used
-        if clean is not None and len(clean.images) >= inversion.FEWEST:
-            self._batch = _some(self._model.options.relabelled(clean))
-        elif clean is not None:
-            number = f"{len(clean.images)} clean ones: at least {inversion.FEWEST} are needed"
+        self._clean = clean
+        self._batch: Batch | None = None
+        self._remarks: tuple[str, ...] = ()
+
+    def _take_images(self) -> None:
+        """Some of the clean ones; procedural ones are made where there are few."""
+        if self._clean is not None and len(self._clean.images) >= inversion.FEWEST:
+            self._batch = _some(self._model.options.relabelled(self._clean))
+        elif self._clean is not None:
+            number = f"{len(self._clean.images)} clean ones: at least {inversion.FEWEST} are needed"
             self._remarks = (f"Procedural images took the place of {number}.",)
 
     def searched(self, title: str, budget: float | None) -> TriggerSearch:
         """All kinds, those that an earlier scan has searched to the end from its results."""
+        self._take_images()
         known = {kind: found for kind in DEFAULT if (found := self._kept(kind)) is not None}
         missing = [kind for kind in DEFAULT if kind not in known]
         self.is_kept = not missing
