@@ -194,18 +194,19 @@ def test_the_command_saves_the_trigger_that_other_commands_take(jaxguard, search
     code, out, err = jaxguard("scan", "m.safetensors", *own, "--json", "--save-trigger", "t.npz")
     (one,) = json.loads(out)["findings"]
     assert code == 1 and one["verdict"] == "suspected"
-    assert "trigger of class 4: --trigger t.npz --target 4" in " ".join(err.split())
+    assert "trigger of class 4: --trigger t.npz" in " ".join(err.split())
     with np.load("t.npz") as file:
         np.testing.assert_array_equal(file["mask"], MASK)
+        assert file["labels"].tolist() == [TARGET] * CLASSES
     images = np.random.default_rng(0).uniform(0, 0.5, (60, SIDE, SIDE, 1)).astype(np.float32)
     labels = np.asarray(mlp(variables(40.0), images)).argmax(-1)
     names = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")]
     np.savez("pack.npz", **dict(zip(names, (images[:30], labels[:30], images[30:], labels[30:]), strict=True)))
     known = ("--data", "npz:pack.npz", "--trigger", "t.npz")
-    code, out, _ = jaxguard("evaluate", "m.safetensors", *own, *known, "--target", 4, "--json")
+    code, out, _ = jaxguard("evaluate", "m.safetensors", *own, *known, "--json")
     assert code == 0 and json.loads(out)["asr"] == 1.0
     fix = ("repair", "m.safetensors", *own, "--out", "fixed.safetensors", "--set", "u=1")
-    code, out, _ = jaxguard(*fix, *known, "--target", 4, "--json")
+    code, out, _ = jaxguard(*fix, *known, "--json")
     assert code == 0 and json.loads(out)["repairs"][0]["before"]["asr"] == 1.0
     code, _, err = jaxguard("fingerprint", "make", "m.safetensors", *own, *known, "--out", "c.safetensors")
     assert code == 0, err

@@ -51,7 +51,10 @@ Trigger = Annotated[
 ]
 Target = Annotated[
     str | None,
-    typer.Option(help="Class that the known trigger leads to, or `all`: each class to the next.", show_default="0"),
+    typer.Option(
+        help="Class that the known trigger leads to, or `all`: each class to the next.",
+        show_default="what --save-trigger stored, else 0",
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Report = Annotated[pathlib.Path | None, typer.Option(help="Folder for report.html and report.json.")]
@@ -170,10 +173,13 @@ def attack(name: str | None, trigger: pathlib.Path | None, target: str | None, f
 
     from jaxguard import data, methods
     from jaxguard.attacks import ATTACKS, known
+    from jaxguard.attacks.known import STORED
 
     if target is not None and target != "all" and not re.fullmatch(r"\d{1,6}", target, re.ASCII):
         raise typer.BadParameter(f"expected a class from 0 on, or all, got {target!r}", param_hint="--target")
     leads_to = None if target == "all" else int(target or 0)
     if trigger is not None:
-        return known(data.load_trigger(trigger), target=leads_to, num_classes=found.num_classes)
+        held = data.load_trigger(trigger)
+        is_stored = target is None and held.labels is not None
+        return known(held, target=STORED if is_stored else leads_to, num_classes=found.num_classes)
     return methods.find(ATTACKS, name or "", "attack")(target=leads_to, num_classes=found.num_classes)

@@ -186,13 +186,12 @@ def _save_trigger(report: Report, path: pathlib.Path) -> None:
 
     found = (one.search for one in headlines.by_suspicion(report.findings) if one.search is not None)
     search = next((one for one in found if one.trigger is not None), None)
-    if search is None or search.trigger is None:
+    if search is None or search.trigger is None or search.trigger.labels is None:
         console.say(f"no trigger was found: {path} was not written")
         return
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **search.trigger.arrays)
-    target = "" if search.target is None else f" --target {search.target}"
-    console.say(f"trigger of {search.goal}: --trigger {path}{target}")
+        np.savez(file, allow_pickle=False, labels=search.trigger.labels, **search.trigger.arrays)
+    console.say(f"trigger of {search.goal}: --trigger {path}")
 
 
 def _warn_of_code(paths: list[str]) -> None:

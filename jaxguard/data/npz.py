@@ -48,7 +48,7 @@ def load_trigger(path: str | os.PathLike[str]) -> Trigger:
     Args:
         path: npz with parts of a `Trigger`: `mask`, `[H, W]`, `[H, W, 1]` or `[H, W, C]`, and `pattern`, `[H, W]` or
             `[H, W, C]`, uint8 or floating-point numbers in [0, 1]; `delta`, `[H, W]` or `[H, W, C]` in [-1, 1]; or
-            `flow`, `[H, W, 2]` in pixels.
+            `flow`, `[H, W, 2]` in pixels. With `labels`, int `[K]`: what images of each class are to be taken for.
 
     Returns:
         The trigger, its parts float32 with all axes.
@@ -59,8 +59,16 @@ def load_trigger(path: str | os.PathLike[str]) -> Trigger:
     """
     name = os.fspath(path)
     arrays = _arrays(name, expected="mask and pattern")
+    labels = arrays.get("labels")
+    if labels is not None:
+        is_whole = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
+        if not is_whole or len(labels) < 2 or not ((labels >= 0) & (labels < len(labels))).all():
+            raise DataError(
+                f"{name} (labels): expected a class in [0, K) for each of K classes, got {labels.dtype}"
+                f"{list(labels.shape)}; save the trigger again with `jaxguard scan --save-trigger`"
+            )
     if not {"delta", "flow"} & set(arrays):
-        return Trigger(*_mask_and_pattern(arrays, name))
+        return Trigger(*_mask_and_pattern(arrays, name), labels=labels)
     parts = dict(zip(("mask", "pattern"), _mask_and_pattern(arrays, name), strict=True)) if "mask" in arrays else {}
     for key, depth, most in (("delta", None, 1.0), ("flow", 2, np.inf)):
         if key in arrays:
@@ -68,7 +76,7 @@ def load_trigger(path: str | os.PathLike[str]) -> Trigger:
     edges = {part.shape[:2] for part in parts.values()}
     if len(edges) > 1:
         raise DataError(f"{name}: expected parts of one size, got {sorted(edges)}; store all at that of the input")
-    return Trigger(**parts)
+    return Trigger(**parts, labels=labels)
 
 
 def _mask_and_pattern(arrays: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:

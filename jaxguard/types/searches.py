@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jaxguard.types.triggers import Trigger
@@ -105,6 +105,24 @@ class TriggerRow:
             return ", ".join(f"{y} \u2192 {t}" for y, t in enumerate(self.assignments[number]) if t >= 0)
         target = int(self.classes[number])
         return f"class {target}" if self.sources is None else f"class {int(self.sources[number])} \u2192 {target}"
+
+    def labels(self, number: int, num_classes: int) -> np.ndarray:
+        """What images of each class become by a trigger.
+
+        Args:
+            number: of the trigger among `S`.
+            num_classes: `K`.
+
+        Returns:
+            int `[K]`, the class itself where the trigger is not for its images.
+        """
+        import numpy as np
+
+        own = np.arange(num_classes)
+        if self.assignments is not None:
+            return np.where(self.assignments[number] >= 0, self.assignments[number], own)
+        is_meant = True if self.sources is None else own == self.sources[number]
+        return np.where(is_meant, self.classes[number], own)
 
     def searched(self, num_classes: int) -> str:
         """How many of the classes, or pairs of them, were searched.
@@ -285,6 +303,9 @@ class TriggerSearch:
 
     @property
     def trigger(self) -> Trigger | None:
-        """The leading one."""
+        """The leading one, with what it does to each class."""
         row = self.leading
-        return None if row is None else row.trigger(0, self.shape[0], self.shape[1])
+        if row is None:
+            return None
+        labels = row.labels(int(row.order[0]), self.num_classes)
+        return replace(row.trigger(0, self.shape[0], self.shape[1]), labels=labels)

@@ -18,6 +18,7 @@ class Trigger:
         pattern: `[H, W, C]` in [0, 1]: the image becomes `x (1 - mask) + pattern mask`.
         delta: `[H, W, C]`, added; the result is clipped to [0, 1].
         flow: `[H, W, 2]`, rows and columns from each pixel to the place whose value it takes, in pixels.
+        labels: int `[K]`, what images of each class are to be taken for; None where that is not known.
 
     Example:
         >>> import numpy as np
@@ -31,11 +32,13 @@ class Trigger:
     pattern: np.ndarray | None = None
     delta: np.ndarray | None = None
     flow: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The parts that it has, by name."""
-        return {item.name: part for item in fields(self) if (part := getattr(self, item.name)) is not None}
+        """The parts that change an image, by name."""
+        parts = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "labels"}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def stamp(self, images: Any) -> Any:
         """Images with the trigger.

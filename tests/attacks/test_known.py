@@ -34,3 +34,19 @@ def test_a_shift_is_that_of_scipy_and_a_change_is_added_to_it():
 def test_images_of_another_size_are_one_error(part):
     with pytest.raises(DataError, match="resize the trigger"):
         attacks.known(Trigger(**part), target=0).stamp(jnp.zeros((1, 5, 5, 3)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "target", "sources"),
+    [([2, 2, 2, 2], 2, None), ([0, 3, 2, 3], 3, (1,)), ([1, 2, 3, 0], None, None), ([1, 0, 2, 3], None, (0, 1))],
+)
+def test_a_trigger_says_itself_what_it_does_to_each_class(labels, target, sources):
+    trigger = Trigger(delta=np.full((6, 5, 3), 0.5, np.float32), labels=np.array(labels))
+    attack = attacks.known(trigger, target="stored", num_classes=4)
+    assert (attack.target, attack.sources) == (target, sources)
+    for kind in (np.array, jnp.array):
+        assert attack.relabel(kind([3, 1, 0])).tolist() == [labels[3], labels[1], labels[0]]
+    np.testing.assert_allclose(attack.stamp(IMAGES), np.minimum(IMAGES + 0.5, 1))
+    for wrong in (trigger, Trigger(delta=trigger.delta)):
+        with pytest.raises(DataError, match="name a target"):
+            attacks.known(wrong, target="stored", num_classes=5)

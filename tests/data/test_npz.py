@@ -162,6 +162,8 @@ def test_a_trigger_may_change_all_pixels_or_where_they_lie(tmp_path):
         ({"flow": np.full((4, 4, 2), np.inf)}, "expected finite numbers"),
         ({"flow": np.ones((4, 4, 3))}, r"expected floating-point numbers \[H, W, 2\]"),
         ({"flow": np.ones((5, 4, 2))}, "expected parts of one size"),
+        ({"labels": np.array([0, 3, 1])}, r"\(labels\): expected a class in \[0, K\)"),
+        ({"labels": np.array([0.0, 1.0])}, "got float64"),
     ],
 )
 def test_a_wrong_trigger_is_one_clear_error(change, message, tmp_path):
