@@ -64,6 +64,7 @@ def scan(
     options: ModelOptions | None = None,
     pairing: Pairing = "dataflow",
     deep: int | Literal["all"] | None = None,
+    kinds: Sequence[str] | None = None,
     budget: float | None = None,
     clean: Batch | None = None,
     test: Batch | None = None,
@@ -75,8 +76,7 @@ def scan(
 
     Where there are at most four networks that can be run, universal triggers are searched in each: see
     `jaxguard.inversion.search`. The verdict is that of the search, or with a profile that of both: see
-    `jaxguard.detection.search_verdicts` and `jaxguard.detection.joining`. Ctrl-C ends the searches, and the report says
-    what was searched until then.
+    `jaxguard.detection.search_verdicts` and `jaxguard.detection.joining`. Ctrl-C ends the searches alone.
 
     Args:
         suspects: one or many: files, folders, patterns, manifests, URLs, `Network`s, `Suspect`s, or networks by name.
@@ -90,8 +90,8 @@ def scan(
         options: how checkpoints are opened: architecture, normalisation, or your own function.
         pairing: which kernel belongs to which BatchNorm, see `jaxguard.graph.pairing.layers`.
         deep: networks in which universal triggers are searched, the most suspicious first; 0 for none, `all`, or None
-            for all where there are at most four, else none. With `Stream(out=...)` what was found is kept, and a scan
-            that was stopped goes on where it was.
+            for all where there are at most four, else none. With `Stream(out=...)` a stopped scan goes on.
+        kinds: of triggers, of `jaxguard.inversion.kinds.KINDS`; None for those of `DEFAULT` there.
         budget: seconds for all searches together; sizes that are not searched to the end by then are left out.
         clean: a few labelled clean images to search triggers on; procedural ones by default.
         test: labelled images to measure the accuracy on.
@@ -137,10 +137,10 @@ def scan(
         if most == 0:
             findings = [one if one.verdict is Verdict.ERROR else replace(one, unsearched=NOT_ASKED) for one in findings]
         else:
-            from jaxguard.fleet import trigger_searches
+            from jaxguard.fleet.trigger_searches import searched
 
             listener.look(findings)
-            made = trigger_searches.searched(seen, findings, most=most, clean=clean, budget=budget, seed=seed)
+            made = searched(seen, findings, most=most, kinds=kinds, clean=clean, budget=budget, seed=seed)
             findings, is_interrupted = _with_searches(findings, made, alpha, control), made.is_interrupted
             notes += made.notes(found.names)
         findings = _with_code(_with_layers(findings, seen), found.models)
@@ -285,8 +285,8 @@ def _with_searches(findings: Sequence[Finding], made: Searches, alpha: float, co
     judged = search_verdicts.judge(findings, made.found, reference, alpha=alpha, is_each=control == judging.EACH)
     for k, why in made.left_out.items():
         is_open = judged[k].verdict is Verdict.INCONCLUSIVE and np.isnan(judged[k].p_value)
-        reason = {"reason": f"no trigger was searched: {why}"} if is_open else {}
-        judged[k] = replace(judged[k], unsearched=why, **reason)
+        told = f"no trigger was searched: {why}" if is_open else judged[k].reason
+        judged[k] = replace(judged[k], unsearched=why, reason=told)
     return judged
 
 

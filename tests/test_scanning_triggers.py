@@ -17,7 +17,7 @@ from jaxguard.errors import DataError
 from jaxguard.fingerprints import certificate
 from jaxguard.inversion import ascent
 from jaxguard.report import files, schema
-from jaxguard.scanning import scan
+from jaxguard.scanning import ModelOptions, scan
 from jaxguard.types import Batch, Network, TriggerSearch, Verdict
 
 SIDE, CLASSES, TARGET = 8, 6, 4
@@ -94,6 +94,29 @@ def quick(monkeypatch):
 
     monkeypatch.setattr(inversion, "search", search)
     return searched
+
+
+@pytest.mark.usefixtures("searching")
+def test_kinds_are_kept_one_by_one_and_a_new_one_is_searched_alone(monkeypatch, tmp_path):
+    save(tmp_path / "m.safetensors", variables(40.0))
+    options = ModelOptions(apply_fn=mlp, input_shape=(SIDE, SIDE, 1))
+    asked, search = [], inversion.search
+
+    def listening(one, *, kinds, **more):
+        asked.append(list(kinds))
+        return search(one, kinds=kinds, **more)
+
+    monkeypatch.setattr(inversion, "search", listening)
+    both = {}
+    for kinds in (["patch"], ["patch", "additive"], ["additive", "patch"]):
+        (both[*kinds],) = scan(
+            tmp_path / "m.safetensors", kinds=kinds, options=options, executor=scanning.Stream(tmp_path / "out")
+        ).findings
+    assert asked == [["patch"], ["additive"]], asked
+    found = both["patch", "additive"].search
+    assert [one.kind for one in found.results] == ["patch", "additive"] and found.source == both["patch",].search.source
+    assert {row.kind for row in found.rows} == {"patch", "additive"} and "warp" in found.unsearched
+    assert both["additive", "patch"].p_value == both["patch", "additive"].p_value
 
 
 @pytest.mark.usefixtures("searching")

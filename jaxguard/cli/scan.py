@@ -64,6 +64,15 @@ Deep = Annotated[
         show_default="all of up to four",
     ),
 ]
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kind",
+        help="Kind of triggers to search, repeatable: patch, additive, additive-l2, blended, warp, neural-cleanse, "
+        "all-to-all, source-target; or all. Each costs its own time.",
+        show_default="patch",
+    ),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="Search no universal triggers: seconds instead of minutes.")]
 Budget = Annotated[
     str | None,
@@ -104,6 +113,7 @@ def scan(  # noqa: PLR0917  # a command's options
     readers: Readers = None,
     ray: Ray = None,
     deep: Deep = None,
+    kind: Kinds = None,
     quick: Quick = False,
     budget: Budget = None,
     save_trigger: SaveTrigger = None,
@@ -155,6 +165,7 @@ def scan(  # noqa: PLR0917  # a command's options
             options=given,
             pairing=pairs,
             deep=searched,
+            kinds=_kinds(kind or []),
             budget=seconds,
             clean=found.clean if found and len(found.clean.images) else None,
             test=found and found.test,
@@ -232,6 +243,19 @@ def _deep(deep: str | None, *, is_quick: bool) -> int | Literal["all"] | None:
     if deep != "all" and not re.fullmatch(r"\d{1,9}", deep, re.ASCII):
         raise typer.BadParameter(f"expected a number of checkpoints, or all, got {deep!r}", param_hint="--deep")
     return "all" if deep == "all" else int(deep)
+
+
+def _kinds(named: list[str]) -> list[str] | None:
+    """Those named, or all there are; None for the usual ones."""
+    if not named:
+        return None
+
+    from jaxguard.inversion.kinds import KINDS
+
+    if wrong := [one for one in named if one not in KINDS and one != "all"]:
+        told = f"expected kinds among {', '.join(KINDS)}, or all, got {wrong[0]!r}"
+        raise typer.BadParameter(told, param_hint="--kind")
+    return list(KINDS) if "all" in named else list(dict.fromkeys(named))
 
 
 def _rates(alpha: float | None, control: str | None, *, is_judged: bool) -> dict[str, Any]:

@@ -76,6 +76,7 @@ def searched(
     findings: Sequence[Finding],
     *,
     most: float | None = None,
+    kinds: Sequence[str] | None = None,
     clean: Batch | None = None,
     budget: float | None = None,
     seed: int = 0,
@@ -86,6 +87,7 @@ def searched(
         seen: the networks.
         findings: what is known of them, in the same order; it decides who comes first.
         most: networks that are searched; infinity for all, None for all of at most `FEW` and none of more.
+        kinds: of triggers, of `jaxguard.inversion.kinds.KINDS`; None for those of `DEFAULT` there.
         clean: labelled clean images; procedural ones where None.
         budget: seconds for all of them together; None for no limit.
         seed: of the images and starts.
@@ -107,7 +109,7 @@ def searched(
     budgeted = _Budget(budget)
     for done, same in enumerate(chosen):
         k, title = same[0], f"searching triggers in {done + 1} of {len(chosen)}"
-        how = _How(seen, k, clean, seed)
+        how = _How(seen, k, kinds or DEFAULT, clean, seed)
         try:
             found = how.searched(title, budgeted.share(len(chosen) - done))
         except KeyboardInterrupt:  # before its first kind, or while it was opened
@@ -190,10 +192,10 @@ class _Budget:
 class _How:
     """One network: how it is opened, on what its triggers are searched, and what an earlier scan found of it."""
 
-    def __init__(self, seen: Examination, k: int, clean: Batch | None, seed: int):
+    def __init__(self, seen: Examination, k: int, kinds: Sequence[str], clean: Batch | None, seed: int):
         self._model, self._sha256, self._owner = seen.models[k], seen.records[k].sha256, seen.owners[k]
         self._steps, self._seed, self.is_kept = seen.listener.steps, seed, False
-        self._clean = clean
+        self._clean, self._kinds = clean, kinds
         self._batch: Batch | None = None
         self._remarks: tuple[str, ...] = ()
 
@@ -208,8 +210,8 @@ class _How:
     def searched(self, title: str, budget: float | None) -> TriggerSearch:
         """All kinds, those that an earlier scan has searched to the end from its results."""
         self._take_images()
-        known = {kind: found for kind in DEFAULT if (found := self._kept(kind)) is not None}
-        missing = [kind for kind in DEFAULT if kind not in known]
+        known = {kind: found for kind in self._kinds if (found := self._kept(kind)) is not None}
+        missing = [kind for kind in self._kinds if kind not in known]
         self.is_kept = not missing
         if missing:
             found = self._search(title, missing, budget)
@@ -217,7 +219,7 @@ class _How:
             for kind in ended if self._sha256 else ():
                 self._owner.add_search(self._named(kind), self._sha256, _part(found, kind))
             known |= {kind: _part(found, kind) for kind in missing}
-        whole = _joined([known[kind] for kind in DEFAULT])
+        whole = _joined([known[kind] for kind in self._kinds])
         return replace(whole, left_out=(*self._remarks, *whole.left_out))
 
     def _named(self, kind: str) -> str:
@@ -275,7 +277,7 @@ def _joined(parts: Sequence[TriggerSearch]) -> TriggerSearch:
         results=tuple(result for one in parts for result in one.results),
         problem=first.problem if all(one.problem for one in parts) else "",
         left_out=tuple(dict.fromkeys(note for one in parts for note in one.left_out)),
-        unsearched=tuple(kind for kind in KINDS if kind not in DEFAULT),
+        unsearched=tuple(kind for kind in KINDS if all(kind != one.results[0].kind for one in parts)),
         interrupted=next((one.interrupted for one in parts if one.interrupted), ""),
         forwards=sum(one.forwards for one in parts),
         seconds=sum(one.seconds for one in parts),
