@@ -94,7 +94,8 @@ def several(classes=10):
     hits = np.where(margin == 2.0, 11, 1)
     counts = margin, hits, np.full(number, 20)
     zeros = np.zeros((1, 6, 6, 3), np.float32)
-    pair = TriggerRow("pair", 3.0, targets, *counts, {"mask": zeros[..., :1] + 0.25, "pattern": zeros}, "p", sources=sources)
+    parts = {"mask": zeros[..., :1] + 0.25, "pattern": zeros}
+    pair = TriggerRow("pair", 3.0, targets, *counts, parts, "p", sources=sources)
     one = found.rows[0]
     flow = np.zeros((1, 6, 6, 2), np.float32) + 1
     others = [
