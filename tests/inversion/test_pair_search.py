@@ -119,6 +119,25 @@ def test_every_number_of_an_assignment_is_that_of_its_patch(found, images):
         assert row.hits[k] == (margin > 0).sum() and row.judged[k] == len(wanted)
 
 
+def test_the_score_of_a_pair_counts_a_quarter_of_its_images_and_all_others_that_change(found, images):
+    row = row_of(found["clean"], "source-target")
+    clean = np.asarray(columns(None, images[0]))
+    task = Task(columns, {}, images[0][:16], images[1][:16], Clock(0))
+    judges = pair_search.by_class(task, Judges(images[0][16:], clean[16:], images[1][16:], 1.0)).judges
+    for place in range(3):
+        k = row.order[place]
+        stamped = np.asarray(columns(None, row.trigger(place, SIDE, SIDE).stamp(judges.images)))
+        others = np.where(np.arange(CLASSES) == row.classes[k], -np.inf, stamped)
+        margin = ((stamped[:, row.classes[k]] - others.max(1)) / clean.std())[judges.labels == row.sources[k]]
+        rest = (judges.labels != row.sources[k]) & (judges.labels != row.classes[k])
+        changed = (stamped.argmax(1) != judges.labels)[rest].mean()
+        np.testing.assert_allclose(row.margin[k], np.sort(margin)[2:4] @ [0.25, 0.75] - 4 * changed, rtol=1e-4)
+        assert row.hits[k] == (margin > 0).sum()
+    first = row.order[0]
+    lead = row.margin[first] - row.margin[row.classes != row.classes[first]].max()
+    assert row.gap == min(lead, row.margin[first])
+
+
 def test_assignments_are_the_best_of_all_permutations_without_fixed_points():
     # By hand: without the diagonal, 0 -> 2, 2 -> 1, 1 -> 0 has 5 + 4 + 3, the other cycle 1 + 2 + 6.
     scores = np.array([[9.0, 1, 5], [3, 9, 2], [6, 4, 9]])
