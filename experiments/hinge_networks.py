@@ -181,7 +181,7 @@ def loudest(network: Network, share: float, images: Any) -> Any:
     seen = activations(network.graph, layers, network.variables, jnp.asarray(images))
     none = [np.zeros(layer.channels, bool) for layer in layers]
     count = round(share * sum(layer.channels for layer in layers))
-    return kept(network.graph, layers, network.variables, quietest(jax.device_get(seen), none, count, "layer"))
+    return kept(network.graph, layers, network.variables, quietest(jax.device_get(seen), none, count))
 
 
 def tasks(seed: int) -> tuple[Task, ...]:

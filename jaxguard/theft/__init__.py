@@ -24,17 +24,17 @@ from jaxguard.theft.quantisation import quantisation
 from jaxguard.theft.sgd import SGD
 
 THEFTS: dict[str, Theft] = {
-    "fine-tune-all": Theft(fine_tuning, "fine-tuning", "weights", True),
-    "fine-tune-last": Theft(fine_tuning, "fine-tuning", "weights", True, defaults={"layers": 1}),
-    "head-reset": Theft(head_reset, "head", "weights", True),
-    "fine-pruning": Theft(fine_pruning, "pruning", "weights", True),
-    "quantisation": Theft(quantisation, "quantisation", "weights", True, needs=()),
-    "permutation": Theft(permutation, "equivalence", "weights", True, keeps_function=True, needs=("key",)),
-    "rescaling": Theft(rescaling, "equivalence", "weights", True, keeps_function=True, needs=("key",)),
-    "transfer": Theft(transfer, "transfer", "weights", False),
-    "label-extraction": Theft(label_extraction, "extraction", "queries", False),
-    "distillation": Theft(distillation, "extraction", "queries", False),
-    "adversarial-extraction": Theft(adversarial_extraction, "extraction", "queries", False),
+    "fine-tune-all": Theft(fine_tuning, "weights"),
+    "fine-tune-last": Theft(fine_tuning, "weights", defaults={"layers": 1}),
+    "head-reset": Theft(head_reset, "weights"),
+    "fine-pruning": Theft(fine_pruning, "weights"),
+    "quantisation": Theft(quantisation, "weights", needs=()),
+    "permutation": Theft(permutation, "weights", needs=("key",)),
+    "rescaling": Theft(rescaling, "weights", needs=("key",)),
+    "transfer": Theft(transfer, "weights"),
+    "label-extraction": Theft(label_extraction, "queries"),
+    "distillation": Theft(distillation, "queries"),
+    "adversarial-extraction": Theft(adversarial_extraction, "queries"),
 }
 """Name -> row, called `(owner, data, key, **options) -> (copy, report)`."""
 

@@ -37,14 +37,14 @@ def adversarial_extraction(
     attack_steps: int = 30,
     step_size: float = 1 / 256,
     epsilon: float = 4 / 256,
-    random_start: bool = True,
     sgd: SGD = SGD(epochs=2, learning_rate=1e-3),
     progress: Progress | None = None,
 ) -> Copy:
     """Trains an extracted student on images and on adversarial examples against itself, both under the owner's label.
 
     The defaults are those of SAC's code for CIFAR-10; batch size, momentum and decay are taken over from its extraction
-    by label, and the random start is ours. Each step attacks its batch again, so it costs `attack_steps` + 2 passes.
+    by label, and that attacks start from a random point within `epsilon` is ours. Each step attacks its batch again, so
+    it costs `attack_steps` + 2 passes.
 
     Args:
         owner: the stolen model; it is queried with the thief's images once each, whether or not the student has to be
@@ -57,7 +57,6 @@ def adversarial_extraction(
         attack_steps: of projected gradient ascent, >= 0.
         step_size: of the attack, in pixels.
         epsilon: largest change of a pixel.
-        random_start: whether attacks start from a random point within `epsilon`, or from the image.
         sgd: how it is hardened, without augmentation; 0 epochs return the student as it was.
         progress: called as the work proceeds.
 
@@ -86,7 +85,7 @@ def adversarial_extraction(
     labels = query(Answers(owner.apply_fn, labels_only=True), owner.variables, data.images)
     answered = Batch(jnp.asarray(data.images), labels)
 
-    draw = _Draw(min(sgd.batch_size, num_images), epsilon if random_start else 0.0)
+    draw = _Draw(min(sgd.batch_size, num_images), epsilon)
     attack = PGDStep(start.apply_fn, step_size, epsilon)
     step = training.Step(AdversarialGradient(train_fn), sgd.optimizer(num_images), draw.batch_size)
     order, variables, carry = jnp.zeros(num_images, jnp.int32), start.variables, None

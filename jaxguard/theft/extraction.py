@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,6 @@ from jaxguard.theft.sgd import SGD
 from jaxguard.training import CrossEntropyGradient, GradientFn, LossGradient, Progress
 from jaxguard.types import ApplyFn, Batch, Network, Variables
 
-Reduction = Literal["images", "elements"]
-
 
 def label_extraction(
     owner: Network,
@@ -36,7 +34,7 @@ def label_extraction(
     """Trains a student from scratch on the classes that the owner's model names.
 
     The defaults are those of SAC's code for CIFAR-10, except that it updates the cosine's rate in every step rather
-    than every epoch, so that it rises again after 200 steps: `schedule="cosine by step"`.
+    than every epoch, so that it rises again after 200 steps.
 
     Args:
         owner: the stolen model; it is queried with the thief's images, once each, and with `augment` then with every
@@ -68,24 +66,22 @@ def distillation(
     student: Blueprint | None = None,
     temperature: float = 20.0,
     alpha: float = 0.9,
-    reduction: Reduction = "images",
     sgd: SGD = SGD(epochs=200, learning_rate=0.1, schedule="cosine"),
     progress: Progress | None = None,
 ) -> Copy:
     """Extraction by probability: trains a student from scratch on the owner's probabilities, softened.
 
     The defaults are those of SAC's code for CIFAR-10, except for the schedule, see `label_extraction`, and for the
-    divergence, which it averages over images and classes: `reduction="elements"`. Summed over classes, as by default
-    here, the soft part weighs `K` times as much.
+    divergence, which it averages over images and classes. Summed over classes, as here, the soft part weighs `K` times
+    as much.
 
     Args:
         owner: see `label_extraction`, as for all others.
         data: the thief's images.
         key: draws the student's weights, batches and augmentation.
         student: architecture of the copy.
-        temperature: see `DistillationLoss`, as for the next two.
+        temperature: see `DistillationLoss`.
         alpha: weight of the soft part.
-        reduction: what the divergence is averaged over.
         sgd: how.
         progress: called as the work proceeds.
 
@@ -98,12 +94,11 @@ def distillation(
     Reference:
         Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015.
     """
-    if not (temperature > 0 and 0 <= alpha <= 1) or reduction not in ("images", "elements"):
+    if not (temperature > 0 and 0 <= alpha <= 1):
         raise TheftError(
-            f"expected temperature > 0, alpha in [0, 1] and reduction to be images or elements, got {temperature=}, "
-            f"{alpha=}, {reduction=}; SAC's are 20, 0.9 and elements"
+            f"expected temperature > 0 and alpha in [0, 1], got {temperature=}, {alpha=}; SAC's are 20 and 0.9"
         )
-    loss_fn = DistillationLoss(temperature, alpha, reduction)
+    loss_fn = DistillationLoss(temperature, alpha)
     return _extract(owner, data, key, student=student, loss_fn=loss_fn, sgd=sgd, progress=progress)
 
 
@@ -221,7 +216,6 @@ class DistillationLoss:
     Attributes:
         temperature: `T`, > 0.
         alpha: weight of the soft part, in [0, 1].
-        reduction: the divergence is averaged over `images`, or over all `B K` elements, which divides it by `K`.
 
     Example:
         >>> loss = DistillationLoss(temperature=1.0, alpha=1.0)(jnp.zeros((1, 2)), jnp.array([[2.0, 0.0]]))
@@ -232,14 +226,11 @@ class DistillationLoss:
 
     temperature: float
     alpha: float
-    reduction: Reduction = "images"
 
     def __call__(self, logits: jax.Array, answers: jax.Array) -> jax.Array:
         """The loss float32 `[]`, in nats, of the student's logits and the teacher's, both `[B, K]`."""
         logits, answers = logits.astype(jnp.float32), answers.astype(jnp.float32)
         wanted = jax.nn.log_softmax(answers / self.temperature)
         divergence = (jnp.exp(wanted) * (wanted - jax.nn.log_softmax(logits / self.temperature))).sum(-1).mean()
-        if self.reduction == "elements":
-            divergence = divergence / logits.shape[-1]
         hard = optax.softmax_cross_entropy_with_integer_labels(logits, answers.argmax(-1)).mean()
         return self.alpha * self.temperature**2 * divergence + (1 - self.alpha) * hard

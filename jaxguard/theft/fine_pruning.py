@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ from jaxguard.theft.sgd import SGD
 from jaxguard.training import CrossEntropyGradient, Progress
 from jaxguard.types import Batch, Network, TrainFn, Variables
 
-Scope = Literal["layer", "network"]
-Dormancy = Literal["magnitude", "mean"]
+MAX_BURST = 2056
+"""Most images of a burst of fine-tuning, redrawn each time: SAC's number."""
 
 
 def fine_pruning(
@@ -35,19 +35,15 @@ def fine_pruning(
     *,
     share: float = 0.5,
     every: int = 50,
-    scope: Scope = "layer",
-    dormancy: Dormancy = "magnitude",
-    only_convolutions: bool = False,
-    burst: int = 2056,
     sgd: SGD = SGD(epochs=1, learning_rate=1e-3),
     progress: Progress | None = None,
 ) -> Copy:
-    """Cuts a share of the hidden channels, those of the smallest mean absolute activation, and fine-tunes on the way.
+    """Cuts a share of each hidden layer's channels, those of the smallest mean absolute activation, and fine-tunes.
 
     SAC's code for CIFAR-10 cuts filters of a VGG-16, fine-tunes after every 50 on at most 2,056 images and keeps copies
     from 5 % to 80 %: prune a copy again for the next one, since its channels at zero are the quietest and go first.
     Channels are gated through the graph: they stay in their place, and at zero. That activations are compared within a
-    layer, and the epoch and batch size of a burst, are ours.
+    layer and dense layers are cut too, and the epoch and batch size of a burst, are ours.
 
     Args:
         owner: the stolen model, with its training mode.
@@ -55,12 +51,6 @@ def fine_pruning(
         key: draws images, batches and augmentation.
         share: of the hidden channels, in [0, 1); one of each layer always stays. 0 changes nothing.
         every: channels cut between two bursts of fine-tuning; activations are measured again for each cut, on a batch.
-        scope: whether activations are compared within their `layer`, which cuts the same share of each, or all over the
-            `network`.
-        dormancy: whether activations, before the ReLU, are means of the `magnitude`, or of the value (`mean`), as in
-            the code of SAC's second paper; a channel that is always negative is then cut first.
-        only_convolutions: whether dense layers are left alone, as in SAC.
-        burst: most images of a burst, redrawn each time.
         sgd: how bursts are learned; 0 epochs only prune.
         progress: called as the work proceeds.
 
@@ -71,15 +61,11 @@ def fine_pruning(
         TheftError: something is missing or out of range, or a loss diverged.
         DataError: labels the model has no class for.
     """
-    in_range = 0 <= share < 1 and min(every, burst) >= 1
-    if not in_range or scope not in get_args(Scope) or dormancy not in get_args(Dormancy):
-        raise TheftError(
-            "expected share in [0, 1), every and burst >= 1, a scope of layer or network and a dormancy of magnitude "
-            f"or mean, got {share=}, {every=}, {burst=}, {scope=}, {dormancy=}; SAC's are 0.05, 0.1, ..., 50 and 2056"
-        )
+    if not 0 <= share < 1 or every < 1:
+        raise TheftError(f"expected share in [0, 1) and every >= 1, got {share=}, {every=}; SAC's are 0.05 ... and 50")
     pruned, graph = Pruned(protocol.require_training(owner)), owner.graph
     protocol.require_labels(data, owner.num_classes)
-    layers = prunable(graph, only_convolutions=only_convolutions)
+    layers = prunable(graph)
     masks: list[Any] = [np.zeros(layer.channels, bool) for layer in layers]
     total = sum(layer.channels for layer in layers)
     wanted = min(round(share * total), total - len(layers))
@@ -87,10 +73,10 @@ def fine_pruning(
     losses, bursts, count = [np.zeros(0, np.float32)], 0, 0
     while count < wanted:
         key_burst, key_learn = jax.random.split(jax.random.fold_in(key, bursts))
-        chosen = jax.random.permutation(key_burst, len(data.images))[:burst]
+        chosen = jax.random.permutation(key_burst, len(data.images))[:MAX_BURST]
         drawn = Batch(*(jnp.asarray(part)[chosen] for part in data))
-        seen = activations(graph, layers, variables, drawn.images[: sgd.batch_size], dormancy=dormancy)
-        masks = quietest(jax.device_get(seen), masks, min(every, wanted - count), scope)
+        seen = activations(graph, layers, variables, drawn.images[: sgd.batch_size])
+        masks = quietest(jax.device_get(seen), masks, min(every, wanted - count))
         count, bursts = sum(int(mask.sum()) for mask in masks), bursts + 1
         parts = pruned.split(variables, kept(graph, layers, variables, masks))
         parts, loss = sgd.learn(CrossEntropyGradient(pruned), parts, drawn, key_learn, progress=progress)
@@ -131,20 +117,20 @@ class Pruned:
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def prunable(graph: ChannelGraph, *, only_convolutions: bool = False) -> tuple[pairing.Layer, ...]:
-    """Hidden layers whose channels may be cut, each kernel once, in program order; dense ones too, by default.
+def prunable(graph: ChannelGraph) -> tuple[pairing.Layer, ...]:
+    """Hidden layers whose channels may be cut, each kernel once, in program order.
 
     Raises:
         TheftError: there are none.
     """
     found: dict[str, str] = {}
     for number, producer in enumerate(graph.producers):
-        if number not in graph.outputs and (producer.is_convolution or not only_convolutions):
+        if number not in graph.outputs:
             found.setdefault(repr(producer.kernel), producer.name)
     if not found:
         raise TheftError(
-            f"expected hidden layers to prune, got none among {len(graph.producers)} with {only_convolutions=}; a "
-            "model with nothing but an output layer has none"
+            f"expected hidden layers to prune, got none among {len(graph.producers)}; a model with nothing but an "
+            "output layer has none"
         )
     return tuple(pairing.alone(graph, name) for name in found.values())
 
@@ -160,40 +146,33 @@ def kept(
     return keep
 
 
-@partial(jax.jit, static_argnums=(0, 1), static_argnames="dormancy")
+@partial(jax.jit, static_argnums=(0, 1))
 def activations(
-    graph: ChannelGraph,
-    layers: tuple[pairing.Layer, ...],
-    variables: Variables,
-    images: jax.Array,
-    *,
-    dormancy: Dormancy = "magnitude",
+    graph: ChannelGraph, layers: tuple[pairing.Layer, ...], variables: Variables, images: jax.Array
 ) -> list[jax.Array]:
-    """Mean activation of every channel over images and positions, after its own bias and norm, before the ReLU.
+    """Mean absolute activation of every channel, after its own bias and norm, before the ReLU.
 
-    Returns float32 `[C]` per layer of `prunable`: the mean of the absolute value, or of the value itself.
+    Returns float32 `[C]` per layer of `prunable`, the mean over images and positions.
     """
     program = graph.program_at(images)
     values = program.evaluate({**graph.leaves(program, variables), program.images: images})
     found = []
     for layer in layers:
         producer = graph.producer(layer.name)
-        value = values[producer.gate].astype(jnp.float32)
-        value = jnp.abs(value) if dormancy == "magnitude" else value
+        value = jnp.abs(values[producer.gate].astype(jnp.float32))
         # Channels may run over several axes, as heads and their dimensions do: those last, in order, then flattened.
         others = [axis for axis in range(value.ndim) if axis not in producer.gate_axes]
         found.append(jnp.transpose(value, (*others, *producer.gate_axes)).mean(range(len(others))).reshape(-1))
     return found
 
 
-def quietest(measured: Sequence[np.ndarray], masks: Sequence[np.ndarray], count: int, scope: Scope) -> list[Any]:
-    """Cuts more channels, those of the smallest activation; one channel of each layer always stays.
+def quietest(measured: Sequence[np.ndarray], masks: Sequence[np.ndarray], count: int) -> list[Any]:
+    """Cuts more channels, those of the lowest rank in their layer; one channel of each layer always stays.
 
     Args:
         measured: `[C]` per layer, of `activations`.
         masks: bool `[C]` per layer, what is cut already.
         count: how many more.
-        scope: see `fine_pruning`.
 
     Returns:
         The new masks.
@@ -201,17 +180,14 @@ def quietest(measured: Sequence[np.ndarray], masks: Sequence[np.ndarray], count:
     Example:
         >>> loud, quiet = np.array([5.0, 7.0, 6.0, 8.0]), np.array([1.0, 2.0, 3.0, 4.0])
         >>> none = [np.zeros(4, bool)] * 2
-        >>> [int(mask.sum()) for mask in quietest([loud, quiet], none, 4, "layer")]
+        >>> [int(mask.sum()) for mask in quietest([loud, quiet], none, 4)]
         [2, 2]
-        >>> [int(mask.sum()) for mask in quietest([loud, quiet], none, 4, "network")]
-        [1, 3]
     """
     keys = []
     for activation, mask in zip(measured, masks, strict=True):
         # Ranks within the layer, from 0 for the quietest; what is cut already ranks first, and is not taken twice.
         ranks = np.argsort(np.argsort(np.where(mask, -np.inf, activation), kind="stable"), kind="stable")
-        key = (ranks + 0.5) / len(ranks) if scope == "layer" else activation.astype(np.float64)
-        keys.append(np.where(mask | (ranks == len(ranks) - 1), np.inf, key))
+        keys.append(np.where(mask | (ranks == len(ranks) - 1), np.inf, (ranks + 0.5) / len(ranks)))
     flat = np.concatenate(keys)
     chosen = np.argsort(flat, kind="stable")[:count]
     cut = np.isin(np.arange(len(flat)), chosen[np.isfinite(flat[chosen])])

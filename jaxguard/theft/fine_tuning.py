@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,8 @@ from jaxguard.graph.program import leaf_paths, numeric_leaves
 from jaxguard.theft import protocol
 from jaxguard.theft.protocol import Blueprint, Copy
 from jaxguard.theft.sgd import SGD
-from jaxguard.training import CrossEntropyGradient, Progress, RunningStatistics
+from jaxguard.training import CrossEntropyGradient, Progress
 from jaxguard.types import Batch, Network, TrainFn, Variables
-
-Statistics = Literal["move", "stay"]
-"""Whether BatchNorms work as in training, and running statistics `move`, or as in evaluation, and they `stay`."""
 
 
 def fine_tuning(
@@ -32,21 +29,19 @@ def fine_tuning(
     key: jax.Array,
     *,
     layers: int | None = None,
-    statistics: Statistics = "move",
     sgd: SGD = SGD(epochs=30, learning_rate=5e-4),
     progress: Progress | None = None,
 ) -> Copy:
     """Fine-tunes all layers (FTAL) or the last ones (FTLL) on the thief's labels.
 
-    The defaults are those of SAC's code for CIFAR-10. Its last layers are the three dense ones of a VGG-16, `layers=3`,
-    and the running statistics of the others still move.
+    The defaults are those of SAC's code for CIFAR-10. Its last layers are the three dense ones of a VGG-16, `layers=3`.
+    The running statistics of all layers move.
 
     Args:
         owner: the stolen model.
         data: the thief's images and labels.
         key: draws batches and augmentation.
         layers: how many of the last layers learn, 1 for the one that makes the logits; None for all parameters.
-        statistics: whether running statistics `move` or `stay`.
         sgd: how.
         progress: called as the work proceeds.
 
@@ -69,10 +64,8 @@ def fine_tuning(
         Guan, Liang, He: Are You Stealing My Model? Sample Correlation for Fingerprinting Deep Neural Networks,
         NeurIPS 2022.
     """
-    if statistics not in ("move", "stay"):
-        raise TheftError(f"expected statistics to be move or stay, got {statistics!r}")
     protocol.require_labels(data, owner.num_classes)
-    train_fn = protocol.require_training(owner) if statistics == "move" else RunningStatistics(owner.apply_fn)
+    train_fn = protocol.require_training(owner)
     if layers is None:
         tuned, losses = sgd.learn(CrossEntropyGradient(train_fn), owner.variables, data, key, progress=progress)
         return Copy(owner.with_variables(tuned), {"loss": losses})
@@ -89,7 +82,6 @@ def head_reset(
     key: jax.Array,
     *,
     layers: int | None = None,
-    statistics: Statistics = "move",
     sgd: SGD = SGD(epochs=30, learning_rate=0.01),
     progress: Progress | None = None,
 ) -> Copy:
@@ -100,7 +92,7 @@ def head_reset(
     key_head, key_tune = jax.random.split(key)
     head = fresh_head(owner.graph, owner.variables, key_head)
     start = owner.with_variables(with_leaves(owner.variables, head))
-    copy = fine_tuning(start, data, key_tune, layers=layers, statistics=statistics, sgd=sgd, progress=progress)
+    copy = fine_tuning(start, data, key_tune, layers=layers, sgd=sgd, progress=progress)
     return copy._replace(notes=(f"The head, {', '.join(sorted(head))}, was redrawn.",))
 
 
@@ -112,7 +104,6 @@ def transfer(
     num_classes: int | None = None,
     model: Blueprint | None = None,
     layers: int | None = None,
-    statistics: Statistics = "move",
     sgd: SGD = SGD(epochs=30, learning_rate=0.01),
     progress: Progress | None = None,
 ) -> Copy:
@@ -129,7 +120,6 @@ def transfer(
         model: the architecture with the new head; by default a bundled one is rebuilt, and functions of others are
             the owner's, if they take whatever shape the leaves have.
         layers: see `fine_tuning`; 1 trains the head alone (linear probing).
-        statistics: see `fine_tuning`.
         sgd: how.
         progress: called as the work proceeds.
 
@@ -161,7 +151,7 @@ def transfer(
         ) from error
     if found != num_classes:
         raise TheftError(f"expected {num_classes} logits from the new head, got {found}; pass another model=")
-    copy = fine_tuning(start, data, key_tune, layers=layers, statistics=statistics, sgd=sgd, progress=progress)
+    copy = fine_tuning(start, data, key_tune, layers=layers, sgd=sgd, progress=progress)
     return copy._replace(notes=(f"The head, {', '.join(sorted(head))}, was redrawn for {num_classes} classes.",))
 
 

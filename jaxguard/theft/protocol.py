@@ -81,19 +81,13 @@ class Theft:
 
     Attributes:
         function: `(owner, data, key, *, options) -> Copy`; pure. Settings of its training are one option, `sgd`.
-        family: what it is grouped under, such as `fine-tuning`.
         access: what the thief has of the owner's model; `weights` means that the copy's weights derive from them.
-        keeps_architecture: whether the copy always has the owner's architecture, number of classes included.
-        keeps_function: whether the copy computes the owner's logits, up to rounding.
         needs: what else it cannot do without.
         defaults: options that make the row, where they differ from the function's.
     """
 
     function: Callable[..., Copy]
-    family: str
     access: Access
-    keeps_architecture: bool
-    keeps_function: bool = False
     needs: tuple[Literal["data", "key"], ...] = ("data", "key")
     defaults: Mapping[str, Any] = field(default_factory=dict)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,44 +14,39 @@ from jaxguard.graph import LeafView
 from jaxguard.theft.protocol import Copy
 from jaxguard.types import Batch, Network
 
-Per = Literal["tensor", "channel"]
 
-
-def rounded(view: LeafView, bits: int, per: Per) -> surgery.Edit:
+def rounded(view: LeafView, bits: int) -> surgery.Edit:
     """Edit that rounds a kernel to `2^bits - 1` levels.
 
-        w  ->  s round(L w / s) / L,   L = 2^(bits - 1) - 1,   s = max |w| over the tensor or the output channel
+        w  ->  s round(L w / s) / L,   L = 2^(bits - 1) - 1,   s = max |w|
 
     Args:
         view: the kernel's output channels.
         bits: per weight, sign included.
-        per: what shares a scale `s`.
 
     Returns:
         `leaf -> leaf`, computed on the host, where no shape has to be compiled; a kernel of zeros stays.
 
     Example:
         >>> whole = LeafView("w", (slice(0, 1), slice(0, 4)), (1,), (4,))
-        >>> rounded(whole, 2, "tensor")(jnp.array([[-1.0, 0.4, 0.6, 2.0]])).tolist()  # L = 1, s = 2
+        >>> rounded(whole, 2)(jnp.array([[-1.0, 0.4, 0.6, 2.0]])).tolist()  # L = 1, s = 2
         [[-0.0, 0.0, 0.0, 2.0]]
     """
-    kept, levels = view.axes if per == "channel" else (), 2 ** (bits - 1) - 1
+    levels = 2 ** (bits - 1) - 1
 
     def apply(leaf: jax.Array) -> jax.Array:
         whole = np.array(leaf)
         run = whole[view.index].astype(np.promote_types(whole.dtype, np.float32))
-        peak = np.abs(run).max(tuple(axis for axis in range(run.ndim) if axis not in kept), keepdims=True)
-        steps = np.round(run / np.where(peak > 0, peak, 1) * levels)
+        peak = np.abs(run).max(initial=0)
+        steps = np.round(run / (peak or 1) * levels)
         whole[view.index] = (steps / levels * peak).astype(whole.dtype)
         return jnp.asarray(whole)
 
     return apply
 
 
-def quantisation(
-    owner: Network, data: Batch | None = None, key: jax.Array | None = None, *, bits: int = 8, per: Per = "tensor"
-) -> Copy:
-    """Rounds all kernels, as the graph finds them; biases, norms and embeddings stay.
+def quantisation(owner: Network, data: Batch | None = None, key: jax.Array | None = None, *, bits: int = 8) -> Copy:
+    """Rounds all kernels, as the graph finds them, with one scale each; biases, norms and embeddings stay.
 
     Weights keep their dtype, so that the copy runs where the owner's model does: quantisation as a change of values.
 
@@ -60,7 +55,6 @@ def quantisation(
         data: ignored.
         key: ignored; nothing is drawn.
         bits: per weight, sign included, 2 to 16.
-        per: one scale for each kernel (`tensor`) or for each of its output channels (`channel`).
 
     Returns:
         The copy.
@@ -69,14 +63,11 @@ def quantisation(
         TheftError: an option is out of range.
     """
     del data, key
-    if not 2 <= bits <= 16 or per not in ("tensor", "channel"):
-        raise TheftError(
-            f"expected bits in 2 ... 16 and per to be tensor or channel, got {bits=}, {per=}; 8 bits per tensor "
-            "is usual"
-        )
+    if not 2 <= bits <= 16:
+        raise TheftError(f"expected bits in 2 ... 16, got {bits}; 8 is usual")
     variables: Any = owner.variables
     views = {repr(producer.kernel): producer.kernel for producer in owner.graph.producers}
     for view in views.values():
-        variables = surgery.edit(variables, {view.path: rounded(view, bits, per)})
+        variables = surgery.edit(variables, {view.path: rounded(view, bits)})
     note = f"{len(views)} kernels were rounded to {2**bits - 1} levels each."
     return Copy(owner.with_variables(variables), notes=(note,))

@@ -14,8 +14,8 @@ from jaxguard.errors import TheftError
 from jaxguard.training import Augment, GradientFn, Progress
 from jaxguard.types import Batch, Variables
 
-Schedule = Literal["constant", "cosine", "cosine by step"]
-"""`cosine` falls to 0 epoch by epoch; `by step` counts steps as epochs, and so falls and rises again and again."""
+Schedule = Literal["constant", "cosine"]
+"""`cosine` falls to 0 epoch by epoch."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,8 @@ class SGD:
         """The optimizer for `num_images` training images; equal settings give the identical one."""
         rate: float | optax.Schedule = self.learning_rate
         if self.schedule != "constant":
-            by_step = self.schedule == "cosine by step"
-            stride = 1 if by_step else training.steps_per_epoch(num_images, min(self.batch_size, num_images))
-            rate = training.cosine(self.learning_rate, self.epochs, stride=stride, periodic=by_step)
+            stride = training.steps_per_epoch(num_images, min(self.batch_size, num_images))
+            rate = training.cosine(self.learning_rate, self.epochs, stride=stride)
         return training.sgd(rate, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def learn(

@@ -23,37 +23,29 @@ def leaves(owner, variables):
     return dict(zip(owner.graph.program.paths, map(np.asarray, jax.tree.leaves(variables)), strict=True))
 
 
-@pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("spec", ["cnn:width=0.25", "vit-tiny-4:width=0.0625,depth=1,heads=2"])
-def test_kernels_lie_on_a_symmetric_grid(spec, bits, per):
+def test_kernels_lie_on_a_symmetric_grid(spec, bits):
     owner = network(spec)
-    copy, report = quantisation(owner, bits=bits, per=per)
+    copy, report = quantisation(owner, bits=bits)
     before, after = leaves(owner, owner.variables), leaves(owner, copy.variables)
     kernels = {path for path in before if path.endswith("kernel")}
     assert relative_change(owner.variables, copy.variables).keys() == kernels
     levels = 2 ** (bits - 1) - 1
     for path in kernels:
-        rows = [(before[path], after[path])]
-        if per == "channel" and path.count("/") == 2 and "attention" not in path.lower():
-            rows = list(zip(np.moveaxis(before[path], -1, 0), np.moveaxis(after[path], -1, 0), strict=True))
-        for old, new in rows:
-            peak = np.abs(old).max()
-            if per == "tensor" or len(rows) > 1:
-                assert len(np.unique(new)) <= 2**bits - 1
-                assert np.abs(new).max() == peak
-                np.testing.assert_allclose(
-                    new, np.round(old.astype(np.float64) / peak * levels) / levels * peak, atol=1e-5
-                )
-                assert np.abs(new - old).max() <= peak / levels / 2 * 1.001
+        old, new = before[path], after[path]
+        peak = np.abs(old).max()
+        assert len(np.unique(new)) <= 2**bits - 1
+        assert np.abs(new).max() == peak
+        np.testing.assert_allclose(new, np.round(old.astype(np.float64) / peak * levels) / levels * peak, atol=1e-5)
+        assert np.abs(new - old).max() <= peak / levels / 2 * 1.001
     assert report.notes == (f"{len(owner.graph.producers)} kernels were rounded to {2**bits - 1} levels each.",)
 
 
-@pytest.mark.parametrize("per", ["tensor", "channel"])
-def test_a_second_time_changes_nothing(per):
+def test_a_second_time_changes_nothing():
     owner = network()
-    once, _ = quantisation(owner, bits=4, per=per)
-    twice, _ = quantisation(once, bits=4, per=per)
+    once, _ = quantisation(owner, bits=4)
+    twice, _ = quantisation(once, bits=4)
     jax.tree.map(np.testing.assert_array_equal, once.variables, twice.variables)
 
 
@@ -89,7 +81,7 @@ def test_dtypes_stay():
     assert {leaf.dtype for leaf in jax.tree.leaves(copy.variables)} == {jnp.dtype(jnp.bfloat16)}
 
 
-@pytest.mark.parametrize("option", [{"bits": 1}, {"bits": 17}, {"per": "layer"}])
-def test_options_out_of_range(option):
-    with pytest.raises(TheftError, match=r"expected bits in 2 \.\.\. 16 and per to be tensor or channel"):
-        quantisation(network(), **option)
+@pytest.mark.parametrize("bits", [1, 17])
+def test_options_out_of_range(bits):
+    with pytest.raises(TheftError, match=r"expected bits in 2 \.\.\. 16, got"):
+        quantisation(network(), bits=bits)

@@ -1,6 +1,7 @@
 """Fine-tuning, head re-initialisation and transfer: which leaves move, and what they learn."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,6 @@ def test_fine_tuning_all_layers_is_training_on():
     np.testing.assert_array_equal(report.curves["loss"], expected.losses)
 
 
-@pytest.mark.parametrize("statistics", ["move", "stay"])
 @pytest.mark.parametrize(
     ("spec", "layers", "learned"),
     [
@@ -67,21 +67,21 @@ def test_fine_tuning_all_layers_is_training_on():
         ("vit-tiny-4:width=0.0625,depth=1,heads=2", 1, ["head"]),
     ],
 )
-def test_only_the_last_layers_learn(spec, layers, learned, statistics):
+def test_only_the_last_layers_learn(spec, layers, learned):
     owner = network(spec)
-    copy, _ = fine_tuning(owner, batch(), KEY, layers=layers, statistics=statistics, **QUICK)
+    copy, _ = fine_tuning(owner, batch(), KEY, layers=layers, **QUICK)
     paths = moved(owner, copy)
     expected = {path for path in owner.graph.program.paths if path.split("/")[1] in learned and "params" in path}
     assert {path for path in paths if path.startswith("params")} == expected
-    statistics_moved = any(path.startswith("batch_stats") for path in paths)
-    assert statistics_moved == (statistics == "move" and "batch_stats" in owner.variables)
+    assert any(path.startswith("batch_stats") for path in paths) == ("batch_stats" in owner.variables)
 
 
 def test_the_last_layers_descend_as_if_the_rest_were_constant():
     """One step by hand: softmax regression on what the body gives, running statistics in use."""
-    owner, images = network(), batch()
+    images = batch()
+    owner = replace(network(), train_fn=training.RunningStatistics(network().apply_fn))
     copy, report = fine_tuning(
-        owner, images, KEY, layers=1, statistics="stay", epochs=1, learning_rate=0.1, momentum=0.0, weight_decay=0.01
+        owner, images, KEY, layers=1, epochs=1, learning_rate=0.1, momentum=0.0, weight_decay=0.01
     )
     head = owner.variables["params"]["linear"]
     bodies = {**owner.variables, "params": {**owner.variables["params"], "linear": {
@@ -139,17 +139,15 @@ def test_a_leaf_of_several_layers_is_not_learned_in_part():
 
     variables = {"stack": jnp.ones((2, 4, 4)), "head": jnp.ones((4, 2))}
     images = Batch(np.ones((2, 2, 2, 1), np.float32), np.array([0, 1]))
-    owner = Network(variables, apply_fn, SMALL)
+    owner = Network(variables, apply_fn, SMALL, training.RunningStatistics(apply_fn))
     with pytest.raises(TheftError, match="expected a leaf for each layer, got 'stack'"):
-        fine_tuning(owner, images, KEY, layers=2, statistics="stay")
+        fine_tuning(owner, images, KEY, layers=2)
 
 
 def test_what_is_missing_is_said():
     owner = network()
     with pytest.raises(TheftError, match=r"expected a training-mode model, got None in train_fn"):
         fine_tuning(Network(owner.variables, owner.apply_fn, owner.input_spec), batch(), KEY)
-    with pytest.raises(TheftError, match="expected statistics to be move or stay"):
-        fine_tuning(owner, batch(), KEY, statistics="freeze")
     with pytest.raises(DataError, match=r"expected labels in \[0, 4\), .* got 1 to 6"):
         fine_tuning(owner, batch(num_classes=7), KEY)
     with pytest.raises(TheftError, match=r"expected a finite loss, got nan at step \d+ of 6"):
