@@ -160,6 +160,7 @@ def _channels_at(view: LeafView, member: Member, mask: np.ndarray) -> np.ndarray
 
 
 @methods.checked
+@methods.options_of(ft)
 def fine_pruning(
     network: Network,
     data: Data,
@@ -171,14 +172,7 @@ def fine_pruning(
     max_drop: methods.Share = 0.1,
     max_share: methods.Share = 1.0,
     holdout: Annotated[float, Interval(gt=0, lt=1)] = 0.2,
-    epochs: methods.Steps = 100,
-    batch_size: methods.Count = 256,
-    learning_rate: methods.NonNegative = 0.01,
-    momentum: methods.Momentum = 0.9,
-    weight_decay: methods.NonNegative = 5e-4,
-    label_smoothing: methods.Share = 0.0,
-    schedule_epochs: methods.Count | None = None,
-    augment: training.Augmentation = None,
+    **tuning: Any,
 ) -> tuple[Network, DefenseReport]:
     """Cuts dormant channels while held-out clean images are still recognised, then fine-tunes what is left.
 
@@ -197,14 +191,7 @@ def fine_pruning(
         max_drop: a cut that loses this share of the accuracy is taken back, and no more are tried.
         max_share: most channels cut, as a share of all; one is always left.
         holdout: share of the clean images that only judge the cuts, one at least.
-        epochs: of fine-tuning, see `jaxguard.defenses.ft.ft`, as for all below.
-        batch_size: images per step.
-        learning_rate: of the first epoch.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        label_smoothing: share of a label given to all classes.
-        schedule_epochs: epochs until the rate would be 0.
-        augment: of the images.
+        tuning: options of `ft`, which fine-tunes.
 
     Returns:
         The repaired network, and a report with the channels cut, whose scores are their mean activations times -1,
@@ -253,14 +240,7 @@ def fine_pruning(
         pruned,
         replace(data, clean=learned),
         key_tune,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        schedule_epochs=schedule_epochs,
-        augment=augment,
+        **tuning,
     )
     threshold = -float(activations[order[chosen]])
     scored = tuple(

@@ -5,6 +5,8 @@ Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neu
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,7 @@ def stretched(part: jax.Array) -> jax.Array:
 
 
 @methods.checked
+@methods.options_of(ft)
 def neural_cleanse(
     network: Network,
     data: Data,
@@ -62,14 +65,7 @@ def neural_cleanse(
     share: methods.Share = 0.2,
     stretch: bool = False,
     inversion_steps: methods.Count = 800,
-    epochs: methods.Steps = 100,
-    batch_size: methods.Count = 256,
-    learning_rate: methods.NonNegative = 0.01,
-    momentum: methods.Momentum = 0.9,
-    weight_decay: methods.NonNegative = 5e-4,
-    label_smoothing: methods.Share = 0.0,
-    schedule_epochs: methods.Count | None = None,
-    augment: training.Augmentation = None,
+    **tuning: Any,
 ) -> tuple[Network, DefenseReport]:
     """Finds the class of an unusually small trigger, and unlearns that trigger.
 
@@ -90,14 +86,7 @@ def neural_cleanse(
         stretch: whether mask and pattern are first spread over [0, 1], as BackdoorBench does by way of saved
             pictures: a faint mask becomes opaque somewhere.
         inversion_steps: most steps of the inversion per class.
-        epochs: of fine-tuning, see `jaxguard.defenses.ft.ft`, as for all below.
-        batch_size: images per step.
-        learning_rate: of the first epoch.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        label_smoothing: share of a label given to all classes.
-        schedule_epochs: epochs until the rate would be 0.
-        augment: of the images.
+        tuning: options of `ft`, which fine-tunes.
 
     Returns:
         The repaired network, and a report with the recovered trigger and, where a class was unlearned, the curve
@@ -130,14 +119,7 @@ def neural_cleanse(
         network,
         Data(clean=taught, progress=training.staged(data.progress, "unlearning the trigger")),
         key_tune,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        schedule_epochs=schedule_epochs,
-        augment=augment,
+        **tuning,
     )
     notes = (*recovered.notes, *_unlearned(recovered, len(chosen), len(clean.images)))
     return repaired, DefenseReport(notes=notes, curves=tuned.curves, trigger=recovered.trigger)

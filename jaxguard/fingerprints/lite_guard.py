@@ -13,8 +13,8 @@ learning rates and the default pools are ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,7 @@ from jaxguard.fingerprints import learned_probes
 from jaxguard.fingerprints.learned_probes import Arrays, Settings, Start
 from jaxguard.fingerprints.pools import Source
 from jaxguard.fingerprints.protocol import Fingerprint, Space, factory
-from jaxguard.methods import Count, NonNegative, Positive
-from jaxguard.theft import Blueprint
-from jaxguard.types import Network
+from jaxguard.methods import Count, NonNegative, Positive, options_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class LinearVerifiers:
 
 
 @factory
+@options_of(Source)
 def lite_guard(
     *,
     points: Count = 100,
@@ -55,13 +54,7 @@ def lite_guard(
     negative_weight: Positive = 1.5,
     start: Start = "data",
     space: Space = "logits",
-    positives: Sequence[Network] | None = None,
-    negatives: Sequence[Network] | None = None,
-    model: Blueprint | str | None = None,
-    copies: Count = 1,
-    independents: Count = 6,
-    epochs: Count = 30,
-    batch_size: Count = 128,
+    **pools: Any,
 ) -> Fingerprint:
     """Learned probes with one linear verifier each; the score is their mean confidence.
 
@@ -75,15 +68,7 @@ def lite_guard(
         negative_weight: of the independents' term.
         start: whether probes begin as images of the owner (`data`), drawn at random, or as uniform `noise`.
         space: of the outputs that verifiers get; a suspect that returns probabilities needs `probs` or `clr`.
-        positives: copies of the owner's network; by default `copies` each by fine-tuning, fine-pruning and
-            distillation, with the owner's data.
-        negatives: independent networks, never those that verdicts are calibrated with; by default `independents`
-            trained from scratch, each on a random half of the owner's data.
-        model: architecture of the default pools, or its name, such as `resnet20`.
-        copies: see `positives`.
-        independents: see `negatives`.
-        epochs: passes over the owner's images per trained network; 30 suit some thousand images.
-        batch_size: images per step of that training.
+        pools: options of `jaxguard.fingerprints.pools.Source`: the networks to learn from.
 
     Returns:
         The fingerprint. Making probes raises FingerprintError if the owner has too few images or lacks what the pools
@@ -92,7 +77,7 @@ def lite_guard(
     Raises:
         FingerprintError: a given pool is empty.
     """
-    source = Source("lite_guard", positives, negatives, model, copies, independents, epochs, batch_size)
+    source = Source("lite_guard", **pools)
     settings = Settings(
         points, steps, probe_rate, verifier_rate, owner_weight, positive_weight, negative_weight, start, space
     )  # fmt: skip

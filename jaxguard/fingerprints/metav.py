@@ -10,8 +10,8 @@ rates and the default pools are ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,7 @@ from jaxguard.fingerprints import learned_probes
 from jaxguard.fingerprints.learned_probes import Arrays, Settings, Start
 from jaxguard.fingerprints.pools import Source
 from jaxguard.fingerprints.protocol import Fingerprint, Space, factory
-from jaxguard.methods import Count, NonNegative, Positive
-from jaxguard.theft import Blueprint
-from jaxguard.types import Network
+from jaxguard.methods import Count, NonNegative, Positive, options_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,7 @@ class JointVerifier:
 
 
 @factory
+@options_of(Source)
 def metav(
     *,
     hidden: Count = 64,
@@ -63,13 +62,7 @@ def metav(
     verifier_rate: Positive = 0.001,
     start: Start = "data",
     space: Space = "logits",
-    positives: Sequence[Network] | None = None,
-    negatives: Sequence[Network] | None = None,
-    model: Blueprint | str | None = None,
-    copies: Count = 1,
-    independents: Count = 6,
-    epochs: Count = 30,
-    batch_size: Count = 128,
+    **pools: Any,
 ) -> Fingerprint:
     """Learned probes with one verifier for all; the score is its confidence.
 
@@ -79,15 +72,9 @@ def metav(
         steps: of Adam; each runs one copy, or the owner, and one independent network on all probes.
         probe_rate: Adam's learning rate for pixels; 0 learns the verifier only.
         verifier_rate: Adam's learning rate for the verifier.
-        start: see `lite_guard`, as for all below.
-        space: of the outputs that the verifier gets.
-        positives: copies; made by default.
-        negatives: independent networks; made by default.
-        model: architecture of the default pools.
-        copies: of each kind, by default.
-        independents: by default.
-        epochs: passes over the owner's images per trained network.
-        batch_size: images per step of that training.
+        start: see `lite_guard`.
+        space: of the outputs that the verifier gets; see `lite_guard`.
+        pools: options of `jaxguard.fingerprints.pools.Source`: the networks to learn from.
 
     Returns:
         The fingerprint. Making probes raises FingerprintError if the owner has too few images or lacks what the pools
@@ -96,7 +83,7 @@ def metav(
     Raises:
         FingerprintError: a given pool is empty.
     """
-    source = Source("metav", positives, negatives, model, copies, independents, epochs, batch_size)
+    source = Source("metav", **pools)
     settings = Settings(points, steps, probe_rate, verifier_rate, 0.0, 1.0, 1.0, start, space)
     verifier = JointVerifier(hidden)
     return Fingerprint(

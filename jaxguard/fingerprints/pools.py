@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jaxguard import models, theft
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints.protocol import Owner
 from jaxguard.fingerprints.queries import bucket
+from jaxguard.methods import Count
 from jaxguard.theft import Blueprint
 from jaxguard.training import Progress
 from jaxguard.types import Network
@@ -35,33 +36,34 @@ class Pools(NamedTuple):
     negatives: tuple[Network, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Source:
     """Pools as given, or made from the owner's network and data.
 
-    Attributes:
+    Args:
         method: fingerprint that needs them, for messages.
-        positives: copies; None to make them.
-        negatives: independent networks; None to make them.
-        model: architecture of distilled copies and independents, or its name.
-        copies: of each kind of `COPIES`.
-        independents: number to train from scratch, each on a random half of the owner's images of every class, so that
-            they differ as unknown ones will.
-        epochs: passes over the owner's images per network.
-        batch_size: images per step.
+        positives: copies of the owner's network; by default `copies` each by fine-tuning, fine-pruning and
+            distillation, with the owner's data.
+        negatives: independent networks, never those that verdicts are calibrated with; by default `independents`
+            trained from scratch, each on a random half of the owner's data.
+        model: architecture of distilled copies and independents, or its name, such as `resnet20`.
+        copies: see `positives`.
+        independents: see `negatives`.
+        epochs: passes over the owner's images per trained network; 30 suit some thousand images.
+        batch_size: images per step of that training.
 
     Raises:
         FingerprintError: a given pool is empty.
     """
 
-    method: str
-    positives: Sequence[Network] | None
-    negatives: Sequence[Network] | None
-    model: Blueprint | str | None
-    copies: int
-    independents: int
-    epochs: int
-    batch_size: int
+    method: str = field(kw_only=False)
+    positives: Sequence[Network] | None = None
+    negatives: Sequence[Network] | None = None
+    model: Blueprint | str | None = None
+    copies: Count = 1
+    independents: Count = 6
+    epochs: Count = 30
+    batch_size: Count = 128
 
     def __post_init__(self):
         given = {"positives": self.positives, "negatives": self.negatives}

@@ -6,7 +6,7 @@ A method is a function with keyword-only hyper-parameters. Their annotations sta
     def prune(x, *, share: Annotated[float, Interval(ge=0, le=1)] = 0.5, order: Literal["up", "down"] = "up"): ...
 
 Neither the function nor its callers check, parse or copy them again; `Method` is what tables, the command line, reports
-and the documentation read.
+and the documentation read. Options that a method hands on to another are stated by that one alone, see `options_of`.
 """
 
 from __future__ import annotations
@@ -158,6 +158,39 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def options_of(source: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorates a function whose `**options` are those of another: names, defaults, types, ranges and descriptions.
+
+    Args:
+        source: with annotated keyword-only parameters; those that the function has itself are the function's.
+
+    Returns:
+        The decorator; `checked` goes above it.
+
+    Example:
+        >>> from jaxguard.methods import Count
+        >>> def train(*, epochs: Count = 9): ...
+        >>> @checked
+        ... @options_of(train)
+        ... def train_twice(*, pause: float = 0.0, **options): return options
+        >>> train_twice(epochs="3"), list(Method(train_twice, "").options())
+        ({'epochs': 3}, ['pause', 'epochs'])
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        own = inspect.signature(function)
+        kept = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        handed = [
+            inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default)
+            for option in _parameters(source).values()
+            if option.name not in own.parameters
+        ]
+        vars(function).update(__signature__=own.replace(parameters=[*kept, *handed]), options_of=source)
+        return function
+
+    return decorate
+
+
 def check(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The given options of a function, converted by their annotations.
 
@@ -203,8 +236,12 @@ def _name(function: Callable[..., Any]) -> str:
 def _parameters(function: Callable[..., Any]) -> Mapping[str, Option]:
     hints = get_type_hints(function, include_extras=True)
     described = _described(inspect.getdoc(function) or "")
+    source = getattr(function, "options_of", None)
+    handed = _parameters(source) if source else {}
     return {
         name: Option(name, parameter.default, expects(hints[name]), described.get(name, ""), hints[name])
+        if name in hints
+        else handed[name]
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
