@@ -34,7 +34,7 @@ LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units}
 THIRD_PARTY = {
     "flax": {"adapters", "models"},
     "equinox": {"adapters"},
-    "annotated_types": {"methods", "attacks", "defenses", "endpoints", "fingerprints"},
+    "annotated_types": {"methods", "attacks", "defenses", "endpoints", "fingerprints", "theft"},
     "optax": {"training", "inversion", "defenses", "kernels", "pruning", "theft", "fingerprints"},
     "ott": {"kernels"},
     "ot": {"kernels"},

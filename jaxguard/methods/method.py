@@ -181,9 +181,9 @@ def options_of(source: Callable[..., Any]) -> Callable[[Callable[P, R]], Callabl
         own = inspect.signature(function)
         kept = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
         handed = [
-            inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default)
-            for option in _parameters(source).values()
-            if option.name not in own.parameters
+            one.replace(annotation=one.empty)
+            for one in inspect.signature(source).parameters.values()
+            if one.kind is one.KEYWORD_ONLY and one.name not in own.parameters
         ]
         vars(function).update(__signature__=own.replace(parameters=[*kept, *handed]), options_of=source)
         return function

@@ -19,7 +19,7 @@ from jaxguard.theft.extraction import distillation, label_extraction
 from jaxguard.theft.fine_pruning import fine_pruning
 from jaxguard.theft.fine_tuning import fine_tuning, head_reset, transfer
 from jaxguard.theft.independents import halves, independent
-from jaxguard.theft.protocol import Blueprint, Copy, Theft, TheftReport
+from jaxguard.theft.protocol import Blueprint, Theft, TheftReport
 from jaxguard.theft.quantisation import quantisation
 from jaxguard.theft.sgd import SGD
 
@@ -42,7 +42,6 @@ __all__ = [
     "SGD",
     "THEFTS",
     "Blueprint",
-    "Copy",
     "Theft",
     "TheftError",
     "TheftReport",

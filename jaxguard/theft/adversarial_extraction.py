@@ -6,7 +6,7 @@ The student keeps the owner's labels and loses its adversarial examples, on whic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,15 +17,17 @@ from jax.tree_util import Partial
 
 from jaxguard import training
 from jaxguard.errors import TheftError
+from jaxguard.methods import NonNegative, Steps, checked, options_of
 from jaxguard.theft import protocol
 from jaxguard.theft.extraction import Answers, label_extraction, query
-from jaxguard.theft.independents import FROM_SCRATCH
-from jaxguard.theft.protocol import Blueprint, Copy
+from jaxguard.theft.protocol import Blueprint, TheftReport
 from jaxguard.theft.sgd import SGD
 from jaxguard.training import Progress
 from jaxguard.types import ApplyFn, Batch, Network, TrainFn, Variables
 
 
+@checked
+@options_of(SGD)
 def adversarial_extraction(
     owner: Network,
     data: Batch,
@@ -34,12 +36,14 @@ def adversarial_extraction(
     start: Network | None = None,
     student: Blueprint | None = None,
     extraction: Mapping[str, Any] | None = None,
-    attack_steps: int = 30,
-    step_size: float = 1 / 256,
-    epsilon: float = 4 / 256,
-    sgd: SGD = SGD(epochs=2, learning_rate=1e-3),
+    attack_steps: Steps = 30,
+    step_size: NonNegative = 1 / 256,
+    epsilon: NonNegative = 4 / 256,
+    epochs: Steps = 2,
+    learning_rate: NonNegative = 1e-3,
     progress: Progress | None = None,
-) -> Copy:
+    **sgd: Any,
+) -> tuple[Network, TheftReport]:
     """Trains an extracted student on images and on adversarial examples against itself, both under the owner's label.
 
     The defaults are those of SAC's code for CIFAR-10; batch size, momentum and decay are taken over from its extraction
@@ -53,43 +57,43 @@ def adversarial_extraction(
         key: draws the student, batches, and where attacks start.
         start: a student that `label_extraction` made; None makes one.
         student: architecture of the student to make; the owner's by default.
-        extraction: fields of `SGD` for making it that differ from `FROM_SCRATCH`.
-        attack_steps: of projected gradient ascent, >= 0.
+        extraction: options of `label_extraction` for making it.
+        attack_steps: of projected gradient ascent.
         step_size: of the attack, in pixels.
         epsilon: largest change of a pixel.
-        sgd: how it is hardened, without augmentation; 0 epochs return the student as it was.
+        epochs: of hardening; 0 returns the student as it was.
+        learning_rate: of its first step.
         progress: called as the work proceeds.
+        sgd: other fields of `SGD`, but for the augmentation.
 
     Returns:
         The student, with the curves `loss` and `attacked_loss`, the part of it that adversarial examples have, each
         `[steps]`.
 
     Raises:
-        TheftError: something is missing or out of range, an answer is not finite, or the loss diverged.
+        TheftError: something is missing, an answer is not finite, or the loss diverged.
     """
-    if attack_steps < 0 or min(step_size, epsilon) < 0 or (start is not None and (student or extraction)):
+    how = SGD(epochs, learning_rate, **sgd)
+    if how.augment is not None or (start is not None and (student or extraction)):
         raise TheftError(
-            "expected attack_steps, step_size and epsilon >= 0, and no student nor extraction beside start, got "
-            f"{attack_steps=}, {step_size=}, {epsilon=}, start={start is not None}, student={student is not None}, "
-            f"{extraction=}; SAC's are 30, 1/256 and 4/256"
+            "expected no augment, and no student nor extraction beside start, got "
+            f"augment={how.augment}, start={start is not None}, student={student is not None}, {extraction=}"
         )
-    if sgd.augment is not None or (extraction and extraction.keys() - {one.name for one in fields(SGD)}):
-        raise TheftError(f"expected no augment, and fields of SGD in extraction, got {sgd.augment}, {extraction}")
     key_student, key_learn = jax.random.split(key)
     num_images = queries = len(data.images)
     if start is None:
-        recipe = replace(FROM_SCRATCH, **(extraction or {}))
-        made = label_extraction(owner, data, key_student, student=student, sgd=recipe)
-        start, queries = made.network, made.queries + (queries if recipe.augment else 0)
+        options = extraction or {}
+        start, made = label_extraction(owner, data, key_student, student=student, **options)
+        queries = made.queries + (queries if options.get("augment") else 0)
     train_fn = protocol.require_training(start)
     labels = query(Answers(owner.apply_fn, labels_only=True), owner.variables, data.images)
     answered = Batch(jnp.asarray(data.images), labels)
 
-    draw = _Draw(min(sgd.batch_size, num_images), epsilon)
+    draw = _Draw(min(how.batch_size, num_images), epsilon)
     attack = PGDStep(start.apply_fn, step_size, epsilon)
-    step = training.Step(AdversarialGradient(train_fn), sgd.optimizer(num_images), draw.batch_size)
+    step = training.Step(AdversarialGradient(train_fn), how.optimizer(num_images), draw.batch_size)
     order, variables, carry = jnp.zeros(num_images, jnp.int32), start.variables, None
-    num_steps = sgd.epochs * training.steps_per_epoch(num_images, draw.batch_size)
+    num_steps = epochs * training.steps_per_epoch(num_images, draw.batch_size)
     rows = []
     for index in range(num_steps):
         order, batch, begin = draw(answered, key_learn, order, np.int32(index))
@@ -104,7 +108,8 @@ def adversarial_extraction(
         if progress is not None:
             progress(index + 1, num_steps, {"loss": rows[-1][0]})
     losses, attacked = np.array(rows, np.float32).reshape(-1, 2).T
-    return Copy(start.with_variables(variables), {"loss": losses, "attacked_loss": attacked}, queries=queries)
+    curves = {"loss": losses, "attacked_loss": attacked}
+    return start.with_variables(variables), TheftReport(curves, queries=queries)
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Lt
 
 from jaxguard import surgery, training
 from jaxguard.errors import TheftError
 from jaxguard.graph import ChannelGraph, Group, Member
-from jaxguard.theft.protocol import Copy
+from jaxguard.methods import checked
+from jaxguard.theft.protocol import TheftReport
 from jaxguard.types import ApplyFn, Batch, Network, Variables
 
 PROBES = (1e-3, 1.0, 1e3)
@@ -24,7 +26,8 @@ TOLERANCE = 1e-3
 """Largest difference of logits, relative to the largest logit, of networks that count as the same function."""
 
 
-def permutation(owner: Network, data: Batch | None, key: jax.Array) -> Copy:
+@checked
+def permutation(owner: Network, data: Batch | None, key: jax.Array) -> tuple[Network, TheftReport]:
     """Permutes every permutable group of channels at random, wherever its channels lie.
 
     Args:
@@ -42,7 +45,7 @@ def permutation(owner: Network, data: Batch | None, key: jax.Array) -> Copy:
         >>> mlp = lambda v, x: jax.nn.relu(x @ v["w1"]) @ v["w2"]
         >>> v = {"w1": np.ones((4, 8), np.float32), "w2": np.ones((8, 2), np.float32)}
         >>> owner = Network(v, mlp, (4,))
-        >>> permutation(owner, None, jax.random.key(1)).notes
+        >>> permutation(owner, None, jax.random.key(1))[1].notes
         ('1 of 1 groups of hidden channels were permuted, 8 channels in all.',)
     """
     del data
@@ -60,10 +63,13 @@ def permutation(owner: Network, data: Batch | None, key: jax.Array) -> Copy:
         f"{len(permutable)} of {len(hidden)} groups of hidden channels were permuted, "
         f"{sum(group.size for group in permutable)} channels in all."
     )
-    return Copy(owner.with_variables(variables), notes=(note,))
+    return owner.with_variables(variables), TheftReport(notes=(note,))
 
 
-def rescaling(owner: Network, data: Batch | None, key: jax.Array, *, factor: float = 4.0) -> Copy:
+@checked
+def rescaling(
+    owner: Network, data: Batch | None, key: jax.Array, *, factor: Annotated[float, Ge(1), Lt(math.inf)] = 4.0
+) -> tuple[Network, TheftReport]:
     """Multiplies hidden channels by positive factors where they are made, and divides by them where they are read.
 
     That cancels wherever everything in between is positively homogeneous, `f(c x) = c f(x)`: ReLU, poolings, residual
@@ -75,25 +81,23 @@ def rescaling(owner: Network, data: Batch | None, key: jax.Array, *, factor: flo
         owner: the stolen model.
         data: ignored.
         key: draws the factors.
-        factor: the largest, >= 1; factors are log-uniform between this and its inverse. 1 changes nothing.
+        factor: the largest; factors are log-uniform between this and its inverse. 1 changes nothing.
 
     Returns:
         The copy, whose logits are the owner's up to rounding; notes name the groups that cannot be rescaled.
 
     Raises:
-        TheftError: `factor` is out of range, or nothing in the model can be rescaled.
+        TheftError: nothing in the model can be rescaled.
 
     Example:
         >>> mlp = lambda v, x: jax.nn.relu(x @ v["w1"]) @ v["w2"]
         >>> v = {"w1": np.ones((4, 8), np.float32), "w2": np.ones((8, 2), np.float32)}
         >>> owner = Network(v, mlp, (4,))
-        >>> rescaling(owner, None, jax.random.key(1)).notes
+        >>> rescaling(owner, None, jax.random.key(1))[1].notes
         ('8 hidden channels in 1 of 1 groups were rescaled.',)
     """
     del data
     graph = owner.graph
-    if not (math.isfinite(factor) and factor >= 1):
-        raise TheftError(f"expected a finite factor >= 1, got {factor}; 4 is the default")
     permutable, hidden = _groups(graph)
     key_factors, key_images = jax.random.split(key)
     images = jax.random.uniform(key_images, (4, *owner.input_spec.shape), owner.input_spec.dtype)
@@ -116,7 +120,7 @@ def rescaling(owner: Network, data: Batch | None, key: jax.Array, *, factor: flo
     left = sorted({group.name for group in hidden} - {group.name for group in rescaled})
     if left:
         notes.append(f"No factor cancels out in {', '.join(left)}.")
-    return Copy(owner.with_variables(variables), notes=tuple(notes))
+    return owner.with_variables(variables), TheftReport(notes=tuple(notes))
 
 
 class Places(NamedTuple):

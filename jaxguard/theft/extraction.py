@@ -14,105 +14,50 @@ from jax import lax
 
 from jaxguard import evaluation, training
 from jaxguard.errors import TheftError
+from jaxguard.methods import NonNegative, Positive, Share, Steps, checked, options_of
 from jaxguard.theft import protocol
-from jaxguard.theft.independents import FROM_SCRATCH
-from jaxguard.theft.protocol import Blueprint, Copy
-from jaxguard.theft.sgd import SGD
+from jaxguard.theft.protocol import Blueprint, TheftReport
+from jaxguard.theft.sgd import SGD, Schedule
 from jaxguard.training import CrossEntropyGradient, GradientFn, LossGradient, Progress
 from jaxguard.types import ApplyFn, Batch, Network, Variables
 
 
-def label_extraction(
+@options_of(SGD)
+def _extract(
     owner: Network,
     data: Batch,
     key: jax.Array,
+    loss_fn: DistillationLoss | None,
     *,
     student: Blueprint | None = None,
-    sgd: SGD = FROM_SCRATCH,
+    epochs: Steps = 200,
+    learning_rate: NonNegative = 0.05,
+    schedule: Schedule = "cosine",
     progress: Progress | None = None,
-) -> Copy:
-    """Trains a student from scratch on the classes that the owner's model names.
-
-    The defaults are those of SAC's code for CIFAR-10, except that it updates the cosine's rate in every step rather
-    than every epoch, so that it rises again after 200 steps.
+    **sgd: Any,
+) -> tuple[Network, TheftReport]:
+    """Trains a student from scratch on the owner's answers.
 
     Args:
         owner: the stolen model; it is queried with the thief's images, once each, and with `augment` then with every
             view that is learned.
         data: the thief's images; their labels are ignored.
         key: draws the student's weights, batches and augmentation.
+        loss_fn: of the owner's probabilities; without it the student learns labels alone.
         student: architecture of the copy; the owner's by default.
-        sgd: how; 0 epochs leave the student random.
+        epochs: see `SGD`, as for the next two; 0 leaves the student random.
+        learning_rate: of the first step.
+        schedule: how it falls.
         progress: called as the work proceeds.
+        sgd: other fields of `SGD`.
 
     Returns:
         The student, with the curve `loss`, `[steps]`.
 
     Raises:
         TheftError: no architecture, an answer is not finite, or the loss diverged.
-
-    Reference:
-        Guan, Liang, He: Are You Stealing My Model? Sample Correlation for Fingerprinting Deep Neural Networks,
-        NeurIPS 2022.
     """
-    return _extract(owner, data, key, student=student, loss_fn=None, sgd=sgd, progress=progress)
-
-
-def distillation(
-    owner: Network,
-    data: Batch,
-    key: jax.Array,
-    *,
-    student: Blueprint | None = None,
-    temperature: float = 20.0,
-    alpha: float = 0.9,
-    sgd: SGD = SGD(epochs=200, learning_rate=0.1, schedule="cosine"),
-    progress: Progress | None = None,
-) -> Copy:
-    """Extraction by probability: trains a student from scratch on the owner's probabilities, softened.
-
-    The defaults are those of SAC's code for CIFAR-10, except for the schedule, see `label_extraction`, and for the
-    divergence, which it averages over images and classes. Summed over classes, as here, the soft part weighs `K` times
-    as much.
-
-    Args:
-        owner: see `label_extraction`, as for all others.
-        data: the thief's images.
-        key: draws the student's weights, batches and augmentation.
-        student: architecture of the copy.
-        temperature: see `DistillationLoss`.
-        alpha: weight of the soft part.
-        sgd: how.
-        progress: called as the work proceeds.
-
-    Returns:
-        The student, with the curve `loss`, `[steps]`.
-
-    Raises:
-        TheftError: as `label_extraction`, or an option is out of range.
-
-    Reference:
-        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015.
-    """
-    if not (temperature > 0 and 0 <= alpha <= 1):
-        raise TheftError(
-            f"expected temperature > 0 and alpha in [0, 1], got {temperature=}, {alpha=}; SAC's are 20 and 0.9"
-        )
-    loss_fn = DistillationLoss(temperature, alpha)
-    return _extract(owner, data, key, student=student, loss_fn=loss_fn, sgd=sgd, progress=progress)
-
-
-def _extract(
-    owner: Network,
-    data: Batch,
-    key: jax.Array,
-    *,
-    student: Blueprint | None,
-    loss_fn: DistillationLoss | None,
-    sgd: SGD,
-    progress: Progress | None,
-) -> Copy:
-    """The student; without a loss of probabilities it learns labels alone."""
+    how = SGD(epochs, learning_rate, schedule=schedule, **sgd)
     answer_fn, queries = Answers(owner.apply_fn, labels_only=loss_fn is None), len(data.images)
     key_init, key_learn = jax.random.split(key)
     student = protocol.require_blueprint(student, owner)
@@ -125,16 +70,80 @@ def _extract(
             "it with that num_classes"
         )
     answers = Batch(data.images, query(answer_fn, owner.variables, data.images))
-    if sgd.augment is None:
-        variables, losses = sgd.learn(gradient_fn, start.variables, answers, key_learn, progress=progress)
+    if how.augment is None:
+        variables, losses = how.learn(gradient_fn, start.variables, answers, key_learn, progress=progress)
     else:
         # An answer to an image is none to a view of it: every view is a query, answered inside the training step.
         params, state = training.partition(start.variables)
         parts = {"params": params, "student": state, "owner": owner.variables}
-        parts, losses = sgd.learn(Answered(gradient_fn, answer_fn), parts, answers, key_learn, progress=progress)
+        parts, losses = how.learn(Answered(gradient_fn, answer_fn), parts, answers, key_learn, progress=progress)
         variables = training.combine(parts["params"], parts["student"])
-        queries += len(losses) * min(sgd.batch_size, queries)
-    return Copy(start.with_variables(variables), {"loss": losses}, queries=queries)
+        queries += len(losses) * min(how.batch_size, queries)
+    return start.with_variables(variables), TheftReport({"loss": losses}, queries=queries)
+
+
+@checked
+@options_of(_extract)
+def label_extraction(owner: Network, data: Batch, key: jax.Array, **learning: Any) -> tuple[Network, TheftReport]:
+    """Trains a student from scratch on the classes that the owner's model names.
+
+    The defaults are those of SAC's code for CIFAR-10, except that it updates the cosine's rate in every step rather
+    than every epoch, so that it rises again after 200 steps.
+
+    Args:
+        owner: see `_extract`, as for all others.
+        data: the thief's images; their labels are ignored.
+        key: draws the student's weights, batches and augmentation.
+        learning: how.
+
+    Returns:
+        The student, with the curve `loss`, `[steps]`.
+
+    Reference:
+        Guan, Liang, He: Are You Stealing My Model? Sample Correlation for Fingerprinting Deep Neural Networks,
+        NeurIPS 2022.
+    """
+    return _extract(owner, data, key, None, **learning)
+
+
+@checked
+@options_of(_extract)
+def distillation(
+    owner: Network,
+    data: Batch,
+    key: jax.Array,
+    *,
+    temperature: Positive = 20.0,
+    alpha: Share = 0.9,
+    learning_rate: NonNegative = 0.1,
+    **learning: Any,
+) -> tuple[Network, TheftReport]:
+    """Extraction by probability: trains a student from scratch on the owner's probabilities, softened.
+
+    The defaults are those of SAC's code for CIFAR-10, except for the schedule, see `label_extraction`, and for the
+    divergence, which it averages over images and classes. Summed over classes, as here, the soft part weighs `K` times
+    as much.
+
+    Args:
+        owner: see `_extract`, as for all others.
+        data: the thief's images.
+        key: draws the student's weights, batches and augmentation.
+        temperature: see `DistillationLoss`.
+        alpha: weight of the soft part.
+        learning_rate: of the first step.
+        learning: how.
+
+    Returns:
+        The student, with the curve `loss`, `[steps]`.
+
+    Raises:
+        TheftError: as `label_extraction`.
+
+    Reference:
+        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015.
+    """
+    loss_fn = DistillationLoss(temperature, alpha)
+    return _extract(owner, data, key, loss_fn, learning_rate=learning_rate, **learning)
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Interval
 
 from jaxguard import surgery, training
 from jaxguard.errors import TheftError
 from jaxguard.graph import ChannelGraph, pairing
+from jaxguard.methods import Count, NonNegative, Steps, checked, options_of
 from jaxguard.theft import protocol
-from jaxguard.theft.protocol import Copy
+from jaxguard.theft.protocol import TheftReport
 from jaxguard.theft.sgd import SGD
 from jaxguard.training import CrossEntropyGradient, Progress
 from jaxguard.types import Batch, Network, TrainFn, Variables
@@ -28,16 +30,20 @@ MAX_BURST = 2056
 """Most images of a burst of fine-tuning, redrawn each time: SAC's number."""
 
 
+@checked
+@options_of(SGD)
 def fine_pruning(
     owner: Network,
     data: Batch,
     key: jax.Array,
     *,
-    share: float = 0.5,
-    every: int = 50,
-    sgd: SGD = SGD(epochs=1, learning_rate=1e-3),
+    share: Annotated[float, Interval(ge=0, lt=1)] = 0.5,
+    every: Count = 50,
+    epochs: Steps = 1,
+    learning_rate: NonNegative = 1e-3,
     progress: Progress | None = None,
-) -> Copy:
+    **sgd: Any,
+) -> tuple[Network, TheftReport]:
     """Cuts a share of each hidden layer's channels, those of the smallest mean absolute activation, and fine-tunes.
 
     SAC's code for CIFAR-10 cuts filters of a VGG-16, fine-tunes after every 50 on at most 2,056 images and keeps copies
@@ -51,8 +57,10 @@ def fine_pruning(
         key: draws images, batches and augmentation.
         share: of the hidden channels, in [0, 1); one of each layer always stays. 0 changes nothing.
         every: channels cut between two bursts of fine-tuning; activations are measured again for each cut, on a batch.
-        sgd: how bursts are learned; 0 epochs only prune.
+        epochs: of a burst; 0 only prunes.
+        learning_rate: of its first step.
         progress: called as the work proceeds.
+        sgd: other fields of `SGD`.
 
     Returns:
         The copy, with the curve `loss` of all bursts.
@@ -61,8 +69,7 @@ def fine_pruning(
         TheftError: something is missing or out of range, or a loss diverged.
         DataError: labels the model has no class for.
     """
-    if not 0 <= share < 1 or every < 1:
-        raise TheftError(f"expected share in [0, 1) and every >= 1, got {share=}, {every=}; SAC's are 0.05 ... and 50")
+    how = SGD(epochs, learning_rate, **sgd)
     pruned, graph = Pruned(protocol.require_training(owner)), owner.graph
     protocol.require_labels(data, owner.num_classes)
     layers = prunable(graph)
@@ -75,15 +82,15 @@ def fine_pruning(
         key_burst, key_learn = jax.random.split(jax.random.fold_in(key, bursts))
         chosen = jax.random.permutation(key_burst, len(data.images))[:MAX_BURST]
         drawn = Batch(*(jnp.asarray(part)[chosen] for part in data))
-        seen = activations(graph, layers, variables, drawn.images[: sgd.batch_size])
+        seen = activations(graph, layers, variables, drawn.images[: how.batch_size])
         masks = quietest(jax.device_get(seen), masks, min(every, wanted - count))
         count, bursts = sum(int(mask.sum()) for mask in masks), bursts + 1
         parts = pruned.split(variables, kept(graph, layers, variables, masks))
-        parts, loss = sgd.learn(CrossEntropyGradient(pruned), parts, drawn, key_learn, progress=progress)
+        parts, loss = how.learn(CrossEntropyGradient(pruned), parts, drawn, key_learn, progress=progress)
         variables = pruned.join(parts, like=variables)
         losses.append(loss)
     note = f"{count} of {total} hidden channels in {len(layers)} layers were cut, with {bursts} bursts of fine-tuning."
-    return Copy(owner.with_variables(variables), {"loss": np.concatenate(losses)}, (note,))
+    return owner.with_variables(variables), TheftReport({"loss": np.concatenate(losses)}, (note,))
 
 
 @dataclass(frozen=True)

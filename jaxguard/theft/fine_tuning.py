@@ -16,22 +16,27 @@ from jaxguard import models
 from jaxguard.errors import TheftError
 from jaxguard.graph import ChannelGraph, LeafView, Producer
 from jaxguard.graph.program import leaf_paths, numeric_leaves
+from jaxguard.methods import Count, NonNegative, Steps, checked, options_of
 from jaxguard.theft import protocol
-from jaxguard.theft.protocol import Blueprint, Copy
+from jaxguard.theft.protocol import Blueprint, TheftReport
 from jaxguard.theft.sgd import SGD
 from jaxguard.training import CrossEntropyGradient, Progress
 from jaxguard.types import Batch, Network, TrainFn, Variables
 
 
+@checked
+@options_of(SGD)
 def fine_tuning(
     owner: Network,
     data: Batch,
     key: jax.Array,
     *,
     layers: int | None = None,
-    sgd: SGD = SGD(epochs=30, learning_rate=5e-4),
+    epochs: Steps = 30,
+    learning_rate: NonNegative = 5e-4,
     progress: Progress | None = None,
-) -> Copy:
+    **sgd: Any,
+) -> tuple[Network, TheftReport]:
     """Fine-tunes all layers (FTAL) or the last ones (FTLL) on the thief's labels.
 
     The defaults are those of SAC's code for CIFAR-10. Its last layers are the three dense ones of a VGG-16, `layers=3`.
@@ -42,8 +47,10 @@ def fine_tuning(
         data: the thief's images and labels.
         key: draws batches and augmentation.
         layers: how many of the last layers learn, 1 for the one that makes the logits; None for all parameters.
-        sgd: how.
+        epochs: see `SGD`, as for the next.
+        learning_rate: of the first step.
         progress: called as the work proceeds.
+        sgd: other fields of `SGD`.
 
     Returns:
         The copy, with the curve `loss`, `[steps]`.
@@ -56,8 +63,8 @@ def fine_tuning(
         >>> linear = lambda w, images: images.reshape(len(images), -1) @ w
         >>> owner = Network(np.eye(4), linear, (2, 2, 1), lambda w, images: (linear(w, images), w))
         >>> data = Batch(np.eye(4).reshape(4, 2, 2, 1), np.arange(4))
-        >>> copy = fine_tuning(owner, data, jax.random.key(0), sgd=SGD(epochs=3, learning_rate=0.1))
-        >>> copy.network.variables.shape, bool(copy.curves["loss"][-1] < copy.curves["loss"][0])
+        >>> copy, report = fine_tuning(owner, data, jax.random.key(0), epochs=3, learning_rate=0.1)
+        >>> copy.variables.shape, bool(report.curves["loss"][-1] < report.curves["loss"][0])
         ((4, 4), True)
 
     Reference:
@@ -66,47 +73,55 @@ def fine_tuning(
     """
     protocol.require_labels(data, owner.num_classes)
     train_fn = protocol.require_training(owner)
+    how = SGD(epochs, learning_rate, **sgd)
     if layers is None:
-        tuned, losses = sgd.learn(CrossEntropyGradient(train_fn), owner.variables, data, key, progress=progress)
-        return Copy(owner.with_variables(tuned), {"loss": losses})
+        tuned, losses = how.learn(CrossEntropyGradient(train_fn), owner.variables, data, key, progress=progress)
+        return owner.with_variables(tuned), TheftReport({"loss": losses})
     learned = parameters(owner.graph, last_layers(owner.graph, layers))
     frozen = Frozen(train_fn, jax.tree.structure(owner.variables), leaf_paths(owner.variables), learned)
     parts = frozen.split(owner.variables)
-    tuned, losses = sgd.learn(CrossEntropyGradient(frozen), parts, data, key, progress=progress)
-    return Copy(owner.with_variables(frozen.join(tuned)), {"loss": losses})
+    tuned, losses = how.learn(CrossEntropyGradient(frozen), parts, data, key, progress=progress)
+    return owner.with_variables(frozen.join(tuned)), TheftReport({"loss": losses})
 
 
+@checked
+@options_of(fine_tuning)
 def head_reset(
-    owner: Network,
-    data: Batch,
-    key: jax.Array,
-    *,
-    layers: int | None = None,
-    sgd: SGD = SGD(epochs=30, learning_rate=0.01),
-    progress: Progress | None = None,
-) -> Copy:
-    """Redraws the head, then fine-tunes all layers (RTAL) or the last ones (RTLL); see `fine_tuning`.
+    owner: Network, data: Batch, key: jax.Array, *, learning_rate: NonNegative = 0.01, **tuning: Any
+) -> tuple[Network, TheftReport]:
+    """Redraws the head, then fine-tunes all layers (RTAL) or the last ones (RTLL).
 
     The learning rate is ours, twenty times that of fine-tuning, since a new head has everything to learn.
+
+    Args:
+        owner: see `fine_tuning`, as for all others.
+        data: the thief's images and labels.
+        key: draws the head, batches and augmentation.
+        learning_rate: of the first step.
+        tuning: other options of `fine_tuning`.
+
+    Returns:
+        The copy, with the curve `loss`, `[steps]`.
     """
     key_head, key_tune = jax.random.split(key)
     head = fresh_head(owner.graph, owner.variables, key_head)
     start = owner.with_variables(with_leaves(owner.variables, head))
-    copy = fine_tuning(start, data, key_tune, layers=layers, sgd=sgd, progress=progress)
-    return copy._replace(notes=(f"The head, {', '.join(sorted(head))}, was redrawn.",))
+    copy, report = fine_tuning(start, data, key_tune, learning_rate=learning_rate, **tuning)
+    return copy, report._replace(notes=(f"The head, {', '.join(sorted(head))}, was redrawn.",))
 
 
+@checked
+@options_of(fine_tuning)
 def transfer(
     owner: Network,
     data: Batch,
     key: jax.Array,
     *,
-    num_classes: int | None = None,
+    num_classes: Count | None = None,
     model: Blueprint | None = None,
-    layers: int | None = None,
-    sgd: SGD = SGD(epochs=30, learning_rate=0.01),
-    progress: Progress | None = None,
-) -> Copy:
+    learning_rate: NonNegative = 0.01,
+    **tuning: Any,
+) -> tuple[Network, TheftReport]:
     """Gives the model a new head and fine-tunes it on another task, with images as large as the owner's.
 
     SAC transfers to ten classes of CIFAR-100; its settings for that are not in its code, these are those of
@@ -119,9 +134,8 @@ def transfer(
         num_classes: `K` of the other task; its largest label plus 1 by default.
         model: the architecture with the new head; by default a bundled one is rebuilt, and functions of others are
             the owner's, if they take whatever shape the leaves have.
-        layers: see `fine_tuning`; 1 trains the head alone (linear probing).
-        sgd: how.
-        progress: called as the work proceeds.
+        learning_rate: of the first step.
+        tuning: other options of `fine_tuning`; `layers=1` trains the head alone (linear probing).
 
     Returns:
         The copy, with the curve `loss`, `[steps]`.
@@ -131,8 +145,6 @@ def transfer(
         DataError: a label beyond `num_classes`.
     """
     num_classes = int(np.max(data.labels)) + 1 if num_classes is None else num_classes
-    if num_classes < 1:
-        raise TheftError(f"expected num_classes >= 1, got {num_classes}")
     key_head, key_tune = jax.random.split(key)
     own = protocol.blueprint_of(owner)
     if model is None and isinstance(own, models.Model):
@@ -151,8 +163,10 @@ def transfer(
         ) from error
     if found != num_classes:
         raise TheftError(f"expected {num_classes} logits from the new head, got {found}; pass another model=")
-    copy = fine_tuning(start, data, key_tune, layers=layers, sgd=sgd, progress=progress)
-    return copy._replace(notes=(f"The head, {', '.join(sorted(head))}, was redrawn for {num_classes} classes.",))
+    copy, report = fine_tuning(start, data, key_tune, learning_rate=learning_rate, **tuning)
+    return copy, report._replace(
+        notes=(f"The head, {', '.join(sorted(head))}, was redrawn for {num_classes} classes.",)
+    )
 
 
 @functools.lru_cache(maxsize=64)

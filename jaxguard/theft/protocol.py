@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -13,8 +11,6 @@ import numpy as np
 
 from jaxguard.errors import DataError, TheftError
 from jaxguard.scores.channel_bounds import require_finite
-from jaxguard.theft.sgd import SGD
-from jaxguard.training import Progress
 from jaxguard.types import Batch, Network, TrainFn, Variables
 
 Access = Literal["weights", "queries"]
@@ -40,77 +36,38 @@ def blueprint_of(network: Network) -> Blueprint | None:
     return found if isinstance(found, Blueprint) else None
 
 
-class Copy(NamedTuple):
-    """What the function behind a row of THEFTS returns.
+class TheftReport(NamedTuple):
+    """How a copy was made.
 
     Attributes:
-        network: the copy.
         curves: what was recorded step by step, `{name: [steps]}`.
         notes: caveats for the reader, in full sentences.
         queries: images, or views of them, that the owner's model was queried with.
     """
 
-    network: Network
     curves: Mapping[str, np.ndarray] = {}
     notes: tuple[str, ...] = ()
     queries: int = 0
 
 
 @dataclass(frozen=True)
-class TheftReport:
-    """How a copy was made.
-
-    Attributes:
-        method: name of the function that made it.
-        options: hyper-parameters as used, defaults included; architectures and functions by their name.
-        notes: caveats for the reader, in full sentences.
-        curves: what was recorded step by step, `{name: [steps]}`.
-        queries: images, or views of them, that the owner's model was queried with.
-    """
-
-    method: str
-    options: Mapping[str, Any]
-    notes: tuple[str, ...] = ()
-    curves: Mapping[str, np.ndarray] = field(default_factory=dict)
-    queries: int = 0
-
-
-@dataclass(frozen=True)
 class Theft:
-    """One row of THEFTS: a function, and what holds of the copies it makes.
+    """One row of THEFTS: a function, and what it needs.
 
     Attributes:
-        function: `(owner, data, key, *, options) -> Copy`; pure. Settings of its training are one option, `sgd`.
+        function: `(owner, data, key, *, options) -> (copy, report)`; pure, its options checked by their annotations.
         access: what the thief has of the owner's model; `weights` means that the copy's weights derive from them.
         needs: what else it cannot do without.
         defaults: options that make the row, where they differ from the function's.
     """
 
-    function: Callable[..., Copy]
+    function: Callable[..., tuple[Network, TheftReport]]
     access: Access
     needs: tuple[Literal["data", "key"], ...] = ("data", "key")
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
-    @functools.cached_property
-    def options(self) -> Mapping[str, Any]:
-        """Options and their defaults, those of `SGD` among them."""
-        found = {name: value for name, value in self._signature.items() if name not in ("sgd", "progress")}
-        sgd = vars(self._signature["sgd"]) if "sgd" in self._signature else {}
-        return {**found, **sgd, **self.defaults}
-
-    @functools.cached_property
-    def _signature(self) -> Mapping[str, Any]:
-        parameters = inspect.signature(self.function).parameters.values()
-        return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
-
     def __call__(
-        self,
-        owner: Network,
-        data: Batch | None = None,
-        key: jax.Array | None = None,
-        *,
-        progress: Progress | None = None,
-        **options: Any,
+        self, owner: Network, data: Batch | None = None, key: jax.Array | None = None, **options: Any
     ) -> tuple[Network, TheftReport]:
         """Makes a copy; the owner's network and the data are left untouched.
 
@@ -118,47 +75,25 @@ class Theft:
             owner: the model that is stolen; only its answers are used where `access` is `queries`.
             data: the thief's images and labels; ignored where the theft needs none.
             key: the same key gives the same copy.
-            progress: called as the work proceeds.
-            options: hyper-parameters other than the defaults; those of `SGD` by their names.
+            options: hyper-parameters other than the defaults, `progress` among them.
 
         Returns:
             The copy and a report.
 
         Raises:
-            TheftError: something is missing or out of range, or a loss diverged.
+            OptionError: an unknown option, or a value of the wrong type or out of range.
+            TheftError: something is missing, or a loss diverged.
             UnscorableError: weights are not finite.
             DataError: no images, or labels the model has no class for.
         """
-        name = self.function.__name__
-        unknown = sorted(options.keys() - self.options.keys())
-        if unknown:
-            raise TheftError(f"expected options {', '.join(self.options)} of {name}, got {', '.join(unknown)}")
         if "key" in self.needs and key is None:
+            name = self.function.__name__
             raise TheftError(f"expected a key for what {name} draws, got None; pass key=jax.random.key(0)")
         if "data" in self.needs:
             require_data(data)
         if self.access == "weights":
             require_finite(owner.variables)
-        used = {**self.options, **options}
-        given: dict[str, Any] = {option: used[option] for option in used if option in self._signature}
-        if "sgd" in self._signature:
-            given["sgd"] = SGD(**{one.name: used[one.name] for one in fields(SGD)})
-        if "progress" in self._signature:
-            given["progress"] = progress
-        network, curves, notes, queries = self.function(owner, data, key, **given)
-        return network, TheftReport(name, described(used), notes, curves, queries)
-
-
-def described(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as a report records them: plain values as they are, others by specification or representation."""
-    return {
-        name: value if isinstance(value, bool | int | float | str | Mapping | None) else _name(value)
-        for name, value in options.items()
-    }
-
-
-def _name(value: Any) -> str:
-    return getattr(value, "spec", repr(value))
+        return self.function(owner, data, key, **{**self.defaults, **options})
 
 
 def require_data(data: Batch | None) -> Batch:

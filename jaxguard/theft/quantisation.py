@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Interval
 
 from jaxguard import surgery
-from jaxguard.errors import TheftError
 from jaxguard.graph import LeafView
-from jaxguard.theft.protocol import Copy
+from jaxguard.methods import checked
+from jaxguard.theft.protocol import TheftReport
 from jaxguard.types import Batch, Network
 
 
@@ -45,7 +46,14 @@ def rounded(view: LeafView, bits: int) -> surgery.Edit:
     return apply
 
 
-def quantisation(owner: Network, data: Batch | None = None, key: jax.Array | None = None, *, bits: int = 8) -> Copy:
+@checked
+def quantisation(
+    owner: Network,
+    data: Batch | None = None,
+    key: jax.Array | None = None,
+    *,
+    bits: Annotated[int, Interval(ge=2, le=16)] = 8,
+) -> tuple[Network, TheftReport]:
     """Rounds all kernels, as the graph finds them, with one scale each; biases, norms and embeddings stay.
 
     Weights keep their dtype, so that the copy runs where the owner's model does: quantisation as a change of values.
@@ -54,20 +62,15 @@ def quantisation(owner: Network, data: Batch | None = None, key: jax.Array | Non
         owner: the stolen model.
         data: ignored.
         key: ignored; nothing is drawn.
-        bits: per weight, sign included, 2 to 16.
+        bits: per weight, sign included.
 
     Returns:
         The copy.
-
-    Raises:
-        TheftError: an option is out of range.
     """
     del data, key
-    if not 2 <= bits <= 16:
-        raise TheftError(f"expected bits in 2 ... 16, got {bits}; 8 is usual")
     variables: Any = owner.variables
     views = {repr(producer.kernel): producer.kernel for producer in owner.graph.producers}
     for view in views.values():
         variables = surgery.edit(variables, {view.path: rounded(view, bits)})
     note = f"{len(views)} kernels were rounded to {2**bits - 1} levels each."
-    return Copy(owner.with_variables(variables), notes=(note,))
+    return owner.with_variables(variables), TheftReport(notes=(note,))

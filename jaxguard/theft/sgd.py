@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 import numpy as np
@@ -11,45 +11,35 @@ import optax
 
 from jaxguard import training
 from jaxguard.errors import TheftError
-from jaxguard.training import Augment, GradientFn, Progress
+from jaxguard.methods import Count, Momentum, NonNegative, Steps
+from jaxguard.training import Augmentation, GradientFn, Progress
 from jaxguard.types import Batch, Variables
 
 Schedule = Literal["constant", "cosine"]
 """`cosine` falls to 0 epoch by epoch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SGD:
     """Settings of stochastic gradient descent; the defaults are those of SAC's code for CIFAR-10.
 
-    Attributes:
+    Args:
         epochs: passes over the images; 0 trains nothing.
         learning_rate: of the first step.
         batch_size: images per step; all of them where there are fewer.
-        momentum: in [0, 1).
+        momentum: of the descent.
         weight_decay: coefficient of the L2 penalty's gradient.
         schedule: how the rate falls.
         augment: `(key, images) -> images`, or None.
-
-    Raises:
-        TheftError: one of them is out of range.
     """
 
-    epochs: int
-    learning_rate: float
-    batch_size: int = 512
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    epochs: Steps = field(kw_only=False)
+    learning_rate: NonNegative = field(kw_only=False)
+    batch_size: Count = 512
+    momentum: Momentum = 0.9
+    weight_decay: NonNegative = 5e-4
     schedule: Schedule = "constant"
-    augment: Augment | None = None
-
-    def __post_init__(self):
-        in_range = self.epochs >= 0 and self.batch_size >= 1 and self.learning_rate >= 0 and 0 <= self.momentum < 1
-        if not in_range or self.schedule not in get_args(Schedule):
-            raise TheftError(
-                f"expected epochs >= 0, batch_size >= 1, learning_rate >= 0, momentum in [0, 1) and a schedule of "
-                f"{', '.join(get_args(Schedule))}, got {self}"
-            )
+    augment: Augmentation = None
 
     def optimizer(self, num_images: int) -> optax.GradientTransformation:
         """The optimizer for `num_images` training images; equal settings give the identical one."""

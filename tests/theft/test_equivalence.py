@@ -9,6 +9,7 @@ import pytest
 import zoo
 
 from jaxguard import models
+from jaxguard.errors import OptionError
 from jaxguard.repairs import relative_change
 from jaxguard.theft import THEFTS, TheftError
 from jaxguard.types import Network
@@ -148,7 +149,7 @@ def test_factors_stay_within_their_bounds_and_reach_far():
 
 @pytest.mark.parametrize("factor", [0.5, np.inf, np.nan])
 def test_factors_out_of_range_are_refused(factor):
-    with pytest.raises(TheftError, match="finite factor >= 1"):
+    with pytest.raises(OptionError, match="for factor of rescaling"):
         rescaling(network("mlp")[0], key=KEY, factor=factor)
 
 

@@ -7,8 +7,9 @@ import pytest
 import zoo
 
 from jaxguard import models
+from jaxguard.errors import OptionError
 from jaxguard.repairs import relative_change
-from jaxguard.theft import THEFTS, TheftError
+from jaxguard.theft import THEFTS
 from jaxguard.types import Network
 
 quantisation = THEFTS["quantisation"]
@@ -83,5 +84,5 @@ def test_dtypes_stay():
 
 @pytest.mark.parametrize("bits", [1, 17])
 def test_options_out_of_range(bits):
-    with pytest.raises(TheftError, match=r"expected bits in 2 \.\.\. 16, got"):
+    with pytest.raises(OptionError, match=r"expected a whole number in \[2, 16\] for bits of quantisation"):
         quantisation(network(), bits=bits)

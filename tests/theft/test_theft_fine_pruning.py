@@ -11,6 +11,7 @@ import tiny
 import zoo
 
 from jaxguard import data, evaluation, models
+from jaxguard.errors import OptionError
 from jaxguard.graph import channel_graph
 from jaxguard.theft import THEFTS, TheftError, independent
 from jaxguard.theft.fine_pruning import activations, prunable, quietest
@@ -142,7 +143,7 @@ def test_a_copy_is_still_the_classifier():
 
 @pytest.mark.parametrize("option", [{"share": 1.0}, {"share": -0.1}, {"every": 0}])
 def test_options_out_of_range(option):
-    with pytest.raises(TheftError, match=r"expected share in \[0, 1\) and every >= 1"):
+    with pytest.raises(OptionError, match=f"for {next(iter(option))} of fine-pruning"):
         fine_pruning(network(), batch(), KEY, **option)
 
 
