@@ -153,7 +153,7 @@ def test_architectures_are_drawn_as_often_as_they_have_members():
 
 
 def test_pools_are_made_where_none_are_given():
-    source = pools.Source("lite_guard", None, None, "mlp:hidden=32", copies=1, independents=2, epochs=2, batch_size=64)
+    source = pools.Source("lite_guard", model="mlp:hidden=32", copies=1, independents=2, epochs=2, batch_size=64)
     made = source.pools(digits.owner(), KEY, None)
     assert (len(made.positives), len(made.negatives)) == (3, 2)
     kernels = [np.asarray(one.variables["params"]["fc1"]["kernel"]) for one in (*made.positives, *made.negatives)]
