@@ -128,7 +128,6 @@ def test_few_modules_touch_files():
 
 THREADS = {
     "execution.py": "compute, for everything else",
-    "checkpoints/zarr.py": "reads chunks",
     "codescan.py": "reads the starts of files",
     "endpoints/endpoint.py": "waits for answers",
     "fleet/cluster.py": "asks for the state of files",

@@ -4,11 +4,10 @@ A node is stored by columns: the lengths of all keys, then the keys, then the le
 (https://google.github.io/tensorstore/kvstore/ocdbt).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from jaxguard.checkpoints import refusals
-from jaxguard.checkpoints.crc32c import crc32c
 
 MAX_ENTRIES = 2**20
 _MAX_ENCODED, _MAX_DECODED = 2**25, 2**27  # Orbax lets nodes grow to 100 MB
@@ -16,6 +15,8 @@ _MAX_NAME_BYTES = 2**27
 _PIECE_BYTES = 2**20
 _LENGTH_BYTES, _CHECKSUM_BYTES = 8, 4
 _MAX_SHIFT = 63
+_POLYNOMIAL = 0x82F63B78  # Castagnoli's, lowest bit first
+_ALL_ONES = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +142,24 @@ def _inflated(content: bytes) -> bytes:
     except OSError as error:
         raise ValueError(f"a node that cannot be inflated ({error})") from error
     return b"".join(pieces)
+
+
+def _remainder(byte: int) -> int:
+    for _ in range(8):
+        byte = byte >> 1 ^ (_POLYNOMIAL if byte & 1 else 0)
+    return byte
+
+
+_TABLE = tuple(_remainder(byte) for byte in range(256))
+
+
+def crc32c(content: Iterable[int]) -> int:
+    """CRC-32C, which the standard library lacks; 20 MB/s, meant for the small parts that carry one.
+
+    >>> hex(crc32c(b"123456789"))
+    '0xe3069283'
+    """
+    table, checksum = _TABLE, _ALL_ONES
+    for byte in content:
+        checksum = table[(checksum ^ byte) & 0xFF] ^ checksum >> 8
+    return checksum ^ _ALL_ONES

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxguard.checkpoints import ocdbt, refusals
-from jaxguard.checkpoints.crc32c import crc32c
+from jaxguard.checkpoints.ocdbt_nodes import crc32c
 
 
 def store(directory: pathlib.Path, **config) -> tensorstore.KvStore:
