@@ -113,10 +113,11 @@ class Judged:
 def judged(row: Row, reference: TriggerReference, kinds: Sequence[str]) -> Judged:
     """The product's verdict on one network."""
     search = search_of(row, kinds)
-    finding = Finding(Provenance(f"{row['index']}", architecture=row["architecture"]), Verdict.INCONCLUSIVE, "")
+    sha256 = row["searched"][kinds[0]]["file_sha256"]
+    finding = Finding(Provenance(f"{row['index']}", sha256, architecture=row["architecture"]), Verdict.INCONCLUSIVE, "")
     (finding,) = search_verdicts.judge([finding], {0: search}, reference, alpha=ALPHA)
     assert finding.search is not None
-    compared = reference.compare(search.results)
+    compared = reference.compare(search.results, sha256)
     height = -math.inf if math.isnan(compared.height) else compared.height
     return Judged(row, finding.verdict, height, finding.search.target)
 

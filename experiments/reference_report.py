@@ -1,7 +1,8 @@
 """What the reference population says: realised error rates and power on the half that no choice had seen.
 
 The clean networks of the reference half are the references (`reference_rates.py`), by all kinds of triggers joined, by
-each kind alone, and by all but one.
+each kind alone, and by all but one. The same strangers are judged a second time against the clean networks of both
+halves, those that ship, each without itself.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import machine
@@ -61,14 +62,22 @@ def summary(rows: Mapping[int, Row]) -> dict[str, Any]:
         return {**found, "note": f"Too few references: from {FEWEST} on, a network can be suspected at {ALPHA}."}
     sets = [kinds, *([[kind] for kind in kinds] if len(kinds) > 1 else [])]
     sets += [[one for one in kinds if one != kind] for kind in kinds] if len(kinds) > 2 else []
-    found["rates"] = []
-    for some in sets:
-        reference = reference_of(references, some)
-        parts: list[list[Judged]] = [[], []]
-        for row in strangers:
-            parts[row["attack"] is not None].append(judged(row, reference, some))
-        found["rates"].append({"kinds": {kind: newest[kind] for kind in some}, **rates(*parts, is_whole=some == kinds)})
+    clean = [row for row in complete if row["attack"] is None]
+    found["rates"] = [_rates_of(some, newest, references, strangers, is_whole=some == kinds) for some in sets]
+    found["shipped"] = [_rates_of(some, newest, clean, strangers, is_whole=some == kinds) for some in sets]
     return found
+
+
+def _rates_of(
+    kinds: Sequence[str], versions: Mapping[str, int], known: Sequence[Row], strangers: Sequence[Row], *, is_whole: bool
+) -> dict[str, Any]:
+    """By some kinds, against the clean networks among those known; none is compared with itself."""
+    reference = reference_of(known, kinds)
+    parts: list[list[Judged]] = [[], []]
+    for row in strangers:
+        parts[row["attack"] is not None].append(judged(row, reference, kinds))
+    counts = {"kinds": {kind: versions[kind] for kind in kinds}, "references": len(reference.networks)}
+    return counts | rates(*parts, is_whole=is_whole)
 
 
 def _median(values: Iterable[float | None]) -> float | None:
@@ -102,11 +111,11 @@ def reference_file(rows: Mapping[int, Row], found: Mapping[str, Any], environmen
         {
             "alpha": ALPHA,
             "kinds": one["kinds"],
-            "references": found["references"],
+            "references": one["references"],
             "false_alarms": _counts(one["false_alarms"]),
             "power": {attack: _counts(part) for attack, part in one["power_by"]["attack"].items()},
         }
-        for one in found.get("rates", ())
+        for one in found.get("shipped", ())
     ]
     source = {"experiment": "universal_reference.py", "seed": reference_plan.SEED}
     source |= {name: environment[name] for name in ("date", "jax") if name in environment}
@@ -139,13 +148,13 @@ def tables(found: Mapping[str, Any]) -> str:
     attacks = sorted({attack for one in found["rates"] for attack in one["power_by"]["attack"]})
     lines += [
         "",
-        f"| kinds searched | false alarms | {' | '.join(attacks)} | all | AUC |",
-        "|---" * (len(attacks) + 4) + "|",
+        f"| kinds searched | references | false alarms | {' | '.join(attacks)} | all | AUC |",
+        "|---" * (len(attacks) + 5) + "|",
     ]
-    for one in found["rates"]:
+    for one in (*found["rates"], *found["shipped"]):
         parts = [one["false_alarms"], *(one["power_by"]["attack"].get(attack, {"networks": 0}) for attack in attacks)]
         cells = [f"{part.get('count', 0)} of {part['networks']}" for part in (*parts, one["power"])]
-        lines.append(f"| {', '.join(one['kinds'])} | {' | '.join(cells)} | {one['auc']} |")
+        lines.append(f"| {', '.join(one['kinds'])} | {one['references']} | {' | '.join(cells)} | {one['auc']} |")
     return "\n".join(lines)
 
 
@@ -166,6 +175,8 @@ def write(rows: Mapping[int, Row], folder: pathlib.Path, package: pathlib.Path) 
     if found["references"] >= FEWEST:
         document = reference_file(rows, found, environment)
         package.write_text(json.dumps(document, allow_nan=False).replace("}}}, {", "}}},\n{") + "\n")
-    print(json.dumps({name: found[name] for name in found if name not in ("environment", "rates")}, indent=1))
+    print(
+        json.dumps({name: found[name] for name in found if name not in ("environment", "rates", "shipped")}, indent=1)
+    )
     print(tables(found))
     return found

@@ -125,8 +125,10 @@ def test_report_counts_by_hand():
     rows += [row(107, 3.0, attack="letter", failed=True), row(100, 3.0, attack="letter")]
     found = reference_report.summary({one["index"]: one for one in rows})
     assert (found["references"], found["trained"], found["attack_failed"]) == (20, 29, [107])
-    (rates,) = found["rates"]
-    assert rates["kinds"] == {"patch": 1}
+    (rates,), (shipped,) = found["rates"], found["shipped"]
+    assert rates["kinds"] == {"patch": 1} and (rates["references"], shipped["references"]) == (20, 23)
+    assert shipped["false_alarms"]["count"] == 0  # two of 1.5, of which each is as high as the other
+    assert shipped["power"]["count"] == 2
     assert (rates["false_alarms"]["networks"], rates["false_alarms"]["count"]) == (4, 1)
     # Clopper and Pearson for 1 of 4, by hand: 1 - 0.975^(1/4), and p of 0.025 = (1 - p)^4 + 4 p (1 - p)^3.
     assert rates["false_alarms"]["ci95"] == pytest.approx([0.0063, 0.8059], abs=1e-4)
@@ -137,7 +139,7 @@ def test_report_counts_by_hand():
     assert rates["power_at_0.05_false_alarms"]["count"] == 2  # above all clean ones
     assert rates["power_by"]["attack"]["crop"]["rate"] == 1 and rates["power_by"]["attack"]["letter"]["rate"] == 0
     assert rates["power_by"]["trigger size"].keys() == {"3", "8"}
-    assert "| patch | 1 of 4 | 2 of 2 | 0 of 1 | 2 of 3 | 0.75 |" in reference_report.tables(found)
+    assert "| patch | 20 | 1 of 4 | 2 of 2 | 0 of 1 | 2 of 3 | 0.75 |" in reference_report.tables(found)
 
 
 def with_warp(known, gap):
@@ -172,7 +174,7 @@ def test_reference_file_holds_the_clean_networks_of_both_halves(tmp_path):
     assert gaps == {2 * k: {"version": 1, "gap": k / 20} for k in range(19)} | {1: {"version": 1, "gap": 0.3}}
     (rates,) = written["rates"]
     assert rates["power"] == {"crop": {"found": 1, "of": 1}} and rates["false_alarms"] == {"found": 0, "of": 1}
-    assert rates["references"] == 19  # the half that judged was no part of them
+    assert rates["references"] == 20  # the clean one of them is not compared with itself
     assert json.loads((tmp_path / "universal_reference_report.json").read_text())["references"] == 19
     known = trigger_reference.load(package)
     assert known is not None and {one.sha256 for one in known.networks} == {f"file {k}" for k in gaps}
