@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from jaxguard import checkpoints, codescan
-from jaxguard.detection import comparison, judging
+from jaxguard.detection import comparison, judging, trigger_reference
 from jaxguard.detection import looks as looks_table
 from jaxguard.detection import profile as profiles
 from jaxguard.detection.looks import Look
@@ -40,7 +40,7 @@ from jaxguard.types.findings import NOT_ASKED
 
 if TYPE_CHECKING:
     from jaxguard.attacks import Attack
-    from jaxguard.fleet.trigger_searches import Searches
+    from jaxguard.detection.trigger_reference import TriggerReference
 
 __all__ = ["Listener", "Local", "ModelOptions", "Ray", "Stream", "calibrate", "scan"]
 
@@ -69,6 +69,7 @@ def scan(
     clean: Batch | None = None,
     test: Batch | None = None,
     attack: Attack | None = None,
+    reference: TriggerReference | str | os.PathLike[str] | None = None,
     seed: int = 0,
     listener: Listener | None = None,
 ) -> Report:
@@ -96,6 +97,8 @@ def scan(
         clean: a few labelled clean images to search triggers on; procedural ones by default.
         test: labelled images to measure the accuracy on.
         attack: a trigger to measure on them, if one is known; one that works on nearly all confirms a backdoor.
+        reference: clean networks that trigger searches are compared with, of `jaxguard.extending` or a file of it; None
+            for those that ship with the package.
         seed: of the images that triggers are searched on.
         listener: receives progress, remarks, and the findings before triggers are searched.
 
@@ -120,7 +123,7 @@ def scan(
     start, notes, is_interrupted = time.perf_counter(), list[str](), False
     listener, most = listener or Listener(), _most(deep)
     judging.require_rates(alpha, control)
-    known, source = _opened(profile)
+    (known, source), references = _opened(profile), trigger_reference.opened(reference)
     cheap, patches = _chosen(looks, known)
     found = discover(suspects, options=options, **_place(executor))
     cohorts = {} if known is None else known.cohorts
@@ -141,14 +144,14 @@ def scan(
 
             listener.look(findings)
             made = searched(seen, findings, most=most, kinds=kinds, clean=clean, budget=budget, seed=seed)
-            findings, is_interrupted = _with_searches(findings, made, alpha, control), made.is_interrupted
+            findings, is_interrupted = made.judged(findings, references, **rates), made.is_interrupted
             notes += made.notes(found.names)
         findings = _with_code(_with_layers(findings, seen), found.models)
     if test is not None:
         findings = [_measured(*pair, test, attack) for pair in zip(findings, found.models, strict=True)]
     beside, skipped = codescan.in_skipped(found.skipped)
     findings = [*findings, *beside]
-    references = () if known is None else judging.references(known, alpha, searched=patches is not None)
+    profiled = () if known is None else judging.references(known, alpha, searched=patches is not None)
     occurring = {one.cohort for one in findings}
     return Report(
         title=_title(found.models),
@@ -158,7 +161,7 @@ def scan(
         alpha=alpha,
         control=control,
         profile="" if known is None else f"{source}{known.digest[:16]}",
-        references=tuple(one for one in references if one.cohort in occurring),
+        references=tuple(one for one in profiled if one.cohort in occurring),
         seconds=time.perf_counter() - start,
         bytes_read=sum(one.bytes_read for one in seen.results),
         reused=sum(one.reused for one in seen.results),
@@ -275,19 +278,6 @@ def _of_search(
         f"Triggers were searched in {searched} of {undecided} undecided checkpoints: {counts[0]} suspected, "
         f"{counts[1]} if the search did not count."
     )
-
-
-def _with_searches(findings: Sequence[Finding], made: Searches, alpha: float, control: str) -> list[Finding]:
-    """Verdicts of the trigger searches, and remarks where there was none."""
-    from jaxguard.detection import search_verdicts, trigger_reference
-
-    reference = trigger_reference.load()
-    judged = search_verdicts.judge(findings, made.found, reference, alpha=alpha, is_each=control == judging.EACH)
-    for k, why in made.left_out.items():
-        is_open = judged[k].verdict is Verdict.INCONCLUSIVE and np.isnan(judged[k].p_value)
-        told = f"no trigger was searched: {why}" if is_open else judged[k].reason
-        judged[k] = replace(judged[k], unsearched=why, reason=told)
-    return judged
 
 
 def _most(deep: int | Literal["all"] | None) -> float | None:

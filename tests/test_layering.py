@@ -23,7 +23,7 @@ LEVELS = (
     {"detection", "fingerprints"},
     {"codescan", "fleet"},
     {"ownership", "repairs", "scanning"},
-    {"demo"},
+    {"demo", "extending"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -28,6 +28,14 @@ FAILURES = ("code", "suspected", "inconclusive", "error", "never")
 ProfileFile = Annotated[
     pathlib.Path | None, typer.Option("--profile", help="Reference profile to judge by, made by `jaxguard calibrate`.")
 ]
+ReferenceFile = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        "--reference",
+        help="Clean networks to compare trigger searches with, made by `jaxguard calibrate --extend`.",
+        show_default="those that ship with jaxguard",
+    ),
+]
 Alpha = Annotated[float | None, typer.Option(help="Accepted rate of false accusations.", show_default="0.05")]
 Control = Annotated[
     str | None,
@@ -105,6 +113,7 @@ def scan(  # noqa: PLR0917  # a command's options
     target: options.Target = None,
     pairing: options.Pairs = "dataflow",
     profile: ProfileFile = None,
+    reference: ReferenceFile = None,
     alpha: Alpha = None,
     control: Control = None,
     out: Out = None,
@@ -160,6 +169,7 @@ def scan(  # noqa: PLR0917  # a command's options
         result = scanning.scan(
             [*checkpoints, *models.targets],
             profile=profile,
+            reference=reference,
             **rates,
             executor=executor,
             options=given,

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -157,11 +158,11 @@ def _gap(other: ReferenceNetwork, result: KindResult) -> float:
     return gap if version == result.version else math.nan
 
 
-def load(path: pathlib.Path = FILE) -> TriggerReference | None:
+def load(path: pathlib.Path | None = None) -> TriggerReference | None:
     """Read a reference file.
 
     Args:
-        path: of the file.
+        path: of the file; None for the one that ships with the package.
 
     Returns:
         The reference; None where there is no such file.
@@ -169,6 +170,7 @@ def load(path: pathlib.Path = FILE) -> TriggerReference | None:
     Raises:
         DataError: no such file format.
     """
+    path = FILE if path is None else path
     if not path.exists():
         return None
     text = checkpoints.text_of(path)
@@ -179,6 +181,27 @@ def load(path: pathlib.Path = FILE) -> TriggerReference | None:
             f"{path}: expected a reference of schema {SCHEMA!r}, got {error!r}; make it with "
             "experiments/universal_reference.py or `jaxguard calibrate --extend`"
         ) from error
+
+
+def opened(reference: TriggerReference | str | os.PathLike[str] | None) -> TriggerReference | None:
+    """A reference, the one of a file, or the one that ships with the package.
+
+    Args:
+        reference: itself, its path, or None for the one that ships.
+
+    Raises:
+        DataError: no such file, or no such format.
+    """
+    if isinstance(reference, TriggerReference):
+        return reference
+    if reference is None:
+        return load()
+    if (found := load(pathlib.Path(reference))) is None:
+        raise DataError(
+            f"{os.fspath(reference)}: expected a reference made by `jaxguard calibrate --extend`, got no such file; "
+            "check the path"
+        )
+    return found
 
 
 def _parsed(document: Mapping[str, Any], digest: str) -> TriggerReference:

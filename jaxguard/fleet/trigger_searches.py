@@ -16,10 +16,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from jaxguard import inversion
+from jaxguard.detection import judging, search_verdicts
+from jaxguard.detection.trigger_reference import TriggerReference
 from jaxguard.errors import JaxguardError
 from jaxguard.fleet.examination import Examination
 from jaxguard.inversion.kinds import DEFAULT, KINDS
-from jaxguard.types import Batch, Finding, TriggerSearch
+from jaxguard.types import Batch, Finding, TriggerSearch, Verdict
 
 FEW = 4
 """Networks up to which a scan searches all of them by default; of more none."""
@@ -48,6 +50,25 @@ class Searches:
     left_out: dict[int, str] = field(default_factory=dict)
     reused: int = 0
     is_interrupted: bool = False
+
+    def judged(
+        self, findings: Sequence[Finding], reference: TriggerReference | None, *, alpha: float, control: str
+    ) -> list[Finding]:
+        """Verdicts of the searches, and remarks where there was none.
+
+        Args:
+            findings: of all models.
+            reference: clean networks to compare with.
+            alpha: accepted error rate.
+            control: what it is of, see `jaxguard.detection.judging`.
+        """
+        is_each = control == judging.EACH
+        judged = search_verdicts.judge(findings, self.found, reference, alpha=alpha, is_each=is_each)
+        for k, why in self.left_out.items():
+            is_open = judged[k].verdict is Verdict.INCONCLUSIVE and math.isnan(judged[k].p_value)
+            reason = {"reason": f"no trigger was searched: {why}"} if is_open else {}
+            judged[k] = replace(judged[k], unsearched=why, **reason)
+        return judged
 
     def notes(self, names: Sequence[str]) -> Iterator[str]:
         """What was not searched, counted by reason; the first of each named.
