@@ -21,7 +21,7 @@ RADII = (4.0, 8.0, 16.0)
 
 def _given(size: float, shape: tuple[int, int, int]) -> np.ndarray:
     del shape
-    return np.float32(size / 255)
+    return np.array(size / 255, np.float32)
 
 
 def _nothing(task: Task, classes: np.ndarray, seed: int) -> np.ndarray:

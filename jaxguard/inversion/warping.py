@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxguard.inversion.ascent import Task
@@ -19,7 +20,7 @@ STARTS = 3
 
 
 def _given(size: float, shape: tuple[int, int, int]) -> np.ndarray:
-    return np.float32(size * min(shape[:2]) / 100)
+    return np.array(size * min(shape[:2]) / 100, np.float32)
 
 
 def _starts(task: Task, classes: np.ndarray, seed: int) -> np.ndarray:
@@ -30,7 +31,7 @@ def _starts(task: Task, classes: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _parts(given: np.ndarray, free: np.ndarray, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
-    return {"flow": np.asarray(Warp(GRID).flow(given, free, *shape[:2]))}
+    return {"flow": np.asarray(Warp(GRID).flow(jnp.asarray(given), jnp.asarray(free), *shape[:2]))}
 
 
 FAMILY = Family(

@@ -61,7 +61,7 @@ def _moved(images: Any, flow: np.ndarray) -> Any:
     import numpy as np
 
     height, width = flow.shape[:2]
-    places = np.stack(np.mgrid[:height, :width], axis=-1) + flow
+    places = np.moveaxis(np.indices((height, width)), 0, -1) + flow
     row, column = (np.clip(places[..., axis], 0, last - 1) for axis, last in enumerate((height, width)))
     top, left = np.floor(row).astype(int), np.floor(column).astype(int)
     below, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)

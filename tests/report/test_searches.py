@@ -206,3 +206,15 @@ def test_hostile_reasons_are_escaped():
     text = page.to_html(report(TriggerSearch(problem="<script>x</script>", source="<b>")))
     assert "<script>x" not in text and not re.search(r"<b>(?!T</b>|Score|p<|q<|Size)", text)
     assert Page(text)
+
+
+def test_triggers_that_are_no_patches_are_shown_by_what_they_do_to_images():
+    change = {"delta": np.full((1, 6, 6, 3), 0.5, np.float32)}
+    found = search()
+    rows = tuple(dataclasses.replace(row, kind="additive", parameters=change, label="a change") for row in found.rows)
+    results = (dataclasses.replace(found.results[0], kind="additive"),)
+    found = dataclasses.replace(found, rows=rows, results=results)
+    drawn = searches.shown(found)
+    assert drawn.patch == "" and (decode(drawn.stamped)[..., :3] == 255).all()
+    again = schema.from_json(schema.to_json(report(found))).findings[0].search
+    np.testing.assert_allclose(again.trigger.delta, change["delta"][0])
