@@ -16,7 +16,8 @@ import numpy as np
 from jaxguard.inversion.anomaly import anomaly_index
 from jaxguard.inversion.ascent import GRADIENT, Candidates, Task, stamped_logits
 from jaxguard.inversion.judges import Judges
-from jaxguard.inversion.patch_search import MOST_CLASSES, leading_classes
+from jaxguard.inversion.patch_search import MOST_CLASSES
+from jaxguard.inversion.start_pictures import promising
 from jaxguard.inversion.trigger import Inversion, invert
 from jaxguard.inversion.trigger_models import Patch
 from jaxguard.types.searches import TriggerRow
@@ -25,9 +26,6 @@ NAME = "neural-cleanse"
 
 STEPS = 120
 """Of each class."""
-
-CHOOSING = 10
-"""Steps that choose among many classes."""
 
 
 def sizes(shape: tuple[int, int, int]) -> tuple[float, ...]:
@@ -39,8 +37,7 @@ def sizes(shape: tuple[int, int, int]) -> tuple[float, ...]:
 def forwards(shape: tuple[int, int, int], num_classes: int, images: int, judging: int) -> float:
     """Cost of the search and of judging, in forward passes, at most."""
     del shape
-    classes, step = min(num_classes, MOST_CLASSES), images * (1 + GRADIENT)
-    return classes * (step * STEPS + judging) + (num_classes > classes) * num_classes * step * CHOOSING
+    return min(num_classes, MOST_CLASSES) * (images * (1 + GRADIENT) * STEPS + judging)
 
 
 def rows(task: Task, judges: Judges, classes: np.ndarray, seed: int) -> Iterator[TriggerRow]:
@@ -55,9 +52,8 @@ def rows(task: Task, judges: Judges, classes: np.ndarray, seed: int) -> Iterator
     Yields:
         The row; a class whose mask turns too few images counts as needing the whole image.
     """
-    if len(classes) > MOST_CLASSES:
-        classes = classes[leading_classes(_inverted(task, classes, seed, CHOOSING).success[None], seed)]
-    found = _inverted(task, classes, seed, STEPS)
+    classes = promising(task, classes, seed)
+    found = _inverted(task, classes, seed)
     candidates = Candidates(found.masks, found.patterns)
     stamped = stamped_logits(task, Patch(), candidates.take, len(classes), judges.images)
     counted = np.where(found.reached, found.norms, found.masks[0].size)
@@ -66,8 +62,8 @@ def rows(task: Task, judges: Judges, classes: np.ndarray, seed: int) -> Iterator
     yield replace(row, label=f"a mask of {row.size:.1f} pixels in all")
 
 
-def _inverted(task: Task, classes: np.ndarray, seed: int, steps: int) -> Inversion:
-    cost, spent = len(classes) * len(task.images) * (1 + GRADIENT) * steps, 0.0
+def _inverted(task: Task, classes: np.ndarray, seed: int) -> Inversion:
+    cost, spent = len(classes) * len(task.images) * (1 + GRADIENT) * STEPS, 0.0
 
     def spend(done: int, total: int, _: Any) -> None:
         nonlocal spent
@@ -82,7 +78,7 @@ def _inverted(task: Task, classes: np.ndarray, seed: int, steps: int) -> Inversi
         task.labels,
         jax.random.key(seed),
         classes=classes.tolist(),
-        steps=steps,
+        steps=STEPS,
         progress=spend,
     )
     task.clock.spend(max(0.0, cost - spent))

@@ -12,14 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from jaxguard.inversion.ascent import GRADIENT, Candidates, Task, climb, log_probability, stamped_logits
+from jaxguard.inversion.ascent import GRADIENT, Candidates, Task, climb, stamped_logits
 from jaxguard.inversion.judges import Judges
 from jaxguard.inversion.patch_search import MOST_CLASSES, leading_classes
+from jaxguard.inversion.start_pictures import promising
 from jaxguard.inversion.trigger_models import TriggerModel
 from jaxguard.types.searches import TriggerRow
 
 CHOOSING, TRYING, FINISHING, GROWING = 2, 5, 10, 8
 """Steps that choose among many classes, of each start, of the best one, and of a size that begins with another."""
+
+FEW = 100
+"""Up to so many classes the most promising ones are chosen by a few steps of each; above, by forward passes that score
+all classes at once, since steps take time and memory for each."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Family:
         classes, step = min(num_classes, MOST_CLASSES), images * (1 + GRADIENT)
         cost = classes * step * (self.number * TRYING * (self.number > 1) + FINISHING)
         cost += classes * ((len(self.sizes) - 1) * step * GROWING + len(self.sizes) * judging)
-        return cost + (num_classes > classes) * num_classes * step * CHOOSING
+        return cost + (classes < num_classes <= FEW) * num_classes * step * CHOOSING
 
     def rows(self, task: Task, judges: Judges, classes: np.ndarray, seed: int) -> Iterator[TriggerRow]:
         """All sizes, the smallest first.
@@ -71,9 +76,12 @@ class Family:
         Yields:
             A row as soon as it is found.
         """
-        if len(classes) > MOST_CLASSES:
-            tried = self._climbed(task, self.sizes[0], self._first(task, classes, seed), classes, CHOOSING)[1]
-            classes = classes[leading_classes(tried[None], seed)]
+        if MOST_CLASSES < len(classes) <= FEW:
+            first = self.starts_fn(task, classes, seed)[:: self.number]
+            classes = classes[
+                leading_classes(self._climbed(task, self.sizes[0], first, classes, CHOOSING)[1][None], seed)
+            ]
+        classes = promising(task, classes, seed)
         free: Any = None
         for size in self.sizes:
             if free is None:
@@ -81,14 +89,10 @@ class Family:
                 if self.number > 1:
                     free, found = self._climbed(task, size, free, np.repeat(classes, self.number), TRYING)
                     best = found.reshape(len(classes), self.number).argmax(1)
-                    free = _rows(free, best + np.arange(len(classes)) * self.number)
+                    free = np.asarray(free)[best + np.arange(len(classes)) * self.number]
             steps = FINISHING if size == self.sizes[0] else GROWING
             free, _ = self._climbed(task, size, free, classes, steps)
             yield self._judged(task, judges, size, self._candidates(task, size, free), classes)
-
-    def _first(self, task: Task, classes: np.ndarray, seed: int) -> Any:
-        """The first start of each class."""
-        return _rows(self.starts_fn(task, classes, seed), np.arange(len(classes)) * self.number)
 
     def _candidates(self, task: Task, size: float, free: Any) -> Candidates:
         given = self.given_fn(size, task.shape)
@@ -105,27 +109,3 @@ class Family:
         parts = self.parts_fn(*candidates, task.shape)
         row = judges.row(self.name, size, classes, stamped, parts, kept=1)
         return replace(row, label=self.label.format(f"{size:g}"))
-
-
-def _rows(free: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    return np.asarray(free)[chosen]
-
-
-def screened(
-    task: Task, model: TriggerModel, given: np.ndarray, patterns: np.ndarray, classes: np.ndarray
-) -> np.ndarray:
-    """How well each pattern does as it is, forward only: one pass scores all classes.
-
-    Args:
-        task: the network and its images.
-        model: the family.
-        given: of one candidate.
-        patterns: `free` of `D` candidates.
-        classes: int `[S]`.
-
-    Returns:
-        Mean log probabilities `[S, D]`.
-    """
-    every = Candidates(np.broadcast_to(given, (len(patterns), *given.shape)), patterns)
-    logits = stamped_logits(task, model, every.take, len(patterns), task.images)
-    return log_probability(logits, task.labels)[:, classes].T

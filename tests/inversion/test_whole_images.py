@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxguard import execution, inversion
-from jaxguard.inversion import blended, warping
+from jaxguard.inversion import start_pictures, warping
 from jaxguard.inversion.ascent import Candidates, Clock, Task, climb
 from jaxguard.inversion.judges import Judges
 from jaxguard.inversion.kinds import KINDS
@@ -132,12 +132,21 @@ def test_each_kind_is_searched_as_if_alone_whatever_the_size_of_the_chunks(found
     assert [one.kind for one in found.results] == list(NAMES)
 
 
-def test_many_classes_are_narrowed_and_candidates_one_by_one_are_those_of_a_batch():
-    weights = DRAW.normal(size=(SIDE * SIDE, 40)).astype(np.float32)
-    task = Task(lambda v, x: x.reshape(len(x), -1) @ v, weights, IMAGES, np.arange(3), Clock(0))
+@pytest.mark.parametrize("number", [40, 120])
+def test_of_many_classes_thirty_are_searched(number):
+    weights = DRAW.normal(size=(SIDE * SIDE, number)).astype(np.float32)
+    task = Task(linear, weights, IMAGES, np.arange(3), Clock(0))
     judges = Judges(IMAGES, IMAGES.reshape(3, -1) @ weights, np.arange(3), 1.0)
-    row = next(KINDS["additive"].search_fn(task, judges, np.arange(40), 0))
+    row = next(KINDS["additive"].search_fn(task, judges, np.arange(number), 0))
     assert len(row.classes) == 30 and row.parameters["delta"].shape == (1, SIDE, SIDE, 1)
+
+
+def linear(variables, images):
+    return images.reshape(len(images), -1) @ variables
+
+
+def test_candidates_one_by_one_are_those_of_a_batch():
+    task = Task(linear, DRAW.normal(size=(SIDE * SIDE, 10)).astype(np.float32), IMAGES, np.arange(3), Clock(0))
     model, given, shape = FREE["additive-l2"]
     both = climb(task, model, Candidates(given, np.zeros(shape, np.float32)), np.array([3, 9]), 4)
     one = climb(task, model, Candidates(given[1:], np.zeros(shape, np.float32)[1:]), np.array([9]), 4)
@@ -145,10 +154,10 @@ def test_many_classes_are_narrowed_and_candidates_one_by_one_are_those_of_a_batc
 
 
 def test_start_patterns_are_all_different_and_the_same_for_all_networks():
-    known = blended.patterns((6, 5, 3), 1)
+    known = start_pictures.pictures((6, 5, 3), 1)
     assert known.shape[1:] == (6, 5, 3) and known.min() >= 0 and known.max() <= 1
     assert len(np.unique(known.reshape(len(known), -1), axis=0)) == len(known)
-    np.testing.assert_array_equal(known, blended.patterns((6, 5, 3), 1))
+    np.testing.assert_array_equal(known, start_pictures.pictures((6, 5, 3), 1))
 
 
 def test_costs_are_those_that_were_counted(found):
