@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 
-from jaxguard.inversion import procedural
+from jaxguard.inversion import drawings
 from jaxguard.inversion.ascent import Candidates, Task, log_probability, stamped_logits
 from jaxguard.inversion.patch_search import MOST_CLASSES, leading_classes
 from jaxguard.inversion.trigger_models import Patch
@@ -41,7 +40,7 @@ def pictures(shape: tuple[int, int, int], seed: int) -> np.ndarray:
         small = draw.uniform(size=(DRAWN, -(-height // grain), -(-width // grain), channels))
         noises.append(small.repeat(grain, axis=1).repeat(grain, axis=2)[:, :height, :width])
     plain = np.stack([np.zeros(shape), np.ones(shape)])
-    drawn = np.asarray(procedural.draw(jax.random.key(seed), DRAWN, shape))
+    drawn = drawings.draw(seed, DRAWN, shape)
     return np.concatenate([plain, *noises, drawn]).astype(np.float32)
 
 
