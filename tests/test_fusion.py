@@ -16,11 +16,11 @@ from jaxguard.errors import GraphError
 from jaxguard.types import Batch, Network
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
-FAMILIES = ["mlp", "preactresnet18", "densenet", "vit", "unet", "scanned_layers"]
+FAMILIES = ["mlp", "wideresnet", "densenet", "vit", "unet", "scanned_layers"]
 
 
 def of(name):
-    apply_fn, variables, images = zoo.ZOO[name]()
+    apply_fn, variables, images = zoo.case(name)
     network = Network(variables, apply_fn, images.shape[1:])
     return network, variables, images, network.graph
 
@@ -84,7 +84,7 @@ def test_masses_make_mixtures():
 
 
 def test_layers_tied_by_a_sum_share_one_map():
-    *_, graph = of("preactresnet18")
+    *_, graph = of("preactresnet18:width=0.125")
     sets = fusion.find_channels(graph)
     streams = [one for one in sets if len(one.rows) > 1]
     assert [len(one.rows) for one in streams] == [3, 3, 3, 3]  # stem and 2 blocks, then shortcut and 2 blocks
@@ -117,7 +117,7 @@ def oit(leaf):
 
 
 def test_parameter_order_is_the_published_loop():
-    network, variables, _, graph = of("preactresnet18")
+    network, variables, _, graph = of("preactresnet18:width=0.125")
     other = zoo.randomise(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables), seed=7)
     layers = [p.name for p in graph.producers if p.is_convolution and "shortcut" not in p.name]
     assert len(layers) == 17
@@ -150,7 +150,7 @@ def graph_leaf(variables, path):
 
 
 def test_a_list_whose_layers_do_not_fit_is_refused():
-    network, *_ = of("preactresnet18")
+    network, *_ = of("preactresnet18:width=0.125")
     with pytest.raises(GraphError, match=r"expected linear to read the 16 channels of layer2_0/conv1, .* 64 inputs at"):
         fusion.fuse(network, network, chain="parameter_order", layers=["layer2_0/conv1", "linear"])
     network, *_ = of("mobile")

@@ -160,7 +160,7 @@ def test_networks_of_no_known_architecture_are_compared_by_their_leaves(tmp_path
 
 @pytest.mark.parametrize("name", ["nnx", "per_example", "vit", "scanned_layers"])
 def test_models_of_any_library_are_scanned(name):
-    apply_fn, variables, images = zoo.ZOO[name]()
+    apply_fn, variables, images = zoo.case(name)
     network = Network(variables, apply_fn, images.shape[1:])
     (finding,) = scan(network).findings
     assert finding.verdict is Verdict.INCONCLUSIVE

@@ -6,15 +6,15 @@ import zoo
 
 from jaxguard import surgery
 from jaxguard.errors import GraphError
-from jaxguard.graph import Group, LeafView, Member, channel_graph
+from jaxguard.graph import Group, LeafView, Member
 from jaxguard.repairs import relative_change
 
-FAMILIES = ["cnn", "preactresnet18", "vit", "densenet", "nnx", "scanned_layers"]
+FAMILIES = ["cnn", "wideresnet", "vit", "densenet", "nnx", "scanned_layers"]
 
 
 def of(name):
-    apply_fn, variables, images = zoo.ZOO[name]()
-    return variables, channel_graph(apply_fn, variables, images)
+    _, variables, _ = zoo.case(name)
+    return variables, zoo.graph(name)
 
 
 def view(path, shape, axes, **index):

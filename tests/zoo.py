@@ -1,5 +1,6 @@
 """Small models of many kinds, each `(apply_fn, variables, images)`, for the properties that must hold for all."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 from jaxguard import models
+from jaxguard.graph import ChannelGraph, channel_graph
 from jaxguard.graph.program import leaf_paths
 from jaxguard.types import Network
 
@@ -202,7 +204,8 @@ def standardised_kernel() -> Case:
 
     def apply_fn(v, x):
         w = v["kernel"]
-        w = (w - w.mean((0, 1, 2))) / jnp.sqrt(w.var((0, 1, 2)) + 1e-5) * v["gain"]
+        mean, deviation = w.mean((0, 1, 2), keepdims=True), jnp.sqrt(w.var((0, 1, 2), keepdims=True) + 1e-5)
+        w = (w - mean) / deviation * v["gain"][None, None, None]
         x = jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return jax.nn.relu(x).mean((1, 2)) @ v["head"]
 
@@ -214,11 +217,8 @@ def standardised_kernel() -> Case:
 ZOO: dict[str, Callable[[], Case]] = {
     "mlp": lambda: bundled("mlp:hidden=24x12", 8),
     "cnn": lambda: bundled("cnn:width=0.5", 16),
-    "preactresnet18": lambda: bundled("preactresnet18:width=0.125"),
-    "resnet18": lambda: bundled("resnet18:width=0.125"),
-    "resnet20": lambda: bundled("resnet20:width=0.5"),
-    "wideresnet": lambda: bundled("wideresnet-16-1:width=0.5"),
-    "vgg11": lambda: bundled("vgg11:width=0.125"),
+    "resnet8": lambda: bundled("resnet8:width=0.5"),
+    "wideresnet": lambda: bundled("wideresnet-10-1:width=0.5"),
     "vit": lambda: linen(ViT(), 8, 8, 3),
     "unet": lambda: linen(UNet(), 8, 8, 3),
     "mobile": lambda: linen(MobileBlock(), 8, 8, 3),
@@ -230,4 +230,21 @@ ZOO: dict[str, Callable[[], Case]] = {
     "scanned_layers": scanned_layers,
     "standardised": standardised_kernel,
 }
-"""Name -> maker of `(apply_fn, variables, images)`."""
+"""Name -> maker of `(apply_fn, variables, images)`: each kind once, and no deeper than it must be."""
+
+
+@functools.cache
+def _made(name: str) -> Case:
+    return ZOO[name]() if name in ZOO else bundled(name)
+
+
+def case(name: str) -> Case:
+    """One of the zoo, or a bundled specification, made once, so that all tests share what JAX traces of it."""
+    apply_fn, variables, images = _made(name)
+    return apply_fn, jax.tree.map(lambda leaf: leaf, variables), images  # containers of its own
+
+
+@functools.cache
+def graph(name: str) -> ChannelGraph:
+    """Its channel graph; each of its primitives has a row in the table."""
+    return channel_graph(*case(name), strict=True)

@@ -14,7 +14,7 @@ from jaxguard.graph.program import leaf_paths
 
 @functools.cache
 def of(name):
-    apply_fn, variables, example = zoo.ZOO[name]()
+    apply_fn, variables, example = zoo.case(name)
     images = np.random.default_rng(4).uniform(size=(7, *example.shape[1:])).astype(np.float32)
     graph = channel_graph(apply_fn, variables, images)
     return variables, images, graph, pairing.layers(graph)
@@ -38,7 +38,7 @@ def test_dense_layers_by_hand():
         hidden = np.maximum(hidden, 0)
 
 
-@pytest.mark.parametrize("name", ["cnn", "preactresnet18", "resnet20", "nnx", "per_example", "densenet"])
+@pytest.mark.parametrize("name", ["cnn", "wideresnet", "resnet8", "nnx", "per_example", "densenet"])
 def test_a_norm_given_its_own_statistics_standardises(name):
     """Written into the model one norm after the other, the moments make every channel's mean 0 and variance 1."""
     variables, images, graph, layers = of(name)
@@ -60,7 +60,7 @@ def test_a_norm_given_its_own_statistics_standardises(name):
     np.testing.assert_allclose(end.var(axes), found.var / (found.var + 1e-5), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["preactresnet18", "vit", "per_example", "fused_attention"])
+@pytest.mark.parametrize("name", ["wideresnet", "vit", "per_example", "fused_attention"])
 def test_peaks_image_by_image(name):
     variables, images, graph, layers = of(name)
     together = preactivations.peaks(graph, variables, images, layers)

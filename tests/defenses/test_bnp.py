@@ -72,7 +72,7 @@ def test_channels_that_do_not_vary_are_left_alone():
 
 
 def test_layers_without_records_are_compared_with_mixed_images():
-    apply_fn, variables, _ = zoo.ZOO["preactresnet18"]()
+    apply_fn, variables, _ = zoo.case("preactresnet18:width=0.125")
     images = np.random.default_rng(2).uniform(size=(6, 32, 32, 3)).astype(np.float32)
     network, data = zoo.network(apply_fn, variables, images), Data(Batch(images, np.zeros(6, np.int32)))
     _, report = bnp(network, data)
@@ -90,7 +90,7 @@ def test_layers_without_records_are_compared_with_mixed_images():
 
 
 def test_what_is_missing_or_wrong_is_said():
-    apply_fn, variables, images = zoo.ZOO["mlp"]()
+    apply_fn, variables, images = zoo.case("mlp")
     with pytest.raises(UnscorableError, match=r"running statistics, got none among 2; bnp .* data\.mixed"):
         bnp(zoo.network(apply_fn, variables, images), Data(Batch(images, np.arange(3))))
     for name, value in {"u": -1, "log_factor": 0, "batch_size": 0, "layers": "some", "form": "bias"}.items():

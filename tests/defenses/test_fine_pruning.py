@@ -188,7 +188,7 @@ def test_a_cut_channel_is_exactly_zero_where_the_logits_read_it(spec):
 
 
 def test_statistics_that_lie_among_the_parameters_stay():
-    _, variables, images = zoo.ZOO["nnx"]()
+    _, variables, images = zoo.case("nnx")
     apply_fn = zoo.ZOO["nnx"]()[0]
     graph = channel_graph(apply_fn, variables, images)
     after = cut(graph, variables, last_hidden(graph, variables, images), [np.arange(8) == 2])
@@ -229,7 +229,7 @@ def test_channels_of_computed_kernels_are_cut_or_named(name):
 
 
 def test_groups_that_share_an_input_are_cut_as_the_largest():
-    apply_fn, variables, images = zoo.ZOO["mobile"]()
+    apply_fn, variables, images = zoo.case("mobile")
     (layer,) = last_hidden(channel_graph(apply_fn, variables, images), variables, images)
     assert len(layer.activations) == 4  # 8 channels are (4, 2) to a convolution of two groups
 

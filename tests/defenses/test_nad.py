@@ -47,17 +47,20 @@ def normalised(rows):
     ("name", "expected"),
     [
         ("cnn", [("conv3", (16, 16)), ("conv5", (8, 8)), ("linear", (4, 4))]),
-        ("preactresnet18", [("layer3_0/conv1", (16, 16)), ("layer4_0/conv1", (8, 8)), ("linear", (4, 4))]),
-        ("resnet20", [("layer2_0/conv1", (32, 32)), ("layer3_0/conv1", (16, 16)), ("linear", (8, 8))]),
-        ("wideresnet", [("block2_layer_0/conv1", (32, 32)), ("block3_layer_0/conv1", (16, 16)), ("fc", (8, 8))]),
-        ("vgg11", [("features_15", (8, 8)), ("features_22", (4, 4)), ("classifier", (2, 2))]),
+        ("preactresnet18:width=0.125", [("layer3_0/conv1", (16, 16)), ("layer4_0/conv1", (8, 8)), ("linear", (4, 4))]),
+        ("resnet20:width=0.5", [("layer2_0/conv1", (32, 32)), ("layer3_0/conv1", (16, 16)), ("linear", (8, 8))]),
+        (
+            "wideresnet-16-1:width=0.5",
+            [("block2_layer_0/conv1", (32, 32)), ("block3_layer_0/conv1", (16, 16)), ("fc", (8, 8))],
+        ),
+        ("vgg11:width=0.125", [("features_15", (8, 8)), ("features_22", (4, 4)), ("classifier", (2, 2))]),
         ("mlp", [("fc2", ()), ("linear", ())]),
         ("vit", [("Dense_1", (5,)), ("MultiHeadDotProductAttention_1/out", (5,)), ("Dense_4", (5,))]),
         ("per_example", [("w2", (1, 8, 8)), ("w3", (4, 4))]),
     ],
 )
 def test_maps_lie_at_the_ends_of_stages_or_at_even_distances(name, expected):
-    graph = channel_graph(*zoo.ZOO[name]())
+    graph = zoo.graph(name)
     maps = feature_maps(graph)
     assert [(one.layer, one.shape) for one in maps] == expected
     for one in maps:

@@ -31,7 +31,7 @@ QUICK = {"steps": 2, "batch_size": 8}
 
 @functools.cache
 def of(name):
-    apply_fn, variables, images = zoo.ZOO[name]()
+    apply_fn, variables, images = zoo.case(name)
     return zoo.network(apply_fn, variables, images), variables
 
 
@@ -76,7 +76,7 @@ def reference(kernels, scores, gamma, weight):
 
 
 def test_with_the_reference_s_flags_it_is_the_published_loop():
-    network, variables = of("preactresnet18")
+    network, variables = of("preactresnet18:width=0.125")
     flags = {**PARITY, "canonical": True}
     repaired, report = otbr(network, Data(), KEY, gamma=0.1, **flags, **QUICK)
     graph = network.graph

@@ -20,15 +20,20 @@ def found(apply_fn, weights=WEIGHTS, images=X):
 
 
 def in_zoo(name):
-    apply_fn, variables, images = zoo.ZOO[name]()
+    apply_fn, variables, images = zoo.case(name)
     return found(apply_fn, variables, images)
 
 
 @pytest.mark.parametrize(
     ("name", "count", "first", "third"),
     [
-        ("resnet20", 19, ("conv1", 1, True, 8 * 32 * 32), ("layer1_0/conv2", 3, False, 8 * 32 * 32)),
-        ("wideresnet", 13, ("conv1", 1, True, 8 * 32 * 32), ("block1_layer_0/conv2+conv1", 3, False, 8 * 32 * 32)),
+        ("resnet20:width=0.5", 19, ("conv1", 1, True, 8 * 32 * 32), ("layer1_0/conv2", 3, False, 8 * 32 * 32)),
+        (
+            "wideresnet-16-1:width=0.5",
+            13,
+            ("conv1", 1, True, 8 * 32 * 32),
+            ("block1_layer_0/conv2+conv1", 3, False, 8 * 32 * 32),
+        ),
         ("cnn", 6, ("conv1", 1, True, 8 * 16 * 16), ("conv3", 3, False, 16 * 8 * 8)),
     ],
 )
@@ -110,7 +115,7 @@ def test_a_relu_of_a_product_of_two_pixels_or_of_rounded_ones_is_not_found():
 
 
 def test_layers_by_depth():
-    apply_fn, variables, images = zoo.ZOO["mlp"]()
+    apply_fn, variables, images = zoo.case("mlp")
     layers, _ = hinge_layers.hinge_layers(channel_graph(apply_fn, variables, images))
     assert hinge_layers.of_depths(layers, (2, 7)) == {2: (layers[1],)}
     with pytest.raises(FingerprintError, match=r"expected layers among \[1, 2\].*got \(3,\)"):

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from zoo import ZOO, case, graph
 
 from jaxguard.errors import GraphError
 from jaxguard.graph import Coalitions, channel_graph, coalitions
-from tests.zoo import ZOO
 
 
 def removals(players, seed=0, passes=2, length=4):
@@ -40,17 +40,18 @@ def one_by_one(game, variables, images, gates):
 @functools.cache
 def gated(name):
     """Graph, variables, images, gates, and the logits with them."""
-    apply_fn, variables, images = ZOO[name]()
-    game = Coalitions(channel_graph(apply_fn, variables, images))
+    _, variables, images = case(name)
+    game = Coalitions(graph(name))
     gates = removals(game.players)
     return game.graph, variables, jnp.asarray(images), gates, one_by_one(game, variables, images, gates)
 
 
-@pytest.mark.parametrize("fold", [None, 3])
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    ("name", "fold"), [*((name, None) for name in ZOO), *((name, 3) for name in ("cnn", "vit", "scanned_layers"))]
+)
 def test_equals_the_gated_model_one_by_one(name, fold):
-    graph, variables, images, gates, expected = gated(name)
-    game = Coalitions(graph, fold=fold)
+    whole, variables, images, gates, expected = gated(name)
+    game = Coalitions(whole, fold=fold)
     found = jax.jit(game.logits)(variables, game.start(variables, images), gates)
     np.testing.assert_allclose(found, expected, atol=2e-5 * max(1, np.abs(expected).max()))
     assert not np.allclose(found[0], found[-1])

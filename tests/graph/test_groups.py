@@ -17,8 +17,7 @@ from jaxguard.graph.program import leaf_paths
 
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_permuting_every_group_leaves_the_logits_unchanged(name):
-    apply_fn, variables, images = zoo.ZOO[name]()
-    graph = channel_graph(apply_fn, variables, images)
+    (apply_fn, variables, images), graph = zoo.case(name), zoo.graph(name)
     rng = np.random.default_rng(0)
     permuted = variables
     permutable = [group for group in graph.groups if group.permutable]
@@ -36,8 +35,7 @@ def test_permuting_every_group_leaves_the_logits_unchanged(name):
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_permuting_part_of_a_group_changes_the_logits(name):
     """Every member belongs: leaving one out breaks the model."""
-    apply_fn, variables, images = zoo.ZOO[name]()
-    graph = channel_graph(apply_fn, variables, images)
+    (apply_fn, variables, images), graph = zoo.case(name), zoo.graph(name)
     run = jax.jit(apply_fn)
     expected = np.asarray(run(variables, images))
     group = max((g for g in graph.groups if g.permutable), key=lambda g: len(g.members))
@@ -128,20 +126,20 @@ def test_group_norm_permutes_within_and_among_its_groups_only():
 
 
 def test_inputs_and_outputs_are_frozen_and_say_why():
-    apply_fn, variables, images = zoo.ZOO["cnn"]()
+    apply_fn, variables, images = zoo.case("cnn")
     frozen = {group.name: group.frozen for group in channel_graph(apply_fn, variables, images).groups if group.frozen}
     assert frozen == {"params/conv1/kernel": "input", "linear": "output"}
 
 
 def test_a_flattened_channel_axis_has_a_stride():
-    apply_fn, variables, images = zoo.ZOO["nnx"]()
+    apply_fn, variables, images = zoo.case("nnx")
     (group,) = [g for g in channel_graph(apply_fn, variables, images).groups if g.permutable]
     (dense,) = [m for m in group.members if m.path.startswith("dense/kernel")]
     assert dense.positions.shape == (16, 8)
 
 
 def test_permuting_a_frozen_group_or_with_no_permutation_is_refused():
-    apply_fn, variables, images = zoo.ZOO["mlp"]()
+    apply_fn, variables, images = zoo.case("mlp")
     groups = channel_graph(apply_fn, variables, images).groups
     frozen = next(group for group in groups if not group.permutable)
     free = next(group for group in groups if group.permutable)

@@ -12,13 +12,13 @@ from jaxguard.pruning.learned_gates import BatchStatistics, GateGradient, gating
 from jaxguard.types import Batch
 
 KEY = jax.random.key(0)
-MODELS = ("mlp", "cnn", "preactresnet18", "vit", "mobile", "nnx", "per_example", "fused_attention", "scanned_layers")
+MODELS = ("mlp", "cnn", "wideresnet", "vit", "mobile", "nnx", "per_example", "fused_attention", "scanned_layers")
 
 
 @functools.cache
 def of(name):
-    apply_fn, variables, images = zoo.ZOO[name]()
-    return apply_fn, variables, images, channel_graph(apply_fn, variables, images)
+    apply_fn, variables, images = zoo.case(name)
+    return apply_fn, variables, images, zoo.graph(name)
 
 
 def drawn(where, seed=0):

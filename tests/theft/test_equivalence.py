@@ -24,7 +24,7 @@ RIGID = {"remat", "scanned_layers"}
 @functools.cache
 def network(name):
     """The same function for every test, so that it is compiled once."""
-    apply_fn, variables, images = zoo.ZOO[name]()
+    apply_fn, variables, images = zoo.case(name)
     return Network(variables, apply_fn, jax.ShapeDtypeStruct(images.shape[1:], images.dtype)), images
 
 
@@ -187,7 +187,7 @@ def test_permutation_leaves_the_logits_and_moves_the_weights(name):
 
 
 def test_disguises_add_up():
-    owner, images = network("resnet20")
+    owner, images = network("resnet8")
     copy, _ = permutation(rescaling(owner, key=KEY)[0], key=KEY)
     assert_same_function(owner.apply_fn, copy.variables, owner.variables, images)
 

@@ -10,10 +10,9 @@ from jaxguard.graph import channel_graph
 from jaxguard.weight_change.reinitialization import reinitialize
 
 
-@pytest.mark.parametrize("name", ["preactresnet18", "vit", "densenet", "mobile", "unet", "nnx", "scanned_layers"])
+@pytest.mark.parametrize("name", ["wideresnet", "vit", "densenet", "mobile", "unet", "nnx", "scanned_layers"])
 def test_nwc_is_the_l1_distance_of_the_kernels_as_they_are_applied(name):
-    apply_fn, variables, images = zoo.ZOO[name]()
-    graph = channel_graph(apply_fn, variables, images)
+    (_, variables, _), graph = zoo.case(name), zoo.graph(name)
     after = zoo.randomise(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables), seed=1)
     scores = weight_change.neuron_weight_change(graph, variables, after)
     assert [len(score) for score in scores] == [producer.channels for producer in graph.producers]
@@ -91,12 +90,9 @@ def test_without_a_channel_nothing_is_reinitialised():
     assert zeros(reinitialize(GRAPH, BEFORE, changes, {}, 0.7)) == zeros(BEFORE)
 
 
-@pytest.mark.parametrize(
-    "name", ["preactresnet18", "vit", "mobile", "per_example", "fused_attention", "scanned_layers"]
-)
+@pytest.mark.parametrize("name", ["wideresnet", "vit", "mobile", "per_example", "fused_attention", "scanned_layers"])
 def test_reinitialising_a_whole_channel_silences_its_kernel_row_alone(name):
-    apply_fn, variables, images = zoo.ZOO[name]()
-    graph = channel_graph(apply_fn, variables, images)
+    (_, variables, _), graph = zoo.case(name), zoo.graph(name)
     changes = {
         k: np.ones_like(change) for k, change in enumerate(weight_change.weight_change(graph, variables, variables))
     }
