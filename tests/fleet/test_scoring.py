@@ -80,8 +80,8 @@ def test_every_format_scores_like_one_checkpoint_alone(tmp_path, file, spec, lay
 @pytest.mark.parametrize(
     "spec",
     [
-        "preactresnet18:width=0.0625", "vgg11:width=0.0625,classifier=torchvision", "mobilenet_v2:width=0.125",
-        "vit-tiny-4:width=0.0625,depth=1,heads=2", "resnext50_32x4d:width=0.0625",
+        "resnext50_32x4d:width=0.0625", "vgg11:width=0.0625,classifier=torchvision",
+        "convnext-tiny:width=0.0833,depths=1x1x1x1", "vit-tiny-4:width=0.0625,depth=1,heads=2",
     ],
 )  # fmt: skip
 def test_kernels_as_they_lie_are_bounded_like_those_in_the_variables(tmp_path, spec):
