@@ -17,37 +17,28 @@ PUBLISHED = json.loads(
 )
 SPECS = {
     "torchvision/resnet18": "resnet18-torchvision",
-    "torchvision/resnet34": "resnet34",
     "torchvision/resnet50": "resnet50",
-    "torchvision/resnet101": "resnet101",
     "torchvision/wide_resnet50_2": "wide_resnet50_2",
     "torchvision/resnext50_32x4d": "resnext50_32x4d",
     "torchvision/vgg11": "vgg11:classifier=torchvision,norm=none",
     "torchvision/vgg16_bn": "vgg16:classifier=torchvision",
-    "torchvision/vgg19_bn": "vgg19:classifier=torchvision",
     "torchvision/densenet121": "densenet121",
     "torchvision/mobilenet_v2": "mobilenet_v2",
     "torchvision/mobilenet_v3_small": "mobilenet_v3_small",
     "torchvision/mobilenet_v3_large": "mobilenet_v3_large",
     "torchvision/vit_b_16": "vit-base-16",
     "torchvision/vit_b_32": "vit-base-32",
-    "torchvision/vit_l_16": "vit-large-16",
     "torchvision/convnext_tiny": "convnext-tiny",
-    "torchvision/convnext_base": "convnext-base",
-    "timm/resnet50": "resnet50",
-    "timm/densenet121": "densenet121",
     "timm/mobilenetv2_100": "mobilenet_v2",
     "timm/mobilenetv2_050": "mobilenet_v2:width=0.5",
     "timm/mobilenetv3_small_100": "mobilenet_v3_small:epsilon=1e-05",
     "timm/vit_tiny_patch16_224": "vit-tiny-16",
     "timm/vit_small_patch16_224": "vit-small-16",
-    "timm/vit_base_patch16_224": "vit-base-16",
-    "timm/deit_small_patch16_224": "vit-small-16",
     "timm/convnext_tiny": "convnext-tiny",
     "timm/convnext_large": "convnext-large",
 }
-OWN = [f"{name}:width=0.25" for name in ("cnn", "preactresnet18", "resnet18", "resnet20", "resnet56", "vgg13")]
-OWN += ["mlp:hidden=20x30", "wideresnet-22-3", "wideresnet-16-1", "resnet18-torchvision:stem=cifar,width=0.5"]
+OWN = [f"{name}:width=0.25" for name in ("cnn", "preactresnet18", "resnet18", "resnet56", "vgg13")]
+OWN += ["mlp:hidden=20x30", "wideresnet-22-3", "resnet18-torchvision:stem=cifar,width=0.5"]
 
 
 def shapes_of(published):
