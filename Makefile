@@ -23,7 +23,9 @@ test-all: lint
 	wait $$types; code=$$?; cat $(VENV)/types.log; exit $$((tests | code))
 
 # What depends most on JAX, on Python 3.12 with the newest JAX, where such an interpreter is at hand.
-NEWEST := tests/kernels/test_kernel_contract.py tests/graph/test_groups.py tests/journeys/test_training_gate.py \
+CONTRACT := tests/kernels/test_kernel_contract.py
+NEWEST := $(CONTRACT)::test_on_eight_devices_it_is_the_same $(CONTRACT)::test_it_lowers_everywhere \
+  tests/graph/test_groups.py tests/journeys/test_training_gate.py \
   tests/fleet/test_stream.py::test_what_does_not_fit_the_memory_is_scored_in_parts_or_says_how_much_it_takes \
   tests/test_cli_scan.py::test_a_single_file_leaves_nothing_behind
 

@@ -295,8 +295,9 @@ def stacked(row: Row, count: int) -> tuple[Any, ...]:
 
 
 @functools.cache
-def in_loop(row: Row, count: int) -> Any:
-    results = [row.call(*row.args(seed)) for seed in range(count)]
+def in_loop(row: Row, count: int, *, compiled: bool = False) -> Any:
+    call = jax.jit(row.call) if compiled else row.call
+    results = [call(*row.args(seed)) for seed in range(count)]
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *results)
 
 
@@ -318,14 +319,14 @@ def check_shard_map(row: Row) -> None:
 
     check_vma = not row.foreign
     run = jax.jit(jax.shard_map(of_device, mesh=mesh, in_specs=P("d"), out_specs=P("d"), check_vma=check_vma))
-    require_close(run(*stacked(row, DEVICES)), in_loop(row, DEVICES), row.rtol)
+    require_close(run(*stacked(row, DEVICES)), in_loop(row, DEVICES, compiled=True), row.rtol)
 
 
 def check_explicit_stack(row: Row) -> None:
     """A stack of calls, sharded by type."""
     if row.foreign:
         return
-    expected, args = in_loop(row, DEVICES), stacked(row, DEVICES)
+    expected, args = in_loop(row, DEVICES, compiled=True), stacked(row, DEVICES)
     with jax.set_mesh(jax.make_mesh((DEVICES,), ("d",), axis_types=(AxisType.Explicit,))):
         run = jax.jit(jax.vmap(row.call))
         require_close(run(*jax.tree.map(lambda arg: jax.device_put(arg, P("d")), args)), expected, row.rtol)
@@ -335,7 +336,7 @@ def check_explicit_split(row: Row) -> None:
     """One call, its arguments sharded by type along axes of their own."""
     if row.split is None:
         return
-    expected, args = row.call(*row.args(0)), row.args(0)
+    expected, args = jax.tree.map(lambda leaf: leaf[0], in_loop(row, DEVICES, compiled=True)), row.args(0)
     mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(AxisType.Explicit,))
     specs = [P() if axis is None else P(*(None,) * axis, "d") for axis in row.split]
     with jax.set_mesh(mesh):
