@@ -18,6 +18,17 @@ from jaxguard.types import Network
 Case = tuple[Callable[..., jax.Array], Any, np.ndarray]
 
 
+def usual(apply_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A function as users write theirs, for JAX's defaults: dtypes and ranks are promoted in it."""
+
+    @functools.wraps(apply_fn)
+    def call(*args: Any, **options: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return apply_fn(*args, **options)
+
+    return call
+
+
 def randomise(shapes: Any, seed: int = 0) -> Any:
     """Values in which no two channels are alike and no activation is dead, BatchNorm statistics included."""
     rng = np.random.default_rng(seed)

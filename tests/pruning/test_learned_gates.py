@@ -87,6 +87,7 @@ def adapted():
 
 
 def norm_then_dense():
+    @zoo.usual
     def apply_fn(v, x):
         x = (x @ v["w"] - v["mean"]) / jnp.sqrt(v["var"] + 1e-5) * v["scale"] + v["bias"]
         return (jax.nn.relu(x) @ v["w2"] + v["b2"]) @ v["head"]
@@ -118,6 +119,7 @@ def test_which_layers_have_gates():
 
 
 def test_a_norm_without_a_scale_is_named():
+    @zoo.usual
     def apply_fn(v, x):
         x = jax.nn.relu((x @ v["w"] - v["mean"]) / jnp.sqrt(v["var"] + 1e-5))
         return jax.nn.relu(x @ v["w2"]) @ v["head"]
