@@ -113,7 +113,7 @@ class Crossing:
 
         gradient, (losses, reached) = jax.grad(loss_fn, has_aux=True)(state.images)
         done = state.done | reached
-        update, opt_state = self.optimizer.update(gradient, state.opt_state)
+        update, opt_state = training.update(self.optimizer, gradient, state.opt_state)
         moved = jnp.clip(jnp.asarray(optax.apply_updates(state.images, update)), 0, 1)
         # Masked rather than dropped: the batch keeps its shape until all points are done.
         images = jnp.where(done[:, None, None, None], state.images, moved)

@@ -140,7 +140,7 @@ class LearningStep:
         learned: Any = (state.images, state.weights)
         loss, gradients = jax.value_and_grad(loss_fn)(learned)
         parts: Any = zip(settings.optimizers, gradients, state.opt_states, strict=True)
-        updates, opt_states = zip(*(optimizer.update(grad, old) for optimizer, grad, old in parts), strict=True)
+        updates, opt_states = zip(*(training.update(*part) for part in parts), strict=True)
         moved: Any = optax.apply_updates(learned, updates)
         # Probes are images: pixels stay in [0, 1], the verifier's weights are free.
         return State(jnp.clip(moved[0], 0, 1), moved[1], opt_states), {"loss": loss}

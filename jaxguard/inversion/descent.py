@@ -154,7 +154,7 @@ class Descent:
         # The success rate of an epoch counts its last `counted` steps, at most one pass over the images.
         fresh = state.step % self.epoch_steps == self.epoch_steps - counted
         gradient, (patch, losses, hits, norm) = jax.grad(loss_fn, has_aux=True)(state.theta)
-        update, opt_state = jax.vmap(self.optimizer.update)(gradient, state.opt_state)
+        update, opt_state = jax.vmap(partial(training.update, self.optimizer))(gradient, state.opt_state)
         new = state._replace(
             theta=optax.apply_updates(state.theta, update),
             opt_state=opt_state,

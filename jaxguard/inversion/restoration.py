@@ -74,7 +74,7 @@ class _Step:
             return optax.softmax_cross_entropy(logits, jnp.concatenate([wanted, wanted])).mean()
 
         loss, gradient = jax.value_and_grad(loss_fn)(params)
-        update, opt_state = self.optimizer.update(gradient, opt_state)
+        update, opt_state = training.update(self.optimizer, gradient, opt_state)
         # Updates, not gradients, are masked: Adam would move a weight of zero gradient by what it remembers.
         update = jax.tree.map(jnp.multiply, update, given.keep)
         return (optax.apply_updates(params, update), opt_state), {"loss": loss}

@@ -175,7 +175,7 @@ class _Matching:
             return loss, {"loss": loss, "entropy": entropy, "distance": distance}
 
         gradient, metrics = jax.grad(loss_fn, has_aux=True)(theta)
-        update, opt_state = self.optimizer.update(gradient, opt_state)
+        update, opt_state = training.update(self.optimizer, gradient, opt_state)
         return (jnp.asarray(optax.apply_updates(theta, update)), opt_state), metrics
 
     def _observe(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, jax.Array]:

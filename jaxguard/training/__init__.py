@@ -19,6 +19,7 @@ from jaxguard.training.objective import (
     cross_entropy,
     partition,
     sgd,
+    update,
 )
 from jaxguard.training.sampling import draw, steps_per_epoch
 from jaxguard.training.statistics import RunningStatistics, estimate_statistics
@@ -51,4 +52,5 @@ __all__ = [
     "sgd",
     "staged",
     "steps_per_epoch",
+    "update",
 ]

@@ -126,6 +126,24 @@ class CrossEntropyGradient:
         return LossGradient(self.train_fn, loss_fn)(params, state, batch)
 
 
+def update(
+    optimizer: optax.GradientTransformation, gradient: Any, state: optax.OptState, params: Any = None
+) -> tuple[Any, optax.OptState]:
+    """What an optimizer adds to the parameters, and its state afterwards.
+
+    Optax raises floats to an integer count of steps: JAX's promotion of dtypes is the standard one here, whatever it is
+    around.
+
+    Args:
+        optimizer: from optax.
+        gradient: of the parameters.
+        state: the optimizer's.
+        params: the parameters, where the optimizer needs them.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return optimizer.update(gradient, state, params)
+
+
 @functools.lru_cache(maxsize=64)
 def sgd(
     learning_rate: float | optax.Schedule, *, momentum: float = 0.9, weight_decay: float = 5e-4

@@ -77,5 +77,5 @@ class Step:
             key_step = jax.random.fold_in(key_augment, step)
             batch = batch._replace(images=self.augment(key_step, jnp.asarray(batch.images)))
         metrics, state, gradient = self.gradient_fn(carry.params, carry.state, batch)
-        updates, opt_state = self.optimizer.update(gradient, carry.opt_state, carry.params)
+        updates, opt_state = objective.update(self.optimizer, gradient, carry.opt_state, carry.params)
         return TrainState(optax.apply_updates(carry.params, updates), state, opt_state, order), metrics

@@ -209,9 +209,7 @@ def test_statistics_estimated_anew_are_those_of_synthesised_images_and_parameter
     anew, report = otbr(network, Data(), KEY, statistics="synthesised", **options)
     same = jax.tree.map(np.array_equal, stored.variables["params"], anew.variables["params"])
     assert jax.tree.all(same)
-    made = synthesise(
-        network.graph, variables, jax.random.fold_in(KEY, 1), labels=np.repeat(np.arange(10), 2)
-    )
+    made = synthesise(network.graph, variables, jax.random.fold_in(KEY, 1), labels=np.repeat(np.arange(10), 2))
     first = jax.lax.conv_general_dilated(
         made.images,
         stored.variables["params"]["conv1"]["kernel"],
