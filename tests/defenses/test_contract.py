@@ -113,10 +113,10 @@ MODULES = {
     "vit": (zoo.ViT(depth=1), 8),
 }
 FAMILIES = (*MODULES, "mlp")
-SLOW = {"shapley": ("cnn", "vit")}
-"""Families that a slow method is tested on; all for the others."""
+FEW = dict.fromkeys(("shapley", "ft", "ft-sam", "i-bau", "neural-cleanse"), ("cnn", "vit"))
+"""Families that a slow method is tested on, or one that looks at no layer; all for the others."""
 
-CASES = [(name, family) for name in DEFENSES for family in SLOW.get(name, FAMILIES)]
+CASES = [(name, family) for name in DEFENSES for family in FEW.get(name, FAMILIES)]
 KEY = jax.random.key(5)
 
 every_defense = pytest.mark.parametrize("name", DEFENSES)

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import zoo
 from safetensors.numpy import load_file
 
 from jaxguard import models
@@ -10,7 +11,7 @@ from jaxguard.errors import CheckpointError, DataError
 from jaxguard.models import layouts
 
 INPUT = (32, 32, 3)
-SPECS = [f"{name}:width=0.0625" for name in models.ARCHITECTURES]
+SPECS = [f"{name}:width=0.0625" for name in zoo.kinds()]
 SPECS += ["vgg11:width=0.0625,classifier=torchvision", "wideresnet-10-3:width=0.5"]
 
 
