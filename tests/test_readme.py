@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-# The demo repairs at full length, with nearly the same settings; here it matters that the commands run as printed.
+# The demo repairs with nearly the same settings; here it matters that the commands run as printed.
 SETTINGS = {
     "ft-sam": ("epochs=2",),
     "shapley": ("synthesis_steps=2", "inversion_steps=4", "restore_steps=2", "samples=1"),
@@ -32,13 +32,26 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+DEMO = """
+import importlib
+from jaxguard import demo
+from jaxguard.cli import main
+
+importlib.import_module("jaxguard.defenses.otbr").IMAGES_PER_CLASS = 4
+demo.OPTIONS["ft-sam"]["epochs"] = 20
+demo.OPTIONS["tsbd"]["epochs"] = 15
+main()
+"""
+"""The command, with fewer images and epochs: repairs are a little worse, which the test allows for."""
+
+
 def run_demo(folder):
-    """As a user calls it, with the least of LLVM's optimisation: without any, as in other tests, convolutions take ten
+    """In a process of its own, with the least of LLVM's optimisation: without any, as in other tests, convolutions take ten
     times as long; with all of it, compilation takes longer than it saves here."""
     flags = os.environ["XLA_FLAGS"].replace("xla_backend_optimization_level=0", "xla_backend_optimization_level=1")
     environment = os.environ | {"XLA_FLAGS": flags}
     return subprocess.run(
-        [sys.executable, "-m", "jaxguard", "demo", "--out", "demo"],
+        [sys.executable, "-c", DEMO, "demo", "--out", "demo"],
         cwd=folder, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -58,6 +71,7 @@ def test_the_demo_finds_a_backdoor_and_takes_it_out(demo):
     report = json.loads((demo / "demo" / "report.json").read_text())
     backdoored, clean = report["findings"]
     assert backdoored["metrics"]["asr"] > 0.95
+    assert backdoored["metrics"]["acc"] > 0.95 and clean["metrics"]["acc"] > 0.95
     assert clean["metrics"]["asr"] < 0.1
     assert [scan["verdict"] for scan in report["findings"]] == ["confirmed", "no trigger found"]
     assert backdoored["search"]["gap"] > 2 and "into class 0" in backdoored["reason"]

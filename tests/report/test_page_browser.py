@@ -253,8 +253,10 @@ def test_nothing_but_the_page_s_script_runs(tmp_path):
     assert "<title>broken in</title>" not in dom
 
 
-@pytest.mark.parametrize("name", ["full", "shapley", "owned", "fleet"])
-@pytest.mark.parametrize(("width", "is_dark"), [(390, True), (1280, False)])
+@pytest.mark.parametrize(
+    ("name", "width", "is_dark"),
+    [("full", 390, True), ("full", 1280, False), ("shapley", 390, False), ("owned", 390, True), ("fleet", 390, False)],
+)
 def test_pages_render_without_complaint_or_sideways_scrolling(request, tmp_path, name, width, is_dark):
     report = fleet(300, suspected=3) if name == "fleet" else request.getfixturevalue(name)
     page = tmp_path / "page.html"
