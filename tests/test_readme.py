@@ -46,8 +46,8 @@ main()
 
 
 def run_demo(folder):
-    """In a process of its own, with the least of LLVM's optimisation: without any, as in other tests, convolutions take ten
-    times as long; with all of it, compilation takes longer than it saves here."""
+    """In a process of its own, with the least of LLVM's optimisation: without any, as in other tests, convolutions take
+    ten times as long; with all of it, compilation takes longer than it saves here."""
     flags = os.environ["XLA_FLAGS"].replace("xla_backend_optimization_level=0", "xla_backend_optimization_level=1")
     environment = os.environ | {"XLA_FLAGS": flags}
     return subprocess.run(
