@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
 # Libraries are compiled once, at their first import, and not by each of the processes that tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all test-newest newest lint types clean
+.PHONY: demo test test-all test-newest newest environment environment-newest lint types clean
 
 demo: $(STAMP)
 	$(BIN)/jaxguard demo --out demo
@@ -29,12 +29,22 @@ NEWEST := $(CONTRACT)::test_on_eight_devices_it_is_the_same $(CONTRACT)::test_it
   tests/fleet/test_stream.py::test_what_does_not_fit_the_memory_is_scored_in_parts_or_says_how_much_it_takes \
   tests/test_cli_scan.py::test_a_single_file_leaves_nothing_behind
 
+# A target in an environment of Python 3.12.
+define on-newest
+@for python in python3.12 $$(command -v uv > /dev/null && uv python find 3.12 2> /dev/null) $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12.*/bin/python 2> /dev/null); do \
+  if $$python -c '' 2> /dev/null; then \
+    exec $(MAKE) --no-print-directory $(1) VENV=.venv-3.12 PYTHON=$$python; \
+  fi; \
+done; echo '$@: skipped, found no Python 3.12 (python3.12, uv, pyenv)'
+endef
+
+environment-newest:
+	$(call on-newest,environment)
+
 test-newest:
-	@for python in python3.12 $$(command -v uv > /dev/null && uv python find 3.12 2> /dev/null) $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12.*/bin/python 2> /dev/null); do \
-	  if $$python -c '' 2> /dev/null; then \
-	    exec $(MAKE) --no-print-directory newest VENV=.venv-3.12 PYTHON=$$python; \
-	  fi; \
-	done; echo 'test-newest: skipped, found no Python 3.12 (python3.12, uv, pyenv)'
+	$(call on-newest,newest)
+
+environment: $(STAMP)
 
 newest: $(STAMP)
 	$(BIN)/python -m pytest $(NEWEST)
