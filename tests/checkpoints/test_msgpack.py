@@ -257,7 +257,7 @@ def test_leaves_are_read_when_asked_for(tmp_path):
     assert not checkpoint.read("w").flags.writeable
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     places=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4),
     keep=st.sampled_from([1.0, 1.0, 0.9, 0.5]),

@@ -230,7 +230,7 @@ def test_manifests_that_lie_are_one_error(case, tmp_path):
         ocdbt.opened(tmp_path)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damage_below_the_checksum_is_one_error_or_what_tensorstore_finds(data, tmp_path):
     node = bytearray(handmade.leaf([b"a", b"b/c", b"d"], [b"here", (0, 2, 3), b"x" * 200], [("", "outside")]))

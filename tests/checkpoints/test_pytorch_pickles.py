@@ -57,7 +57,7 @@ def decoded(found: object) -> object:
 
 
 @given(value=VALUES, protocol=st.sampled_from(PROTOCOLS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_plain_values_come_back(value, protocol):
     assert decoded(read(pickle.dumps(value, protocol))) == value
 

@@ -185,7 +185,7 @@ def mutated(content: bytes, edits: list[tuple[float, int]], keep: float) -> byte
 edits = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=edits, keep=st.one_of(st.just(1.0), st.floats(0, 1)))
 @example(edits=[(0.0, 255)], keep=1.0)
 def test_only_checkpoint_errors_escape_from_mutated_files(edits, keep, tiny, tmp_path):
@@ -198,7 +198,7 @@ def test_only_checkpoint_errors_escape_from_mutated_files(edits, keep, tiny, tmp
     assert sum(leaf.nbytes for leaf in found.values()) <= broken.stat().st_size
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     fields=st.dictionaries(
         st.text(max_size=5),
