@@ -42,23 +42,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-STRICT = ("scores", "kernels/test_correlation.py", "kernels/test_spectrum.py")
-"""Tests of code that spells out how arrays of two dtypes or ranks meet; all others run with JAX's defaults."""
+# Arrays of two dtypes or two ranks meet by mistake more often than on purpose. Models that stand for users' code are
+# `zoo.usual`: they keep JAX's defaults.
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 MANY_MAPS, TOO_MANY_MAPS = 5_000, 20_000
 TESTS = itertools.count(1)
-
-
-@pytest.fixture(autouse=True)
-def strict_promotion(request):
-    """Arrays of two dtypes or two ranks meet by mistake more often than on purpose."""
-    if not any(request.path.is_relative_to(pathlib.Path(__file__).parent / place) for place in STRICT):
-        yield
-        return
-    import jax
-
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ def test_weight_goes_from_the_one_model_to_the_other():
 
 def test_masses_make_mixtures():
     """By hand: channel 0 of `b` wants three quarters, channel 1 is nearest to 1 and wants a quarter."""
-    mlp = lambda v, x: jax.nn.relu(x @ v["w1"] + v["b1"]) @ v["w2"]  # noqa: E731
+    mlp = lambda v, x: jax.nn.relu(x @ v["w1"] + v["b1"][None]) @ v["w2"]  # noqa: E731
     a = {"w1": jnp.array([[4.0, 8.0]]), "b1": jnp.array([1.0, 3.0]), "w2": jnp.array([[10.0], [20.0]])}
     b = {"w1": jnp.array([[4.0, 8.0]]), "b1": jnp.array([1.0, 3.0]), "w2": jnp.array([[0.0], [0.0]])}
     first, second = (Network(variables, mlp, (1,)) for variables in (a, b))
@@ -225,7 +225,7 @@ def test_the_original_work_s_two_mnist_networks_fuse(shared_data, mnist, monkeyp
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     networks = importlib.import_module("third_party_networks")
     cards = [json.loads(path.read_text()) for path in sorted((shared_data / "checkpoints").glob("*otfusion_?.json"))]
-    apply_fn = networks.preprocessed(networks.NETWORKS[cards[0]["arch"]], **cards[0]["preprocess"])
+    apply_fn = zoo.usual(networks.preprocessed(networks.NETWORKS[cards[0]["arch"]], **cards[0]["preprocess"]))
     a, b = (
         suspects.load(shared_data / "checkpoints" / card["file"], apply_fn=apply_fn, input_shape=(28, 28, 1))
         for card in cards

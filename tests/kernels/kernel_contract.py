@@ -66,7 +66,7 @@ def with_key(seed: int) -> tuple[jax.Array, jax.Array]:
 
 
 def game(worth: jax.Array) -> shapley.ValuesFn:
-    return lambda gates: jax.nn.sigmoid(jnp.tanh(gates * worth).sum(-1))
+    return lambda gates: jax.nn.sigmoid(jnp.tanh(gates * worth[None]).sum(-1))
 
 
 def unit(seed: int) -> tuple[jax.Array, jax.Array]:
