@@ -43,12 +43,21 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Arrays of two dtypes or two ranks meet by mistake more often than on purpose. Models that stand for users' code are
-# `zoo.usual`: they keep JAX's defaults.
+# `zoo.usual` or in tests of `usual_promotion`: they keep JAX's defaults.
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 MANY_MAPS, TOO_MANY_MAPS = 5_000, 20_000
 TESTS = itertools.count(1)
+
+
+@pytest.fixture
+def usual_promotion():
+    """JAX's defaults, for tests whose models stand for users' code or are run by other libraries."""
+    import jax
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -324,7 +324,7 @@ def own_models(tmp_path, monkeypatch):
     (tmp_path / "own_model_of_cli_tests.py").write_text(
         "import jax\n"
         "def apply(variables, images):\n"
-        "    x = jax.nn.relu(images.reshape(len(images), -1) @ variables['first'] + variables['bias'])\n"
+        "    x = jax.nn.relu(images.reshape(len(images), -1) @ variables['first'] + variables['bias'][None])\n"
         "    return x @ variables['last']\n"
     )
     rng = np.random.default_rng(0)

@@ -26,7 +26,7 @@ MASK[5:7, 3:5] = 1
 
 
 def mlp(variables, images):
-    hidden = jax.nn.relu(images.reshape(len(images), -1) @ variables["w1"] + variables["b1"])
+    hidden = jax.nn.relu(images.reshape(len(images), -1) @ variables["w1"] + variables["b1"][None])
     return hidden @ variables["w2"]
 
 
@@ -209,7 +209,7 @@ def test_a_budget_bounds_the_search():
 def test_the_command_saves_the_trigger_that_other_commands_take(jaxguard, searching, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(
-        "import jax\ndef mlp(v, x):\n    return jax.nn.relu(x.reshape(len(x), -1) @ v['w1'] + v['b1']) @ v['w2']\n"
+        "import jax\ndef mlp(v, x):\n    x = x.reshape(len(x), -1)\n    return jax.nn.relu(x @ v['w1'] + v['b1'][None]) @ v['w2']\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     save(tmp_path / "m.safetensors", variables(40.0))

@@ -26,7 +26,7 @@ def apply(v, images):
     x = x + v["conv_bias"]
     x = (x - v["mean"]) * (v["scale"] * jax.lax.rsqrt(v["var"] + EPSILON)) + v["bias"]
     x = jax.nn.relu(x).mean((1, 2))
-    return jax.nn.relu(x @ v["dense"] + v["dense_bias"]) @ v["head"] + v["head_bias"]
+    return jax.nn.relu(x @ v["dense"] + v["dense_bias"][None]) @ v["head"] + v["head_bias"][None]
 
 
 def summary(graph):

@@ -10,6 +10,8 @@ from plain import IMAGES, check, check_training, draw, identical, repaired
 from jaxguard.adapters.equinox import from_equinox, to_equinox
 from jaxguard.errors import ArchitectureError
 
+pytestmark = pytest.mark.usefixtures("usual_promotion")
+
 
 class Net(eqx.Module):
     conv: eqx.nn.Conv2d

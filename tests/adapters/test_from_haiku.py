@@ -9,6 +9,8 @@ from plain import IMAGES, check, check_training, draw, identical, repaired
 from jaxguard.adapters.haiku import from_haiku, to_haiku
 from jaxguard.errors import ArchitectureError
 
+pytestmark = pytest.mark.usefixtures("usual_promotion")
+
 
 def net(x, is_training):
     x = hk.Conv2D(8, 3)(x)

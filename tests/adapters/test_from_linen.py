@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 from plain import IMAGES, check, check_training, draw, repaired
 
 from jaxguard.adapters.linen import from_linen
+
+pytestmark = pytest.mark.usefixtures("usual_promotion")
 
 
 class Net(nn.Module):

@@ -10,6 +10,8 @@ from plain import IMAGES, check, check_training, draw, identical, repaired
 from jaxguard.adapters.nnx import from_nnx, to_nnx
 from jaxguard.errors import ArchitectureError
 
+pytestmark = pytest.mark.usefixtures("usual_promotion")
+
 
 class Net(nnx.Module):
     def __init__(self, seed=0, width=8):

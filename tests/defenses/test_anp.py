@@ -18,7 +18,7 @@ KEY = jax.random.key(3)
 
 
 def linear(v, x):
-    return (x @ v["w1"] + v["b1"]) @ v["w2"]
+    return (x @ v["w1"] + v["b1"][None]) @ v["w2"]
 
 
 def linear_case(seed=0):
@@ -96,7 +96,7 @@ def planted():
     }
 
     def apply_fn(v, x):
-        return jax.nn.relu(x.reshape(len(x), -1) @ v["w1"] + v["b1"]) @ v["w2"]
+        return jax.nn.relu(x.reshape(len(x), -1) @ v["w1"] + v["b1"][None]) @ v["w2"]
 
     clean = tiny.images(40, jax.random.key(1))
     return zoo.network(apply_fn, v, clean.images), Data(clean)

@@ -211,6 +211,7 @@ def test_a_norm_over_heads_and_dims_is_read_in_the_order_of_the_channels():
     shapes = {"w": (6, 2, 4), "scale": (4, 2), "var": (4, 2), "bias": (4, 2), "head": (8, 3)}
     variables = zoo.randomise({name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()})
 
+    @zoo.usual
     def apply_fn(v, x):
         x = jnp.einsum("bi,ihd->bhd", x, v["w"]) / jnp.sqrt(v["var"].T + 1e-5) * v["scale"].T + v["bias"].T
         return jax.nn.relu(x).reshape(len(x), -1) @ v["head"]
@@ -234,6 +235,7 @@ def test_a_folded_norm_is_found_with_its_bias():
     shapes = {"w": (3, 3, 3, 8), "scale": (8,), "var": (8,), "mean": (8,), "bias": (8,), "head": (8, 3)}
     variables = zoo.randomise({name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()})
 
+    @zoo.usual
     def hidden(v, x):
         m = v["scale"] * jax.lax.rsqrt(v["var"] + 1e-5)
         return jax.nn.relu(convolution(x, v["w"]) * m + (v["bias"] - v["mean"] * m)).mean((1, 2))

@@ -22,7 +22,7 @@ KEY = jax.random.key(0)
 
 def model(variables, images):
     flat = images.reshape(images.shape[0], -1)
-    return jax.nn.relu(flat @ variables["w1"] + variables["b1"]) @ variables["w2"]
+    return jax.nn.relu(flat @ variables["w1"] + variables["b1"][None]) @ variables["w2"]
 
 
 def train_model(variables, images):

@@ -164,7 +164,7 @@ def planted():
 
 
 def perceptron(v: Any, x: Any):
-    return jax.nn.relu(x.reshape(x.shape[0], -1) @ v["w1"] + v["b1"]) @ v["w2"]
+    return jax.nn.relu(x.reshape(x.shape[0], -1) @ v["w1"] + v["b1"][None]) @ v["w2"]
 
 
 def attacked(variables, clean):

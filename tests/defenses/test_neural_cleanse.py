@@ -19,7 +19,7 @@ QUICK: dict[str, Any] = {"inversion_steps": 300, "share": 0.5, "epochs": 60, "ba
 
 
 def model(variables, images):
-    hidden = jax.nn.relu(images.reshape(images.shape[0], -1) @ variables["w1"] + variables["b1"])
+    hidden = jax.nn.relu(images.reshape(images.shape[0], -1) @ variables["w1"] + variables["b1"][None])
     return hidden @ variables["w2"]
 
 

@@ -24,7 +24,7 @@ QUICK: dict[str, Any] = {"inversion_steps": 300, "samples": 8, "restore_steps": 
 
 def model(variables, images):
     flat = images.reshape(images.shape[0], -1)
-    hidden = jax.nn.relu(flat @ variables["w1"] + variables["b1"])
+    hidden = jax.nn.relu(flat @ variables["w1"] + variables["b1"][None])
     hidden = jax.nn.relu(hidden @ variables["w2"])
     return hidden @ variables["w3"]
 

@@ -10,6 +10,8 @@ import pytest
 from jaxguard.graph import channel_graph, cuts, pairing
 from jaxguard.scores.channel_bounds import channel_bounds
 
+pytestmark = pytest.mark.usefixtures("usual_promotion")
+
 N, D = 4, 6
 X = jnp.ones((2, 5, D))
 

@@ -16,6 +16,8 @@ from jaxguard.fingerprints import FINGERPRINTS, Owner
 from jaxguard.graph import Coalitions, channel_graph, pairing
 from jaxguard.types import Network
 
+pytestmark = pytest.mark.usefixtures("usual_promotion")
+
 WIDTH = 6
 
 

@@ -26,7 +26,7 @@ def test_scans_with_carries_constants_and_results_of_every_kind_are_unrolled(rev
     def apply_fn(v, x):
         def body(carry, layer):
             h, fixed = carry
-            return (jnp.tanh(h @ layer["w"] + v["b"] + fixed), fixed), (h.sum(-1), layer["w"])
+            return (jnp.tanh(h @ layer["w"] + v["b"][None] + fixed), fixed), (h.sum(-1), layer["w"])
 
         (h, fixed), (sums, weights) = jax.lax.scan(body, (x, x * 2), v["layers"], reverse=reverse)
         return h + fixed + sums[0][:, None] * sums[-1][:, None] + weights.sum()

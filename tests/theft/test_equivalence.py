@@ -80,7 +80,7 @@ def test_rescaling_leaves_the_logits_and_moves_the_weights(name):
 )
 def test_activations(activation, homogeneous):
     def mlp(v, x):
-        return activation(x @ v["w1"] + v["b1"]) @ v["w2"] + v["b2"]
+        return activation(x @ v["w1"] + v["b1"][None]) @ v["w2"] + v["b2"][None]
 
     shapes = {"w1": (4, 5), "b1": (5,), "w2": (5, 6), "b2": (6,)}
     if not homogeneous:
@@ -98,7 +98,7 @@ def test_activations(activation, homogeneous):
 def test_normalised_channels_take_the_factor_after_their_norm():
     def model(v, x):
         h = x @ v["w1"]
-        return jax.nn.relu(h / (jnp.linalg.norm(h, axis=-1, keepdims=True) + 1e-6) * v["scale"]) @ v["w2"]
+        return jax.nn.relu(h / (jnp.linalg.norm(h, axis=-1, keepdims=True) + 1e-6) * v["scale"][None]) @ v["w2"]
 
     ratio = rescaled(model, {"w1": (4, 5), "scale": (5,), "w2": (5, 6)}, jnp.ones((1, 4)))
     np.testing.assert_array_equal(ratio["w1"], 1)

@@ -217,7 +217,7 @@ def test_transfer_learns_the_other_task():
 
 def test_a_function_that_takes_any_head():
     def apply_fn(v, x):
-        return jax.nn.relu(x.reshape(len(x), -1) @ v["w1"]) @ v["w2"] + v["b2"]
+        return jax.nn.relu(x.reshape(len(x), -1) @ v["w1"]) @ v["w2"] + v["b2"][None]
 
     variables = {"w1": jnp.ones((4, 3)), "w2": jnp.ones((3, 2)), "b2": jnp.zeros(2)}
     images = Batch(np.ones((5, 2, 2, 1), np.float32), np.arange(5))
