@@ -233,8 +233,8 @@ import jax, jax.numpy as jnp
 def apply(variables, images):
     kernel = jnp.transpose(variables["a.weight"], (2, 3, 1, 0))
     x = jax.lax.conv_general_dilated(images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    x = jax.nn.relu(x + variables["a.bias"]).reshape(len(images), -1)
-    x = jax.nn.relu(x @ variables["b.weight"].T + variables["b.bias"])
+    x = jax.nn.relu(x + variables["a.bias"][None, None, None]).reshape(len(images), -1)
+    x = jax.nn.relu(x @ variables["b.weight"].T + variables["b.bias"][None])
     return x @ variables["out.weight"].T
 """
 

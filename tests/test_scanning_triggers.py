@@ -209,7 +209,9 @@ def test_a_budget_bounds_the_search():
 def test_the_command_saves_the_trigger_that_other_commands_take(jaxguard, searching, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(
-        "import jax\ndef mlp(v, x):\n    x = x.reshape(len(x), -1)\n    return jax.nn.relu(x @ v['w1'] + v['b1'][None]) @ v['w2']\n"
+        "import jax\n"
+        "def mlp(v, x):\n"
+        "    return jax.nn.relu(x.reshape(len(x), -1) @ v['w1'] + v['b1'][None]) @ v['w2']\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     save(tmp_path / "m.safetensors", variables(40.0))
