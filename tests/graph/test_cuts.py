@@ -13,6 +13,8 @@ from jaxguard.defenses.clp import clp
 from jaxguard.errors import GraphError
 from jaxguard.graph import channel_graph, cuts, pairing
 
+pytestmark = pytest.mark.usefixtures("usual_promotion")
+
 D = 6
 X = np.random.default_rng(0).normal(size=(3, 4, D)).astype(np.float32)
 RNG = np.random.default_rng(1)

@@ -11,6 +11,8 @@ from jaxguard.graph import channel_graph
 from jaxguard.graph.streams import Stream, moved
 from jaxguard.graph.tracing import trace
 
+pytestmark = pytest.mark.usefixtures("usual_promotion")
+
 CHANNELS_LAST = Stream((3,), ((7, 0),))
 ENDS = None
 
