@@ -42,13 +42,34 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# Arrays of two dtypes or two ranks meet by mistake more often than on purpose. Models that stand for users' code are
-# `zoo.usual` or in tests of `usual_promotion`: they keep JAX's defaults.
-os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
-os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+STRICT = (
+    "activations",
+    "kernels",
+    "pruning",
+    "scores",
+    "weight_change",
+    "test_fusion.py",
+    "test_surgery.py",
+)
+"""Tests under strict promotion of dtypes and ranks; all others run with JAX's defaults.
+
+Models that stand for users' code are `zoo.usual`, or in tests of `usual_promotion`.
+"""
 
 MANY_MAPS, TOO_MANY_MAPS = 5_000, 20_000
 TESTS = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request):
+    """Arrays of two dtypes or two ranks meet by mistake more often than on purpose."""
+    if not any(request.path.is_relative_to(pathlib.Path(__file__).parent / place) for place in STRICT):
+        yield
+        return
+    import jax
+
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
 
 
 @pytest.fixture
