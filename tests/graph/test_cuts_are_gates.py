@@ -12,16 +12,30 @@ from written_models import WRITTEN
 from jaxguard import models, surgery
 from jaxguard.graph import channel_graph, cuts, pairing
 from jaxguard.graph.views import laid_out
+from jaxguard.models.densenet import DenseNet
+from jaxguard.models.mobilenet_v3 import SMALL as SMALL_STAGES
+from jaxguard.models.mobilenet_v3 import MobileNetV3
+from jaxguard.models.resnet import ResNet
 
 SMALL = {"width": "0.125", "depth": "1", "depths": "1x1x1x1"}
 
 
+SHALLOW = {
+    "resnet50": ResNet(num_classes=10, blocks=(1, 2, 1, 1), width=0.125, entry="cifar"),
+    "resnext50_32x4d": ResNet(num_classes=10, blocks=(1, 1, 1, 1), groups=32, base=4, width=0.5),
+    "densenet121": DenseNet(num_classes=10, blocks=(2, 3, 1, 1), growth=4, channels=8),
+    "mobilenet_v3_small": MobileNetV3(num_classes=10, stages=SMALL_STAGES[:3], units=64),
+}
+
+
 def family(name):
+    if name in SHALLOW:
+        return functools.partial(zoo.linen, SHALLOW[name], 32, 32, 3)
     options = [f"{option}={value}" for option, value in SMALL.items() if option in models.ARCHITECTURES[name].options]
     return functools.partial(zoo.bundled, f"{name}:{','.join(options)}")
 
 
-FAMILIES = {f"{name} of the table": family(name) for name in zoo.kinds()}
+FAMILIES = {f"{name} of the table": family(name) for name in zoo.kinds() if name != "mobilenet_v3_large"}
 SLOW = {"linen LSTM", "linen scan", "equinox", "from_nnx", *FAMILIES}
 MODELS = {**zoo.ZOO, **WRITTEN, **FAMILIES}
 REFUSED = {
