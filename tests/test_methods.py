@@ -169,3 +169,29 @@ def test_hyper_parameters_can_be_traced():
         return rate * x
 
     assert jax.vmap(lambda rate: scaled(2.0, rate=rate))(jnp.array([1.0, 3.0])).tolist() == [2.0, 6.0]
+
+
+@checked
+@methods.options_of(prune_all)
+def prune_and_train(x, *, rate: methods.Count = 3, **pruning):
+    """Prunes, then trains.
+
+    Args:
+        x: input.
+        rate: its own.
+        pruning: options of `prune_all`.
+    """
+    return rate, prune_all(x, **pruning)[2]
+
+
+def test_options_handed_on_are_stated_once():
+    row = Method(prune_and_train, "")
+    assert list(row.parameters) == ["rate", *(name for name in ROW.parameters if name != "rate")]
+    for name, option in row.parameters.items():
+        assert (option == ROW.parameters[name]) == (name != "rate")
+    assert row.parameters["rate"].help == "its own."
+    rate, used = row(0, rate="2", epochs="7", order="down")
+    assert rate == 2 and (used["epochs"], used["order"], used["rate"]) == (7, "down", 0.1)
+    for given in ({"epochs": -1}, {"pruning": {}}, {"zzz": 3}):
+        with pytest.raises(OptionError, match="of prune-and-train"):
+            row(0, **given)
