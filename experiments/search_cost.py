@@ -5,9 +5,9 @@
 
 Whole searches: NAD's WideResNet-16-1 and akamaster's ResNet-20 (third-party checkpoints in JAXGUARD_SHARED_DATA, else
 in ../shared/data), and networks of random weights whose logits were standardised on drawings, so that each class has
-its images. No data is given to any. Where a whole search takes hours on CPU, a *probe*: the images of the search, one program of screening and
-one step of a climb are run, once to compile and once for the clock; the whole is projected from the forward passes
-that the search announces.
+its images. No data is given to any. Where a whole search takes hours on CPU, a *probe*: some images, one program of
+screening and one step of a climb are run, once to compile and once for the clock; the whole is projected from the
+forward passes that the search announces.
 
 CPU seconds are of all threads, compilation included except in probes; seconds depend on what else runs, as the load
 average beside each row says. Two idle cores would take about half the CPU seconds. Peak memory is the process's, with
@@ -105,6 +105,8 @@ CASES: dict[str, tuple[Callable[[], Network], Callable[[Network], dict[str, Any]
     "cnn, 100 classes": (lambda: random_network("cnn:width=0.25", 32, 100), whole),
     "cnn, 1000 classes": (lambda: random_network("cnn:width=0.25", 32, 1000), whole),
     "cnn, 2 classes": (lambda: random_network("cnn:width=0.25", 32, 2), whole),
+    "vit, narrow, 64 px": (lambda: random_network("vit-tiny-16:width=0.25,depth=2", 64, 10), whole),
+    "convnext, narrow, 64 px": (lambda: random_network("convnext-tiny:width=0.125,depths=1x1x1x1", 64, 10), whole),
     "preactresnet18, 32 px": (lambda: random_network("preactresnet18", 32, 10), probe),
     "resnet50, 224 px, 1000 classes": (lambda: random_network("resnet50", 224, 1000), probe),
     "vit-base-16, 224 px, 1000 classes": (lambda: random_network("vit-base-16", 224, 1000), probe),
@@ -138,11 +140,11 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measured(arguments.one)))
         return
-    known = json.loads(RESULT.read_text()) if RESULT.exists() else {"cases": {}}
     for name in (name for name in CASES if any(map(name.startswith, arguments.cases))):
         run = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True, check=False)
         if run.returncode:
             raise SystemExit(f"{name} failed:\n{run.stderr[-3000:]}")
+        known = json.loads(RESULT.read_text()) if RESULT.exists() else {"cases": {}}
         known["cases"][name] = json.loads(run.stdout.splitlines()[-1])
         known["environment"] = machine.environment()
         RESULT.write_text(json.dumps(known, indent=2) + "\n")
