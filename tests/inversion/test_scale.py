@@ -14,6 +14,7 @@ from jaxguard import execution
 from jaxguard.inversion import memory
 from jaxguard.inversion.ascent import Candidates, Clock, Task, climb, stamped_logits
 from jaxguard.inversion.trigger_models import Patch
+from jaxguard.training import descent
 
 HERE = pathlib.Path(__file__)
 SHAPE, CLASSES = (6, 6, 1), 5
@@ -45,6 +46,23 @@ def test_eight_devices_give_the_numbers_of_one(tmp_path):
     assert eight["devices"] == 8
     for name, one in found().items():
         np.testing.assert_allclose(eight[name], one, rtol=1e-5, atol=1e-5)
+
+
+def test_a_descent_of_all_candidates_is_one_program_for_every_platform(monkeypatch):
+    chunk, programs = descent._jitted_chunk, []
+
+    def lowered(*arguments):
+        programs.append(jax.export.export(chunk, platforms=("cpu", "cuda", "tpu"))(*arguments))
+        return chunk(*arguments)
+
+    by_steps = found()
+    monkeypatch.setattr(execution, "is_cpu", lambda: False)
+    monkeypatch.setattr(descent, "_jitted_chunk", lowered)
+    in_one = found()
+    (program,) = programs
+    assert program.platforms == ("cpu", "cuda", "tpu") and "while" in program.mlir_module()
+    for name, one in by_steps.items():
+        np.testing.assert_allclose(in_one[name], one, rtol=1e-5, atol=1e-5)
 
 
 def test_memory_is_what_grows_with_the_images():
