@@ -4,8 +4,8 @@
 
 Pairs of digits, drawn by the seed (16x16 grey, scikit-learn's), one small CNN clean and one backdoored each: BadNets,
 a white 3x3 square in a random corner, 10 % of the training images, target 1. Searched with no data, and on 100 clean
-training images. Nothing was chosen on these networks: the threshold of one half is the method's (Xiang, Miller, Kesidis, ICLR
-2022), the level of 5 % the scan's.
+training images. Nothing was chosen on these networks: the threshold of one half is the method's (Xiang, Miller,
+Kesidis, ICLR 2022), the level of 5 % the scan's.
 
 Hardware: any. Time: about 20 CPU seconds a network. Result: results/two_classes.json.
 """

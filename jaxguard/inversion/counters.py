@@ -49,8 +49,8 @@ def uniform(keys: np.ndarray, shape: tuple[int, ...], low: float = 0.0, high: fl
     """Random float32 `[N, *shape]` in [low, high)."""
     # 23 random bits as the fraction of a number in [1, 2)
     ones = (bits(keys, math.prod(shape)) >> np.uint32(9) | np.uint32(0x3F800000)).view(np.float32) - np.float32(1)
-    low, high = np.float32(low), np.float32(high)
-    return np.maximum(low, ones * (high - low) + low).reshape(len(keys), *shape)
+    least, span = np.float32(low), np.float32(high) - np.float32(low)
+    return np.maximum(least, ones * span + least).reshape(len(keys), *shape)
 
 
 def normal(keys: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
