@@ -21,14 +21,17 @@ def test_backdoored_networks_are_counted_against_the_largest_clean_gap():
     rows = [row(0, 0.3), row(2, 0.5), row(4, 9.0, problem="it answers all images alike")]
     rows += [row(6, 0.8, attack="blended", target=3), row(8, 0.4, attack="blended", target=7)]
     rows += [row(10, 5.0, attack="blended", target=3, failed=True), row(12, 0.6, attack="all-to-all")]
+    rows += [row(14, None, attack="blended", target=3)]
     found = trigger_kinds.summary(rows, ["blended", "warp"])
     blended = found["blended"]
-    assert (blended["clean"], blended["largest_clean_gap"], blended["forwards"]) == (3, 0.5, 60)
+    assert (blended["clean"], blended["largest_clean_gap"], blended["forwards"]) == (2, 0.5, 70)
     assert blended["attacks"]["blended"] == {
-        "networks": 2,
+        "networks": 3,
+        "nothing_said": 1,
         "above_all_clean": 1,
         "at_target": 1,
-        "gaps": {"6": 0.8, "8": 0.4},
+        "auc": 0.75,  # of the pairs of 0.8 and 0.4 with 0.3 and 0.5, three are in order
+        "gaps": {"6": 0.8, "8": 0.4, "14": None},
     }
     assert blended["attacks"]["all-to-all"]["at_target"] == 0  # it leads to no one class
     assert found["warp"]["clean"] == 0 and found["warp"]["largest_clean_gap"] is None

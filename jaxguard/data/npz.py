@@ -69,7 +69,9 @@ def load_trigger(path: str | os.PathLike[str]) -> Trigger:
             )
     if not {"delta", "flow"} & set(arrays):
         return Trigger(*_mask_and_pattern(arrays, name), labels=labels)
-    parts = dict(zip(("mask", "pattern"), _mask_and_pattern(arrays, name), strict=True)) if "mask" in arrays else {}
+    parts: dict[str, np.ndarray] = {}
+    if "mask" in arrays:
+        parts["mask"], parts["pattern"] = _mask_and_pattern(arrays, name)
     for key, depth, most in (("delta", None, 1.0), ("flow", 2, np.inf)):
         if key in arrays:
             parts[key] = _bounded(arrays[key], f"{name} ({key})", depth, most)
