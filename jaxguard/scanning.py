@@ -123,7 +123,9 @@ def scan(
     start, notes, is_interrupted = time.perf_counter(), list[str](), False
     listener, most = listener or Listener(), _most(deep)
     judging.require_rates(alpha, control)
-    (known, source), references = _opened(profile), trigger_reference.opened(reference)
+    known, source = _opened(profile)
+    # Without a search nothing is compared with it; a file that was named is opened all the same, to be checked.
+    references = None if most == 0 and reference is None else trigger_reference.opened(reference)
     cheap, patches = _chosen(looks, known)
     found = discover(suspects, options=options, **_place(executor))
     cohorts = {} if known is None else known.cohorts
