@@ -80,7 +80,7 @@ KINDS = {
         ),
         Kind(
             source_target.NAME,
-            2,
+            3,
             "patches of {} pixels of edge that turn one class into another one",
             source_target.sizes,
             source_target.forwards,

@@ -236,24 +236,14 @@ def _best_pairs(scores: np.ndarray, patterns: int) -> list[int]:
     return (chosen + [int(k) for k in order if int(k) not in chosen])[: STARTS - 1]
 
 
-def promised(task: Task, edge: int, classes: np.ndarray, shown: np.ndarray | None = None) -> Patches:
-    """Where the gradient of the plain images promises most, and the pixels that it asks for.
-
-    Args:
-        task: the network and its images.
-        edge: of the patches.
-        classes: int `[S]`, the targets.
-        shown: int `[S, B]`, the images that count for each; None for all.
-
-    Returns:
-        One patch per target.
-    """
+def promised(task: Task, edge: int, classes: np.ndarray) -> Patches:
+    """Where the gradient of the plain images promises most, and the pixels that it asks for."""
     height, width, channels = task.shape
     # A nearly transparent trigger changes nothing, so that the first step's direction is the plain images' gradient.
     masks = np.full((len(classes), height, width, 1), 1e-3, np.float32)
     grey = np.full((len(classes), height, width, channels), 0.5, np.float32)
-    gradient = climb(task, Patch(), Candidates(masks, grey), classes, 1, shown=shown).momentum
-    mean = task.images.mean(0) if shown is None else task.images[shown].mean(1)
+    gradient = climb(task, Patch(), Candidates(masks, grey), classes, 1).momentum
+    mean = task.images.mean(0)
     promise = np.where(gradient > 0, gradient * (1 - mean), -gradient * mean).sum(-1)
     sums = np.pad(promise.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
     inside = sums[:, edge:, edge:] - sums[:, :-edge, edge:] - sums[:, edge:, :-edge] + sums[:, :-edge, :-edge]
