@@ -1,6 +1,7 @@
 """Do backdoors over pairs of classes show, on a few clean images and on none? Even numbers of the reference population.
 
-    python experiments/pairs_of_classes.py --data packs --out reference --numbers 96 30 68 50 64 70 56 84 66 12 90 46
+    python experiments/pairs_of_classes.py --data packs --out reference --numbers \
+        96 50 70 64 30 68 56 12 84 66 90 46 72 108 62
 
 Searches networks of even numbers, which choices may rest on (see universal_reference.py, which trains them), for a
 patch that sends every class to another one and for one that turns images of one class only: on ten clean test images of
