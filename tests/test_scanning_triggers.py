@@ -45,7 +45,7 @@ def network(strength):
 
 @pytest.mark.usefixtures("searching")
 def test_a_planted_trigger_is_the_verdict_and_a_network_without_one_is_not_acquitted():
-    report = scan({"bad": network(40.0), "good": network(0.1)})
+    report = scan({"bad": network(40.0), "good": network(0.1)}, kinds=("patch",))
     bad, good = report.findings
     assert bad.verdict is Verdict.SUSPECTED and "at (5, 3) turns 100.0 % [" in bad.reason
     assert (bad.search.target, bad.score) == (TARGET, bad.search.gap)
@@ -190,7 +190,7 @@ def test_one_file_that_was_interrupted_is_inconclusive_and_leaves_nothing(jaxgua
         whole(clock, forwards)
 
     monkeypatch.setattr(ascent.Clock, "spend", stopped)
-    code, out, err = jaxguard("scan", "store/1.safetensors", *own)
+    code, out, err = jaxguard("scan", "store/1.safetensors", *own, "--kind", "patch")
     told = " ".join(out.split())
     assert code == 130 and told.startswith("? Inconclusive. The search was interrupted after ")
     assert "forward passes; searched were patches of 3 pixels of edge for all 6 classes" in told
@@ -216,7 +216,7 @@ def test_the_command_saves_the_trigger_that_other_commands_take(jaxguard, search
     monkeypatch.syspath_prepend(tmp_path)
     save(tmp_path / "m.safetensors", variables(40.0))
     own = ("--apply", "own:mlp", "--input", "8x8x1")
-    code, out, err = jaxguard("scan", "m.safetensors", *own, "--json", "--save-trigger", "t.npz")
+    code, out, err = jaxguard("scan", "m.safetensors", *own, "--kind", "patch", "--json", "--save-trigger", "t.npz")
     (one,) = json.loads(out)["findings"]
     assert code == 1 and one["verdict"] == "suspected"
     assert "trigger of class 4: --trigger t.npz" in " ".join(err.split())

@@ -90,5 +90,5 @@ KINDS = {
 }
 """Name -> kind."""
 
-DEFAULT = ("patch",)
+DEFAULT = ("patch", "blended")
 """Kinds that are searched unless others are named."""

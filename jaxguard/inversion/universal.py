@@ -87,7 +87,7 @@ def search(
         >>> def apply_fn(variables, images):   # the mean brightness of five columns, and a white corner that means 3
         ...     columns = images[:, :, :5, 0].mean(1) * 9
         ...     return columns.at[:, 3].add(40 * images[:, -2:, -2:, 0].min((1, 2)))
-        >>> found = search(Network({}, apply_fn, (8, 8, 1)))
+        >>> found = search(Network({}, apply_fn, (8, 8, 1)), kinds=["patch"])
         >>> found.target, found.success, found.leading.size
         (3, 1.0, 2.0)
     """

@@ -15,6 +15,8 @@ SIDE, CLASSES, TARGET = 8, 6, 4
 PLANTED = np.array([[1, 0], [1, 1]], np.float32)
 CORNER = (5, 3)
 
+PATCH = ("patch",)
+
 
 def columns(_, images):
     """Brightness of six columns."""
@@ -34,7 +36,7 @@ def network(apply_fn, shape=(SIDE, SIDE, 1)):
 
 @pytest.fixture(scope="module")
 def found():
-    return inversion.search(network(planted))
+    return inversion.search(network(planted), kinds=PATCH)
 
 
 def test_a_planted_square_is_found_with_its_place_and_pixels(found):
@@ -61,15 +63,15 @@ def test_every_number_is_that_of_the_patches_returned(found):
 
 
 def test_without_a_trigger_no_class_leads_by_much():
-    plain = inversion.search(network(columns))
+    plain = inversion.search(network(columns), kinds=PATCH)
     assert plain.gap < 1 and plain.p_class > 0.05 and plain.problem == ""
 
 
 def test_equal_seeds_give_equal_triggers_whatever_the_size_of_the_chunks(found, monkeypatch):
-    again = inversion.search(network(planted))
+    again = inversion.search(network(planted), kinds=PATCH)
     assert again.gap == found.gap
     monkeypatch.setattr(execution, "stamped_images_at_once", lambda *_: 64)
-    other = inversion.search(network(planted))
+    other = inversion.search(network(planted), kinds=PATCH)
     for one, two in zip(found.rows, other.rows, strict=True):
         assert (one.parameters["corners"] == two.parameters["corners"]).all()
         np.testing.assert_allclose(one.margin, two.margin, rtol=1e-4, atol=1e-4)
@@ -80,7 +82,7 @@ def test_clean_images_take_the_place_of_procedural_ones():
     images = rng.uniform(size=(60, SIDE, SIDE, 1)).astype(np.float32)
     labels = np.arange(60) % CLASSES
     images[np.arange(60), :, labels] = 1
-    given = inversion.search(network(planted), images=images, labels=labels)
+    given = inversion.search(network(planted), images=images, labels=labels, kinds=PATCH)
     assert (given.target, given.source) == (TARGET, "60 clean images, 12 to search on and 48 to judge by")
     assert np.isnan(given.reached)
     # neither of the class nor taken for it: 48 judging images, eight of each class, one of them taken for the target
@@ -176,12 +178,12 @@ def deaf(_, images):
     ],
 )
 def test_a_network_of_which_nothing_can_be_said_is_told_with_its_reason(apply_fn, shape, problem):
-    found = inversion.search(network(apply_fn, shape))
+    found = inversion.search(network(apply_fn, shape), kinds=PATCH)
     assert problem in found.problem
 
 
 def test_time_that_is_over_leaves_out_sizes_and_says_so():
-    found = inversion.search(network(planted), budget=0)
+    found = inversion.search(network(planted), budget=0, kinds=PATCH)
     assert "no size was searched" in found.problem and found.rows == ()
     assert found.left_out == ("No time was left for patches of 2, 3 pixels of edge.",)
     assert np.isnan(found.gap) and found.target is None and found.interval == (0, 1)
