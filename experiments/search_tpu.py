@@ -106,14 +106,14 @@ def main() -> None:
             rows[name]["climb"]["roofline_ms"] / (1 + ascent.GRADIENT), rows[name]["screen"]["roofline_ms"]
         )
         rows[name]["search_seconds_at_least"] = round(forwards * per_forward / AT_ONCE / 1e3, 2)
+        written = {
+            "environment": machine.environment("libtpu"),
+            "chip": f"TPU v5e, {devices[0].device_kind}, compiled ahead of time, not run",
+            "forward_equivalents": round(forwards),
+            "networks": rows,
+        }
+        RESULT.write_text(json.dumps(written, indent=2) + "\n")
         print(name, json.dumps(rows[name], indent=2), flush=True)
-    written = {
-        "environment": machine.environment("libtpu"),
-        "chip": f"TPU v5e, {devices[0].device_kind}, compiled ahead of time, not run",
-        "forward_equivalents": round(forwards),
-        "networks": rows,
-    }
-    RESULT.write_text(json.dumps(written, indent=2) + "\n")
 
 
 if __name__ == "__main__":
