@@ -41,7 +41,8 @@ def leading(kind: str, known: Row) -> tuple[float, int | None]:
         margins = np.array([-np.inf if margin is None else margin for margin in size["margin"]])
         success = np.divide(size["hits"], np.maximum(size["judged"], 1))
         first, second = np.argsort(-margins, kind="stable")[:2]
-        return (margins[first] - margins[second]) * max(0.0, success[first] - success[second]), size["classes"][first]
+        lead = float(margins[first] - margins[second]) * max(0.0, float(success[first] - success[second]))
+        return lead, size["classes"][first]
 
     return known["gap"], max(map(first_two, known["sizes"]))[1]
 

@@ -101,7 +101,7 @@ class Additive:
         >>> u = jnp.array([3.0, 0.0]).reshape(1, 1, 2, 1)
         >>> Additive(np.inf).project(jnp.ones(1), u).ravel().tolist()
         [1.0, 0.0]
-        >>> Additive(2).project(jnp.ones(1), u).ravel().round(3).tolist()
+        >>> [round(value, 3) for value in Additive(2).project(jnp.ones(1), u).ravel().tolist()]
         [1.414, 0.0]
     """
 
