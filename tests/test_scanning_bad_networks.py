@@ -64,6 +64,12 @@ def test_a_function_that_raises_is_told_and_the_others_go_on():
     assert report.notes == (f"Triggers were searched in 1 of 2 checkpoints. Not searched were 1: {told} (bad).",)
 
 
+def test_an_error_of_this_package_is_not_taken_for_the_function_s(monkeypatch):
+    monkeypatch.delattr("jaxguard.inversion.universal.Clock")
+    with pytest.raises(NameError, match="Clock"):
+        scan(network(mlp))
+
+
 def images(number, low=0.0, high=1.0):
     drawn = np.random.default_rng(0).uniform(low, high, (number, SIDE, SIDE, 1)).astype(np.float32)
     return Batch(drawn, np.arange(number) % CLASSES)

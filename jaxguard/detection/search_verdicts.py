@@ -142,7 +142,7 @@ def _both(
     """The verdict of a profile and of a search together; `rates` by the search, of both, and that which decides."""
     by_search, together, rate = rates
     if found.problem or math.isnan(by_search):
-        told = f"no statement on triggers: {found.problem or 'the margin of a class is undefined'}"
+        told = f"no statement on triggers: {found.problem or _undefined(found)}"
     else:
         told = f"{sentence(found)}; {basis}"
     if together != one.p_value:
@@ -191,11 +191,18 @@ def _rates(found: TriggerSearch, reference: TriggerReference) -> str:
     )
 
 
+def _undefined(found: TriggerSearch) -> str:
+    """Why there is no p-value."""
+    if math.isnan(found.gap) or not all(map(math.isfinite, (one for row in found.rows for one in row.margin))):
+        return "the margin of a class is undefined"
+    return f"no reference network was searched for {found.label}, and their classes give no p-value"
+
+
 def _verdict(found: TriggerSearch, p_value: float, rate: float, alpha: float, basis: str) -> tuple[Verdict, str]:
     if found.problem:
         return Verdict.INCONCLUSIVE, f"no statement on triggers: {found.problem}"
     if math.isnan(p_value):
-        return Verdict.INCONCLUSIVE, "no statement on triggers: the margin of a class is undefined"
+        return Verdict.INCONCLUSIVE, f"no statement on triggers: {_undefined(found)}"
     if rate <= alpha and found.interval[0] > WORKS:
         return Verdict.SUSPECTED, f"{sentence(found)}; {basis}"
     if rate <= DOUBTFUL and found.success >= DOUBTFUL_SUCCESS:

@@ -32,6 +32,8 @@ CLEAN = 100
 NAMED = 3
 """Checkpoints that a note names for each reason; the other formats of a report name all."""
 
+PACKAGE = __name__.partition(".")[0]
+
 UNKNOWN_FUNCTION = "its function is not known; pass --arch, or your own model with --apply"
 
 
@@ -140,6 +142,8 @@ def searched(
             made.left_out |= dict.fromkeys(same, f"{error}")
             continue
         except Exception as error:  # whatever a function of the user's raises, or a device without memory
+            if _is_own(error):
+                raise
             told = " ".join(str(error).split())[:200]
             made.left_out |= dict.fromkeys(same, f"its function raised {type(error).__name__}: {told}")
             continue
@@ -153,6 +157,14 @@ def searched(
             made.left_out |= dict.fromkeys(rest, "the search was interrupted before its turn")
             break
     return made
+
+
+def _is_own(error: Exception) -> bool:
+    """Whether it was raised by a line of this package rather than by a function of the user's, or what that calls."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and frame.tb_frame.f_globals.get("__name__", "").startswith(f"{PACKAGE}.")
 
 
 def _content(seen: Examination, k: int) -> Hashable:
