@@ -77,7 +77,7 @@ class ActivenessAwareGradient:
             whole = optax.tree.norm(norms)
             norms = jax.tree.map(lambda _: whole, norms)
         scales = jax.tree.map(lambda norm: self.r / jnp.where(norm == 0, 1, norm), norms)
-        return jax.tree.map(lambda g, scale: (scale * g).astype(g.dtype), gradient, scales)
+        return jax.tree.map(lambda g, scale: (scale * _float32(g)).astype(g.dtype), gradient, scales)
 
 
 @dataclass(frozen=True)
