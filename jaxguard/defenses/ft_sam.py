@@ -36,7 +36,12 @@ def perturbation(params: Any, gradient: Any, rho: float | jax.Array) -> Any:
     """
     norm = optax.tree.norm(jax.tree.map(lambda w, g: (jnp.abs(w) * g).astype(jnp.float32), params, gradient))
     scale = rho / (norm + 1e-12)
-    return jax.tree.map(lambda w, g: (scale * jnp.square(w) * g).astype(w.dtype), params, gradient)
+
+    def climb(w: jax.Array, g: jax.Array) -> jax.Array:
+        # Half-precision leaves are scaled in float32, as the norm is.
+        return (scale * jnp.square(w).astype(scale.dtype) * g.astype(scale.dtype)).astype(w.dtype)
+
+    return jax.tree.map(climb, params, gradient)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Game:
 
     def perturbed(self, images: jax.Array, perturbation: jax.Array) -> jax.Array:
         """`x + d`, for `[B, H, W, C]` and `[H, W, C]`."""
-        moved = images + perturbation
+        moved = images + perturbation[None]
         return jnp.clip(moved, 0, 1) if self.clip else moved
 
     def inner(self, perturbation: jax.Array, variables: Variables, batch: Batch) -> jax.Array:
