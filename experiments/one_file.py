@@ -184,7 +184,7 @@ def summary(rows: Sequence[dict[str, Any]], known: dict[str, dict[str, Any]]) ->
             "networks": len(models),
             "backdoored": len(bad),
             "found": len(found),
-            "at_target": sum(target_of(known[name]) in (models[name]["class"], None) for name in found),
+            "at_target": sum(target_of(known[name]) == models[name]["class"] for name in found),
             "accused": sorted(name for name in others if models[name]["verdict"] == "suspected"),
             "inconclusive": sorted(name for name in models if models[name]["verdict"] == "inconclusive"),
             "models": models,
