@@ -78,7 +78,7 @@ Kinds = Annotated[
         "--kind",
         help="Kind of triggers to search, repeatable: patch, additive, additive-l2, blended, warp, neural-cleanse, "
         "all-to-all, source-target; or all. Each costs its own time.",
-        show_default="patch",
+        show_default="patch and blended",
     ),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Search no universal triggers: seconds instead of minutes.")]
