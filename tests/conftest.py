@@ -44,13 +44,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 STRICT = (
     "activations",
-    "attacks/test_attacks.py",
-    "attacks/test_badnets.py",
-    "attacks/test_blended.py",
-    "attacks/test_patch.py",
-    "attacks/test_poisoning.py",
-    "attacks/test_small_pictures.py",
-    "attacks/test_source_specific.py",
+    "attacks",
     "defenses/test_anp.py",
     "defenses/test_ft.py",
     "defenses/test_ft_sam.py",

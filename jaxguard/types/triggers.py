@@ -52,8 +52,16 @@ class Trigger:
         if self.flow is not None:
             images = _moved(images, self.flow)
         if self.mask is not None:
-            images = images * (1 - self.mask) + self.pattern * self.mask
-        return images if self.delta is None else (images + self.delta).clip(0, 1)
+            mask = _like(images, self.mask)
+            images = images * (1 - mask) + _like(images, self.pattern) * mask
+        return images if self.delta is None else (images + _like(images, self.delta)).clip(0, 1)
+
+
+def _like(images: Any, part: Any) -> np.ndarray:
+    """A part `[H, W, C]` of the type and rank of images `[..., H, W, C]`."""
+    import numpy as np
+
+    return np.asarray(part, images.dtype).reshape((1,) * (images.ndim - 3) + np.shape(part))
 
 
 def _moved(images: Any, flow: np.ndarray) -> Any:
@@ -65,7 +73,7 @@ def _moved(images: Any, flow: np.ndarray) -> Any:
     row, column = (np.clip(places[..., axis], 0, last - 1) for axis, last in enumerate((height, width)))
     top, left = np.floor(row).astype(int), np.floor(column).astype(int)
     below, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
-    down, along = ((place - corner)[..., None].astype(np.float32) for place, corner in ((row, top), (column, left)))
+    down, along = (_like(images, (place - corner)[..., None]) for place, corner in ((row, top), (column, left)))
     upper = images[..., top, left, :] * (1 - along) + images[..., top, right, :] * along
     lower = images[..., below, left, :] * (1 - along) + images[..., below, right, :] * along
     return upper * (1 - down) + lower * down
