@@ -3,10 +3,10 @@
     ET_t = P(the smallest trigger that turns X into class t also turns Y),    X, Y images of other classes
 
 (Xiang, Miller, Kesidis, "Post-training detection of backdoor attacks for two-class and multi-attack scenarios", ICLR
-2022, Definition 3.3). By Theorem 3.1 it is (1 + P(both turn each other) - P(neither does)) / 2: where triggers are made
-for one image each, the smaller of two rarely does for the other, and ET is at most about 1/2; a backdoor's trigger does
-for all. So 1/2 is the threshold in every domain. Here a trigger is a patch, its size the edge; the smallest edge comes
-first, and a descent ends as soon as the image is turned.
+2022; written from its abstract and reviews). It equals (1 + P(both turn each other) - P(neither does)) / 2: where
+triggers are made for one image each, the smaller of two rarely does for the other, and ET is at most about 1/2; a
+backdoor's trigger does for all. So 1/2 is the threshold in every domain. Here a trigger is a patch, its size the edge;
+the smallest edge comes first, and a descent ends as soon as the image is turned. The p-value is ours.
 
 The estimate over pairs of `n` images is a U-statistic; its p-value against 1/2 is Student's with the jackknife's
 standard error (Arvesen, Ann. Math. Stat. 1969), and at least 2^-[n/2], the chance that all of so many disjoint pairs
