@@ -74,7 +74,8 @@ def test_the_demo_finds_a_backdoor_and_takes_it_out(demo):
     assert backdoored["metrics"]["acc"] > 0.95 and clean["metrics"]["acc"] > 0.95
     assert clean["metrics"]["asr"] < 0.1
     assert [scan["verdict"] for scan in report["findings"]] == ["confirmed", "no trigger found"]
-    assert backdoored["search"]["gap"] > 2 and "into class 0" in backdoored["reason"]
+    by_kind = {one["kind"]: one["gap"] for one in backdoored["search"]["results"]}
+    assert by_kind["patch"] > 2 and "into class 0" in backdoored["reason"]
     repairs = {repair["method"]: repair for repair in report["repairs"]}
     assert repairs.keys() == set(METHODS)
     for method, most in (("ft-sam", 0.03), ("shapley", 0.03), ("tsbd", 0.1), ("otbr", 0.25)):
@@ -115,4 +116,4 @@ def test_the_python_runs(demo, monkeypatch):
 
 def test_its_files_exist():
     for path in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
-        assert (ROOT / path).exists(), path
+        assert (ROOT / path.partition("#")[0]).exists(), path

@@ -300,6 +300,7 @@ def test_nothing_to_score_is_an_error():
 
 
 def test_repeated_scans_are_traced_once(monkeypatch):
+    jax.clear_caches()  # other tests share the network
     counted = tiny.Counted(lipschitz.spectral_norms)
     monkeypatch.setattr(lipschitz, "spectral_norms", counted)
     apply_fn, variables, images = zoo.case("mlp")

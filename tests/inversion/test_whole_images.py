@@ -124,7 +124,7 @@ def test_without_a_weakness_no_class_leads_by_much():
 
 
 def test_each_kind_is_searched_as_if_alone_whatever_the_size_of_the_chunks(found, monkeypatch):
-    monkeypatch.setattr(execution, "stamped_images_at_once", lambda: 64)
+    monkeypatch.setattr(execution, "stamped_images_at_once", lambda *_: 64)
     alone = inversion.search(network(all_over=400), kinds=("blended",))
     rows = [row for row in found.rows if row.kind == "blended"]
     for one, two in zip(rows, alone.rows, strict=True):
