@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxguard.inversion import pair_search, patch_search
+from jaxguard.inversion import margins, pair_search, patch_search
 from jaxguard.inversion.ascent import GRADIENT, Task
 from jaxguard.inversion.judges import Judges
 from jaxguard.inversion.pair_search import SCREENING, SEARCHED
@@ -65,11 +65,6 @@ def best_assignment(scores: np.ndarray, without: np.ndarray | None = None) -> As
         allowed[rows, without] = NEVER
     _, targets = linear_sum_assignment(allowed, maximize=True)
     return Assignment(targets, float(scores[rows, targets].mean()))
-
-
-def sizes(shape: tuple[int, int, int]) -> tuple[float, ...]:
-    """Edges in pixels."""
-    return (pair_search.size_of(shape),)
 
 
 def forwards(shape: tuple[int, int, int], num_classes: int, images: int, judging: int) -> float:
@@ -119,10 +114,10 @@ def rows(task: Task, judges: Judges, classes: np.ndarray, seed: int) -> Iterator
 
 def _row(found: pair_search.ByClass, patches: Patches, targets: np.ndarray, num_classes: int) -> TriggerRow:
     """Both assignments, judged by the same images with the same patch."""
-    judges, (top, left) = found.judges, patches.corners[0]
+    judges = found.judges
     stamped = patch_search.answers(found.task, patches, judges.images)[0]
     place = np.searchsorted(found.classes, judges.labels)
-    margin = np.stack([pair_search.margins_of(stamped, found.classes[one][place], judges.spread) for one in targets])
+    margin = np.stack([margins.of_images(stamped, found.classes[one][place], judges.spread) for one in targets])
     # Classes count alike, however many images of each judge.
     weights = 1 / np.bincount(place)[place] / len(found.classes)
     full = np.full((len(targets), num_classes), -1)
@@ -135,7 +130,7 @@ def _row(found: pair_search.ByClass, patches: Patches, targets: np.ndarray, num_
         (margin > 0).sum(1),
         np.full(len(targets), len(place)),
         patches._asdict(),
-        label=f"a {patches.edge}x{patches.edge} patch at ({top}, {left})",
+        label=patches.label(0),
         assignments=full,
     )
 

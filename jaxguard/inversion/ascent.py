@@ -184,6 +184,13 @@ def _answers(apply_fn: ApplyFn, model: TriggerModel, variables: Variables, wante
     return apply_fn(variables, stamped[:, 0]).astype(jnp.float32)
 
 
+def floored_log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log probabilities `[..., K]`, at least -20: one image that can never be turned must not outweigh all others."""
+    with np.errstate(invalid="ignore"):
+        shifted = logits - logits.max(-1, keepdims=True)
+        return np.maximum(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), LEAST)
+
+
 def log_probability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Mean log probability of every class over the images of other classes.
 
@@ -194,9 +201,7 @@ def log_probability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Returns:
         `[N, K]`, at least -20; -inf where a logit is not finite, or no image is of another class.
     """
-    shifted = logits - logits.max(-1, keepdims=True)
-    # Floored, so that one image that can never be turned does not outweigh all others in the mean.
-    found = np.maximum(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), LEAST)
+    found = floored_log_softmax(logits)
     others = (labels[:, None] != np.arange(logits.shape[-1])).astype(np.float32)
     mean = np.einsum("nbk,bk->nk", found, others) / np.maximum(others.sum(0), 1)
     return np.where(np.isfinite(mean) & (others.sum(0) > 0), mean, -np.inf)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxguard.inversion import additive, all_to_all, blended, cleansing, patch_kind, source_target, warping
+from jaxguard.inversion import additive, all_to_all, blended, cleansing, pair_search, patch_kind, source_target, warping
 from jaxguard.inversion.ascent import Task
 from jaxguard.inversion.judges import Judges
 from jaxguard.inversion.whole_images import Family
@@ -74,7 +74,7 @@ KINDS = {
             all_to_all.NAME,
             1,
             "patches of {} pixels of edge that turn every class into another one",
-            all_to_all.sizes,
+            pair_search.sizes,
             all_to_all.forwards,
             all_to_all.rows,
         ),
@@ -82,7 +82,7 @@ KINDS = {
             source_target.NAME,
             3,
             "patches of {} pixels of edge that turn one class into another one",
-            source_target.sizes,
+            pair_search.sizes,
             source_target.forwards,
             source_target.rows,
         ),

@@ -35,6 +35,39 @@ class Judged(NamedTuple):
     judged: np.ndarray
 
 
+def leads(logits: np.ndarray, classes: np.ndarray | int) -> np.ndarray:
+    """The logit of a class less the highest other one, image by image.
+
+    Args:
+        logits: `[..., K]`.
+        classes: int, of a shape that broadcasts to `[...]`.
+
+    Returns:
+        `[...]`; NaN or infinite where a logit is.
+
+    Example:
+        >>> leads(np.array([[2.0, 0.0, 1.0], [0.0, 5.0, 1.0]]), np.array([0, 2])).tolist()
+        [1.0, -4.0]
+    """
+    own = np.arange(logits.shape[-1]) == np.broadcast_to(classes, logits.shape[:-1])[..., None]
+    with np.errstate(invalid="ignore"):
+        return np.where(own, logits, -np.inf).max(-1) - np.where(own, -np.inf, logits).max(-1)
+
+
+def of_images(stamped: np.ndarray, classes: np.ndarray, spread: float) -> np.ndarray:
+    """Margins image by image.
+
+    Args:
+        stamped: logits `[..., K]`.
+        classes: int, of a shape that broadcasts to `[...]`.
+        spread: standard deviation of all clean logits.
+
+    Returns:
+        `leads` in units of the spread; -inf where a logit is not finite.
+    """
+    return np.where(np.isfinite(stamped).all(-1), leads(stamped, classes) / spread, -np.inf)
+
+
 def judged(stamped: np.ndarray, clean: np.ndarray, classes: np.ndarray, labels: np.ndarray, spread: float) -> Judged:
     """Margins and hits of triggers.
 
@@ -55,10 +88,8 @@ def judged(stamped: np.ndarray, clean: np.ndarray, classes: np.ndarray, labels: 
         Judged(margin=array([3.]), hits=array([1]), judged=array([1]))
     """
     # Images that are of the class, or that the network takes for it without the trigger, say nothing of the trigger.
-    own = np.arange(stamped.shape[-1]) == classes[:, None]
     counted = (labels != classes[:, None]) & (clean.argmax(-1) != classes[:, None])
-    height = np.take_along_axis(stamped, classes[:, None, None], axis=-1)[..., 0]
-    margin = height - np.where(own[:, None], -np.inf, stamped).max(-1)
+    margin = leads(stamped, classes[:, None])
     counts = counted.sum(1)
     with np.errstate(invalid="ignore"):
         mean = np.where(counted, margin, 0).sum(1) / np.maximum(counts, 1) / spread

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxguard.inversion import patch_search, start_patterns
-from jaxguard.inversion.ascent import LEAST, Task, UnsearchableError, climb
+from jaxguard.inversion.ascent import LEAST, Task, UnsearchableError, climb, floored_log_softmax
 from jaxguard.inversion.batches import logits_of
 from jaxguard.inversion.judges import Judges
 from jaxguard.inversion.patches import Patches, edges_of, grid
@@ -54,6 +54,11 @@ class ByClass:
 def size_of(shape: tuple[int, int, int]) -> int:
     """Edge of the patches: the largest one that is scanned; it holds smaller triggers."""
     return patch_search.scanned_edges(edges_of(*shape[:2]))[-1]
+
+
+def sizes(shape: tuple[int, int, int]) -> tuple[float, ...]:
+    """Of the rows: one edge in pixels."""
+    return (size_of(shape),)
 
 
 def by_class(task: Task, judges: Judges) -> ByClass:
@@ -124,10 +129,8 @@ def log_probability_by_class(logits: np.ndarray) -> np.ndarray:
     Returns:
         `[N, Y, K]`, -20 where a logit is not finite.
     """
-    with np.errstate(invalid="ignore"):
-        shifted = logits - logits.max(-1, keepdims=True)
-        found = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return np.where(np.isfinite(found), np.maximum(found, LEAST), LEAST).mean(2)
+    found = floored_log_softmax(logits)
+    return np.where(np.isfinite(found), found, LEAST).mean(2)
 
 
 def climbed(
@@ -147,20 +150,3 @@ def climbed(
     """
     found = climb(task, Patch(), patch_search.candidates(task, patches), targets, steps, shown=shown)
     return patches.with_pixels_of(found.free), found.score
-
-
-def margins_of(stamped: np.ndarray, classes: np.ndarray, spread: float) -> np.ndarray:
-    """How far a class leads, image by image.
-
-    Args:
-        stamped: logits `[..., K]`.
-        classes: int, `[...]` or of a shape that broadcasts to it.
-        spread: standard deviation of all clean logits.
-
-    Returns:
-        Its logit less the highest other one, in units of the spread; -inf where a logit is not finite.
-    """
-    own = np.arange(stamped.shape[-1]) == np.broadcast_to(classes, stamped.shape[:-1])[..., None]
-    with np.errstate(invalid="ignore"):
-        margin = np.where(own, stamped, -np.inf).max(-1) - np.where(own, -np.inf, stamped).max(-1)
-    return np.where(np.isfinite(stamped).all(-1), margin / spread, -np.inf)

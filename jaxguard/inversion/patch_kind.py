@@ -53,5 +53,4 @@ def rows(task: Task, judges: Judges, classes: np.ndarray, seed: int) -> Iterator
             found[edge] = patch_search.derived(task, edge, chosen, close)
         stamped = patch_search.answers(task, found[edge], judges.images)
         row = judges.row(NAME, float(edge), chosen, stamped, found[edge]._asdict())
-        top, left = row.parameters["corners"][0]
-        yield replace(row, label=f"a {edge}x{edge} patch at ({top}, {left})")
+        yield replace(row, label=Patches(**row.parameters).label(0))

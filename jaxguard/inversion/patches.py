@@ -23,6 +23,11 @@ class Patches(NamedTuple):
         """In pixels."""
         return self.pixels.shape[1]
 
+    def label(self, row: int) -> str:
+        """One of them in words."""
+        top, left = self.corners[row]
+        return f"a {self.edge}x{self.edge} patch at ({top}, {left})"
+
     def take(self, rows: np.ndarray) -> Patches:
         """Some of them, in another order."""
         return Patches(self.corners[rows], self.pixels[rows])

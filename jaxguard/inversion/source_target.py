@@ -25,7 +25,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxguard.inversion import pair_search, patch_search
+from jaxguard.inversion import margins, pair_search, patch_search
 from jaxguard.inversion.ascent import GRADIENT, Task
 from jaxguard.inversion.judges import Judges
 from jaxguard.inversion.pair_search import SCREENING, SEARCHED, ByClass
@@ -50,11 +50,6 @@ PAIRS, BEST_PAIRS = 90, 60
 
 KEPT = 20
 """Patches that a row keeps, from the leading one on."""
-
-
-def sizes(shape: tuple[int, int, int]) -> tuple[float, ...]:
-    """Edges in pixels."""
-    return (pair_search.size_of(shape),)
 
 
 def forwards(shape: tuple[int, int, int], num_classes: int, images: int, judging: int) -> float:
@@ -142,23 +137,22 @@ def _row(found: ByClass, patches: Patches, source: np.ndarray, target: np.ndarra
     sources, targets = found.classes[source], found.classes[target]
     is_source = judges.labels == sources[:, None]
     is_other = ~is_source & (judges.labels != targets[:, None])
-    towards = pair_search.margins_of(stamped, targets[:, None], judges.spread)
+    towards = margins.of_images(stamped, targets[:, None], judges.spread)
     judged = is_source.sum(1)
     least = np.array([np.quantile(some[own], QUARTILE) for some, own in zip(towards, is_source, strict=True)])
     harm = (is_other & (stamped.argmax(-1) != judges.labels)).sum(1) / is_other.sum(1)
     margin = least - HARM * harm
     first = int(np.argmax(margin))
     rivals = margin[targets != targets[first]]
-    (top, left), edge = patches.corners[first], patches.edge
     row = TriggerRow(
         NAME,
-        float(edge),
+        float(patches.edge),
         targets,
         margin,
         (is_source & (towards > 0)).sum(1),
         judged,
         {},
-        label=f"a {edge}x{edge} patch at ({top}, {left})",
+        label=patches.label(first),
         sources=sources,
         own_gap=float(min(margin[first], margin[first] - rivals.max())) if len(rivals) else float("nan"),
     )

@@ -21,11 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxguard.inversion import patch_search
+from jaxguard.inversion import margins, patch_search
 from jaxguard.inversion.ascent import Candidates, Task, climb, stamped_logits
 from jaxguard.inversion.batches import in_turn
 from jaxguard.inversion.judges import Judges
-from jaxguard.inversion.patches import Patches, edges_of
+from jaxguard.inversion.patches import Patches, cut_out, edges_of
 from jaxguard.inversion.trigger_models import Patch
 from jaxguard.types.searches import TRANSFERABILITY, KindResult, TriggerRow
 
@@ -122,10 +122,8 @@ def search(task: Task, judges: Judges) -> tuple[KindResult, list[TriggerRow]]:
     row = TriggerRow(TRANSFERABILITY, 0.0, classes, np.nan_to_num(value, nan=-1.0), hits, judged, {})
     leading = int(row.order[0])
     found, first = best[leading]
-    edge, (top, left) = int(found.edges[first]), found.corners[first]
-    pixels = found.shown[first, top : top + edge, left : left + edge]
-    parameters = {"corners": found.corners[first][None], "pixels": pixels[None]}
-    row = replace(row, size=float(edge), parameters=parameters, label=f"a {edge}x{edge} patch at ({top}, {left})")
+    patch = cut_out(found.shown[first][None], found.corners[first][None], int(found.edges[first]))
+    row = replace(row, size=float(patch.edge), parameters=patch._asdict(), label=patch.label(0))
     p_value = min(1.0, len(best) * float(bound.min()))
     return KindResult(TRANSFERABILITY, VERSION, gap=float(np.nanmax(value)), p_class=p_value, label=label), [row]
 
@@ -181,8 +179,7 @@ def _smallest(task: Task, images: np.ndarray, target: int, starts: dict[int, Pat
                 free[rows] = climbed.free
             candidates = Candidates(masks[which], free[rows])
             logits = stamped_logits(task, Patch(), candidates.take, len(rows), task.images, shown=at)[:, 0]
-            margin = logits[:, target] - np.delete(logits, target, axis=1).max(1)
-            margin = margin.reshape(len(left), number)
+            margin = margins.leads(logits, target).reshape(len(left), number)
             by = margin.argmax(1)
             found.turned[left] = margin.max(1) > 0
             found.masks[left], found.shown[left] = masks[by], free[left * number + by]
