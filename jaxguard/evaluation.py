@@ -3,26 +3,20 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from jaxguard import execution
 from jaxguard.attacks import Attack
 from jaxguard.errors import DataError
 from jaxguard.types import Batch, Metrics, Network, TriggerExample
 
 
-@jax.jit
-def _classes(network: Network, chunks: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Classes `[chunks, batch]` and `K`, one forward pass per chunk."""
-
-    def chunk_classes(images):
-        logits = network(images)
-        network.require_classes(logits)
-        classes = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        defined = ~jnp.isnan(logits).any(axis=-1)
-        return jnp.where(defined, classes, -1), jnp.int32(logits.shape[-1])
-
-    classes, num_classes = lax.map(chunk_classes, chunks)
-    return classes, num_classes[0]
+def _classes(network: Network, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Classes `[B]` and `K` of one forward pass."""
+    logits = network(images)
+    network.require_classes(logits)
+    classes = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    defined = ~jnp.isnan(logits).any(axis=-1)
+    return jnp.where(defined, classes, -1), jnp.int32(logits.shape[-1])
 
 
 def chunked(images: jax.Array | np.ndarray, batch_size: int) -> jax.Array:
@@ -52,12 +46,12 @@ def _predict(network: Network, images: jax.Array | np.ndarray, batch_size: int) 
             f"expected at least one test image and batch_size >= 1, got {num_images} images, {batch_size=} "
             "in evaluation; check how the test set was made"
         )
-    classes, num_classes = jax.device_get(_classes(network, chunked(images, batch_size)))
-    return classes.reshape(-1)[:num_images], int(num_classes)
+    classes, num_classes = execution.chunk_by_chunk(_classes, network, chunked(images, batch_size))
+    return classes.reshape(-1)[:num_images], int(num_classes[0])
 
 
 def predictions(network: Network, images: jax.Array | np.ndarray, *, batch_size: int = 500) -> np.ndarray:
-    """The class of every image; compiled once per function, shapes and number of images.
+    """The class of every image; compiled once per function and shape of a batch.
 
     Args:
         network: its variables and function in evaluation mode.

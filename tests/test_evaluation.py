@@ -1,9 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from jaxguard import attacks, evaluation
+from jaxguard import attacks, evaluation, execution
 from jaxguard.errors import DataError
 from jaxguard.types import Batch, Metrics, Network
 
@@ -75,6 +76,15 @@ def test_a_model_is_traced_once():
         variables = {"scale": jnp.float32(scale)}
         evaluation.evaluate(Network(variables, apply_fn, (4, 4, 1)), test, attacks.badnets(size=1), batch_size=10)
     assert apply_fn.calls == 1
+
+
+def test_one_program_over_all_batches_gives_the_same(monkeypatch):
+    images = jax.random.uniform(jax.random.key(0), (25, *tiny.INPUT_SHAPE))
+    network = tiny.network(tiny.init(jax.random.key(1)))
+    expected = evaluation.predictions(network, images, batch_size=10)
+    monkeypatch.setattr(execution, "is_cpu", lambda: False)
+    np.testing.assert_array_equal(evaluation.predictions(network, images, batch_size=10), expected)
+    np.testing.assert_array_equal(np.asarray(network(images)).argmax(-1), expected)
 
 
 def test_errors():

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxguard import endpoints, evaluation, execution
 from jaxguard.endpoints import QueryFn
@@ -75,21 +74,20 @@ def bucket(network: Network) -> Any:
     return (structure, *((np.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves))
 
 
-@jax.jit
-def _answers(network: Network, chunks: jax.Array) -> jax.Array:
-    outputs = lax.map(network, chunks).astype(jnp.float32)
-    return outputs.reshape(chunks.shape[0] * chunks.shape[1], -1)
+def _answers(network: Network, images: jax.Array) -> jax.Array:
+    return network(images).astype(jnp.float32)
 
 
 def _queried(suspects: Sequence[Any], chunks: jax.Array, count: int) -> list[np.ndarray]:
     def one(suspect: Suspect) -> np.ndarray:
         try:
-            outputs = np.asarray(_answers(suspect.require_network(), chunks))[:count]
+            answers = execution.chunk_by_chunk(_answers, suspect.require_network(), chunks)
         except (DataError, TypeError, ValueError) as error:
             raise FingerprintError(
                 f"{suspect.name}: expected a model that takes images {chunks.shape[2:]}, got {type(error).__name__}: "
                 f"{error}; give its image shape with --input, and its architecture with --arch"
             ) from error
+        outputs = answers.reshape(answers.shape[0] * answers.shape[1], -1)[:count]
         if not np.isfinite(outputs).all():
             raise FingerprintError(
                 f"{suspect.name}: expected finite outputs, got NaN or infinity for "

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxguard import execution
 from jaxguard.errors import GraphError
+from jaxguard.graph import native_layout
 from jaxguard.graph.channel_graph import ChannelGraph, State, broadcast_gate
 from jaxguard.graph.channels import Producer
 from jaxguard.graph.program import Value, Variables
@@ -80,7 +81,10 @@ class _Run:
         opened = inputs[producer.gate]
         gated = opened * broadcast_gate(producer, self.batch_axes.get(producer.gate), gate, opened)
         equations = [self.program.equations[k] for k in segment.equations]
-        return self.program.evaluate({**self.known, **inputs, producer.gate: gated}, equations)
+        # Segments run in loops, where XLA would compute convolutions of other layouts slowly.
+        return self.program.evaluate(
+            {**self.known, **inputs, producer.gate: gated}, equations, apply_fn=native_layout.apply_in_loop
+        )
 
 
 class Coalitions:

@@ -123,6 +123,7 @@ class Program:
         known: Mapping[Value, Any],
         equations: Iterable[Equation] | None = None,
         after: Callable[[Value, Any], Any] | None = None,
+        apply_fn: Callable[[Equation, Sequence[Any]], list[Any]] = apply,
     ) -> dict[Value, Any]:
         """Run equations on known values.
 
@@ -130,13 +131,14 @@ class Program:
             known: arrays of the values the equations read, constants excepted.
             equations: which to run, in order; all by default.
             after: `(value, array) -> array`, called on every result before anything reads it.
+            apply_fn: computes the results of an equation.
 
         Returns:
             The known values and all results.
         """
 
         def bind(eqn: Equation, arguments: list[Any]) -> list[Any]:
-            results = apply(eqn, arguments)
+            results = apply_fn(eqn, arguments)
             return (
                 results if after is None else [after(v, array) for v, array in zip(eqn.outputs, results, strict=True)]
             )

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
-from jaxguard import evaluation, training
+from jaxguard import evaluation, execution, training
 from jaxguard.errors import TheftError
 from jaxguard.methods import NonNegative, Positive, Share, Steps, checked, options_of
 from jaxguard.theft import protocol
@@ -166,11 +164,6 @@ class Answers:
         return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1)).astype(jnp.int32)
 
 
-@partial(jax.jit, static_argnums=0)
-def _answers(answer_fn: Answers, variables: Variables, chunks: jax.Array) -> jax.Array:
-    return lax.map(partial(answer_fn, variables), chunks)
-
-
 def query(
     answer_fn: Answers, variables: Variables, images: jax.Array | np.ndarray, *, batch_size: int = 500
 ) -> jax.Array:
@@ -185,7 +178,7 @@ def query(
         [0, 1, 2]
     """
     num_images = len(images)
-    answers = _answers(answer_fn, variables, evaluation.chunked(images, batch_size))
+    answers = jnp.asarray(execution.chunk_by_chunk(answer_fn, variables, evaluation.chunked(images, batch_size)))
     answers = answers.reshape(-1, *answers.shape[2:])[:num_images]
     if not bool(jnp.isfinite(answers).all()) or (answer_fn.labels_only and bool((answers < 0).any())):
         raise TheftError(
