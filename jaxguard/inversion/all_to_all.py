@@ -23,7 +23,7 @@ from jaxguard.inversion import margins, pair_search, patch_search
 from jaxguard.inversion.ascent import GRADIENT, Task
 from jaxguard.inversion.judges import Judges
 from jaxguard.inversion.pair_search import SCREENING, SEARCHED
-from jaxguard.inversion.patches import Patches
+from jaxguard.inversion.patches import Patches, at_different_places
 from jaxguard.types.searches import TriggerRow
 
 NAME = "all-to-all"
@@ -96,7 +96,7 @@ def rows(task: Task, judges: Judges, classes: np.ndarray, seed: int) -> Iterator
     patches = pair_search.starts(task.shape, edge)
     scores = pair_search.screened(found, patches, found.screening)
     assigned = [best_assignment(one) for one in scores]
-    chosen = _chosen(patches, np.array([one.score for one in assigned]), ROUNDS[0][0])
+    chosen = at_different_places(patches.corners, np.array([one.score for one in assigned]), ROUNDS[0][0])
     patches, targets = patches.take(chosen), np.stack([assigned[k].targets for k in chosen])
     for place, (_, steps) in enumerate(ROUNDS):
         wanted = np.repeat(found.classes[targets], found.shown.shape[1], axis=1)
@@ -133,14 +133,3 @@ def _row(found: pair_search.ByClass, patches: Patches, targets: np.ndarray, num_
         label=patches.label(0),
         assignments=full,
     )
-
-
-def _chosen(patches: Patches, scores: np.ndarray, number: int) -> np.ndarray:
-    """The best patches, at most two at one place."""
-    chosen: list[int] = []
-    for k in np.argsort(-scores, kind="stable"):
-        if sum((patches.corners[one] == patches.corners[k]).all() for one in chosen) < 2:
-            chosen.append(int(k))
-        if len(chosen) == number:
-            break
-    return np.array(chosen)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxguard.inversion import start_patterns
 from jaxguard.inversion.ascent import GRADIENT, Candidates, Task, climb, log_probability, stamped_logits
 from jaxguard.inversion.batches import in_turn
-from jaxguard.inversion.patches import Patches, cut_out, grid
+from jaxguard.inversion.patches import Patches, at_different_places, cut_out, grid
 from jaxguard.inversion.trigger_models import Patch
 
 SCREENS = 1000
@@ -144,8 +144,8 @@ def starts(task: Task, edge: int, classes: np.ndarray, corners: np.ndarray, scor
     union = np.unique(np.concatenate(favoured))
     pairs = Patches(corners[np.repeat(union, len(every))], np.tile(every, (len(union), 1, 1, 1)))
     of_pairs = _scores(task, pairs, slice(SCREENING, 2 * SCREENING))
-    best = pairs.take(np.array([_best_pairs(of_pairs[:, y], len(every)) for y in classes]).reshape(-1))
-    return best.beside(promised(task, edge, classes), number)
+    best = [at_different_places(pairs.corners, of_pairs[:, y], STARTS - 1) for y in classes]
+    return pairs.take(np.concatenate(best)).beside(promised(task, edge, classes), number)
 
 
 def derived(task: Task, edge: int, classes: np.ndarray, known: list[Patches]) -> Patches:
@@ -222,18 +222,6 @@ def _apart(corners: np.ndarray, scores: np.ndarray, number: int, stride: int) ->
         if len(chosen) == number:
             break
     return np.array(chosen)
-
-
-def _best_pairs(scores: np.ndarray, patterns: int) -> list[int]:
-    """Position and pattern of the best starts of a class, at most two at one position."""
-    chosen: list[int] = []
-    for k in np.argsort(-scores, kind="stable"):
-        if sum(one // patterns == k // patterns for one in chosen) < 2:
-            chosen.append(int(k))
-        if len(chosen) == STARTS - 1:
-            break
-    order = np.argsort(-scores, kind="stable")
-    return (chosen + [int(k) for k in order if int(k) not in chosen])[: STARTS - 1]
 
 
 def promised(task: Task, edge: int, classes: np.ndarray) -> Patches:

@@ -91,6 +91,31 @@ def cut_out(shown: np.ndarray, corners: np.ndarray, edge: int) -> Patches:
     return Patches(corners, np.stack([one[top : top + edge, left : left + edge] for one, (top, left) in pairs]))
 
 
+def at_different_places(corners: np.ndarray, scores: np.ndarray, number: int) -> np.ndarray:
+    """The best of several patches, at most two at one place unless there are too few places.
+
+    Args:
+        corners: int `[N, 2]`, their places.
+        scores: `[N]`, the higher the better.
+        number: that are wanted.
+
+    Returns:
+        int `[min(N, number)]`, numbers of patches.
+
+    Example:
+        >>> at_different_places(np.array([[0, 0], [0, 0], [0, 0], [1, 0]]), np.array([4.0, 3, 2, 1]), 3).tolist()
+        [0, 1, 3]
+    """
+    order = np.argsort(-scores, kind="stable")
+    chosen: list[int] = []
+    for k in order:
+        if (corners[chosen] == corners[k]).all(1).sum() < 2:
+            chosen.append(int(k))
+        if len(chosen) == number:
+            break
+    return np.array((chosen + [int(k) for k in order if k not in chosen])[:number])
+
+
 def edges_of(height: int, width: int) -> tuple[int, ...]:
     """Edges of the patches for an image: 2 to 6 pixels at 32, as shares of the shorter edge, and 3 at least.
 

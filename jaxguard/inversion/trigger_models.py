@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxguard.types.triggers import moved
+
 
 class TriggerModel(Protocol):
     """A family of triggers; hashable, so that equal ones share compiled programs."""
@@ -160,10 +162,10 @@ class Warp:
 
     def stamp(self, given: jax.Array, free: jax.Array, images: jax.Array) -> jax.Array:
         """See `TriggerModel`; at a border the border's own pixels stand for those beyond it."""
-        height, width = images.shape[-3:-1]
+        images, (height, width) = jnp.asarray(images), images.shape[-3:-1]
         flow = self.flow(given, free, height, width)
         one = images.shape[0] == 1  # one stack of images for all candidates
-        return jax.vmap(_moved, in_axes=(None if one else 0, 0))(images[0] if one else images, flow)
+        return jax.vmap(moved, in_axes=(None if one else 0, 0))(images[0] if one else images, flow)
 
     def project(self, given: jax.Array, free: jax.Array) -> jax.Array:
         """Shifts of at most the radius along each axis."""
@@ -177,18 +179,3 @@ class Warp:
     def steepest(self, gradient: jax.Array) -> jax.Array:
         """Signs."""
         return jnp.sign(gradient)
-
-
-def _moved(images: jax.Array, flow: jax.Array) -> jax.Array:
-    """Images `[B, H, W, C]` by one flow `[H, W, 2]`; its gradient is that of bilinear interpolation."""
-    images, (height, width) = jnp.asarray(images), flow.shape[:2]
-    row = jnp.clip(jnp.arange(height, dtype=jnp.float32)[:, None] + flow[..., 0], 0, height - 1)
-    column = jnp.clip(jnp.arange(width, dtype=jnp.float32)[None] + flow[..., 1], 0, width - 1)
-    # The last pixel but one is the last to begin with, so that a whole pixel lies beside every place.
-    top = jnp.clip(jnp.floor(row), 0, max(height - 2, 0)).astype(jnp.int32)
-    left = jnp.clip(jnp.floor(column), 0, max(width - 2, 0)).astype(jnp.int32)
-    down, along = (row - top.astype(jnp.float32))[..., None], (column - left.astype(jnp.float32))[..., None]
-    below, right = jnp.minimum(top + 1, height - 1), jnp.minimum(left + 1, width - 1)
-    upper = images[:, top, left] * (1 - along) + images[:, top, right] * along
-    lower = images[:, below, left] * (1 - along) + images[:, below, right] * along
-    return upper * (1 - down) + lower * down

@@ -1,4 +1,4 @@
-"""A search for triggers in the terminal: one row per kind, also of those that found nothing or were not searched."""
+"""A search for triggers in the terminal: a row for each kind, and below them those that were not searched."""
 
 from rich import box
 from rich.table import Table
@@ -26,8 +26,9 @@ def kinds(search: TriggerSearch) -> Table:
         row, shown = only.leading, Text(wording.printable(one.label or f"{one.kind}: {one.problem}"))
         numbers = ("–", "–") if row is None else (wording.number(one.gap), wording.percent(only.success))
         table.add_row(shown, _class(row), *numbers)
-    for kind in search.unsearched:
-        table.add_row(Text(f"{wording.printable(kind)}: not searched"), *"–––")
+    if search.unsearched:
+        missing = wording.printable(", ".join(search.unsearched))
+        table.caption, table.caption_justify = Text(f"not searched: {missing}"), "left"
     return table
 
 

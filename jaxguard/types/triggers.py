@@ -50,7 +50,7 @@ class Trigger:
             The same kind of array.
         """
         if self.flow is not None:
-            images = _moved(images, self.flow)
+            images = moved(images, self.flow)
         if self.mask is not None:
             mask = _like(images, self.mask)
             images = images * (1 - mask) + _like(images, self.pattern) * mask
@@ -64,16 +64,25 @@ def _like(images: Any, part: Any) -> np.ndarray:
     return np.asarray(part, images.dtype).reshape((1,) * (images.ndim - 3) + np.shape(part))
 
 
-def _moved(images: Any, flow: np.ndarray) -> Any:
-    """Every pixel from where the flow points, between pixels by bilinear interpolation, at borders the border."""
-    import numpy as np
+def moved(images: Any, flow: Any) -> Any:
+    """Every pixel from where the flow points, between pixels by bilinear interpolation, at borders the border.
 
-    height, width = flow.shape[:2]
-    places = np.moveaxis(np.indices((height, width)), 0, -1) + flow
-    row, column = (np.clip(places[..., axis], 0, last - 1) for axis, last in enumerate((height, width)))
-    top, left = np.floor(row).astype(int), np.floor(column).astype(int)
+    Args:
+        images: `[..., H, W, C]`, of NumPy or JAX.
+        flow: `[H, W, 2]`, rows and columns to the place, in pixels; of JAX for a gradient by it.
+
+    Returns:
+        Images of the same shape.
+    """
+    np, (height, width) = flow.__array_namespace__(), flow.shape[:2]
+    row = np.clip(np.arange(height, dtype=flow.dtype)[:, None] + flow[..., 0], 0, height - 1)
+    column = np.clip(np.arange(width, dtype=flow.dtype)[None] + flow[..., 1], 0, width - 1)
+    # The last pixel but one is the last to begin with, so that a whole pixel lies beside every place.
+    top = np.clip(np.floor(row), 0, max(height - 2, 0)).astype(np.int32)
+    left = np.clip(np.floor(column), 0, max(width - 2, 0)).astype(np.int32)
+    down, along = ((at - corner.astype(flow.dtype))[..., None] for at, corner in ((row, top), (column, left)))
+    down, along = (part.astype(images.dtype).reshape((1,) * (images.ndim - 3) + part.shape) for part in (down, along))
     below, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
-    down, along = (_like(images, (place - corner)[..., None]) for place, corner in ((row, top), (column, left)))
     upper = images[..., top, left, :] * (1 - along) + images[..., top, right, :] * along
     lower = images[..., below, left, :] * (1 - along) + images[..., below, right, :] * along
     return upper * (1 - down) + lower * down

@@ -116,7 +116,7 @@ def test_every_kind_has_its_row_and_those_that_do_not_lead_can_be_opened():
         "additive searched additive class 4 4.95",
         "warp searched warp",
         "late no size was searched to the end",
-        "blended not searched",
+        "Not searched: blended.",
         "Patch, which leads",
         "Pair: class 0 → 6 leads by 1, 55.0 % of the images turned",
         "Images of one class (rows) turned into another",
@@ -155,7 +155,7 @@ def test_a_trigger_with_a_class_for_every_class_is_shown_with_all_of_them():
 def test_the_terminal_has_a_row_for_each_kind():
     text = "".join(files.text(report(several()), "table"))
     rows = [" ".join(line.split()) for line in text.splitlines()]
-    assert "searched pair 0 → 6 1 55.0 %" in rows and "blended: not searched – – –" in rows
+    assert "searched pair 0 → 6 1 55.0 %" in rows and "not searched: blended" in rows
     assert "late: no size was searched to the end in the time it was given – – –" in rows
 
 
