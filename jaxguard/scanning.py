@@ -67,6 +67,7 @@ def scan(
     kinds: Sequence[str] | None = None,
     budget: float | None = None,
     clean: Batch | None = None,
+    synthesised: bool = False,
     test: Batch | None = None,
     attack: Attack | None = None,
     reference: TriggerReference | str | os.PathLike[str] | None = None,
@@ -94,7 +95,9 @@ def scan(
             for all where there are at most four, else none. With `Stream(out=...)` a stopped scan goes on.
         kinds: of triggers, of `jaxguard.inversion.kinds.KINDS`; None for those of `DEFAULT` there.
         budget: seconds for all searches together; sizes that are not searched to the end by then are left out.
-        clean: a few labelled clean images to search triggers on; procedural ones by default.
+        clean: a few labelled clean images to search triggers on; by default they are made.
+        synthesised: whether those match each network's BatchNorm statistics, see `jaxguard.inversion.synthesise`;
+            procedural ones otherwise.
         test: labelled images to measure the accuracy on.
         attack: a trigger to measure on them, if one is known; one that works on nearly all confirms a backdoor.
         reference: clean networks that trigger searches are compared with, of `jaxguard.extending` or a file of it; None
@@ -145,7 +148,8 @@ def scan(
             from jaxguard.fleet.trigger_searches import searched
 
             listener.look(findings)
-            made = searched(seen, findings, most=most, kinds=kinds, clean=clean, budget=budget, seed=seed)
+            images = {"clean": clean, "synthesised": synthesised, "seed": seed}
+            made = searched(seen, findings, most=most, kinds=kinds, budget=budget, **images)
             findings, is_interrupted = made.judged(findings, references, **rates), made.is_interrupted
             notes += made.notes(found.names)
         findings = _with_code(_with_layers(findings, seen), found.models)

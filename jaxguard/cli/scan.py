@@ -81,6 +81,14 @@ Kinds = Annotated[
         show_default="patch and blended",
     ),
 ]
+Synthesise = Annotated[
+    bool,
+    typer.Option(
+        "--synthesise",
+        help="Without --data, search on images that match each network's BatchNorm statistics instead of procedural "
+        "ones; slower.",
+    ),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="Search no universal triggers: seconds instead of minutes.")]
 Budget = Annotated[
     str | None,
@@ -123,6 +131,7 @@ def scan(  # noqa: PLR0917  # a command's options
     ray: Ray = None,
     deep: Deep = None,
     kind: Kinds = None,
+    synthesise: Synthesise = False,
     quick: Quick = False,
     budget: Budget = None,
     save_trigger: SaveTrigger = None,
@@ -159,6 +168,8 @@ def scan(  # noqa: PLR0917  # a command's options
     given = models.options
     executor, seconds = executor_of(out, shard, memory, readers, ray), options.duration(budget)
     pairs = options.checked_pairing(pairing)
+    if synthesise and data:
+        raise typer.BadParameter("expected --data or --synthesise, got both", param_hint="--synthesise")
     found = options.dataset(data, seed) if data else None
     known = options.attack(attack, trigger, target, found)
 
@@ -178,6 +189,7 @@ def scan(  # noqa: PLR0917  # a command's options
             kinds=_kinds(kind or []),
             budget=seconds,
             clean=found.clean if found and len(found.clean.images) else None,
+            synthesised=synthesise,
             test=found and found.test,
             attack=known,
             seed=seed,

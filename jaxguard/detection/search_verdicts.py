@@ -173,7 +173,7 @@ def _p_value(found: TriggerSearch, reference: TriggerReference | None, suspect: 
     kinds = f" by {compared.lead}, the highest of {len(compared.by_kind)} kinds" if len(compared.by_kind) > 1 else ""
     family = suspect.architecture.partition(":")[0]
     like = f" ({alike or 'none'} of them {family})" if family and family != "unknown" else ""
-    images = " searched on procedural images" if math.isnan(found.reached) else ""
+    images = "" if "procedural" in found.source else " searched on procedural images"
     words = f"p = {compared.p_value:.2g}{kinds} among {number} reference networks{images}{like}, {by_class}"
     return compared.p_value, f"{words}; {_rates(found, reference)}"
 

@@ -101,6 +101,7 @@ def searched(
     most: float | None = None,
     kinds: Sequence[str] | None = None,
     clean: Batch | None = None,
+    synthesised: bool = False,
     budget: float | None = None,
     seed: int = 0,
 ) -> Searches:
@@ -111,7 +112,8 @@ def searched(
         findings: what is known of them, in the same order; it decides who comes first.
         most: networks that are searched; infinity for all, None for all of at most `FEW` and none of more.
         kinds: of triggers, of `jaxguard.inversion.kinds.KINDS`; None for those of `DEFAULT` there.
-        clean: labelled clean images; procedural ones where None.
+        clean: labelled clean images; made ones where None.
+        synthesised: whether those match each network's BatchNorm statistics; procedural ones otherwise.
         budget: seconds for all of them together; None for no limit.
         seed: of the images and starts.
 
@@ -132,7 +134,7 @@ def searched(
     budgeted = _Budget(budget)
     for done, same in enumerate(chosen):
         k, title = same[0], f"searching triggers in {done + 1} of {len(chosen)}"
-        how = _How(seen, k, kinds or DEFAULT, clean, seed)
+        how = _How(seen, k, kinds or DEFAULT, clean, synthesised=synthesised, seed=seed)
         try:
             found = how.searched(title, budgeted.share(len(chosen) - done))
         except KeyboardInterrupt:  # before its first kind, or while it was opened
@@ -225,20 +227,23 @@ class _Budget:
 class _How:
     """One network: how it is opened, on what its triggers are searched, and what an earlier scan found of it."""
 
-    def __init__(self, seen: Examination, k: int, kinds: Sequence[str], clean: Batch | None, seed: int):
+    def __init__(
+        self, seen: Examination, k: int, kinds: Sequence[str], clean: Batch | None, *, synthesised: bool, seed: int
+    ):
         self._model, self._sha256, self._owner = seen.models[k], seen.records[k].sha256, seen.owners[k]
         self._steps, self._seed, self.is_kept = seen.listener.steps, seed, False
-        self._clean, self._kinds = clean, kinds
+        self._clean, self._kinds, self._synthesised = clean, kinds, synthesised
         self._batch: Batch | None = None
         self._remarks: tuple[str, ...] = ()
 
     def _take_images(self) -> None:
-        """Some of the clean ones; procedural ones are made where there are few."""
+        """Some of the clean ones; others are made where there are few."""
         if self._clean is not None and len(self._clean.images) >= inversion.FEWEST:
             self._batch = _some(self._model.options.relabelled(self._clean))
         elif self._clean is not None:
             number = f"{len(self._clean.images)} clean ones: at least {inversion.FEWEST} are needed"
-            self._remarks = (f"Procedural images took the place of {number}.",)
+            made = "Synthesised" if self._synthesised else "Procedural"
+            self._remarks = (f"{made} images took the place of {number}.",)
 
     def searched(self, title: str, budget: float | None) -> TriggerSearch:
         """All kinds, those that an earlier scan has searched to the end from its results."""
@@ -260,7 +265,8 @@ class _How:
         digest = hashlib.sha256()
         for array in self._batch or ():
             digest.update(np.ascontiguousarray(array).tobytes())
-        images = digest.hexdigest()[:16] if self._batch is not None else "procedural"
+        made = "synthesised" if self._synthesised else "procedural"
+        images = made if self._batch is None else digest.hexdigest()[:16]
         return f"{kind} {KINDS[kind].version}, images {images}, seed {self._seed}"
 
     def _kept(self, kind: str) -> TriggerSearch | None:
@@ -274,6 +280,7 @@ class _How:
                 images=None if self._batch is None else np.asarray(self._batch.images),
                 labels=None if self._batch is None else np.asarray(self._batch.labels),
                 kinds=kinds,
+                synthesised=self._synthesised,
                 budget=budget,
                 seed=self._seed,
                 progress=progress,

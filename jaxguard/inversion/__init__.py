@@ -9,9 +9,10 @@ Without images, `made = synthesise(graph, variables, key, labels=labels)` gives 
 
 from jaxguard.inversion.anomaly import anomaly_index, recovered_trigger
 from jaxguard.inversion.batches import in_turn
+from jaxguard.inversion.known_images import FEWEST
 from jaxguard.inversion.synthesis import Synthesis, synthesise
 from jaxguard.inversion.trigger import Inversion, invert
-from jaxguard.inversion.universal import FEWEST, search
+from jaxguard.inversion.universal import search
 
 __all__ = [
     "FEWEST",

@@ -82,10 +82,8 @@ def pictures(
         The images; they are NaN nowhere, even if the network is.
     """
     drawn = drawings.draw(seed, max(number, per_class), shape)
-    probability = _softmax(logits_of(apply_fn, variables, drawn))
-    classes = np.arange(num_classes, dtype=np.int32)
-    if num_classes * per_class > MOST:
-        classes = np.sort(np.random.default_rng(seed).permutation(classes)[: max(MOST // per_class, 1)])
+    probability = softmax(logits_of(apply_fn, variables, drawn))
+    classes = chosen_classes(num_classes, per_class, seed)
     chosen = np.argsort(-probability[:, classes], axis=0, kind="stable")[:per_class].T.reshape(-1)
     labels = np.repeat(classes, per_class)
     images, sure = drawn[chosen], probability[chosen, labels]
@@ -106,7 +104,7 @@ def pictures(
         rows, threads = rows_of(len(unsure), size), execution.searches_at_once(size * bytes_each)
         moved = np.concatenate(list(execution.in_threads(pulled, rows, threads=threads)))[: len(unsure)]
         images[unsure] = moved
-        sure[unsure] = _softmax(logits_of(apply_fn, variables, moved))[np.arange(len(unsure)), labels[unsure]]
+        sure[unsure] = softmax(logits_of(apply_fn, variables, moved))[np.arange(len(unsure)), labels[unsure]]
     return Pictures(images, labels, np.nan_to_num(sure))
 
 
@@ -135,6 +133,15 @@ class _Pull:
         return jnp.where((sure < SURE)[:, None, None, None], moved, images), {"sure": sure.mean()}
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def chosen_classes(num_classes: int, per_class: int, seed: int) -> np.ndarray:
+    """int32, the classes that images are made of: all, or random ones of more than 200 images have room for."""
+    classes = np.arange(num_classes, dtype=np.int32)
+    if num_classes * per_class <= MOST:
+        return classes
+    return np.sort(np.random.default_rng(seed).permutation(classes)[: max(MOST // per_class, 1)])
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities `[..., K]`."""
     high = np.exp(logits - logits.max(-1, keepdims=True))
     return high / high.sum(-1, keepdims=True)

@@ -23,9 +23,9 @@ import numpy as np
 
 from jaxguard import execution, training
 from jaxguard.errors import DataError, GraphError
-from jaxguard.inversion import margins, procedural, transferability
+from jaxguard.inversion import known_images, margins, procedural, transferability
 from jaxguard.inversion.ascent import Clock, OutOfTimeError, Task, UnsearchableError
-from jaxguard.inversion.batches import in_turn, logits_of, require_labels, require_unit_range
+from jaxguard.inversion.batches import in_turn, logits_of
 from jaxguard.inversion.judges import Judges
 from jaxguard.inversion.kinds import DEFAULT, KINDS, Kind
 from jaxguard.types import Network
@@ -36,9 +36,6 @@ SEARCHED = 16
 
 JUDGED = 128
 """Images that judge triggers, at most."""
-
-FEWEST = 20
-"""Clean images that a search can be made on."""
 
 FEWEST_CLASSES = 5
 """Classes from which on one can stand out; of fewer, see `jaxguard.inversion.transferability`."""
@@ -59,6 +56,7 @@ def search(
     images: np.ndarray | jax.Array | None = None,
     labels: np.ndarray | jax.Array | None = None,
     kinds: Sequence[str] = DEFAULT,
+    synthesised: bool = False,
     budget: float | None = None,
     seed: int = 0,
     progress: training.Progress | None = None,
@@ -72,6 +70,8 @@ def search(
         labels: their classes, int `[N]`; None for the network's own answers.
         kinds: of triggers, of `jaxguard.inversion.kinds.KINDS`; each is searched as if it were alone. Of two to four
             classes only the transferability of patches is measured, see `jaxguard.inversion.transferability`.
+        synthesised: without clean images, make some that match the network's BatchNorm statistics, see
+            `jaxguard.inversion.synthesise`, instead of procedural ones.
         budget: seconds; sizes that are not searched to the end by then are left out. None for no limit.
         seed: of the procedural images.
         progress: told about the cost in forward passes, done and in all.
@@ -82,6 +82,7 @@ def search(
 
     Raises:
         DataError: images or labels do not fit, or there is no such kind.
+        JaxguardError: no images could be synthesised, as its logits are not finite.
 
     Example:
         >>> def apply_fn(variables, images):   # the mean brightness of five columns, and a white corner that means 3
@@ -98,23 +99,18 @@ def search(
     if problem:
         return TriggerSearch(problem=problem, shape=tuple(shape), seconds=clock.seconds)
     num_classes = network.num_classes
-    variables = execution.everywhere(network.variables)
+    network = replace(network, variables=execution.everywhere(network.variables))
+    variables = network.variables
     of = {"num_classes": num_classes, "shape": tuple(shape)}
     if images is None:
         # Of few classes each image gets a trigger of its own: they need many.
         few = min(64, procedural.MOST // num_classes)
         per_class = few if num_classes < FEWEST_CLASSES else int(np.clip(-(-100 // num_classes), 2, 20))
-        made = procedural.pictures(network.apply_fn, variables, shape, num_classes, per_class=per_class, seed=seed)
-        known, wanted, reached = made.images, made.labels, made.reached
-        some = len(np.unique(wanted))
-        source = f"{len(known)} procedural images{f' of {some} classes' if some < num_classes else ''}"
+        known, wanted, reached, source = known_images.made(network, per_class, synthesised=synthesised, seed=seed)
     else:
-        known, wanted, reached = *_checked(images, labels, shape, num_classes), float("nan")
-        source = f"{len(known)} clean images"
+        known, wanted, reached, source = known_images.given(network, images, labels)
     clean = logits_of(network.apply_fn, variables, known)
-    if wanted is None:
-        wanted = clean.argmax(-1)
-    problem = _degenerate(clean, reached)
+    problem = _degenerate(clean, reached, "synthesised" if synthesised else "procedural")
     if problem:
         return TriggerSearch(problem=problem, source=source, reached=reached, seconds=clock.seconds, **of)
     made_on, judging = _split(wanted)
@@ -239,7 +235,7 @@ def _unsuitable(network: Network) -> str:
     return ""
 
 
-def _degenerate(clean: np.ndarray, reached: float) -> str:
+def _degenerate(clean: np.ndarray, reached: float, made: str) -> str:
     """Why a network's answers to clean images allow no statement."""
     if not np.isfinite(clean).all():
         return "its logits are not finite"
@@ -247,7 +243,7 @@ def _degenerate(clean: np.ndarray, reached: float) -> str:
         return "it answers all images alike"
     if reached < LEAST_REACHED:
         return (
-            f"only {100 * reached:.0f} % of the procedural images could be made to look like their classes, at least "
+            f"only {100 * reached:.0f} % of the {made} images could be made to look like their classes, at least "
             f"{100 * LEAST_REACHED:.0f} % should: is the normalisation (--mean, --std) right?"
         )
     return ""
@@ -274,20 +270,3 @@ def _split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     turns = in_turn(labels)
     most = SEARCHED if len(labels) >= 5 * SEARCHED else max(1, len(labels) // 5)
     return np.sort(turns[:most]), np.sort(turns[most : most + JUDGED])
-
-
-def _checked(
-    images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array | None, shape: tuple[int, ...], num_classes: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images and labels as the search needs them."""
-    known = np.asarray(images, np.float32)
-    if known.ndim != 4 or known.shape[1:] != tuple(shape) or len(known) < FEWEST:
-        raise DataError(
-            f"expected {FEWEST} or more images {tuple(shape)}, got {known.shape} in search(); resize or add some"
-        )
-    require_unit_range(known, "search")
-    if labels is None:
-        return known, None
-    wanted = np.asarray(labels).astype(np.int64)
-    require_labels(wanted, len(known), num_classes, "search")
-    return known, wanted

@@ -26,7 +26,9 @@ def found(margin, hits, problem="", num_classes=None, **more):
     )
     known = {"gap": row.gap, "p_class": margins.class_p_value([row]), "label": "patches of 3 pixels of edge"} | more
     known = {"results": (KindResult("patch", problem=problem, **known),), "num_classes": num_classes or number}
-    return TriggerSearch((row,), problem=problem, source="100 clean images", shape=(32, 32, 3), reached=1.0, **known)
+    return TriggerSearch(
+        (row,), problem=problem, source="100 procedural images", shape=(32, 32, 3), reached=1.0, **known
+    )
 
 
 STRONG = found([4.0, -1, -1.2, -0.9, -1.1, -0.8], [79, 8, 8, 8, 8, 8])

@@ -5,7 +5,7 @@ import pytest
 
 from jaxguard import execution, inversion
 from jaxguard.errors import DataError
-from jaxguard.inversion import patch_search
+from jaxguard.inversion import known_images, patch_search
 from jaxguard.inversion.ascent import Candidates, Clock, Task, climb, log_probability, stamped_logits
 from jaxguard.inversion.patches import Patches
 from jaxguard.inversion.trigger_models import Patch
@@ -87,6 +87,25 @@ def test_clean_images_take_the_place_of_procedural_ones():
     assert np.isnan(given.reached)
     # neither of the class nor taken for it: 48 judging images, eight of each class, one of them taken for the target
     assert given.rows[0].judged.tolist() == [40, 40, 40, 40, 39, 40]
+
+
+def normalised(variables, images):
+    """`planted`, and a BatchNorm over pixels that was trained on bright images."""
+    pixels = images.reshape(len(images), -1) @ variables["pixels"]
+    bright = (pixels - variables["mean"]) / jnp.sqrt(variables["var"] + 1e-5)
+    return planted(None, images) + (bright * variables["scale"]) @ variables["head"]
+
+
+def test_synthesised_images_match_the_statistics_of_a_network():
+    ones, head = np.ones(SIDE * SIDE, np.float32), np.full((SIDE * SIDE, CLASSES), 1e-3, np.float32)
+    variables = {"pixels": np.diag(ones), "mean": 0.7 * ones, "var": 0.02 * ones, "scale": ones, "head": head}
+    bright = Network(variables, normalised, (SIDE, SIDE, 1))
+    known = known_images.made(bright, 10, synthesised=True)
+    assert known.labels.tolist() == np.repeat(np.arange(CLASSES), 10).tolist()
+    assert "1 BatchNorms matched" in known.source
+    assert abs(known.images.mean() - 0.7) < 0.15 < abs(known_images.made(bright, 10).images.mean() - 0.7)
+    found = inversion.search(bright, kinds=PATCH, synthesised=True)
+    assert found.target == TARGET and found.source.startswith("102 synthesised images (1 BatchNorm")
 
 
 def test_the_descent_reaches_the_best_pattern_of_a_linear_network():
