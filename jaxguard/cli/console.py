@@ -47,6 +47,13 @@ def say(message: str) -> None:
     err.print(Text(message, style="dim"))
 
 
+def begin(what: str, names: Sequence[str]) -> None:
+    """Say what was asked for, before anything slow is imported; on a terminal only."""
+    if err.is_terminal:
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        say(f"{what} {names[0]}{more}: starting JAX" if names else f"{what}: starting JAX")
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Progress]:
     """A progress bar with the time left on a terminal, nothing elsewhere.

@@ -164,6 +164,7 @@ def scan(  # noqa: PLR0917  # a command's options
         raise typer.Exit(_code(found, failures))
     searched = _deep(deep, is_quick=quick)
     rates = _rates(alpha, control, is_judged=profile is not None or searched != 0)
+    console.begin("scanning", checkpoints)
     _warn_of_code(checkpoints)
     given = models.options
     executor, seconds = executor_of(out, shard, memory, readers, ray), options.duration(budget)

@@ -128,6 +128,8 @@ class Local:
             The results; a model that cannot be read or scored is a record with its error.
         """
         start, records, size, failed = time.perf_counter(), list[Record](), 0, 0
+        if watch is not None:
+            watch(Progress(0, len(models), 0, 0, 0, 0.0))  # how many there are, before the first is read
         for done, model in enumerate(models, 1):
             records.append(_examined(model, settings, known))
             size += records[-1].provenance.size

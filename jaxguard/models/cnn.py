@@ -25,6 +25,11 @@ class CNN(layers.Classifier, kw_only=True):
     activation: str = "relu"
 
     @property
+    def landmarks(self) -> Sequence[str]:
+        """The last convolution distinguishes it from networks that share its first."""
+        return (*super().landmarks, f"conv{2 * len(STAGES)}")
+
+    @property
     def guesses(self) -> Sequence[str]:
         """Leaves are the same for any activation."""
         return layers.assumed(self.activation)

@@ -233,7 +233,7 @@ def _attempt(
     """The architecture at the width that explains the leaves best.
 
     None if the stem does not fit or, with `same_names`, if at width one it names its leaves otherwise, which spares
-    tracing it at every width.
+    tracing it at every width. Landmarks rule out most architectures without a trace, which takes a tenth of a second.
     """
     try:
         name, options = architecture.parse(spec)
@@ -241,12 +241,16 @@ def _attempt(
         layout, found = layouts.recognize(leaves, probe.module)
         if any(_name(probe, layer, layout) not in found for layer in {*probe.module.landmarks} - {probe.module.head}):
             return None
-        dialect = architecture.canonical(name, {**options, **layouts.options_of(probe.module, layout)})
-        if same_names and layouts.expected(_probe(dialect, input_shape), layout).keys() != found.keys():
+        if same_names and any(_name(probe, layer, layout) in found for layer in _beyond(probe.module.landmarks)):
             return None
         shape = _image_shape(probe, found, layout, input_shape and input_shape[:2])
         head = found.get(_name(probe, probe.module.head, layout))
         num_classes = _kernel(probe, probe.module.head, found, layout)[-1] if head is not None else 1
+        # With the classes and images of the result: at width one it need not be traced again.
+        dialect = architecture.canonical(name, {**options, **layouts.options_of(probe.module, layout)})
+        probe = architecture.build(dialect, num_classes=num_classes, input_shape=shape)
+        if same_names and layouts.expected(probe, layout).keys() != found.keys():
+            return None
         attempts = []
         for width in _candidate_widths(probe, found, layout) if "width" in options else (None,):
             given = {} if width is None else {"width": width}
@@ -259,6 +263,20 @@ def _attempt(
     except (ArchitectureError, CheckpointError, DataError):  # no such stem, too small images, odd heads
         return None
     return min(attempts, key=lambda attempt: len(attempt.misfits), default=None)
+
+
+def _beyond(landmarks: Sequence[str]) -> list[str]:
+    """What the next block of each kind would be called; a network that has it is a deeper one.
+
+    >>> _beyond(["conv1", "layer1_0/conv2", "blocks_0/fc1", "blocks_11/fc1", "linear"])
+    ['layer1_1/conv2', 'blocks_12/fc1']
+    """
+    last: dict[tuple[str, str], int] = {}
+    for layer in landmarks:
+        if match := re.fullmatch(r"(\D.*?)(\d+)(/.+)", layer):
+            kind = match[1], match[3]
+            last[kind] = max(int(match[2]), last.get(kind, 0))
+    return [f"{block}{number + 1}{rest}" for (block, rest), number in last.items()]
 
 
 def _probe(spec: str, input_shape: Sequence[int] | None) -> Model:

@@ -4,6 +4,7 @@ He et al., Identity Mappings in Deep Residual Networks (ECCV 2016). As in Backdo
 the shortcut and none after the last block, so the last convolution feeds no BatchNorm.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -51,6 +52,11 @@ class PreActResNet(layers.Classifier, kw_only=True):
 
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     channels: tuple[int, ...] = (64, 128, 256, 512)
+
+    @property
+    def landmarks(self) -> Sequence[str]:
+        """The last blocks distinguish depths."""
+        return (*super().landmarks, *(f"layer{stage}_{n - 1}/conv2" for stage, n in enumerate(self.blocks, start=1)))
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
