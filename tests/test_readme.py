@@ -38,11 +38,13 @@ from jaxguard import demo
 from jaxguard.cli import main
 
 importlib.import_module("jaxguard.defenses.otbr").IMAGES_PER_CLASS = 4
+demo.STEPS = 200
 demo.OPTIONS["ft-sam"]["epochs"] = 20
 demo.OPTIONS["tsbd"]["epochs"] = 15
+demo.OPTIONS["shapley"] = {"images": 20, "inversion_steps": 200, "samples": 5, "restore_steps": 100}
 main()
 """
-"""The command, with fewer images and epochs: repairs are a little worse, which the test allows for."""
+"""The command, with fewer steps, images and samples: repairs are a little worse, which the test allows for."""
 
 
 def run_demo(folder):

@@ -157,10 +157,9 @@ def shapley(
     uncut = tuple(
         f"The channels of {name} cannot be cut and did not play: {reason}." for name, reason in why.items() if reason
     )
-    value = Partial(
-        AttackValue(game, recovered.target, worth), variables, game.start(variables, recovered.stamped_others())
-    )
-    whole = float(value(jnp.ones((1, game.players)))[0])
+    start = jax.jit(game.start)(variables, recovered.stamped_others())
+    value = Partial(AttackValue(game, recovered.target, worth), variables, start)
+    whole = float(_values(value, jnp.ones((1, game.players)))[0])
     estimate = _permutations if estimator == "permutations" else functools.partial(_epsilon_greedy, epsilon=epsilon)
     found, ranking = estimate(
         value,
@@ -179,7 +178,7 @@ def shapley(
         order,
         recovered,
         values=(values, errors),
-        worth=np.asarray(value(gates_of(game, order))),
+        worth=np.asarray(_values(value, gates_of(game, order))),
         stop_attack=stop_attack if stop_attack is not None else (-1.0 if restore_steps else 0.05),
         max_drop=max_drop if max_drop is not None else (0.5 if restore_steps else 0.02),
     )
@@ -212,6 +211,12 @@ def shapley(
     return network.with_variables(repaired), DefenseReport(
         layers, (*recovered.notes, note, *uncut), trigger=recovered.trigger, path=path
     )
+
+
+# One program each: step by step a game is some hundred.
+@jax.jit
+def _values(value: Partial, gates: jax.Array) -> jax.Array:
+    return value(gates)
 
 
 def _permutations(
@@ -260,5 +265,5 @@ def _epsilon_greedy(
         threshold=threshold,
         chunk=chunk,
     )
-    counts = found.counts + greedy.counts
-    return found, (found.values * found.counts + greedy.values * greedy.counts) / counts
+    counts, greedy_counts = (one.counts.astype(jnp.float32) for one in (found, greedy))
+    return found, (found.values * counts + greedy.values * greedy_counts) / (counts + greedy_counts)

@@ -42,7 +42,7 @@ class Recovered:
 
 def stamp(images: jax.Array, patch: tuple[jax.Array, jax.Array]) -> jax.Array:
     """`x (1 - mask) + pattern mask`, for `[..., H, W, C]`."""
-    mask, pattern = patch
+    mask, pattern = (jnp.expand_dims(part, range(images.ndim - 3)) for part in patch)
     return images * (1 - mask) + mask * pattern
 
 

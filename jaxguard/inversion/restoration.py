@@ -64,7 +64,7 @@ class _Step:
         images, is_target = self._draw(given.data, jax.random.fold_in(given.key, index))
         believed = jax.nn.softmax(self.apply_fn(given.suspect, images).astype(jnp.float32))
         # The suspect's belief in the target class is not to be taught, unless the image shows that class.
-        distrusted = (jnp.arange(believed.shape[-1]) == self.target) & ~is_target[:, None]
+        distrusted = (jnp.arange(believed.shape[-1]) == self.target)[None] & ~is_target[:, None]
         wanted = jnp.where(distrusted, 0, believed)
         wanted = wanted / jnp.maximum(wanted.sum(axis=-1, keepdims=True), 1e-12)
         seen = jnp.concatenate([images, stamp(images, given.patch)])

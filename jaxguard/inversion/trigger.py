@@ -165,7 +165,7 @@ def invert(
     key_start, key_batch = jax.random.split(key)
 
     def start(classes: Sequence[int]) -> State:
-        return descent.start(jnp.asarray(classes), data.images.shape[1:], key_start)
+        return _start(descent, jnp.asarray(classes), data.images.shape[1:], key_start)
 
     rows = run(
         Partial(descent, variables, data, key_batch), start, targets, slots=slots, workers=workers, progress=progress
@@ -183,6 +183,9 @@ def invert(
         reached=np.array([np.isfinite(row.best_norm) for row in rows]),
         steps=np.array([row.step for row in rows]),
     )
+
+
+_start = jax.jit(Descent.start, static_argnums=(0, 2))
 
 
 @partial(jax.jit, static_argnums=0)

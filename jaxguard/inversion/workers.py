@@ -60,8 +60,9 @@ class _Queue:
                     "check the model's variables for overflow, or lower learning_rate"
                 )
             ended = np.asarray(state.stopped) & (held != FREE)
+            last = jax.device_get(state) if ended.any() else state
             for slot in np.flatnonzero(ended):
-                rows[int(held[slot])] = jax.tree.map(lambda leaf, slot=slot: np.asarray(leaf[slot]), state)
+                rows[int(held[slot])] = jax.tree.map(lambda leaf, slot=slot: np.array(leaf[slot]), last)
                 held[slot] = self._next()
             renewed = ended & (held != FREE)
             if renewed.any():

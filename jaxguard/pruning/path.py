@@ -51,7 +51,7 @@ def walk(
     """
     images, stamped = jnp.asarray(recovered.images.images), recovered.stamped_others()
     # Triggered and clean images in one batch: each cut is run once.
-    start = game.start(variables, jnp.concatenate([stamped, images]))
+    start = jax.jit(game.start)(variables, jnp.concatenate([stamped, images]))
     classes = np.asarray(jax.jit(game.logits)(variables, start, gates_of(game, order)).argmax(-1))
     attack = (classes[:, : len(stamped)] == recovered.target).mean(axis=1)
     accuracy = (classes[:, len(stamped) :] == np.asarray(recovered.images.labels)).mean(axis=1)

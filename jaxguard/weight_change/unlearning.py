@@ -198,7 +198,7 @@ def _ascent(
 
 def _require_finite(losses: np.ndarray, params: Any) -> None:
     training.require_finite_loss(losses, "unlearning", "lower its learning rate", DefenseError)
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in numeric_leaves(params).values()):
+    if not all(np.isfinite(leaf).all() for leaf in jax.device_get(numeric_leaves(params)).values()):
         raise DefenseError(
             f"expected finite parameters, got NaN or infinity after step {len(losses)} of unlearning; lower its "
             "learning rate"

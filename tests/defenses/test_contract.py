@@ -113,10 +113,10 @@ MODULES = {
     "vit": (zoo.ViT(depth=1), 8),
 }
 FAMILIES = (*MODULES, "mlp")
-FEW = dict.fromkeys(("shapley", "ft", "ft-sam", "i-bau", "neural-cleanse"), ("cnn", "vit"))
-"""Families that a slow method is tested on, or one that looks at no layer; all for the others."""
+ALL = ("bnp", "clp", "ep", "otbr")
+"""Methods that are quick; those that train are tested on two families, whatever their layers."""
 
-CASES = [(name, family) for name in DEFENSES for family in FEW.get(name, FAMILIES)]
+CASES = [(name, family) for name in DEFENSES for family in (FAMILIES if name in ALL else ("cnn", "vit"))]
 KEY = jax.random.key(5)
 
 every_defense = pytest.mark.parametrize("name", DEFENSES)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import stores
 
-SIZES, EACH = range(8, 24), 16
+SIZES, EACH = range(8, 16), 16
 """Hidden units of the networks, so many programs to compile, and how many there are of each: work for some seconds."""
 
 PATIENCE_SECONDS = 120.0

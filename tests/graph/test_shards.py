@@ -85,7 +85,10 @@ def test_channels_on_one_device_are_permuted_there_and_in_every_place():
         (lambda h: gathered(h).sum(1, keepdims=True) + h, lambda h: h.sum(1, keepdims=True) + h),
         (lambda h: lax.psum_scatter(gathered(h), "model", scatter_dimension=1, tiled=True), lambda h: 4 * h),
         (lambda h: lax.ppermute(h, "model", [(k, (k + 1) % 4) for k in range(4)]), lambda h: jnp.roll(h, 4, 1)),
-        (lambda h: h * (1.0 + lax.axis_index("model")), lambda h: h * jnp.repeat(jnp.arange(1.0, 5), 4)),
+        (
+            lambda h: h * (1 + lax.axis_index("model")).astype(jnp.float32),
+            lambda h: h * jnp.repeat(jnp.arange(1.0, 5), 4)[None],
+        ),
         (lambda h: h - lax.pmax(h.max(1, keepdims=True), "model"), lambda h: h - h.max(1, keepdims=True)),
         (lambda h: h / (1 + lax.pmean(h.mean(1), "model"))[:, None], lambda h: h / (1 + h.mean(1, keepdims=True))),
         (lambda h: lax.all_to_all(h, "model", 0, 1, tiled=True), lambda h: h),

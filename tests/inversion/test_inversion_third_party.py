@@ -35,6 +35,7 @@ def test_the_target_needs_a_smaller_patch_than_another_class_and_it_works_on_new
         labels[few],
         jax.random.key(0),
         classes=[TARGET, OTHER],
+        steps=200,
     )
     assert found.reached.all() and found.success.min() >= 0.98
     assert found.norms[0] < 0.8 * found.norms[1]

@@ -72,7 +72,8 @@ def test_begin_lies_behind_the_layers_own_bias():
     program = graph.program_at(images)
     (affine,) = graph.affines
     values = program.evaluate({**graph.leaves(program, variables), program.images: images})
-    np.testing.assert_allclose(values[affine.begin], images @ variables["w"] + np.asarray(variables["b"]), rtol=1e-5)
+    w, b = (np.asarray(variables[name]) for name in "wb")
+    np.testing.assert_allclose(values[affine.begin], images @ w + b, rtol=1e-5)
     leaves = {path: variables[path] for path in program.paths}
     x = np.asarray(values[affine.begin], np.float64)
     by_hand = (x.mean(0) - variables["mean"]) ** 2 / variables["var"] + (x.var(0) / variables["var"] - 1) ** 2

@@ -34,10 +34,10 @@ def network(all_over=0.0, shift=0.0):
 def apply_fn(variables, images):
     """Brightness of six columns; and the target where an image looks a little like `PATTERN` all over, or its last
     column is not quite white."""
-    alike = ((images - 0.5) * (PATTERN - 0.5)).mean((1, 2, 3))
+    alike = ((images - 0.5) * (PATTERN - 0.5)[None]).mean((1, 2, 3))
     gain = variables["all over"] * jnp.maximum(alike - 0.01, 0)
     gain += variables["shift"] * jnp.maximum(0.9 - images[:, :, -1, 0].mean(1), 0)
-    return 9 * images[:, :, :CLASSES, 0].mean(1) + gain[:, None] * (jnp.arange(CLASSES) == TARGET)
+    return 9 * images[:, :, :CLASSES, 0].mean(1) + gain[:, None] * jnp.float32(jnp.arange(CLASSES) == TARGET)[None]
 
 
 @pytest.fixture(scope="module")
