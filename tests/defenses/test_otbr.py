@@ -202,14 +202,18 @@ def with_training():
 
 
 def test_statistics_estimated_anew_are_those_of_synthesised_images_and_parameters_stay(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("jaxguard.defenses.otbr"), "IMAGES_PER_CLASS", 2)
+    module = importlib.import_module("jaxguard.defenses.otbr")
+    monkeypatch.setattr(module, "IMAGES_PER_CLASS", 2)
+    monkeypatch.setattr(module, "synthesise", functools.partial(synthesise, steps=20))
     network, variables = with_training()
     options = {**QUICK, "gamma": 0.1, "weight": 1.0}
     stored, _ = otbr(network, Data(), KEY, **options)
     anew, report = otbr(network, Data(), KEY, statistics="synthesised", **options)
     same = jax.tree.map(np.array_equal, stored.variables["params"], anew.variables["params"])
     assert jax.tree.all(same)
-    made = synthesise(network.graph, variables, jax.random.fold_in(KEY, 1), labels=np.repeat(np.arange(10), 2))
+    made = synthesise(
+        network.graph, variables, jax.random.fold_in(KEY, 1), labels=np.repeat(np.arange(10), 2), steps=20
+    )
     first = jax.lax.conv_general_dilated(
         made.images,
         stored.variables["params"]["conv1"]["kernel"],

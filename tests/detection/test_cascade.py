@@ -121,24 +121,24 @@ def hidden(rng, count, *, shift=0.0, triggers=0.0):
 def test_whoever_chooses_who_is_searched_clean_ones_are_accused_as_rarely_as_accepted(clean, guilty, repeats):
     rng = np.random.default_rng(2)
     choices = {
-        "none": lambda before, after: np.zeros_like(before, bool),
-        "all": lambda before, after: np.ones_like(before, bool),
         "those not suspected, the nearest first": lambda before, after: np.argsort(np.argsort(before)) < 30,
         "whoever looks worse for it": lambda before, after: after < before,
     }
-    rates = {name: [] for name in choices}
+    rates = {name: [] for name in ("none", "all", *choices)}
     for _ in range(repeats):
         profile = calibrate(hidden(rng, clean), hidden(rng, guilty, shift=1, triggers=1))
         records = hidden(rng, 60)
         unsearched = [with_triggers(one, None) for one in records]
         before, after = (Judged(one, profile, **NAMED).p_values for one in (unsearched, records))
+        found = {"none": before, "all": after}
         for name, chosen_fn in choices.items():
             chosen = chosen_fn(before, after)
             mixed = [
                 one if is_chosen else other for one, other, is_chosen in zip(records, unsearched, chosen, strict=True)
             ]
-            p_values = Judged(mixed, profile, **NAMED).p_values
-            rates[name].append((p_values[:, None] <= LEVELS + 1e-12).mean(0))
+            found[name] = Judged(mixed, profile, **NAMED).p_values
+        for name, p_values in found.items():
+            rates[name].append((p_values[:, None] <= LEVELS[None] + 1e-12).mean(0))
     for name, rate in rates.items():
         error = np.std(rate, axis=0, ddof=1) / repeats**0.5
         assert (np.mean(rate, axis=0) <= LEVELS + 3 * error).all(), name

@@ -86,7 +86,7 @@ def test_normalization_happens_inside():
     )
 
 
-def test_bfloat16_computes_close_to_float32():
+def test_bfloat16_computes_close_to_float32(usual_promotion):  # Flax promotes in its norms
     model, half = small(), small(dtype="bfloat16")
     variables, images = model.init(jax.random.key(0)), images_for(model)
     logits, updated = half.train_fn(variables, images)

@@ -154,7 +154,7 @@ def test_clp_scores_a_dense_channel_by_the_length_of_its_weights():
         np.testing.assert_allclose(scores[name], np.linalg.norm(leaves[f"params/{name}/kernel"], axis=0), rtol=1e-5)
 
 
-def test_bfloat16_computes_close_to_float32():
+def test_bfloat16_computes_close_to_float32(usual_promotion):  # Flax promotes in its norms
     model, half = (models.build(SPEC, num_classes=7, input_shape=(32, 32, 3), dtype=d) for d in (None, "bfloat16"))
     variables, images = models.bind(model, torch_leaves("timm"))[0], reference.images(32)
     exact, rough = (jax.jit(m.apply_fn)(variables, images) for m in (model, half))

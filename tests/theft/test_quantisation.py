@@ -75,7 +75,7 @@ def test_each_layer_of_a_stack_has_its_own_scale():
     np.testing.assert_array_equal(copy.variables["head"], 0)  # zeros stay
 
 
-def test_dtypes_stay():
+def test_dtypes_stay(usual_promotion):  # weights in bfloat16, images in float32
     owner = network("mlp:hidden=8")
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), owner.variables)
     copy, _ = quantisation(owner.with_variables(half))
