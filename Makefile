@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
 # Libraries are compiled once, at their first import, and not by each of the processes that tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all test-newest newest environment environment-newest lint types clean
+.PHONY: demo test test-all test-newest newest environment environment-newest tpu lint types clean
 
 demo: $(STAMP)
 	$(BIN)/jaxguard demo --out demo
@@ -49,6 +49,15 @@ environment: $(STAMP)
 newest: $(STAMP)
 	$(BIN)/python -m pytest $(NEWEST)
 
+# Every hot program is compiled for TPUs, on a CPU: libtpu, some 700 MB, lies beside the environment and is no part of it.
+TPU := .venv-tpu
+tpu: $(STAMP)
+	@wheel="$$($(BIN)/python experiments/tpu.py --wheel)"; \
+	if { command -v uv > /dev/null && uv pip install --quiet --python $(BIN)/python --no-deps --target $(TPU) "$$wheel"; } \
+	  || $(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(TPU) "$$wheel"; then \
+	  PYTHONPATH=$(TPU) $(BIN)/python -m pytest -n 0 tests/test_tpu.py && PYTHONPATH=$(TPU) $(BIN)/python experiments/tpu.py; \
+	else echo "tpu: skipped, $$wheel cannot be installed here"; fi
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,4 +77,4 @@ $(STAMP):
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-3.12 demo .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-3.12 $(TPU) demo .pytest_cache .ruff_cache

@@ -114,7 +114,7 @@ def bench(arch: str, stride: int, chunk: int, fold: int | None) -> dict[str, Any
         "images": IMAGES,
         "chunk": chunk,
         "workers": workers,
-        "folds": [min(fold, chunk) for fold in game.folds()],
+        "folds": list(game.folds(chunk, start.images)),
         "coalitions_timed": len(blocks) * chunk,
         "milliseconds_per_coalition": {name: round(1e3 * value, 2) for name, value in medians.items()},
         "all_rounds": {name: [round(1e3 * value, 2) for value in values] for name, values in times.items()},

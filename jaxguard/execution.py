@@ -6,9 +6,10 @@ another program on another platform says so with `jax.lax.platform_dependent`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -25,9 +26,37 @@ CHECKPOINTS = "checkpoints"
 """Axis of `device_mesh`, whatever is divided along it."""
 
 
+_aims: list[tuple[Any, ...]] = []
+"""Devices that are decided for instead of those at hand: the last ones."""
+
+
+@contextlib.contextmanager
+def aimed_at(devices: Sequence[Any]) -> Iterator[None]:
+    """Decide for devices that are not at hand, so that programs can be compiled for them ahead of time.
+
+    Programs that were traced before stay as they are: aim first, and at one kind of device in a process.
+
+    Args:
+        devices: of one process, such as those of `jax.experimental.topologies.get_topology_desc`; at least one.
+
+    Yields:
+        Nothing; within the context nothing can be run.
+    """
+    _aims.append(tuple(devices))
+    try:
+        yield
+    finally:
+        _aims.pop()
+
+
+def devices() -> tuple[Any, ...]:
+    """The devices of this process, or those that are aimed at."""
+    return _aims[-1] if _aims else tuple(jax.local_devices())
+
+
 def is_cpu() -> bool:
     """Whether programs run on the host's own cores."""
-    return jax.default_backend() == "cpu"
+    return (_aims[-1][0].platform if _aims else jax.default_backend()) == "cpu"
 
 
 # ---------------------------------------------------------------- host threads
@@ -156,7 +185,7 @@ def stamped_images_at_once(bytes_each: int = 0) -> int:
         As many for each device as fit into a share of its memory, at most 32 on CPU and 1024 elsewhere.
     """
     most, room = (32, search_bytes() // workers()) if is_cpu() else (1024, search_bytes())
-    return len(jax.local_devices()) * max(1, min(most, room // max(bytes_each, 1)))
+    return len(devices()) * max(1, min(most, room // max(bytes_each, 1)))
 
 
 def searches_at_once(program_bytes: int = 0) -> int:
@@ -169,13 +198,13 @@ def searches_at_once(program_bytes: int = 0) -> int:
         On CPU as many as there are cores and room for, else 1; also 1 where a program runs on several devices, whose
         exchanges must come in one order.
     """
-    if len(jax.local_devices()) > 1:
+    if len(devices()) > 1:
         return 1
     return max(1, min(workers(), search_bytes() // max(program_bytes, 1)))
 
 
 def search_bytes() -> int:
-    """What the intermediate arrays of a trigger search may take: on CPU in all, else on each device."""
+    """What intermediate arrays of a trigger search or of coalitions may take: on CPU in all, else on each device."""
     return 2**32
 
 
@@ -197,20 +226,24 @@ def transfers() -> bool:
 # ---------------------------------------------------------------- devices
 
 
-@functools.lru_cache(maxsize=1)
 def device_mesh() -> Mesh:
     """All devices of this process along one axis."""
-    return Mesh(np.array(jax.local_devices()), (CHECKPOINTS,))
+    return _mesh_of(devices())
+
+
+@functools.lru_cache(maxsize=4)
+def _mesh_of(devices: tuple[Any, ...]) -> Mesh:
+    return Mesh(np.array(devices), (CHECKPOINTS,))
 
 
 def divisible(number: int) -> int:
     """The least multiple of the number of devices that is not below a number."""
-    return -(-number // len(jax.local_devices())) * len(jax.local_devices())
+    return -(-number // len(devices())) * len(devices())
 
 
 def everywhere(tree: Tree) -> Tree:
     """Arrays on the device, or a copy of them on each of several."""
-    if len(jax.local_devices()) == 1:
+    if len(devices()) == 1:
         return jax.tree.map(jnp.asarray, tree)
     return jax.device_put(tree, NamedSharding(device_mesh(), PartitionSpec()))
 
@@ -224,12 +257,12 @@ def spread(tree: Tree) -> Tree:
     Returns:
         The same values.
     """
-    devices = len(jax.local_devices())
-    if devices == 1:
+    number = len(devices())
+    if number == 1:
         return tree
 
     def place(leaf: Any) -> jax.Array:
-        is_divided = np.ndim(leaf) > 0 and np.shape(leaf)[0] % devices == 0
+        is_divided = np.ndim(leaf) > 0 and np.shape(leaf)[0] % number == 0
         return jax.device_put(leaf, NamedSharding(device_mesh(), PartitionSpec(*[CHECKPOINTS] * is_divided)))
 
     return jax.tree.map(place, tree)

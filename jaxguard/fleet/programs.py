@@ -98,29 +98,24 @@ def scorer(structure: Structure, settings: Settings) -> Scorer:
 
 def _program(structure: Structure, recipe: Recipe) -> jax.stages.Wrapped:
     """Compiled over a stack, sharded over the local devices; each runs through the rows that hold something."""
-    at_once = execution.checkpoints_at_once()
+    most = execution.checkpoints_at_once()
 
-    def one(rows: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        leaves = structure.unpack(rows, number, without=recipe.kernels)
-        return recipe.score(leaves, _reduced(structure, recipe, rows, number))
+    def some(rows: jax.Array, first: jax.Array, width: int) -> tuple[jax.Array, ...]:
+        leaves = structure.unpack(rows, first, count=width, without=recipe.kernels)
+        return _mapped(recipe.score, width)(leaves, _reduced(structure, recipe, rows, first, width))
 
     def of_device(rows: jax.Array, count: jax.Array) -> tuple[jax.Array, ...]:
-        width = at_once if len(rows) % at_once == 0 else 1
-        shapes = jax.eval_shape(one, rows, 0)
+        width = width_of(len(rows), most)
+        shapes = jax.eval_shape(functools.partial(some, width=width), rows, 0)
         # Results of all rows, filled in one after the other: the loop's length is traced, its arrays are not.
-        empty = tuple(jnp.zeros((len(rows), *shape.shape), shape.dtype) for shape in shapes)
+        empty = tuple(jnp.zeros((len(rows), *shape.shape[1:]), shape.dtype) for shape in shapes)
         empty = jax.lax.pcast(empty, (execution.CHECKPOINTS,), to="varying")
 
         def step(block: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             start = block * width
-            if width == 1:
-                new = [array[None] for array in one(rows, start)]
-            else:
-                # The whole stack is passed along with the numbers of its rows: slicing first would copy every row.
-                new = jax.vmap(one, in_axes=(None, 0))(rows, start + jnp.arange(width))
             return tuple(
                 jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
-                for whole, part in zip(found, new, strict=True)
+                for whole, part in zip(found, some(rows, start, width), strict=True)
             )
 
         return jax.lax.fori_loop(0, -(-count[0] // width), step, empty)
@@ -130,8 +125,33 @@ def _program(structure: Structure, recipe: Recipe) -> jax.stages.Wrapped:
     return jax.jit(jax.shard_map(of_device, mesh=execution.device_mesh(), **specs))
 
 
-def _reduced(structure: Structure, recipe: Recipe, rows: jax.Array, number: jax.Array) -> dict[str, Reduced]:
-    """The kernels in one row of a stack, by name.
+def width_of(rows: int, most: int) -> int:
+    """Rows that are scored together: the largest divisor of a device's rows, so that none is left over.
+
+    Args:
+        rows: of one device.
+        most: see `jaxguard.execution.checkpoints_at_once`.
+
+    Example:
+        >>> width_of(4, 8), width_of(32, 8), width_of(4, 1)
+        (4, 8, 1)
+    """
+    return next(width for width in range(min(most, rows), 0, -1) if rows % width == 0)
+
+
+def _mapped(score_fn: Callable[..., Any], width: int) -> Callable[..., Any]:
+    """The function over leading axes of that length, which `vmap` would make slower where there is only one row."""
+    if width > 1:
+        return jax.vmap(score_fn)
+
+    def of_one(*stacks: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[None], score_fn(*jax.tree.map(lambda leaf: leaf[0], stacks)))
+
+    return of_one
+
+
+def _reduced(structure: Structure, recipe: Recipe, rows: jax.Array, first: jax.Array, width: int) -> dict[str, Reduced]:
+    """The kernels in some rows of a stack, by name.
 
     Kernels of one shape are reduced in a loop: they share a program, and the memory of the one that is being read.
     """
@@ -143,8 +163,8 @@ def _reduced(structure: Structure, recipe: Recipe, rows: jax.Array, number: jax.
     for (shape, is_channels_first), names in alike.items():
 
         def reduce_at(offset: jax.Array, shape=shape, is_channels_first=is_channels_first) -> Reduced:
-            kernel = structure.cut(rows, number, offset, shape)
-            return weights.reduce_kernel(kernel, is_channels_first=is_channels_first)
+            reduce_fn = functools.partial(weights.reduce_kernel, is_channels_first=is_channels_first)
+            return _mapped(reduce_fn, width)(structure.cut(rows, first, offset, shape, count=width))
 
         # Kernels of one shape share the code that reduces them: deep networks compile in the time of a shallow one.
         stacked = jax.lax.map(reduce_at, np.array([offsets[name] for name in names], np.int32))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxguard import execution
 from jaxguard.checkpoints import Checkpoint, LeafSpec
 from jaxguard.errors import CheckpointError
 from jaxguard.suspects import described
@@ -60,38 +61,49 @@ class Structure:
         return {name: LeafSpec(shape, np.dtype(dtype)) for name, shape, dtype in self.leaves}
 
     def cut(
-        self, rows: jax.Array, number: jax.typing.ArrayLike, offset: jax.typing.ArrayLike, shape: tuple[int, ...]
+        self,
+        rows: jax.Array,
+        first: jax.typing.ArrayLike,
+        offset: jax.typing.ArrayLike,
+        shape: tuple[int, ...],
+        *,
+        count: int = 1,
     ) -> jax.Array:
-        """A leaf in one row of a stack, copied out of it; traceable.
+        """A leaf in some rows of a stack, copied out of it; traceable.
 
         Args:
             rows: `[M, W]` float32.
-            number: of the row.
-            offset: where it begins there.
+            first: number of the first of the rows.
+            offset: where the leaf begins in each of them.
             shape: its own, or another of as many numbers.
+            count: of the rows.
 
         Returns:
-            The leaf in that shape.
+            The leaf in that shape, `[count, *shape]`.
         """
-        leaf = jax.lax.dynamic_slice(rows, (number, offset), (1, math.prod(shape))).reshape(shape)
+        numbers = jax.lax.dynamic_slice(rows, (first, offset), (count, math.prod(shape)))
         # Without the barrier the slices become part of every loop that reads them, which triples the time to compile.
-        return jax.lax.optimization_barrier(leaf)
+        if execution.is_cpu():
+            return jax.lax.optimization_barrier(numbers.reshape(count, *shape))
+        # It holds plain numbers: a TPU would pad the shapes of small kernels to many times their size.
+        return jax.lax.optimization_barrier(numbers).reshape(count, *shape)
 
     def unpack(
-        self, rows: jax.Array, number: jax.typing.ArrayLike, *, without: Container[str] = ()
+        self, rows: jax.Array, first: jax.typing.ArrayLike, *, count: int = 1, without: Container[str] = ()
     ) -> dict[str, jax.Array]:
-        """The floating-point leaves in one row of a stack; traceable.
+        """The floating-point leaves in some rows of a stack; traceable.
 
         Args:
             rows: `[M, W]` float32.
-            number: of the row.
+            first: number of the first of the rows.
+            count: of the rows.
             without: names of leaves to pass over.
 
         Returns:
-            Arrays by name.
+            Arrays by name, `[count, ...]`.
         """
         return {
-            name: self.cut(rows, number, offset, shape)
+            name: self.cut(rows, first, offset, shape, count=count)
             for (name, shape, _), offset in zip(self.leaves, self.offsets, strict=True)
             if offset >= 0 and name not in without
         }

@@ -9,6 +9,7 @@ segment as one batch, one large convolution; weights are never stacked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -97,8 +98,8 @@ class Coalitions:
         producers: names of the producers whose channels play, in any order; by default all but those that make the
             logits.
         fold: versions that go through a segment together, one number for each of `producers` in program order, or one
-            for all; by default `jaxguard.execution.coalitions_abreast()`. Where an array has no axis for the images
-            alone, or an equation mixes images or may do so, versions go one by one in any case.
+            for all; by default as many as are worth it, see `folds`. Where an array has no axis for the images alone,
+            or an equation mixes images or may do so, versions go one by one in any case.
 
     Attributes:
         graph: as given.
@@ -145,9 +146,9 @@ class Coalitions:
             (k, graph.program.logits) for k, own in enumerate(self._segments) if graph.program.logits in own.writes
         )
         # Decided here, not while `logits` is traced.
-        fold = execution.coalitions_abreast() if fold is None else fold
-        self._fold = (fold,) * len(starts) if isinstance(fold, int) else tuple(fold)
-        if len(self._fold) != len(starts) or min(self._fold) < 1:
+        self._most, self._room = execution.coalitions_abreast(), execution.search_bytes()
+        self._fold = None if fold is None else (fold,) * len(starts) if isinstance(fold, int) else tuple(fold)
+        if self._fold is not None and (len(self._fold) != len(starts) or min(self._fold) < 1):
             raise GraphError(f"expected a fold >= 1 for each of {len(starts)} producers, got {self._fold}")
 
     def __repr__(self) -> str:
@@ -204,7 +205,7 @@ class Coalitions:
             raise GraphError(f"expected gates of shape [B, {self.players}], got {gates.shape}")
         own = self.split(gates)
         versions = _versions(own)
-        folds = [min(fold, len(gates)) for fold in self.folds()]
+        folds = self.folds(len(gates), start.images)
         # Up to the last segment with a fold of 1 the coalitions go one by one; the rest is swept in batches.
         walked = max((k + 1 for k, fold in enumerate(folds) if fold == 1), default=0)
         # One traced program for each number of versions that go abreast: folded versions lie along the batch axis.
@@ -282,13 +283,37 @@ class Coalitions:
         written = jax.lax.fori_loop(0, -(-versions.total // fold), step, empty)
         return {(k, value): _Stack(array, versions) for value, array in written.items()}
 
-    def folds(self) -> tuple[int, ...]:
-        """Versions that go through each segment together."""
+    def folds(self, size: int, images: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+        """Versions that go through each segment together.
+
+        Unless it was given: as many as leave four fifths of the work useful, where each coalition differs from the one
+        before by a channel drawn at random, and as their intermediate arrays have memory. Early segments thus take few
+        or single versions, which are whole batches of large images anyway.
+
+        Args:
+            size: number of coalitions `B`.
+            images: of `start`.
+
+        Returns:
+            One for each of `producers`, at most `B`.
+        """
+        program = self.graph.program_at(images)
         folds = []
         for k, segment in enumerate(self._segments):
             keeps_axis = self.graph.batch_axes.keys() >= {*segment.writes, *(v for _, v in segment.reads)}
             can_fold = keeps_axis and self.graph.mixes_images.isdisjoint(segment.equations)
-            folds.append(self._fold[k] if can_fold else 1)
+            if not can_fold:
+                folds.append(1)
+            elif self._fold is not None:
+                folds.append(min(self._fold[k], size))
+            else:
+                versions = 1 + (size - 1) * self.offsets[k + 1] / self.players
+                # The last round is filled up with half a fold on average: a fifth of all at `1 + versions / 2`.
+                made = {value for number in segment.equations for value in program.equations[number].outputs}
+                needed = sum(math.prod(program.shapes[value]) * program.dtypes[value].itemsize for value in made)
+                most = max(1, min(self._most, int(1 + versions / 2), self._room // max(needed, 1), size))
+                # Powers of two: the model is traced once for each number.
+                folds.append(1 << (most.bit_length() - 1))
         return tuple(folds)
 
 

@@ -48,9 +48,11 @@ def gram_matrices(kernel: jax.Array) -> jax.Array:
     """
     rows = _smaller_side_first(kernel)
     size, depth, channels = rows.shape
-    if rows.size < _LARGE or size > _MOST_ROWS or depth % _TILE[0] or channels % _TILE[1]:
+    if size > _MOST_ROWS:
         return _grams_by_product(rows)
-    return jax.lax.platform_dependent(rows, cpu=_grams_by_tile, default=_grams_by_product)
+    is_tiled = rows.size >= _LARGE and depth % _TILE[0] == 0 and channels % _TILE[1] == 0
+    on_cpu = {"cpu": _grams_by_tile} if is_tiled else {}
+    return jax.lax.platform_dependent(rows, tpu=_grams_by_vector, default=_grams_by_product, **on_cpu)
 
 
 def _smaller_side_first(kernel: jax.Array) -> jax.Array:
@@ -66,6 +68,25 @@ def _grams_of_matrices(matrices: jax.Array) -> jax.Array:
     """Gram matrices `[S, S, C]` of the smaller side of `[C, A, B]`."""
     summed = "csd,ctd->stc" if matrices.shape[1] <= matrices.shape[2] else "cds,cdt->stc"
     return jnp.einsum(summed, matrices, matrices, precision=jax.lax.Precision.HIGHEST)
+
+
+def _grams_of_channels(kernel: jax.Array) -> jax.Array:
+    """Gram matrices `[S, S, C]` of the smaller side of a kernel `[C, A, B]` that has its channels first in memory."""
+    if min(kernel.shape[1:]) > _MOST_ROWS:
+        return _grams_of_matrices(kernel)
+    return jax.lax.platform_dependent(kernel, tpu=_grams_of_transposed, default=_grams_of_matrices)
+
+
+def _grams_of_transposed(kernel: jax.Array) -> jax.Array:
+    """For a TPU, whose memory pads a last axis of nine taps to 128: the channels become the last axis at once."""
+    channels, height, width = kernel.shape
+    last = kernel.reshape(channels, height * width).T.reshape(height, width, channels)
+    return _grams_by_vector(_smaller_side_first(last))
+
+
+def _grams_by_vector(rows: jax.Array) -> jax.Array:
+    """Sums of products over vectors of channels; on a TPU batched products copy thin matrices into padded layouts."""
+    return (rows[:, None] * rows[None]).sum(2)
 
 
 def _grams_by_tile(rows: jax.Array) -> jax.Array:
@@ -223,22 +244,25 @@ def scaled_grams(kernel: jax.Array, *, is_channels_first: bool) -> Grams:
         kernel: `[C, A, B]`, or `[A, B, C]`, in memory order.
         is_channels_first: which of the two.
     """
-    gram = _grams_of_matrices(kernel) if is_channels_first else gram_matrices(kernel)
+    make_fn = _grams_of_channels if is_channels_first else gram_matrices
+    gram = make_fn(kernel)
+    # The branches get a matrix: a TPU pads the three axes of small kernels to many times their size.
+    shape, axis = kernel.shape, int(is_channels_first)
+    flat = kernel.reshape((shape[0], -1) if is_channels_first else (-1, shape[-1]))
     # The trace bounds the largest eigenvalue from above, and every square that went into the matrix.
     squares = _trace(gram)
-    harmless = jnp.all((squares > _HARMLESS[0]) & (squares < _HARMLESS[1]))
+    harmless = loops.in_all(jnp.all((squares > _HARMLESS[0]) & (squares < _HARMLESS[1])))
 
-    def divided(kernel: jax.Array, gram: jax.Array) -> Grams:
+    def divided(flat: jax.Array, gram: jax.Array) -> Grams:
         del gram
-        matrices = kernel if is_channels_first else jnp.moveaxis(kernel, -1, 0)
-        scale = _unit(jnp.max(jnp.abs(matrices), axis=(1, 2), initial=0))
-        return Grams(_grams_of_matrices(matrices / scale[:, None, None]), scale)
+        scale = _unit(jnp.max(jnp.abs(flat), axis=axis, initial=0))
+        return Grams(make_fn((flat / jnp.expand_dims(scale, axis)).reshape(shape)), scale)
 
-    def as_is(kernel: jax.Array, gram: jax.Array) -> Grams:
+    def as_is(flat: jax.Array, gram: jax.Array) -> Grams:
         return Grams(gram, jnp.ones_like(squares))
 
-    # A branch, not a select: the common case never finds the largest entries. (Under `vmap` both branches run.)
-    return jax.lax.cond(harmless, as_is, divided, kernel, gram)
+    # A branch, not a select: the common case never finds the largest entries.
+    return jax.lax.cond(harmless, as_is, divided, flat, gram)
 
 
 def _unit(largest: jax.Array) -> jax.Array:

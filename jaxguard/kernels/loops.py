@@ -35,6 +35,25 @@ def scan(step_fn: Callable[[Carry, Any], tuple[Carry, Any]], start: Carry, xs: A
     return jax.lax.scan(step_fn, _aligned(first, start), xs)
 
 
+@jax.custom_batching.custom_vmap
+def in_all(is_so: jax.Array) -> jax.Array:
+    """Whether it is so, under `vmap` in all of the batch: a condition on it stays a branch and is not a select.
+
+    Args:
+        is_so: bool.
+
+    Returns:
+        The same; of a batch one for all.
+    """
+    return is_so
+
+
+@in_all.def_vmap
+def _(axis_size: int, in_batched: list[bool], is_so: jax.Array) -> tuple[jax.Array, bool]:
+    del axis_size, in_batched
+    return in_all(is_so.all(0)), False
+
+
 def _aligned(step_fn: Callable[[Carry], Carry], start: Carry) -> Carry:
     """The start, distributed as the result of a step."""
     if jax.sharding.get_abstract_mesh().empty:

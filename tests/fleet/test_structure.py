@@ -65,7 +65,7 @@ def test_unpacking_gives_back_every_floating_point_leaf(tmp_path_factory, drawn)
         found = structure.unpack(np.stack([np.zeros_like(row), row]), 1)
     assert found.keys() == floating.keys()
     for name, leaf in floating.items():
-        np.testing.assert_array_equal(found[name], leaf)
+        np.testing.assert_array_equal(found[name], leaf[None])
     assert structure.length % 16 == 0
     assert structure.nbytes == structure.length * WORD
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from zoo import ZOO, case, graph
 
+from jaxguard import execution
 from jaxguard.errors import GraphError
 from jaxguard.graph import Coalitions, channel_graph, coalitions
 
@@ -80,6 +81,22 @@ def test_any_stack_of_gates_in_any_order_and_fold(fold):
     found = game.logits(variables, game.start(variables, images), gates)
     np.testing.assert_allclose(found, one_by_one(game, variables, images, gates), atol=1e-5)
     np.testing.assert_array_equal(found[4], found[3])
+
+
+def test_folds_leave_most_of_the_work_useful_and_fit_the_memory(monkeypatch):
+    game, variables, images = mlp_case()
+    assert game.folds(24, images) == (1, 1, 1)  # on CPU
+    monkeypatch.setattr(execution, "coalitions_abreast", lambda: 1000)
+    game = Coalitions(game.graph)
+    # Of 24 removals of 15 players, the first layer of four expects 1 + 23 * 4 / 15 = 7.1 versions, the last one 24.
+    assert game.folds(24, images) == (4, 8, 8)
+    assert game.folds(1, images) == (1, 1, 1)
+    gates = removals(game.players, passes=2, length=12)
+    found = game.logits(variables, game.start(variables, images), gates)
+    np.testing.assert_allclose(found, one_by_one(game, variables, images, gates), atol=1e-5)
+    # Behind its gate each segment makes a ReLU and the next product, of 4 + 5, 5 + 6 and 6 + 2 numbers an image.
+    monkeypatch.setattr(execution, "search_bytes", lambda: 3 * 11 * 7 * 4)
+    assert Coalitions(game.graph).folds(24, images) == (2, 2, 4)
 
 
 def test_gates_need_not_be_zero_or_one():

@@ -249,3 +249,26 @@ def test_no_z_score_exceeds_what_the_width_allows():
         scores = np.ones(n, np.float32)
         scores[0] = 1e6
         np.testing.assert_allclose(np.max(lipschitz.z_scores(scores)), (n - 1) / n**0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(9, 16, 8), (16, 9, 8), (1, 5, 3)])
+def test_gram_matrices_as_a_tpu_makes_them_are_those_of_products(shape):
+    kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    rows = kernel if shape[0] <= shape[1] else kernel.swapaxes(0, 1)
+    expected = np.einsum("sdc,tdc->stc", rows, rows)
+    np.testing.assert_allclose(lipschitz._grams_by_vector(jnp.asarray(rows)), expected, rtol=1e-4, atol=1e-4)
+    first = jnp.asarray(np.moveaxis(kernel, -1, 0))
+    np.testing.assert_allclose(lipschitz._grams_of_transposed(first), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_in_a_batch_the_common_case_stays_a_branch_and_one_extreme_kernel_scales_all():
+    kernels = np.random.default_rng(0).normal(size=(3, 4, 8, 6)).astype(np.float32)
+    kernels *= np.array([1, 1e25, 1e-30], np.float32)[:, None, None, None]
+
+    def norms(kernel):
+        return lipschitz.norms_of([lipschitz.scaled_grams(kernel, is_channels_first=False)])[0]
+
+    batched = jax.vmap(norms)(jnp.asarray(kernels))
+    expected = np.linalg.norm(np.transpose(kernels.astype(np.float64), (0, 3, 1, 2)), 2, axis=(2, 3))
+    np.testing.assert_allclose(batched, expected, rtol=1e-4)
+    assert "cond[" in str(jax.make_jaxpr(jax.vmap(norms))(jnp.asarray(kernels)))
