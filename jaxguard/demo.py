@@ -56,7 +56,7 @@ def run(
     stage: Stage = lambda _: nullcontext(),
     command: str = "",
 ) -> Report:
-    """Run the demo; about a minute on two cores.
+    """Run the demo; about four minutes on two cores.
 
     Args:
         folder: checkpoints are written here: `backdoored`, `clean` and one `repaired-METHOD` for each of `METHODS`.

@@ -44,33 +44,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-USUAL = (
-    "checkpoints",
-    "data",
-    "defenses/test_bnp.py",
-    "defenses/test_clp.py",
-    "defenses/test_ep.py",
-    "defenses/test_fine_pruning.py",
-    "defenses/test_neural_cleanse.py",
-    "defenses/test_otbr.py",
-    "defenses/test_random_keys.py",
-    "defenses/test_repair_goldens.py",
-    "endpoints",
-    "fleet",
-    "journeys",
-    "test_cli.py",
-    "test_cli_scan.py",
-    "test_extending_references.py",
-    "test_methods.py",
-    "test_one_file.py",
-    "test_ownership.py",
-    "test_refused_in_reports.py",
-    "test_repairs.py",
-    "test_scanning.py",
-    "test_scanning_triggers.py",
-    "test_third_party.py",
-    "test_universal_reference.py",
-)
+USUAL = ("fleet",)
 """Tests that have not been run under strict promotion of dtypes and ranks yet; all others are."""
 
 # Tracing makes many objects and little garbage: looking for it every 700 of them takes a seventh of the time.

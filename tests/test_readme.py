@@ -90,7 +90,7 @@ def test_the_demo_finds_a_backdoor_and_takes_it_out(demo):
 
 
 @pytest.mark.slow
-def test_the_commands_run(demo, jaxguard, monkeypatch):
+def test_the_commands_run(demo, jaxguard, monkeypatch, usual_promotion):
     monkeypatch.chdir(demo)
     monkeypatch.setattr(importlib.import_module("jaxguard.defenses.otbr"), "IMAGES_PER_CLASS", 1)
     commands = [
@@ -108,7 +108,7 @@ def test_the_commands_run(demo, jaxguard, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_python_runs(demo, monkeypatch):
+def test_the_python_runs(demo, monkeypatch, usual_promotion):
     monkeypatch.chdir(demo)
     code = blocks("python")
     assert code

@@ -144,7 +144,8 @@ def test_the_most_suspicious_are_searched_and_the_others_are_counted_and_named(m
 def checkpoints_of(folder, monkeypatch):
     """Six files and how to run them."""
     (folder / "own.py").write_text(
-        "import jax\ndef mlp(v, x):\n    return jax.nn.relu(x.reshape(len(x), -1) @ v['w1'] + v['b1']) @ v['w2']\n"
+        "import jax\ndef mlp(v, x):\n"
+        "    return jax.nn.relu(x.reshape(len(x), -1) @ v['w1'] + v['b1'][None]) @ v['w2']\n"
     )
     monkeypatch.syspath_prepend(folder)
     (folder / "store").mkdir()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,8 +154,8 @@ def train_with_maps(
     # A program has one result: everything end to end, taken apart again below.
     shapes = jax.eval_shape(outputs, variables, images)
     # Only the inverse is wanted: zeros of the right shapes give it without running the model.
-    _, taken_apart = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
-    program = trace(lambda *inputs: ravel_pytree(outputs(*inputs))[0], variables, images)
+    _, taken_apart = _end_to_end(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
+    program = trace(lambda *inputs: _end_to_end(outputs(*inputs))[0], variables, images)
     layers = _linear_maps(program)
     values = [_before_pooling(program, _image_side(program, layers, one.order)) for one in maps]
     known = {**dict(zip(program.leaves, jax.tree.leaves(variables), strict=True)), program.images: images}
@@ -172,6 +173,12 @@ def train_with_maps(
                 f"{one.layer} reads {one.shape} positions; give the same network in both modes"
             )
     return logits, state, arrays
+
+
+def _end_to_end(tree: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """All leaves as one vector, and what takes it apart again; counters lie beside floats as floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        return ravel_pytree(tree)
 
 
 def _image_side(program: Program, layers: list[Equation], order: int) -> Value:

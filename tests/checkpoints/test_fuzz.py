@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from jaxguard import checkpoints
 from jaxguard.errors import CheckpointError
 
-MUTANTS = 50
+MUTANTS = 75
 KINDS = (*checkpoints.FORMATS, fuzz_seeds.FOLDER)
 UNREADABLE = {"complex128.pt", "conjugate.pt", "no_tensors.pt", "quantized.pt", "sparse.pt", "pandas.h5"}
 HOSTILE = {"lying_names.h5", "circle.h5", "soft_circle.h5", "missing_chunks.h5", "bomb.h5", "external.h5", "circle"}

@@ -249,7 +249,7 @@ def test_a_folded_norm_is_found_with_its_bias():
 
 
 @pytest.mark.parametrize("gain_shape", [(), (1,)])
-def test_a_gain_that_all_channels_share_is_no_norm(gain_shape):
+def test_a_gain_that_all_channels_share_is_no_norm(gain_shape, usual_promotion):
     shapes = {"w": (3, 3, 3, 8), "gain": gain_shape, "head": (8, 3)}
     variables = zoo.randomise({name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()})
 
@@ -416,7 +416,7 @@ def planted(spec, layer, factor):
             return jnp.ones_like(leaf)
         if path[-1].key != "kernel":
             return leaf
-        return leaf / jnp.sqrt((leaf**2).sum(tuple(range(leaf.ndim - 1)))) * 3
+        return leaf / jnp.sqrt((leaf**2).sum(tuple(range(leaf.ndim - 1)), keepdims=True)) * 3
 
     even = jax.tree.map_with_path(level, variables)
     kernel = np.array(even["params"][layer]["kernel"])
@@ -491,7 +491,7 @@ def test_host_arrays_are_repaired_and_stay_as_they_were():
     jax.tree.map(np.testing.assert_array_equal, host, variables)
 
 
-def test_half_precision_is_scored_in_float32_and_stays_half():
+def test_half_precision_is_scored_in_float32_and_stays_half(usual_promotion):
     apply_fn, variables, images, graph = of("cnn")
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables)
     repaired, report = run(channel_graph(apply_fn, half, images), half, u=1.0)

@@ -126,10 +126,12 @@ def test_channels_of_sets_that_lost_none_stay():
     """In the dataflow only the pruned channels' sets are carried over, biases and norms with them."""
     network, variables = of("cnn")
     graph = network.graph
-    bump = lambda path, x: x + jnp.arange(x.shape[-1]) * ("conv3/kernel" in path)  # noqa: E731
-    moved = jax.tree.map_with_path(
-        lambda path, x: bump(jax.tree_util.keystr(path, simple=True, separator="/"), x), variables
-    )
+
+    def bump(path, x):
+        is_moved = "conv3/kernel" in jax.tree_util.keystr(path, simple=True, separator="/")
+        return x + np.broadcast_to(np.arange(x.shape[-1], dtype=np.float32), x.shape) if is_moved else x
+
+    moved = jax.tree.map_with_path(bump, variables)
     (repair,) = repairs(network, rank(graph, variables, moved), [0.05])
     assert [alignment.name for alignment in repair.alignments] == ["conv3"]
     changed = relative_change(variables, repair.variables).keys()

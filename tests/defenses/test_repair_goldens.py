@@ -99,7 +99,7 @@ def parameters(params):
     return [leaves[name] for name in GOLDEN["parameters"].tolist()]
 
 
-def test_the_first_gradient_of_unlearning():
+def test_the_first_gradient_of_unlearning(usual_promotion):  # float64 in a float32 model
     with jax.enable_x64(True):
         variables, data = given()
         metrics, _, gradient = weight_change.Ascent(gradient_fn)(*training.partition(variables), data)
@@ -108,7 +108,7 @@ def test_the_first_gradient_of_unlearning():
 
 
 @pytest.mark.parametrize("norm", ["per_tensor", "global"])
-def test_one_activeness_aware_step(norm):
+def test_one_activeness_aware_step(norm, usual_promotion):  # float64 in a float32 model
     sgd = training.sgd(reference.RATE, momentum=0.9, weight_decay=0.0)
     mixture = ActivenessAwareGradient(gradient_fn, reference.RADIUS, reference.ALPHA, norm)
     step = StatisticsAfterwards(training.Step(mixture, sgd, reference.IMAGES), train_fn)
