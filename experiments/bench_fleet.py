@@ -1,14 +1,15 @@
 """At what part of the storage's speed does a store of checkpoints get scanned, and what does one more cost?
 
     python experiments/bench_fleet.py STORE                      # writes 31 GB below STORE
-    python experiments/bench_fleet.py STORE --large 40 --small 2000
+    python experiments/bench_fleet.py STORE --large 16 --small 300 --out experiments/results/fleet_hash.json
 
 Two stores of random weights in torch's layout: PreActResNet-18 (45 MB each), and ResNet-20 (1.1 MB). Every scan is the
 command, `jaxguard scan FOLDER --out FRESH`, in a process of its own, so all figures hold start-up, discovery, hashing,
 scoring and results on disk; programs are compiled beforehand, once, and that time is reported apart. Before it the same
 files are read by as many threads into memory that is used again, which is the fastest anything could be: cold (the page
-cache is told to drop them) and warm. The reference is its authors' way for one file after the other: load, one SVD per
-channel (torch, where it is installed).
+cache is told to drop them) and warm. `scan sha256` is the scan with `--hash sha256`; without it contents are named by
+BLAKE3. On a busy machine CPU seconds say more than the clock's. The reference is its authors' way for one file after
+the other: load, one SVD per channel (torch, where it is installed).
 
 Hardware: whatever it runs on, named in the result. Time: 20 minutes on 2 CPU cores, half of it writing the stores.
 Expected: on two cores at least 300 small checkpoints per second, cost per checkpoint flat from 100 to 20,000, peak
@@ -94,11 +95,12 @@ def read_all(paths: list[pathlib.Path]) -> float:
     return time.perf_counter() - start
 
 
-def scan(target: pathlib.Path, cache: str) -> dict[str, float]:
-    """One scan by the command line: seconds, and peak memory of its process."""
+def scan(target: pathlib.Path, cache: str, *options: str) -> dict[str, float]:
+    """One scan by the command line: seconds, CPU seconds, and peak memory of its process."""
     with tempfile.TemporaryDirectory(dir=target.parent) as out:
         command = [sys.executable, "-m", "jaxguard", "scan", str(target), "--out", f"{out}/results", "--format", "json"]
         command += ["--output", f"{out}/report.json", "--fail-on", "never"]
+        command += options
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
         start = time.perf_counter()
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -110,7 +112,13 @@ def scan(target: pathlib.Path, cache: str) -> dict[str, float]:
             raise SystemExit(f"the scan of {target} ended with {status}:\n{told[-2000:]}")
         last = json.loads([line for line in told.splitlines() if line.startswith("{")][-1])
         assert last["done"] == last["total"] and not last["failed"], last
-        return {"seconds": seconds, "peak_bytes": usage.ru_maxrss * 1024, "checkpoints": last["done"]}
+        busy = usage.ru_utime + usage.ru_stime
+        return {
+            "seconds": seconds,
+            "cpu_seconds": busy,
+            "peak_bytes": usage.ru_maxrss * 1024,
+            "checkpoints": last["done"],
+        }
 
 
 def manifest(folder: pathlib.Path, paths: list[pathlib.Path]) -> pathlib.Path:
@@ -138,11 +146,13 @@ def reference(paths: list[pathlib.Path]) -> float | None:
 def measure(name: str, folder: pathlib.Path, paths: list[pathlib.Path], cache: str, rounds: int) -> dict[str, Any]:
     total = sum(path.stat().st_size for path in paths)
     target = manifest(folder, paths)
-    rows: dict[str, list[float]] = {"raw cold": [], "scan cold": [], "raw warm": [], "scan warm": []}
+    ways: dict[str, list[str]] = {"raw": [], "scan": [], "scan sha256": ["--hash", "sha256"]}
+    rows: dict[str, list[float]] = {f"{way} {state}": [] for state in ("cold", "warm") for way in ways}
+    busy: dict[str, list[float]] = {row: [] for row in rows if not row.startswith("raw")}
     peaks = []
     for _ in range(rounds):
         for state in ("cold", "warm"):
-            for way in ("raw", "scan"):
+            for way, options in ways.items():
                 if state == "cold":
                     drop(paths)
                 else:
@@ -150,8 +160,9 @@ def measure(name: str, folder: pathlib.Path, paths: list[pathlib.Path], cache: s
                 if way == "raw":
                     rows[f"raw {state}"].append(read_all(paths))
                 else:
-                    found = scan(target, cache)
-                    rows[f"scan {state}"].append(found["seconds"])
+                    found = scan(target, cache, *options)
+                    rows[f"{way} {state}"].append(found["seconds"])
+                    busy[f"{way} {state}"].append(found["cpu_seconds"])
                     peaks.append(found["peak_bytes"])
     medians = {row: statistics.median(seconds) for row, seconds in rows.items()}
     return {
@@ -159,6 +170,7 @@ def measure(name: str, folder: pathlib.Path, paths: list[pathlib.Path], cache: s
         "checkpoints": len(paths),
         "bytes": total,
         "seconds": {row: [round(one, 3) for one in seconds] for row, seconds in rows.items()},
+        "cpu_seconds": {row: round(statistics.median(seconds), 2) for row, seconds in busy.items()},
         "bytes_per_second": {row: round(total / seconds) for row, seconds in medians.items()},
         "checkpoints_per_second": {row: round(len(paths) / seconds, 2) for row, seconds in medians.items()},
         "share_of_raw": {s: round(medians[f"raw {s}"] / medians[f"scan {s}"], 3) for s in ("cold", "warm")},
@@ -172,6 +184,7 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=200)
     parser.add_argument("--small", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=pathlib.Path, default=RESULT)
     arguments = parser.parse_args()
     counts = {"large": arguments.large, "small": arguments.small}
     folders = {name: arguments.store / name for name in STORES}
@@ -185,6 +198,7 @@ def main() -> None:
             found[name] = {
                 "first_seconds": round(first["seconds"], 2),
                 "start_seconds": round(second["seconds"], 2),
+                "start_cpu_seconds": round(second["cpu_seconds"], 2),
             }
         for count in [n for n in (100, 1000, 5000, 20_000) if n < counts["small"]]:
             one = scan(manifest(folders["small"], paths["small"][:count]), cache)
@@ -201,7 +215,7 @@ def main() -> None:
             found["large"] |= {"reference_seconds": round(loop, 3), "times_reference": round(loop / per_file, 1)}
     packages = ("torch", "pyarrow") if torch is not None else ("pyarrow",)
     result = {"environment": machine.environment(*packages, rounds=arguments.rounds, readers=THREADS), "stores": found}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 

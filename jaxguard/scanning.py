@@ -30,7 +30,7 @@ from jaxguard.detection.records import TRIGGERS
 from jaxguard.environment import environment
 from jaxguard.errors import CheckpointError, DataError, JaxguardError
 from jaxguard.fleet.discovery import Model, Target, discover
-from jaxguard.fleet.examination import Examination, Listener, examined
+from jaxguard.fleet.examination import FEW, Examination, Listener, compared, examined
 from jaxguard.fleet.executors import Executor, Ray, Stream
 from jaxguard.fleet.local import Local
 from jaxguard.graph.pairing import Pairing
@@ -64,6 +64,7 @@ def scan(
     options: ModelOptions | None = None,
     pairing: Pairing = "dataflow",
     deep: int | Literal["all"] | None = None,
+    content_hash: Literal["sha256", "blake3"] | None = None,
     kinds: Sequence[str] | None = None,
     budget: float | None = None,
     clean: Batch | None = None,
@@ -93,6 +94,7 @@ def scan(
         pairing: which kernel belongs to which BatchNorm, see `jaxguard.graph.pairing.layers`.
         deep: networks in which universal triggers are searched, the most suspicious first; 0 for none, `all`, or None
             for all where there are at most four, else none. With `Stream(out=...)` a stopped scan goes on.
+        content_hash: what contents are named by; None for BLAKE3 in fleets without profile and trigger search.
         kinds: of triggers, of `jaxguard.inversion.kinds.KINDS`; None for those of `DEFAULT` there.
         budget: seconds for all searches together; sizes that are not searched to the end by then are left out.
         clean: a few labelled clean images to search triggers on; by default they are made.
@@ -132,8 +134,10 @@ def scan(
     cheap, patches = _chosen(looks, known)
     found = discover(suspects, options=options, **_place(executor))
     cohorts = {} if known is None else known.cohorts
+    # Contents are compared with those of other scans where there are references, or networks are searched for triggers.
+    compares = compared(content_hash, is_needed=known is not None or most not in (None, 0) or len(found.models) <= FEW)
     names, rates = patches.names if patches else (), {"alpha": alpha, "control": control}
-    with examined(found.models, executor, pairing=pairing, listener=listener, known=cohorts) as seen:
+    with examined(found.models, executor, pairing=pairing, listener=listener, known=cohorts, compares=compares) as seen:
         for look in cheap:
             seen.take(look, [k for k in seen.runnable() if look.name in _looks_of(cohorts, seen.records[k].cohort)])
         findings = judging.judge(seen.records, known, trigger_names=names, **rates)
@@ -269,7 +273,7 @@ def _undecided(findings: Sequence[Finding], seen: Examination, known: Profile, a
     ]
     distinct: dict[str, int] = {}
     for k in sorted(left, key=lambda k: (findings[k].p_value, -findings[k].score)):
-        distinct.setdefault(seen.records[k].sha256, k)
+        distinct.setdefault(seen.records[k].content, k)
     return list(distinct.values())
 
 
@@ -307,8 +311,8 @@ def _with_layers(findings: Sequence[Finding], seen: Examination) -> list[Finding
     scored = [k for k, one in enumerate(findings) if one.verdict is not Verdict.ERROR]
     highest = sorted(scored, key=height, reverse=True)[:SHOWN]
     shown = {*highest, *(k for k in scored if findings[k].verdict is Verdict.SUSPECTED)}
-    kept = seen.layers({findings[k].provenance.sha256 for k in shown if not findings[k].layers})
-    layers = [one.layers or kept.get(one.provenance.sha256, ()) for one in findings]
+    kept = seen.layers({findings[k].provenance.content for k in shown if not findings[k].layers})
+    layers = [one.layers or kept.get(one.provenance.content, ()) for one in findings]
     return [replace(one, layers=layers[k] if k in shown else ()) for k, one in enumerate(findings)]
 
 

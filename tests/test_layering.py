@@ -41,6 +41,7 @@ THIRD_PARTY = {
     "orbax": {"checkpoints", "training"},
     "tensorstore": {"checkpoints"},
     "tensorflow_datasets": {"data"},
+    "blake3": {"checkpoints"},
     "matplotlib": {"report"},
     "msgpack": {"checkpoints"},
     "pyfive": {"checkpoints"},

@@ -1,15 +1,15 @@
 """A checkpoint as a table of leaves: what is in the file, before any of it is read."""
 
-import hashlib
 import math
 import pathlib
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import ml_dtypes
 import numpy as np
 
+from jaxguard.checkpoints import hashing
 from jaxguard.checkpoints.calls import Call
 from jaxguard.errors import CheckpointError
 
@@ -102,19 +102,29 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """Content hash, hexadecimal: of the file, or of the sorted relative names and contents of several.
+        """Content hash, hexadecimal; see `content`."""
+        return self.content("sha256")
+
+    def content(self, algorithm: hashing.Algorithm) -> str:
+        """The name of what is in the file, or of the sorted relative names and contents of several.
 
         Several files are those of a directory, or an index and its shards.
+
+        Args:
+            algorithm: of `jaxguard.checkpoints.hashing`.
+
+        Returns:
+            SHA-256, hexadecimal, or `blake3:` and that.
 
         Raises:
             CheckpointError: a file went away or became unreadable since the checkpoint was opened.
         """
         try:
             if self.location.is_dir():
-                return _sha256(self.location, self.location.rglob("*"))
+                return hashing.of_files(self.location, self.location.rglob("*"), algorithm)
             if self.shards:
-                return _sha256(self.location.parent, [self.location, *self.shards])
-            return _file_digest(self.location).hex()
+                return hashing.of_files(self.location.parent, [self.location, *self.shards], algorithm)
+            return hashing.of_file(self.location, algorithm)
         except OSError as error:
             raise CheckpointError(
                 f"{self.path}: expected to hash what was opened, got {error}; open the checkpoint again"
@@ -146,17 +156,3 @@ class Checkpoint:
             CheckpointError: the stored bytes of a leaf are damaged.
         """
         return self.read_fn(list(self.leaves))
-
-
-def _file_digest(path: pathlib.Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
-def _sha256(directory: pathlib.Path, paths: Iterable[pathlib.Path]) -> str:
-    digest = hashlib.sha256()
-    files = {path.relative_to(directory).as_posix(): path for path in paths if path.is_file()}
-    for name in sorted(files):
-        encoded = name.encode("utf-8", "surrogateescape")
-        digest.update(len(encoded).to_bytes(8, "little") + encoded + _file_digest(files[name]))
-    return digest.hexdigest()

@@ -1,17 +1,26 @@
 """A file's bytes read once: into memory of the caller's, and through the hash, block by block while in the cache."""
 
-import hashlib
 import os
 import pathlib
 
 import numpy as np
 
+from jaxguard.checkpoints import hashing
 from jaxguard.errors import CheckpointError
 
 _BLOCK = 2**20  # bytes
 
 
-def read_into(path: pathlib.Path, start: int, content: np.ndarray, *, size: int, modified: int, given: str) -> str:
+def read_into(
+    path: pathlib.Path,
+    start: int,
+    content: np.ndarray,
+    *,
+    size: int,
+    modified: int,
+    given: str,
+    algorithm: hashing.Algorithm = "sha256",
+) -> str:
     """Read a file from `start` to its end, and hash all of it.
 
     Args:
@@ -21,15 +30,16 @@ def read_into(path: pathlib.Path, start: int, content: np.ndarray, *, size: int,
         size: bytes of the file when it was opened.
         modified: its time of change then, in nanoseconds.
         given: the path as the user wrote it.
+        algorithm: what its content is named by.
 
     Returns:
-        The sha256 of the whole file, hexadecimal.
+        The name of the whole file's content, see `jaxguard.checkpoints.hashing`.
 
     Raises:
         CheckpointError: the file is not the one that was opened.
         OSError: it cannot be read.
     """
-    digest, view = hashlib.sha256(), memoryview(content.data)
+    digest, view = hashing.started(algorithm), memoryview(content.data)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if hasattr(os, "posix_fadvise"):
@@ -51,4 +61,4 @@ def read_into(path: pathlib.Path, start: int, content: np.ndarray, *, size: int,
             f"{given}: expected the {size} bytes that were opened, got others, it has changed since; "
             "scan it again when it is complete"
         )
-    return digest.hexdigest()
+    return hashing.named(algorithm, digest.hexdigest())

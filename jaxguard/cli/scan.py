@@ -55,6 +55,20 @@ Memory = Annotated[
     str | None, typer.Option(help="Memory for checkpoints that are read ahead: 512MB, 2GiB.", show_default="768MiB")
 ]
 Readers = Annotated[int | None, typer.Option(help="Threads that read; four per core by default.", min=1)]
+Hash = Annotated[
+    str | None,
+    typer.Option(
+        help="What contents are named by; blake3 is faster, sha256 is needed with --profile and for trigger searches.",
+        show_default="sha256, of more than 16 checkpoints blake3 where it can be",
+    ),
+]
+VerifyContent = Annotated[
+    bool,
+    typer.Option(
+        "--verify-content",
+        help="Read checkpoints of --out again whose size and time of change are the same, which are skipped otherwise.",
+    ),
+]
 Ray = Annotated[
     str | None,
     typer.Option(
@@ -128,6 +142,8 @@ def scan(  # noqa: PLR0917  # a command's options
     shard: Shard = "0/1",
     memory: Memory = None,
     readers: Readers = None,
+    hash_: Hash = None,
+    verify_content: VerifyContent = False,
     ray: Ray = None,
     deep: Deep = None,
     kind: Kinds = None,
@@ -168,6 +184,10 @@ def scan(  # noqa: PLR0917  # a command's options
     _warn_of_code(checkpoints)
     given = models.options
     executor, seconds = executor_of(out, shard, memory, readers, ray), options.duration(budget)
+    if hash_ not in (None, "sha256", "blake3"):
+        raise typer.BadParameter(f"expected sha256 or blake3, got {hash_!r}", param_hint="--hash")
+    if verify_content:
+        executor = _verifying(executor)
     pairs = options.checked_pairing(pairing)
     if synthesise and data:
         raise typer.BadParameter("expected --data or --synthesise, got both", param_hint="--synthesise")
@@ -187,6 +207,7 @@ def scan(  # noqa: PLR0917  # a command's options
             options=given,
             pairing=pairs,
             deep=searched,
+            content_hash=hash_,
             kinds=_kinds(kind or []),
             budget=seconds,
             clean=found.clean if found and len(found.clean.images) else None,
@@ -255,6 +276,15 @@ def executor_of(
     if ray is not None:
         return Ray(out, part, size, readers, address=ray)
     return Stream(out, part, size, readers)
+
+
+def _verifying(executor: Executor | None) -> Executor:
+    """The executor, told to read all checkpoints."""
+    from jaxguard.fleet.executors import Stream
+
+    if not isinstance(executor, Stream) or executor.out is None:
+        raise typer.BadParameter("expected --out with it, got none", param_hint="--verify-content")
+    return replace(executor, verify_content=True)
 
 
 def _deep(deep: str | None, *, is_quick: bool) -> int | Literal["all"] | None:

@@ -151,7 +151,7 @@ def unlike_references(findings: Sequence[Finding], alpha: float) -> Iterator[str
     for number, one in enumerate(findings):
         if not np.isnan(one.p_value):
             cohort = cohorts.setdefault(one.cohort.removesuffix(SEARCHED), {})
-            cohort[one.provenance.sha256 or number] = one.p_value <= alpha
+            cohort[one.provenance.content or number] = one.p_value <= alpha
     for cohort, distinct in cohorts.items():
         count = sum(distinct.values())
         if len(distinct) >= MANY and 2 * count > len(distinct):
@@ -227,7 +227,7 @@ def _finding(record: Record, one: Comparison, q_value: float, verdict: Verdict, 
 
 def _adjusted(records: Sequence[Record], compared: list[Comparison]) -> tuple[np.ndarray, np.ndarray]:
     """Adjusted p-values `[M]`, and the sorted p-values of the distinct checkpoints that were compared."""
-    contents = [(one.sha256 or f"row {row}", compared[row].p_value) for row, one in enumerate(records)]
+    contents = [(one.content or f"row {row}", compared[row].p_value) for row, one in enumerate(records)]
     rows = [row for row, one in enumerate(compared) if one.stage]
     distinct = {key: k for k, key in enumerate(dict.fromkeys(contents[row] for row in rows))}
     p_values, q_values = np.array([p_value for _, p_value in distinct], np.float64), np.full(len(compared), np.nan)

@@ -73,6 +73,11 @@ class Record(NamedTuple):
         return self.provenance.name
 
     @property
+    def content(self) -> str:
+        """Name of the content, see `jaxguard.types.Provenance`; may be empty."""
+        return self.provenance.content
+
+    @property
     def sha256(self) -> str:
         """Content hash, hexadecimal; may be empty."""
         return self.provenance.sha256
@@ -121,7 +126,7 @@ def feature_rows(records: Sequence[Record], looks: Sequence[str], names: Sequenc
 
 
 def _shown(record: Record) -> str:
-    return record.name or record.sha256[:16] or "a network"
+    return record.name or record.content[:16] or "a network"
 
 
 _COLLECTIONS = frozenset({"params", "batch_stats", "value"})  # what Flax puts around the same leaf, or leaves out

@@ -118,7 +118,7 @@ def _joined(by_profile: float, by_search: float, found: TriggerSearch) -> float:
 def _adjusted(findings: Sequence[Finding], p_values: Sequence[float]) -> list[float]:
     """For all that are suspected together; copies of one file count once."""
     # The function of a live network belongs to what makes it a copy; where it differs, so do p-values.
-    contents = [(one.provenance.sha256 or f"row {k}", p_values[k]) for k, one in enumerate(findings)]
+    contents = [(one.provenance.content or f"row {k}", p_values[k]) for k, one in enumerate(findings)]
     rows = {key: key[1] for key in contents if not math.isnan(key[1])}
     known = dict(zip(rows, conformal.adjusted_p_values(list(rows.values())), strict=True)) if rows else {}
     return [float(known[key]) if key in known else math.nan for key in contents]

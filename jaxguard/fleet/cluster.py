@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jaxguard import checkpoints
+from jaxguard.checkpoints.hashing import Algorithm
 from jaxguard.errors import FleetError
 from jaxguard.fleet.chunks import Chunks
 from jaxguard.fleet.local import MEMORY, Settings
@@ -39,6 +40,7 @@ def stream(
     memory: int = MEMORY,
     readers: int | None = None,
     known: Mapping[str, Stamp] | None = None,
+    algorithm: Algorithm = "sha256",
 ) -> Generator[Scored | Known | Failure, None, None]:
     """Score checkpoints on a cluster.
 
@@ -51,6 +53,7 @@ def stream(
         readers: threads that read, per worker.
         known: state of checkpoints of which there are results, or that workers were lost with; zeros for a URL of the
             latter, which nobody downloads to see whether it has changed.
+        algorithm: what contents are named by.
 
     Yields:
         Every checkpoint once, scored, known or failed, in an order of the cluster's own.
@@ -69,7 +72,7 @@ def stream(
     if not fresh:
         return
     with _connected(address) as ray:
-        pool = Pool(ray, (version(), os.getcwd(), settings, memory, readers))
+        pool = Pool(ray, (version(), os.getcwd(), settings, memory, readers, algorithm))
         chunks = Chunks(fresh)
         try:
             while chunks or pool.is_busy:

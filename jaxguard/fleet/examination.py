@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxguard.detection.looks import Look
 from jaxguard.detection.records import Features, Record
-from jaxguard.errors import JaxguardError
+from jaxguard.errors import DataError, JaxguardError
 from jaxguard.fleet.discovery import Model
 from jaxguard.fleet.executors import Executor, Stream
 from jaxguard.fleet.local import MEMORY, Local, Results, Settings
@@ -72,7 +72,7 @@ class Examination:
 
     def layers(self, hashes: Collection[str]) -> dict[str, tuple[LayerSummary, ...]]:
         """Layers by content hash, where records do not hold them."""
-        return {sha256: layers for one in self.results for sha256, layers in one.layers(hashes).items()}
+        return {content: layers for one in self.results for content, layers in one.layers(hashes).items()}
 
     def runnable(self) -> list[int]:
         """Models that were scored and whose function is known, so that other looks are possible."""
@@ -89,20 +89,20 @@ class Examination:
             return
         start = written = time.perf_counter()
         found = {one: one.look(look.title) for one in self.results}
-        reused, failed = sum(self.records[k].sha256 in found[self.owners[k]] for k in numbers), 0
+        reused, failed = sum(self.records[k].content in found[self.owners[k]] for k in numbers), 0
         fresh: dict[Results, dict[str, np.ndarray]] = {one: {} for one in self.results}
         try:
             with self.listener.watch(look.title) as watch:
                 for done, k in enumerate(numbers, 1):
-                    sha256, owner = self.records[k].sha256, self.owners[k]
-                    if sha256 not in found[owner]:
+                    content, owner = self.records[k].content, self.owners[k]
+                    if content not in found[owner]:
                         try:
                             values = look.features_fn(self.models[k].load().require_network())
-                            found[owner][sha256] = fresh[owner][sha256] = values
+                            found[owner][content] = fresh[owner][content] = values
                         except JaxguardError as error:
                             failed += 1
                             self.listener.say(f"no {look.title}: {error}")
-                    values = found[owner].get(sha256, np.full(len(look.names), np.nan, np.float32))
+                    values = found[owner].get(content, np.full(len(look.names), np.nan, np.float32))
                     self.records[k] = self.records[k].with_features(look.name, Features(look.names, values))
                     if time.perf_counter() - written > _WRITE_SECONDS:
                         _write(look, fresh)
@@ -110,6 +110,29 @@ class Examination:
                     watch(Progress(done, len(numbers), failed, min(reused, done), 0, time.perf_counter() - start))
         finally:
             _write(look, fresh)
+
+
+def compared(content_hash: str | None, *, is_needed: bool) -> bool:
+    """Whether contents are named by SHA-256, so that they can be compared with those of other scans.
+
+    Args:
+        content_hash: what was asked for, `sha256` or `blake3`, which takes a quarter of the time.
+        is_needed: whether they will be compared.
+
+    Returns:
+        Whether they are.
+
+    Raises:
+        DataError: they will be compared, and BLAKE3 was asked for, or another hash.
+    """
+    if content_hash not in (None, "sha256", "blake3"):
+        raise DataError(f"expected sha256 or blake3, got {content_hash!r} in scan(content_hash=...)")
+    if is_needed and content_hash == "blake3":
+        raise DataError(
+            f"expected contents named by sha256 with a profile, up to {FEW} checkpoints or a trigger search, got "
+            "blake3 in scan(content_hash=...); leave it out (--hash)"
+        )
+    return is_needed or content_hash == "sha256"
 
 
 @contextlib.contextmanager
@@ -120,6 +143,7 @@ def examined(
     pairing: Pairing,
     listener: Listener,
     known: Collection[str] = (),
+    compares: bool = True,
     title: str = "scanning",
 ) -> Iterator[Examination]:
     """Examine models by their weights; those that are opened alike are scored together.
@@ -131,6 +155,7 @@ def examined(
         pairing: see `jaxguard.graph.pairing.layers`.
         listener: receives the progress.
         known: cohorts of the profile that will judge them.
+        compares: whether contents are compared with those of other scans, which name them by SHA-256.
         title: of the progress.
 
     Yields:
@@ -146,7 +171,7 @@ def examined(
             chosen = Local() if is_live else executor or _suitable([models[k].name for k in numbers])
             members: list[Any] = [models[k].suspect or models[k].name for k in numbers]
             with listener.watch(title) as watch:
-                run = chosen.run(members, Settings(options, pairing), watch=watch, known=known)
+                run = chosen.run(members, Settings(options, pairing), watch=watch, known=known, compares=compares)
                 results = stack.enter_context(run)
             records |= dict(zip(numbers, results.records, strict=True))
             owners |= dict.fromkeys(numbers, results)

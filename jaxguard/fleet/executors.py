@@ -21,6 +21,8 @@ from jaxguard.fleet.local import MEMORY, Local, Results, Settings
 from jaxguard.fleet.progress import Progress, Watch
 
 if TYPE_CHECKING:
+    from jaxguard.checkpoints.hashing import Algorithm
+    from jaxguard.detection.records import Record
     from jaxguard.fleet.reading import Failure, Known, Stamp
     from jaxguard.fleet.store import Store
     from jaxguard.fleet.stream import Scored
@@ -35,16 +37,25 @@ class Stream:
         shard: `(i, n)`: the i-th of n parts, so that several processes divide a store.
         memory: bytes that stacks of checkpoints may take together, in each process.
         readers: threads that read, in each process; four per core by default.
+        verify_content: read every checkpoint, also those whose results are in `out` and whose size and time of change
+            are the same, by which an unchanged one is recognised otherwise.
     """
 
     out: str | os.PathLike[str] | None = None
     shard: tuple[int, int] = (0, 1)
     memory: int = MEMORY
     readers: int | None = None
+    verify_content: bool = False
 
     @contextlib.contextmanager
     def run(
-        self, models: Sequence[str], settings: Settings, *, watch: Watch | None = None, known: Collection[str] = ()
+        self,
+        models: Sequence[str],
+        settings: Settings,
+        *,
+        watch: Watch | None = None,
+        known: Collection[str] = (),
+        compares: bool = True,
     ) -> Iterator[Results]:
         """Score checkpoints that the folder holds no results of.
 
@@ -53,6 +64,7 @@ class Stream:
             settings: how they are scored.
             watch: called with the progress.
             known: cohorts of the profile that will judge them; makes no difference to checkpoints.
+            compares: whether contents are compared with those of other scans, which name them by SHA-256.
 
         Yields:
             The results; a checkpoint that cannot be read or scored is a record with its error.
@@ -68,16 +80,26 @@ class Stream:
             folder = self.out or stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxguard-"))
             store = Store(pathlib.Path(folder), settings.key)
             before, names = store.records(), {uri: text(uri) for uri in models}
-            earlier = {uri: before[name] for uri, name in names.items() if name in before}
+            earlier = {uri: before[name] for uri, name in names.items() if name in before and not self.verify_content}
+            # BLAKE3 takes a quarter of the time; a folder that has the other goes on with it.
+            present = next((_named_by(one) for one in earlier.values() if one.content), "blake3")
+            algorithm = "sha256" if compares else present
+            # Results under another hash are not used again: their contents could not be compared with the new ones.
+            earlier = {uri: one for uri, one in earlier.items() if one.error or _named_by(one) == algorithm}
             states = {uri: Stamp(one.provenance.size, one.modified) for uri, one in earlier.items()}
             errors = {uri: one.error for uri, one in earlier.items()}
-            with contextlib.closing(self._results(models, settings, states, errors)) as results:
+            with contextlib.closing(self._results(models, settings, states, errors, algorithm)) as results:
                 last = keep(results, store, len(models), watch, start=start)
             records = store.records()
             yield Results([records[name] for name in names.values()], last.bytes_read, last.reused, store)
 
     def _results(
-        self, models: Sequence[str], settings: Settings, states: Mapping[str, Stamp], errors: Mapping[str, str]
+        self,
+        models: Sequence[str],
+        settings: Settings,
+        states: Mapping[str, Stamp],
+        errors: Mapping[str, str],
+        algorithm: Algorithm,
     ) -> Generator[Scored | Known | Failure, None, None]:
         """Every checkpoint once, those of unchanged state and without an error only by name."""
         from jaxguard.fleet.stream import stream
@@ -88,6 +110,7 @@ class Stream:
             memory=self.memory,
             readers=self.readers,
             is_known=lambda uri, stamp: not errors.get(uri, "unknown") and states[uri] == stamp,
+            algorithm=algorithm,
         )
 
 
@@ -102,14 +125,30 @@ class Ray(Stream):
     address: str = "auto"
 
     def _results(
-        self, models: Sequence[str], settings: Settings, states: Mapping[str, Stamp], errors: Mapping[str, str]
+        self,
+        models: Sequence[str],
+        settings: Settings,
+        states: Mapping[str, Stamp],
+        errors: Mapping[str, str],
+        algorithm: Algorithm,
     ) -> Generator[Scored | Known | Failure, None, None]:
         from jaxguard.fleet import cluster
         from jaxguard.fleet.chunks import is_given_up
 
         known = {uri: state for uri, state in states.items() if not errors[uri] or is_given_up(errors[uri])}
-        options = {"address": self.address, "memory": self.memory, "readers": self.readers, "known": known}
-        return cluster.stream(models, settings, **options)
+        return cluster.stream(
+            models,
+            settings,
+            address=self.address,
+            memory=self.memory,
+            readers=self.readers,
+            known=known,
+            algorithm=algorithm,
+        )
+
+
+def _named_by(record: Record) -> Algorithm:
+    return "blake3" if record.provenance.blake3 else "sha256"
 
 
 Executor = Local | Stream

@@ -82,10 +82,10 @@ class Results:
         """Trigger searches that an earlier scan left on disk, by content hash."""
         return {} if self.store is None else self.store.searches(title, hashes)
 
-    def add_search(self, title: str, sha256: str, found: TriggerSearch) -> None:
+    def add_search(self, title: str, content: str, found: TriggerSearch) -> None:
         """Keep a trigger search for later scans, where they are kept."""
         if self.store is not None:
-            self.store.add_search(title, sha256, found)
+            self.store.add_search(title, content, found)
 
     def layers(self, hashes: Collection[str]) -> dict[str, tuple[LayerSummary, ...]]:
         """Layers of some checkpoints by content hash, where their records do not hold them."""
@@ -115,6 +115,7 @@ class Local:
         *,
         watch: Watch | None = None,
         known: Collection[str] = (),
+        compares: bool = True,
     ) -> Iterator[Results]:
         """Score models.
 
@@ -123,10 +124,12 @@ class Local:
             settings: how they are scored.
             watch: called with the progress.
             known: cohorts of the profile that will judge them, see `jaxguard.fleet.local.examine`.
+            compares: makes no difference: contents are named by SHA-256.
 
         Yields:
             The results; a model that cannot be read or scored is a record with its error.
         """
+        del compares
         start, records, size, failed = time.perf_counter(), list[Record](), 0, 0
         if watch is not None:
             watch(Progress(0, len(models), 0, 0, 0, 0.0))  # how many there are, before the first is read

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxguard import checkpoints
 from jaxguard.checkpoints import Checkpoint
+from jaxguard.checkpoints.hashing import Algorithm
 from jaxguard.errors import CheckpointError, JaxguardError
 from jaxguard.fleet import accounting
 from jaxguard.fleet.structure import Structure, structure_of
@@ -90,7 +91,7 @@ class Failure(NamedTuple):
         stamp: its state, zeros where even that is not known.
         error: what was expected, what was found, what to do.
         format: row of FORMATS, where that was recognised.
-        sha256: content hash, where it was read.
+        content: name of its content, where it was read, see `jaxguard.checkpoints.hashing`.
         kind: of the error, see `jaxguard.errors`.
         leaves: what became of every leaf, where the header was read.
         left_out: see `File`.
@@ -101,7 +102,7 @@ class Failure(NamedTuple):
     stamp: Stamp
     error: str
     format: str = ""
-    sha256: str = ""
+    content: str = ""
     kind: str = JaxguardError.kind
     leaves: tuple[LeafAccount, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
@@ -157,15 +158,16 @@ def open_one(
         return Failure(uri, before, _told(error, uri), kind=kind_of(error))
 
 
-def fill(opened: Opened, row: np.ndarray) -> str | Failure:
+def fill(opened: Opened, row: np.ndarray, algorithm: Algorithm = "sha256") -> str | Failure:
     """Read a checkpoint into a row.
 
     Args:
         opened: of `open_one`.
         row: `[W]` float32 in C order, written to; its tail beyond the last leaf is set to zero.
+        algorithm: what its content is named by.
 
     Returns:
-        The sha256 of what was read, hexadecimal, or why it could not be.
+        The name of what was read, see `jaxguard.checkpoints.hashing`, or why it could not be.
     """
     try:
         if opened.structure.is_raw:
@@ -178,12 +180,13 @@ def fill(opened: Opened, row: np.ndarray) -> str | Failure:
                 size=opened.stamp.size,
                 modified=opened.stamp.modified,
                 given=opened.uri,
+                algorithm=algorithm,
             )
         checkpoint = reopened(opened)
         opened.structure.pack(checkpoint.read_all(), row)
-        sha256 = checkpoint.sha256
+        content = checkpoint.content(algorithm)
         require_unchanged(opened)
-        return sha256
+        return content
     except Exception as error:
         return failed(opened, error)
 
@@ -206,9 +209,9 @@ def require_unchanged(opened: Opened) -> None:
         raise _changed(opened.uri)
 
 
-def failed(opened: Opened, error: Exception, sha256: str = "") -> Failure:
+def failed(opened: Opened, error: Exception, content: str = "") -> Failure:
     """The failure of a checkpoint whose header was read."""
-    told = _told(error, opened.uri), opened.format, sha256, kind_of(error)
+    told = _told(error, opened.uri), opened.format, content, kind_of(error)
     leaves = accounting.unscored(opened.structure.specs())
     return Failure(opened.uri, opened.stamp, *told, leaves, opened.left_out, opened.aliases)
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jaxguard.checkpoints import atomic
+from jaxguard.checkpoints import atomic, hashing
 from jaxguard.detection.records import WEIGHTS, Features, Record
 from jaxguard.errors import FleetError, UnscorableError
 from jaxguard.fleet import search_records
@@ -78,9 +78,9 @@ class Store:
         columns = [list(features), list(features.values()), [self._of_look(title)] * len(features)]
         self._write("looks", pa.table([pa.array(c, f.type) for c, f in zip(columns, LOOKS, strict=True)], LOOKS))
 
-    def add_search(self, title: str, sha256: str, found: TriggerSearch) -> None:
+    def add_search(self, title: str, content: str, found: TriggerSearch) -> None:
         """Write a trigger search at once: each takes longer than its file."""
-        row = {"sha256": sha256, "search": search_records.encoded(found), "settings": self._of_look(title)}
+        row = {"content": content, "search": search_records.encoded(found), "settings": self._of_look(title)}
         self._write("searches", pa.Table.from_pylist([row], SEARCHES))
 
     def flush(self) -> None:
@@ -118,7 +118,7 @@ class Store:
             architecture = row["architecture"] or "unknown"
             cohort, error = row["cohort"], row["error"]
             found[row["uri"]] = Record(
-                Provenance(row["uri"], row["sha256"], row["size"], row["format"], architecture),
+                _provenance(row, architecture),
                 cohort,
                 {} if error else {WEIGHTS: Features(names[cohort], features[number])},
                 z=row["z"],
@@ -156,13 +156,13 @@ class Store:
         """The layers of some checkpoints by content hash, in the order they were scored."""
         found: dict[str, dict[str, LayerSummary]] = {}
         for row in self._read("layers", hashes).to_pylist():
-            found.setdefault(row["sha256"], {})[row["layer"]] = summary_of(row["layer"], row["channels"], row)
-        return {sha256: tuple(layers.values()) for sha256, layers in found.items()}
+            found.setdefault(row["content"], {})[row["layer"]] = summary_of(row["layer"], row["channels"], row)
+        return {content: tuple(layers.values()) for content, layers in found.items()}
 
     def look(self, title: str) -> dict[str, np.ndarray]:
         """What a look gave earlier, by content hash."""
         table = self._read("looks", settings=self._of_look(title))
-        return dict(zip(table.column("sha256").to_pylist(), _lists(table.column("features")), strict=True))
+        return dict(zip(table.column("content").to_pylist(), _lists(table.column("features")), strict=True))
 
     def searches(self, title: str, hashes: Sequence[str]) -> dict[str, TriggerSearch]:
         """Trigger searches of an earlier scan, by content hash.
@@ -173,7 +173,7 @@ class Store:
         found: dict[str, TriggerSearch] = {}
         for row in self._read("searches", hashes, settings=self._of_look(title)).to_pylist():
             with _intact(self.folder / "searches"):
-                found[row["sha256"]] = search_records.decoded(row["search"])
+                found[row["content"]] = search_records.decoded(row["search"])
         return found
 
     def _scored(self, result: Scored) -> pa.Table:
@@ -187,7 +187,7 @@ class Store:
         ]
         return self._checkpoints(
             uri=[file.uri for file in result.files],
-            sha256=result.sha256,
+            content=result.content,
             stamps=[file.stamp for file in result.files],
             format=[file.format for file in result.files],
             architecture=[scope.architecture] * count,
@@ -206,7 +206,7 @@ class Store:
         count = len(failures)
         return self._checkpoints(
             uri=[failure.uri for failure in failures],
-            sha256=[failure.sha256 for failure in failures],
+            content=[failure.content for failure in failures],
             stamps=[failure.stamp for failure in failures],
             format=[failure.format for failure in failures],
             architecture=[""] * count,
@@ -235,12 +235,12 @@ class Store:
 
     def _layers(self, result: Scored) -> pa.Table:
         """Rows of contents that have none yet."""
-        fresh = [k for k, sha256 in enumerate(result.sha256) if sha256 not in self._layered]
-        self._layered.update(result.sha256)
+        fresh = [k for k, content in enumerate(result.content) if content not in self._layered]
+        self._layered.update(result.content)
         layers = result.scope.layers
         summaries = result.scores.layers[fresh].reshape(-1, len(SUMMARY))
         columns = {
-            "sha256": np.repeat(np.array([result.sha256[k] for k in fresh], object), len(layers)),
+            "content": np.repeat(np.array([result.content[k] for k in fresh], object), len(layers)),
             "layer": [text(layer.name) for layer in layers] * len(fresh),
             "channels": [layer.channels for layer in layers] * len(fresh),
             **{name: summaries[:, k] for k, name in enumerate(SUMMARY)},
@@ -281,12 +281,25 @@ class Store:
         schema, tables = _SCHEMAS[name], []
         for path in self._parts(name):
             with _intact(path):
-                table = pq.ParquetFile(path).read(columns=schema.names).replace_schema_metadata(None).cast(schema)
+                table = _renamed(pq.ParquetFile(path).read()).select(schema.names).replace_schema_metadata(None)
+                table = table.cast(schema)
                 table = table.filter(pc.field("settings") == (settings or self.settings))
                 if hashes is not None:
-                    table = table.filter(pc.field("sha256").isin(list(hashes)))
+                    table = table.filter(pc.field("content").isin(list(hashes)))
                 tables.append(table)
         return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def _renamed(table: pa.Table) -> pa.Table:
+    """A part of an earlier version, in which contents were always named by SHA-256 and the column so too."""
+    return table.rename_columns(["content" if name == "sha256" else name for name in table.column_names])
+
+
+def _provenance(row: Mapping[str, Any], architecture: str) -> Provenance:
+    content, about = row["content"], (row["size"], row["format"], architecture)
+    if hashing.algorithm_of(content) == "blake3":
+        return Provenance(row["uri"], "", *about, blake3=content.removeprefix(hashing.BLAKE3))
+    return Provenance(row["uri"], content, *about)
 
 
 def _account_of(leaves: tuple[LeafAccount, ...]) -> str:

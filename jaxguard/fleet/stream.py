@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jaxguard import checkpoints, execution
+from jaxguard.checkpoints.hashing import Algorithm
 from jaxguard.errors import FleetError, JaxguardError, NonFiniteError
 from jaxguard.fleet import piecewise, reading
 from jaxguard.fleet.compiling import Compiler, unscorable
@@ -34,13 +35,13 @@ class Scored(NamedTuple):
     Attributes:
         scope: what was scored in them.
         files: `M` checkpoints.
-        sha256: `M` content hashes, hexadecimal.
+        content: `M` names of contents, see `jaxguard.checkpoints.hashing`.
         scores: on the host.
     """
 
     scope: Scope
     files: tuple[File, ...]
-    sha256: tuple[str, ...]
+    content: tuple[str, ...]
     scores: Scores
 
 
@@ -76,6 +77,7 @@ def stream(
     readers: int | None = None,
     is_known: Callable[[str, Stamp], bool] = lambda *_: False,
     scorers: dict[Structure, Scorer | JaxguardError] | None = None,
+    algorithm: Algorithm = "sha256",
 ) -> Generator[Scored | Known | Failure, None, None]:
     """Score checkpoints as fast as they can be read.
 
@@ -86,6 +88,7 @@ def stream(
         readers: threads that read; by default four per core, sixteen at most.
         is_known: whether there are results of a checkpoint in that state; it is then not read.
         scorers: programs of these settings by structure, kept here for the next call.
+        algorithm: what contents are named by.
 
     Yields:
         Every checkpoint once, scored, known or failed, in an order of the stream's own.
@@ -107,10 +110,10 @@ def stream(
                 elif isinstance(plan, _Large):
                     found = compiler.get(plan.file.structure)
                     # No memory for it now: the plan is kept, and tried again once a stack has been given back.
-                    if (results := _in_parts(plan.file, found, staging, pool)) is None:
+                    if (results := _in_parts(plan.file, found, staging, pool, algorithm)) is None:
                         break
                     yield from results
-                elif (batch := _filling(plan, staging, pool)) is not None:
+                elif (batch := _filling(plan, staging, pool, algorithm)) is not None:
                     compiler.begin(batch.structure, len(batch.stack.rows))
                     filling.append(batch)
                 else:
@@ -136,7 +139,7 @@ def stream(
 
 
 def _in_parts(
-    file: Opened, found: Scorer | JaxguardError, staging: Staging, pool: ThreadPoolExecutor
+    file: Opened, found: Scorer | JaxguardError, staging: Staging, pool: ThreadPoolExecutor, algorithm: Algorithm
 ) -> list[Scored | Failure] | None:
     """Score a checkpoint larger than the memory for stacks; None where there is no memory for its parts yet."""
     if not isinstance(found, Scorer):
@@ -149,12 +152,12 @@ def _in_parts(
         return None
     try:
         checkpoint = reading.reopened(file)
-        hashing = pool.submit(lambda: checkpoint.sha256)
+        hashing = pool.submit(checkpoint.content, algorithm)
         # The hash needs another pass over the file, and is read on another thread while the parts are scored.
-        scores, sha256 = piecewise.score(found, checkpoint, stack.rows), hashing.result()
+        scores, content = piecewise.score(found, checkpoint, stack.rows), hashing.result()
         # Scores and hash were read at different times: a file that changed in between has neither.
         reading.require_unchanged(file)
-        return _sorted_out([file], [sha256], scores, found.scope)
+        return _sorted_out([file], [content], scores, found.scope)
     except JaxguardError as error:
         return [reading.failed(file, error)]
     except Exception as error:
@@ -167,7 +170,7 @@ def _launch(batch: _Batch, found: Scorer | JaxguardError, running: deque[_Runnin
     """Start scoring what was read; the failures, where there is nothing to score."""
     hashes = [future.result() for future in batch.hashes]
     # Rows that could not be read hold what was in the stack before; their scores are computed and thrown away.
-    if isinstance(found, Scorer) and any(isinstance(sha256, str) for sha256 in hashes):
+    if isinstance(found, Scorer) and any(isinstance(content, str) for content in hashes):
         try:
             running.append(_Running(batch, hashes, found, found.launch(batch.stack.rows, len(batch.files))))
             return []
@@ -181,8 +184,8 @@ def _launch(batch: _Batch, found: Scorer | JaxguardError, running: deque[_Runnin
 
 def _all_failed(batch: _Batch, hashes: Sequence[str | Failure], error: JaxguardError) -> list[Failure]:
     return [
-        reading.failed(file, error, sha256) if isinstance(sha256, str) else sha256
-        for file, sha256 in zip(batch.files, hashes, strict=True)
+        reading.failed(file, error, content) if isinstance(content, str) else content
+        for file, content in zip(batch.files, hashes, strict=True)
     ]
 
 
@@ -201,30 +204,32 @@ def _sorted_out(
     """Failures, and all others together."""
     good, results = [], list[Scored | Failure]()
     # Rows beyond the files are padding, and are never looked at.
-    for number, (file, sha256) in enumerate(zip(files, hashes, strict=True)):
-        if isinstance(sha256, Failure):
-            results.append(sha256)
+    for number, (file, content) in enumerate(zip(files, hashes, strict=True)):
+        if isinstance(content, Failure):
+            results.append(content)
         elif not scores.finite[number]:
             error = NonFiniteError(
                 f"{file.uri}: expected finite weights, got NaN or infinity; the file is damaged or training "
                 "diverged, export it again from a good step"
             )
-            results.append(reading.failed(file, error, sha256))
+            results.append(reading.failed(file, error, content))
         else:
-            good.append((number, file.file, sha256))
+            good.append((number, file.file, content))
     if good:
         numbers, kept, known = zip(*good, strict=True)
         results.append(Scored(scope, kept, known, Scores(*(array[list(numbers)] for array in scores))))
     return results
 
 
-def _filling(files: Sequence[Opened], staging: Staging, pool: ThreadPoolExecutor) -> _Batch | None:
+def _filling(
+    files: Sequence[Opened], staging: Staging, pool: ThreadPoolExecutor, algorithm: Algorithm
+) -> _Batch | None:
     """Start reading a batch; None where there is no memory for it yet."""
     structure = files[0].structure
     stack = staging.take(_rows(len(files), _most_rows(structure, staging.budget)), structure.length)
     if stack is None:
         return None
-    hashes = [pool.submit(reading.fill, file, row) for file, row in zip(files, stack.rows, strict=False)]
+    hashes = [pool.submit(reading.fill, file, row, algorithm) for file, row in zip(files, stack.rows, strict=False)]
     return _Batch(files, stack, hashes)
 
 

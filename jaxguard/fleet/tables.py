@@ -9,7 +9,7 @@ from jaxguard.scores.weights import SUMMARY
 CHECKPOINTS = pa.schema(
     [
         ("uri", pa.string()),
-        ("sha256", pa.string()),
+        ("content", pa.string()),
         ("size", pa.int64()),
         ("modified", pa.int64()),
         ("format", pa.string()),
@@ -27,8 +27,8 @@ CHECKPOINTS = pa.schema(
         ("scanned", pa.int64()),
     ]
 )
-"""`size` in bytes, `modified` and `scanned` in nanoseconds since 1970, `account` names rows of `LEAVES`, `left_out` and
-`aliases` are JSON; the others as in `jaxguard.types.Finding`."""
+"""`content` as `jaxguard.checkpoints.hashing` names it, `size` in bytes, `modified` and `scanned` in nanoseconds since
+1970, `account` names rows of `LEAVES`, `left_out` and `aliases` are JSON; the others as in `jaxguard.types.Finding`."""
 
 LEAVES = pa.schema(
     [
@@ -45,7 +45,7 @@ LEAVES = pa.schema(
 
 LAYERS = pa.schema(
     [
-        ("sha256", pa.string()),
+        ("content", pa.string()),
         ("layer", pa.string()),
         ("channels", pa.int32()),
         *((name, pa.float32()) for name in SUMMARY),
@@ -54,8 +54,8 @@ LAYERS = pa.schema(
 )
 """See `jaxguard.types.LayerSummary`."""
 
-LOOKS = pa.schema([("sha256", pa.string()), ("features", pa.list_(pa.float32())), ("settings", pa.string())])
+LOOKS = pa.schema([("content", pa.string()), ("features", pa.list_(pa.float32())), ("settings", pa.string())])
 """Features of a look, which `settings` names."""
 
-SEARCHES = pa.schema([("sha256", pa.string()), ("search", pa.large_string()), ("settings", pa.string())])
+SEARCHES = pa.schema([("content", pa.string()), ("search", pa.large_string()), ("settings", pa.string())])
 """Trigger searches as `jaxguard.fleet.search_records` writes them; `settings` names what else they depend on."""

@@ -171,9 +171,9 @@ def _is_own(error: Exception) -> bool:
 
 def _content(seen: Examination, k: int) -> Hashable:
     """What networks of equal results share: the content, and the function or how it is opened."""
-    model, sha256 = seen.models[k], seen.records[k].sha256
+    model, content = seen.models[k], seen.records[k].content
     network = None if model.suspect is None else model.suspect.network
-    return (sha256, model.options, network and network.apply_fn) if sha256 else k
+    return (content, model.options, network and network.apply_fn) if content else k
 
 
 def _by_suspicion(seen: Examination, findings: Sequence[Finding], numbers: Sequence[int]) -> list[int]:
@@ -230,7 +230,7 @@ class _How:
     def __init__(
         self, seen: Examination, k: int, kinds: Sequence[str], clean: Batch | None, *, synthesised: bool, seed: int
     ):
-        self._model, self._sha256, self._owner = seen.models[k], seen.records[k].sha256, seen.owners[k]
+        self._model, self._content, self._owner = seen.models[k], seen.records[k].content, seen.owners[k]
         self._steps, self._seed, self.is_kept = seen.listener.steps, seed, False
         self._clean, self._kinds, self._synthesised = clean, kinds, synthesised
         self._batch: Batch | None = None
@@ -254,8 +254,8 @@ class _How:
         if missing:
             found = self._search(title, missing, budget)
             ended = [kind for kind in missing if _is_complete(found, kind)]
-            for kind in ended if self._sha256 else ():
-                self._owner.add_search(self._named(kind), self._sha256, _part(found, kind))
+            for kind in ended if self._content else ():
+                self._owner.add_search(self._named(kind), self._content, _part(found, kind))
             known |= {kind: _part(found, kind) for kind in missing}
         whole = _joined([known[kind] for kind in self._kinds])
         return replace(whole, left_out=(*self._remarks, *whole.left_out))
@@ -270,7 +270,7 @@ class _How:
         return f"{kind} {KINDS[kind].version}, images {images}, seed {self._seed}"
 
     def _kept(self, kind: str) -> TriggerSearch | None:
-        return self._owner.searches(self._named(kind), [self._sha256]).get(self._sha256) if self._sha256 else None
+        return self._owner.searches(self._named(kind), [self._content]).get(self._content) if self._content else None
 
     def _search(self, title: str, kinds: Sequence[str], budget: float | None) -> TriggerSearch:
         network = self._model.load().require_network()

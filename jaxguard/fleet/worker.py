@@ -13,6 +13,7 @@ import jaxguard
 from jaxguard.errors import FleetError, JaxguardError
 
 if TYPE_CHECKING:
+    from jaxguard.checkpoints.hashing import Algorithm
     from jaxguard.fleet.local import Settings
     from jaxguard.fleet.programs import Scorer
     from jaxguard.fleet.reading import Failure, Known, Stamp
@@ -38,7 +39,15 @@ class Worker:
         os.environ.update(environment)
         self.scorers: dict[Structure, Scorer | JaxguardError] = {}
 
-    def prepare(self, expected: str, folder: str, settings: Settings, memory: int, readers: int | None) -> None:
+    def prepare(  # noqa: PLR0917  # arguments of a remote call
+        self,
+        expected: str,
+        folder: str,
+        settings: Settings,
+        memory: int,
+        readers: int | None,
+        algorithm: Algorithm = "sha256",
+    ) -> None:
         """Get ready for chunks.
 
         Args:
@@ -47,6 +56,7 @@ class Worker:
             settings: how checkpoints are scored.
             memory: bytes that stacks may take together.
             readers: threads that read.
+            algorithm: what contents are named by.
 
         Raises:
             FleetError: this is another version.
@@ -59,7 +69,7 @@ class Worker:
         # Where the folder is missing, every relative path becomes a failure that says so.
         with contextlib.suppress(OSError):
             os.chdir(folder)
-        self.settings, self.memory, self.readers = settings, memory, readers
+        self.settings, self.memory, self.readers, self.algorithm = settings, memory, readers, algorithm
 
     def score(self, uris: Sequence[str], known: Mapping[str, Stamp]) -> tuple[list[Scored | Known | Failure], float]:
         """Score a chunk.
@@ -81,6 +91,7 @@ class Worker:
             readers=self.readers,
             is_known=lambda uri, stamp: known.get(uri) == stamp,
             scorers=self.scorers,
+            algorithm=self.algorithm,
         )
         return [_explained(result) for result in results], time.perf_counter() - start
 

@@ -59,7 +59,7 @@
   }
 
   function haystack(index) {
-    const words = [data.folder + data.path[index], data.sha256[index]];
+    const words = [data.folder + data.path[index], data.content[index]];
     for (const name of ["architecture", "cohort", "format", "kind", "reason", "verdict"]) {
       words.push(data[`${name}s`][data[name][index]]);
     }
@@ -115,7 +115,8 @@
 
   function row(index) {
     const path = data.path[index];
-    const sha256 = data.sha256[index];
+    const content = data.content[index];
+    const [, algorithm, digest] = /^(?:(\w+):)?(.*)$/.exec(content);
     const text = (name) => data[`${name}s`][data[name][index]];
     const verdict = text("verdict");
     const [tone, sign, label] = SIGNS[verdict];
@@ -123,7 +124,7 @@
     const tell = (...told) => about.append(element("span", {}, ...told));
     if (text("format")) tell(printable(text("format")));
     if (text("cohort") && text("cohort") !== text("architecture")) tell(`in ${printable(text("cohort"))}`);
-    if (sha256) tell(copier(sha256, "Copy sha256", `sha256 ${printable(sha256.slice(0, 8))}…`));
+    if (digest) tell(copier(digest, `Copy ${algorithm ?? "sha256"}`, `${algorithm ?? "sha256"} ${printable(digest.slice(0, 8))}…`));
     if (text("looks").includes("triggers")) tell("triggers searched");
     if (text("unsearched")) tell(`no triggers searched: ${printable(text("unsearched"))}`);
     const name = element("span", { class: "path", dir: "ltr" }, ...breakable(path));

@@ -20,7 +20,7 @@ class Row(NamedTuple):
     path: str
     verdict: str
     reason: str
-    sha256: str = ""
+    content: str = ""
     size: int = 0
     format: str = ""
     architecture: str = ""
@@ -42,7 +42,7 @@ def rows(report: Report, ranked: Iterable[Finding]) -> list[Row]:
     found = []
     for one in ranked:
         where, looks = one.provenance, ", ".join(one.looks)
-        facts = where.sha256, where.size, where.format, where.architecture, one.cohort, looks, one.kind
+        facts = where.content, where.size, where.format, where.architecture, one.cohort, looks, one.kind
         found.append(
             Row(where.name, one.verdict, one.reason, *facts, one.score, one.p_value, one.q_value, one.unsearched)
         )
@@ -56,7 +56,7 @@ def columns(files: list[Row]) -> dict[str, Any]:
         files: in the order of the table.
 
     Returns:
-        `folder`, which all paths lie in, and lists of one item per file: `path` below that folder, `sha256`, `size` in
+        `folder`, which all paths lie in, and lists of one item per file: `path` below that folder, `content`, `size` in
         bytes, `score`, `p` and `q` with null for what is unknown. Columns of few different texts are numbers into
         a list in the plural: `verdict` into `verdicts`.
 
@@ -68,7 +68,7 @@ def columns(files: list[Row]) -> dict[str, Any]:
     table: dict[str, Any] = {
         "folder": folder,
         "path": [file.path[len(folder) :] for file in files],
-        "sha256": [file.sha256 for file in files],
+        "content": [file.content for file in files],
         "size": [file.size for file in files],
     }
     for name in ("score", "p", "q"):

@@ -197,7 +197,7 @@ def _finding(one: Finding, index: int) -> dict[str, Any]:
     verdict = leads.get(one.verdict, "Inconclusive")
     rule = CODE if one.verdict is Verdict.CODE_EXECUTION else BACKDOOR
     message = wording.sentence(f"{verdict}{f' ({facts})' if facts else ''}{f': {one.reason}' if one.reason else ''}")
-    result = _result(rule, one.verdict, message, _place(one.provenance.name, index), one.provenance.sha256)
+    result = _result(rule, one.verdict, message, _place(one.provenance.name, index), one.provenance.content)
     if logical := [_logical(layer) for layer in {layer.name: layer for layer in one.layers}.values()]:
         result["locations"][0]["logicalLocations"] = logical
     if one.verdict is Verdict.SUSPECTED and 0 <= one.q_value <= 1:
@@ -224,7 +224,7 @@ def _verification(owner: OwnershipReport, found: Verification, index: int) -> di
     return result | {"properties": _finite(**numbers) | names}
 
 
-def _result(rule: str, verdict: Verdict, message: str, place: dict[str, Any], sha256: str) -> dict[str, Any]:
+def _result(rule: str, verdict: Verdict, message: str, place: dict[str, Any], content: str) -> dict[str, Any]:
     is_suspected = verdict in headlines.ACCUSED
     return {
         "ruleId": rule,
@@ -233,7 +233,7 @@ def _result(rule: str, verdict: Verdict, message: str, place: dict[str, Any], sh
         "level": "error" if is_suspected else "none",
         "message": {"text": _message(message)},
         "locations": [{"physicalLocation": {"artifactLocation": place}}],
-        **({"partialFingerprints": {"checkpointSha256/v1": sha256}} if sha256 else {}),
+        **({"partialFingerprints": _fingerprint(content)} if content else {}),
     }
 
 
@@ -245,15 +245,26 @@ def _logical(layer: LayerSummary) -> dict[str, Any]:
 
 def _key(finding: Finding) -> Key:
     where = finding.provenance
-    return where.name, where.sha256, where.size
+    return where.name, where.content, where.size
 
 
-def _artifact(path: str, sha256: str, size: int) -> dict[str, Any]:
+def _hash(content: str) -> tuple[str, str]:
+    """Name of a hash function, as SARIF has it, and the hash."""
+    algorithm, _, digest = content.rpartition(":")
+    return algorithm or "sha-256", digest
+
+
+def _fingerprint(content: str) -> dict[str, str]:
+    algorithm, digest = _hash(content)
+    return {f"checkpoint{algorithm.replace('-', '').capitalize()}/v1": digest}
+
+
+def _artifact(path: str, content: str, size: int) -> dict[str, Any]:
     return {
         "location": _place(path),
         **({"length": size} if size >= 0 else {}),
         "roles": ["analysisTarget"],
-        **({"hashes": {"sha-256": sha256}} if sha256 else {}),
+        **({"hashes": dict([_hash(content)])} if content else {}),
     }
 
 

@@ -111,11 +111,11 @@ def to_parquet(report: Report) -> bytes:
 
     texts, numbers, lists = pa.string(), pa.float64(), pa.list_(pa.string())
     kinds = {
-        "name": texts, "sha256": texts, "size": pa.int64(), "format": texts, "architecture": texts, "verdict": texts,
-        "reason": texts, "kind": texts, "cohort": texts, "z": numbers, "score": numbers, "p_value": numbers,
-        "q_value": numbers, "looks": lists, "unsearched": texts, "notes": lists, "code": lists, "acc": numbers,
-        "asr": numbers, "ra": numbers, "scored": pa.int64(), "not a layer": pa.int64(), "not understood": pa.int64(),
-        "left out": pa.int64(),
+        "name": texts, "sha256": texts, "blake3": texts, "size": pa.int64(), "format": texts, "architecture": texts,
+        "verdict": texts, "reason": texts, "kind": texts, "cohort": texts, "z": numbers, "score": numbers,
+        "p_value": numbers, "q_value": numbers, "looks": lists, "unsearched": texts, "notes": lists, "code": lists,
+        "acc": numbers, "asr": numbers, "ra": numbers, "scored": pa.int64(), "not a layer": pa.int64(),
+        "not understood": pa.int64(), "left out": pa.int64(),
     }  # fmt: skip
     rows = [_flat(finding, kinds) for finding in report.findings]
     rest = to_json(dataclasses.replace(report, findings=()))

@@ -111,7 +111,8 @@ def _single(report: Report, top: int) -> Iterable[RenderableType]:
     known = {one.cohort: one for one in report.references}
     facts = [("checkpoint", where.name), ("architecture", where.architecture), ("format", where.format)]
     facts += [("size", wording.size(where.size))] if where.size else []
-    facts += [("sha256", where.sha256), ("examined", ", ".join(finding.looks))]
+    facts += [("blake3", where.blake3)] if where.blake3 else [("sha256", where.sha256)]
+    facts += [("examined", ", ".join(finding.looks))]
     facts += [("triggers", f"not searched: {finding.unsearched}")] if finding.unsearched else []
     facts += [("compared", evidence.reference(known[finding.cohort]))] if finding.cohort in known else []
     facts += [("leaves", _leaves(finding))] if finding.leaves else []

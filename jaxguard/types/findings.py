@@ -50,10 +50,12 @@ class Provenance:
 
     Attributes:
         name: path or URL of its checkpoint, or the name of a live network.
-        sha256: content hash of the checkpoint, hexadecimal; empty for a live network or where it could not be read.
+        sha256: content hash of the checkpoint, hexadecimal; empty where it could not be read or was not computed.
         size: bytes on disk; 0 for a live network.
         format: row of `jaxguard.checkpoints.FORMATS`; empty for a live network or where none was recognised.
         architecture: specification such as `resnet20:width=0.5`, or `unknown`.
+        blake3: another content hash, in place of SHA-256 where a fleet is scanned and contents are compared with one
+            another alone.
     """
 
     name: str
@@ -61,6 +63,16 @@ class Provenance:
     size: int = 0
     format: str = ""
     architecture: str = "unknown"
+    blake3: str = ""
+
+    @property
+    def content(self) -> str:
+        """Name of the content, equal for equal ones of one scan: SHA-256, or `blake3:` and that; may be empty.
+
+        >>> Provenance("m.npz", "ab").content, Provenance("m.npz", blake3="ab").content, Provenance("m.npz").content
+        ('ab', 'blake3:ab', '')
+        """
+        return self.sha256 or (f"blake3:{self.blake3}" if self.blake3 else "")
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,9 @@ def test_nothing_is_lost_and_nothing_scored_twice(jaxguard, store, tmp_path):
     # Whoever reads the folder as one table finds each checkpoint once.
     tables = [pq.read_table(folder / "checkpoints").sort_by("uri") for folder in (out, tmp_path / "other")]
     assert tables[0]["uri"].to_pylist() == sorted(str(path) for path in store.iterdir())
-    for name in ("uri", "sha256", "size", "cohort", "error"):
+    for name in ("uri", "content", "size", "cohort", "error"):
         assert tables[0][name].to_pylist() == tables[1][name].to_pylist()
     features = [np.stack(table["features"].to_pylist()) for table in tables]
     np.testing.assert_allclose(*features, rtol=1e-4, atol=1e-5)
-    layers = pq.read_table(out / "layers")["sha256"].to_pylist()
-    assert sorted(layers) == sorted(pq.read_table(tmp_path / "other" / "layers")["sha256"].to_pylist())
+    layers = pq.read_table(out / "layers")["content"].to_pylist()
+    assert sorted(layers) == sorted(pq.read_table(tmp_path / "other" / "layers")["content"].to_pylist())

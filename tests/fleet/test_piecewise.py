@@ -59,7 +59,7 @@ def test_parts_score_like_the_whole(tmp_path, monkeypatch, name, leaves_fn):
     assert len(pieces) > len(kernels) >= 1
     assert parts.scope == whole.scope
     assert parts.files == whole.files
-    assert parts.sha256 == whole.sha256
+    assert parts.content == whole.content
     for found, expected in zip(parts.scores, whole.scores, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 

@@ -21,7 +21,7 @@ def rows(results) -> dict[str, tuple]:
     for result in results:
         if isinstance(result, Scored):
             values = zip(
-                result.files, result.sha256, result.scores.layers, result.scores.features, strict=True,
+                result.files, result.content, result.scores.layers, result.scores.features, strict=True,
             )  # fmt: skip
             new = {
                 file.uri: (sha256, layers.tobytes(), features.tobytes()) for file, sha256, layers, features in values
@@ -164,11 +164,11 @@ def test_reading_goes_on_while_a_stack_is_scored(tmp_path, monkeypatch):
     paths = [str(path) for path in stores.store(tmp_path, 6)]
     read, begun, log = reading.fill, threading.Event(), []
 
-    def told(opened, row):
+    def told(opened, row, *given):
         log.append(opened.uri)
         if len(log) == len(paths):
             begun.set()
-        return read(opened, row)
+        return read(opened, row, *given)
 
     monkeypatch.setattr(reading, "fill", told)
     collect = programs.Scorer.collect
@@ -270,4 +270,4 @@ def test_a_program_that_cannot_be_run_is_told_by_its_checkpoints(tmp_path, monke
     found = {result.uri: result for result in stream([*paths, other]) if isinstance(result, Failure)}
     assert found.keys() == set(paths)
     assert all("RESOURCE_EXHAUSTED" in failure.error for failure in found.values())
-    assert all(failure.sha256 for failure in found.values())
+    assert all(failure.content for failure in found.values())

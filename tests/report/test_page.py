@@ -420,7 +420,7 @@ def test_rows_hold_every_file():
         np.testing.assert_allclose(np.array(numbers, float), wanted, rtol=1e-5)  # null is NaN
         assert table["architectures"][table["architecture"][index]] == known.provenance.architecture
         assert table["lookss"][table["looks"][index]] == ", ".join(known.looks)
-        assert (table["sha256"][index], table["size"][index]) == (known.provenance.sha256, known.provenance.size)
+        assert (table["content"][index], table["size"][index]) == (known.provenance.sha256, known.provenance.size)
 
 
 def test_the_verdict_of_a_fleet_comes_first():

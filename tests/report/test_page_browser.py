@@ -89,7 +89,7 @@ KEYS = {
 def expected(files, *, sort="", desc=False, words=(), verdict="") -> list[str]:
     """The same by Python's stable sort; what is unknown last."""
     found = [one for one in files if not verdict or one.verdict == verdict]
-    texts = ((one, f"{one.path} {one.sha256} {one.architecture} {one.format} {one.reason}".lower()) for one in found)
+    texts = ((one, f"{one.path} {one.content} {one.architecture} {one.format} {one.reason}".lower()) for one in found)
     found = [one for one, text in texts if all(word in text for word in words)]
     if sort:
         key = KEYS[sort]
@@ -168,7 +168,7 @@ def test_clicks_and_boxes(tmp_path):
         put("rows", "200", "change"); tell("rows");
         put("filter", "", "input"); put("verdict", "", "change");
         await new Promise((done) => setTimeout(done, 1000));
-        click("tbody .copy"); click("[data-row='0'][data-column=path]"); click("[data-row='1'][data-column=sha256]");
+        click("tbody .copy"); click("[data-row='0'][data-column=path]"); click("[data-row='1'][data-column=content]");
         """,
     )  # fmt: skip
     told = iter(result["told"])
