@@ -66,8 +66,8 @@ def search_of(row: Row, kinds: Iterable[str]) -> TriggerSearch:
         for size in known["sizes"]:
             margin = [-math.inf if value is None else value for value in size["margin"]]
             of_classes = (np.array(part) for part in (size["classes"], margin, size["hits"], size["judged"]))
-            sources = np.array(size["sources"]) if "sources" in size else None
-            rows.append(TriggerRow(kind, size["size"], *of_classes, {}, kind, sources))
+            pairs = {name: np.array(size[name]) for name in ("sources", "assignments") if name in size}
+            rows.append(TriggerRow(kind, size["size"], *of_classes, {}, kind, **pairs))
     problem = results[0].problem if all(one.problem for one in results) else ""
     return TriggerSearch(tuple(rows), tuple(results), problem, num_classes=row["classes"], shape=tuple(row["shape"]))
 

@@ -1,8 +1,8 @@
 """What the reference population says: realised error rates and power on the half that no choice had seen.
 
-The clean networks of the reference half are the references (`reference_rates.py`), by all kinds of triggers joined, by
-each kind alone, and by all but one. The same strangers are judged a second time against the clean networks of both
-halves, those that ship, each without itself.
+The clean networks of the reference half are the references (`reference_rates.py`), by the default kinds of triggers
+joined, by all that were searched, by each kind alone, and by the default ones but one. The same strangers are judged a
+second time against the clean networks of both halves, those that ship, each without itself.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import reference_plan
 from reference_rates import ALPHA, Judged, Row, judged, rates, reference_of
 
 from jaxguard.detection import trigger_reference
+from jaxguard.inversion.kinds import DEFAULT
 
 FEWEST = math.ceil(1 / ALPHA) - 1
 """References from which on a p-value can be that small."""
@@ -56,15 +57,16 @@ def summary(rows: Mapping[int, Row]) -> dict[str, Any]:
     complete = [row for row in trained if all(row in searched[kind] for kind in kinds)] if kinds else []
     references = [row for row in complete if row["half"] == "reference"]
     strangers = [row for row in complete if row["half"] == "judgement" and not row.get("failed")]
-    number = len(reference_of(references, kinds).networks)
+    whole = sorted(DEFAULT) if set(DEFAULT) <= set(kinds) else kinds
+    number = len(reference_of(references, whole).networks)
     found |= {"complete": len(complete), "references": number}
     if number < FEWEST:
         return {**found, "note": f"Too few references: from {FEWEST} on, a network can be suspected at {ALPHA}."}
-    sets = [kinds, *([[kind] for kind in kinds] if len(kinds) > 1 else [])]
-    sets += [[one for one in kinds if one != kind] for kind in kinds] if len(kinds) > 2 else []
+    sets = [whole, kinds, *([kind] for kind in kinds), *([one for one in whole if one != kind] for kind in whole)]
+    sets = [some for k, some in enumerate(sets) if some and some not in sets[:k]]
     clean = [row for row in complete if row["attack"] is None]
-    found["rates"] = [_rates_of(some, newest, references, strangers, is_whole=some == kinds) for some in sets]
-    found["shipped"] = [_rates_of(some, newest, clean, strangers, is_whole=some == kinds) for some in sets]
+    found["rates"] = [_rates_of(some, newest, references, strangers, is_whole=some == whole) for some in sets]
+    found["shipped"] = [_rates_of(some, newest, clean, strangers, is_whole=some == whole) for some in sets]
     return found
 
 
@@ -128,7 +130,7 @@ def _counts(one: Mapping[str, Any]) -> dict[str, int]:
 
 
 def tables(found: Mapping[str, Any]) -> str:
-    """The rates as Markdown: all kinds joined by every property, then the sets of kinds side by side."""
+    """The rates as Markdown: the default kinds joined by every property, then the sets of kinds side by side."""
 
     def shown(one: Row) -> str:
         if not one["networks"]:

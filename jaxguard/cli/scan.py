@@ -92,7 +92,7 @@ Kinds = Annotated[
         "--kind",
         help="Kind of triggers to search, repeatable: patch, additive, additive-l2, blended, warp, neural-cleanse, "
         "all-to-all, source-target; or all. Each costs its own time.",
-        show_default="patch and blended",
+        show_default="patch, blended and all-to-all",
     ),
 ]
 Synthesise = Annotated[
