@@ -47,7 +47,7 @@ def _predict(network: Network, images: jax.Array | np.ndarray, batch_size: int) 
             "in evaluation; check how the test set was made"
         )
     classes, num_classes = execution.chunk_by_chunk(_classes, network, chunked(images, batch_size))
-    return classes.reshape(-1)[:num_images], int(num_classes[0])
+    return np.asarray(classes).reshape(-1)[:num_images], int(num_classes[0])
 
 
 def predictions(network: Network, images: jax.Array | np.ndarray, *, batch_size: int = 500) -> np.ndarray:

@@ -87,7 +87,7 @@ def _queried(suspects: Sequence[Any], chunks: jax.Array, count: int) -> list[np.
                 f"{suspect.name}: expected a model that takes images {chunks.shape[2:]}, got {type(error).__name__}: "
                 f"{error}; give its image shape with --input, and its architecture with --arch"
             ) from error
-        outputs = answers.reshape(answers.shape[0] * answers.shape[1], -1)[:count]
+        outputs = np.asarray(answers).reshape(answers.shape[0] * answers.shape[1], -1)[:count]
         if not np.isfinite(outputs).all():
             raise FingerprintError(
                 f"{suspect.name}: expected finite outputs, got NaN or infinity for "

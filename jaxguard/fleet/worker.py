@@ -69,7 +69,8 @@ class Worker:
         # Where the folder is missing, every relative path becomes a failure that says so.
         with contextlib.suppress(OSError):
             os.chdir(folder)
-        self.settings, self.memory, self.readers, self.algorithm = settings, memory, readers, algorithm
+        self.settings, self.memory, self.readers = settings, memory, readers
+        self.algorithm: Algorithm = algorithm
 
     def score(self, uris: Sequence[str], known: Mapping[str, Stamp]) -> tuple[list[Scored | Known | Failure], float]:
         """Score a chunk.
