@@ -82,8 +82,8 @@ class Stream:
             before, names = store.records(), {uri: text(uri) for uri in models}
             earlier = {uri: before[name] for uri, name in names.items() if name in before and not self.verify_content}
             # BLAKE3 takes a quarter of the time; a folder that has the other goes on with it.
-            present: Algorithm = next((_named_by(one) for one in earlier.values() if one.content), "blake3")
-            algorithm: Algorithm = "sha256" if compares else present
+            present: list[Algorithm] = [_named_by(one) for one in earlier.values() if one.content]
+            algorithm: Algorithm = "sha256" if compares else present[0] if present else "blake3"
             # Results under another hash are not used again: their contents could not be compared with the new ones.
             earlier = {uri: one for uri, one in earlier.items() if one.error or _named_by(one) == algorithm}
             states = {uri: Stamp(one.provenance.size, one.modified) for uri, one in earlier.items()}
