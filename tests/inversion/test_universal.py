@@ -92,8 +92,8 @@ def test_clean_images_take_the_place_of_procedural_ones():
 def normalised(variables, images):
     """`planted`, and a BatchNorm over pixels that was trained on bright images."""
     pixels = images.reshape(len(images), -1) @ variables["pixels"]
-    bright = (pixels - variables["mean"]) / jnp.sqrt(variables["var"] + 1e-5)
-    return planted(None, images) + (bright * variables["scale"]) @ variables["head"]
+    mean, scale = variables["mean"][None], (variables["scale"] / jnp.sqrt(variables["var"] + 1e-5))[None]
+    return planted(None, images) + ((pixels - mean) * scale) @ variables["head"]
 
 
 def test_synthesised_images_match_the_statistics_of_a_network():
