@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("reference"), help="folder of the checkpoints")
     parser.add_argument("--data", default="packs", help="folder of the packs")
     parser.add_argument("--rows", type=pathlib.Path, default=RESULTS / "universal_reference.jsonl")
+    parser.add_argument("--numbers", nargs="*", type=int, help="even numbers of networks; all by default")
     arguments = parser.parse_args()
     jax.config.update("jax_compilation_cache_dir", str(arguments.out.absolute() / "compiled"))
     known = {k: row for k, row in read(arguments.rows).items() if k % 2 == 0 and "sha256" in row}
@@ -101,7 +102,7 @@ def main() -> None:
         return {kind: one["version"] for kind, one in row["searched"].items() if kind in versions} == versions
 
     done = {(row["index"], row["images"]) for row in rows if is_current(row)}
-    for k in sorted(known) if arguments.search else ():
+    for k in sorted(arguments.numbers or known) if arguments.search else ():
         for images in IMAGES[1:]:
             if (k, images) not in done:
                 row = search(known[k], images, arguments.out, arguments.data)

@@ -72,7 +72,7 @@ def test_a_folder_is_scanned_and_nothing_is_claimed(jaxguard, store):
     assert "is clean" not in out
     assert "no evidence" not in out
     assert not pathlib.Path("jaxguard-scan").exists()
-    assert json.loads(err.splitlines()[0])["done"] == 3
+    assert [json.loads(line)["done"] for line in err.splitlines() if line.startswith("{")][-1] == 3
     assert jaxguard("scan", store, "--fail-on-inconclusive")[0] == 1
     assert jaxguard("scan", store, "--fail-on", "inconclusive")[0] == 1
     assert jaxguard("scan", store, "--fail-on", "error")[0] == 0
@@ -223,7 +223,7 @@ def test_one_file_with_a_profile(jaxguard, fleet, profile):
 
 
 def test_fewer_than_nineteen_references_tell_nothing(jaxguard, fleet):
-    few = [fleet / "clean" / f"{k:04d}.safetensors" for k in range(18)]
+    few = [fleet / "clean" / f"{k:04d}.safetensors" for k in range(47)]
     code, _, err = jaxguard("calibrate", *few, "--out", "few.json")
     assert code == 0, err
     code, out, _ = jaxguard("scan", fleet / "suspects", "--profile", "few.json", "--format", "jsonl")
@@ -410,7 +410,7 @@ def test_a_crash_is_an_error_and_no_finding(jaxguard, store, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_exit_code_is_one_and_the_same_twenty_times(jaxguard, store, tmp_path):
+def test_the_exit_code_is_one_and_the_same_fifty_times(jaxguard, store, tmp_path):
     """A mixed folder, cold and warm, in processes of its own and in this one."""
     stores.write(store / "cnn.pt", stores.leaves(1, stores.CNN, "torch"))
     stores.write(store / "stranger.npz", stores.stranger())
@@ -418,9 +418,9 @@ def test_the_exit_code_is_one_and_the_same_twenty_times(jaxguard, store, tmp_pat
     (store / "empty.pt").touch()
     command = [str(pathlib.Path(sys.executable).with_name("jaxguard")), "scan", str(store), "--json"]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
-    codes = [subprocess.run(command, env=environment, capture_output=True, check=False).returncode for _ in range(2)]
+    codes = [subprocess.run(command, env=environment, capture_output=True, check=False).returncode for _ in range(3)]
     codes += [jaxguard("scan", store, "--json", *(("--out", "out") if k % 2 else ()))[0] for k in range(18)]
-    assert codes == [3] * 20
+    assert codes == [3] * 50
 
 
 COUNTING = """
