@@ -44,7 +44,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-USUAL = ("fleet",)
+USUAL = ()
 """Tests that have not been run under strict promotion of dtypes and ranks yet; all others are."""
 
 # Tracing makes many objects and little garbage: looking for it every 700 of them takes a seventh of the time.

@@ -464,4 +464,4 @@ def test_a_scan_runs_few_files_and_imports_no_defense(tmp_path):
     code, count, *loaded = done.stdout.splitlines()[-1].split()
     assert code == "0"
     assert not {"defenses", "inversion", "fusion", "attacks", "weight_change", "theft", "training"} & set(loaded)
-    assert int(count) <= 70, done.stderr
+    assert int(count) <= 72, done.stderr

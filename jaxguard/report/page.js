@@ -116,7 +116,8 @@
   function row(index) {
     const path = data.path[index];
     const content = data.content[index];
-    const [, algorithm, digest] = /^(?:(\w+):)?(.*)$/.exec(content);
+    // Names in a report may hold anything, line ends too: no "." here.
+    const [, algorithm, digest] = /^(?:(\w+):)?([^]*)$/.exec(content);
     const text = (name) => data[`${name}s`][data[name][index]];
     const verdict = text("verdict");
     const [tone, sign, label] = SIGNS[verdict];

@@ -278,6 +278,7 @@ NOT_KERNELS = {
     "scores.weights.largest_z": "NumPy, of results",
     "scores.weights.summary_of": "plain numbers, of results",
     "loops.fori_loop": "a part of the others",
+    "loops.in_all": "a part of the others",
     "loops.scan": "a part of the others",
     "loops.while_loop": "a part of the others",
     "shapley.rows": "two numbers from two settings",
