@@ -44,9 +44,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-USUAL = ()
-"""Tests that have not been run under strict promotion of dtypes and ranks yet; all others are."""
-
 # Tracing makes many objects and little garbage: looking for it every 700 of them takes a seventh of the time.
 gc.set_threshold(50_000)
 
@@ -56,14 +53,11 @@ TESTS = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
-def strict_promotion(request):
+def strict_promotion():
     """Arrays of two dtypes or two ranks meet by mistake more often than on purpose.
 
     Models that stand for users' code are `zoo.usual`, or in tests of `usual_promotion`.
     """
-    if any(request.path.is_relative_to(pathlib.Path(__file__).parent / place) for place in USUAL):
-        yield
-        return
     import jax
 
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
