@@ -180,17 +180,17 @@ def scan(  # noqa: PLR0917  # a command's options
         raise typer.Exit(_code(found, failures))
     searched = _deep(deep, is_quick=quick)
     rates = _rates(alpha, control, is_judged=profile is not None or searched != 0)
+    if hash_ not in (None, "sha256", "blake3"):
+        raise typer.BadParameter(f"expected sha256 or blake3, got {hash_!r}", param_hint="--hash")
+    if synthesise and data:
+        raise typer.BadParameter("expected --data or --synthesise, got both", param_hint="--synthesise")
     console.begin("scanning", checkpoints)
     _warn_of_code(checkpoints)
     given = models.options
     executor, seconds = executor_of(out, shard, memory, readers, ray), options.duration(budget)
-    if hash_ not in (None, "sha256", "blake3"):
-        raise typer.BadParameter(f"expected sha256 or blake3, got {hash_!r}", param_hint="--hash")
     if verify_content:
         executor = _verifying(executor)
     pairs = options.checked_pairing(pairing)
-    if synthesise and data:
-        raise typer.BadParameter("expected --data or --synthesise, got both", param_hint="--synthesise")
     found = options.dataset(data, seed) if data else None
     known = options.attack(attack, trigger, target, found)
 

@@ -22,7 +22,6 @@ from jaxguard.fleet.progress import Progress, Watch
 
 if TYPE_CHECKING:
     from jaxguard.checkpoints.hashing import Algorithm
-    from jaxguard.detection.records import Record
     from jaxguard.fleet.reading import Failure, Known, Stamp
     from jaxguard.fleet.store import Store
     from jaxguard.fleet.stream import Scored
@@ -72,6 +71,7 @@ class Stream:
         Raises:
             FleetError: the results cannot be read or written.
         """
+        from jaxguard.checkpoints import hashing
         from jaxguard.fleet.reading import Stamp
         from jaxguard.fleet.store import Store, text
 
@@ -82,10 +82,12 @@ class Stream:
             before, names = store.records(), {uri: text(uri) for uri in models}
             earlier = {uri: before[name] for uri, name in names.items() if name in before and not self.verify_content}
             # BLAKE3 takes a quarter of the time; a folder that has the other goes on with it.
-            present: list[Algorithm] = [_named_by(one) for one in earlier.values() if one.content]
+            present: list[Algorithm] = [hashing.algorithm_of(one.content) for one in earlier.values() if one.content]
             algorithm: Algorithm = "sha256" if compares else present[0] if present else "blake3"
             # Results under another hash are not used again: their contents could not be compared with the new ones.
-            earlier = {uri: one for uri, one in earlier.items() if one.error or _named_by(one) == algorithm}
+            earlier = {
+                uri: one for uri, one in earlier.items() if one.error or hashing.algorithm_of(one.content) == algorithm
+            }
             states = {uri: Stamp(one.provenance.size, one.modified) for uri, one in earlier.items()}
             errors = {uri: one.error for uri, one in earlier.items()}
             with contextlib.closing(self._results(models, settings, states, errors, algorithm)) as results:
@@ -145,10 +147,6 @@ class Ray(Stream):
             known=known,
             algorithm=algorithm,
         )
-
-
-def _named_by(record: Record) -> Algorithm:
-    return "blake3" if record.provenance.blake3 else "sha256"
 
 
 Executor = Local | Stream
