@@ -155,6 +155,7 @@ def test_parts_of_a_manifest(jaxguard, store):
         (("--shard", "4/4"), "--shard"), (("--target", "3"), "--target"),
         (("--pairing", "none"), "--pairing"), (("--readers", "0"), "--readers"), (("--mean", "x"), "--mean"),
         (("--json", "--format", "sarif"), "--json"), (("--deep", "some"), "--deep"),
+        (("--hash", "md5"), "expected sha256 or blake3"), (("--verify-content",), "expected --out with it"),
         (("--kind", "letter"), "--kind"), (("--synthesise", "--data", "digits"), "--data or --synthesise"),
         (("--deep", "3", "--quick"), "--quick or --deep"), (("--budget", "0"), "--quick leaves the search out"),
     ],

@@ -58,6 +58,7 @@ Readers = Annotated[int | None, typer.Option(help="Threads that read; four per c
 Hash = Annotated[
     str | None,
     typer.Option(
+        "--hash",
         help="What contents are named by; blake3 is faster, sha256 is needed with --profile and for trigger searches.",
         show_default="sha256, of more than 16 checkpoints blake3 where it can be",
     ),
