@@ -233,6 +233,7 @@ class _How:
         self._model, self._content, self._owner = seen.models[k], seen.records[k].content, seen.owners[k]
         self._steps, self._seed, self.is_kept = seen.listener.steps, seed, False
         self._clean, self._kinds, self._synthesised = clean, kinds, synthesised
+        self._made = "synthesised" if synthesised else "procedural"
         self._batch: Batch | None = None
         self._remarks: tuple[str, ...] = ()
 
@@ -242,8 +243,7 @@ class _How:
             self._batch = _some(self._model.options.relabelled(self._clean))
         elif self._clean is not None:
             number = f"{len(self._clean.images)} clean ones: at least {inversion.FEWEST} are needed"
-            made = "Synthesised" if self._synthesised else "Procedural"
-            self._remarks = (f"{made} images took the place of {number}.",)
+            self._remarks = (f"{self._made.capitalize()} images took the place of {number}.",)
 
     def searched(self, title: str, budget: float | None) -> TriggerSearch:
         """All kinds, those that an earlier scan has searched to the end from its results."""
@@ -265,8 +265,7 @@ class _How:
         digest = hashlib.sha256()
         for array in self._batch or ():
             digest.update(np.ascontiguousarray(array).tobytes())
-        made = "synthesised" if self._synthesised else "procedural"
-        images = made if self._batch is None else digest.hexdigest()[:16]
+        images = self._made if self._batch is None else digest.hexdigest()[:16]
         return f"{kind} {KINDS[kind].version}, images {images}, seed {self._seed}"
 
     def _kept(self, kind: str) -> TriggerSearch | None:
