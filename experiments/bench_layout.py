@@ -38,7 +38,7 @@ import machine
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxguard import evaluation, execution, inversion, repairs
+from jaxguard import evaluation, inversion, programs, repairs
 from jaxguard.fingerprints import queries
 from jaxguard.graph import Coalitions, coalitions, program
 from jaxguard.suspects import Suspect, load
@@ -86,7 +86,7 @@ def opened(folder: pathlib.Path, layout: str, seed: int) -> Suspect:
 def before():
     """The loops that jaxguard had."""
     with (
-        mock.patch.object(execution, "chunk_by_chunk", lambda *inputs: jax.device_get(execution._every_chunk(*inputs))),
+        mock.patch.object(programs, "chunk_by_chunk", lambda *inputs: jax.device_get(programs._every_chunk(*inputs))),
         mock.patch.object(coalitions.native_layout, "apply_in_loop", program.apply),
     ):
         yield

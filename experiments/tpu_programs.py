@@ -237,12 +237,13 @@ def cleanse(name: str, *, loop: bool) -> Case:
     return _descended(partial, state, f"masks of {classes} classes on {batch} images each", loop=loop)
 
 
-def _descended(step: Any, state: Any, work: str, *, loop: bool) -> Case:
+def _descended(step: Any, state: Any, work: str, *, loop: bool, trains: bool = False) -> Case:
     index = spec(dtype=np.int32)
     if loop:
         turns = "one step"
-        return Case(descent._jitted_chunk, (step, state, index, index), f"{work}; {descent.CHUNK} steps", turns=turns)
-    return Case(descent._jitted_step, (step, state, index), f"{work}; one step")
+        work = f"{work}; {descent.CHUNK} steps"
+        return Case(descent.CHUNK_OF_STEPS[trains], (step, state, index, index), work, turns=turns)
+    return Case(descent.STEP[trains], (step, state, index), f"{work}; one step")
 
 
 # ---------------------------------------------------------------- training
@@ -266,7 +267,7 @@ def unlearn(name: str) -> Case:
 def _trained(step: training.Step, model: models.Model, images: int, work: str, *, loop: bool) -> Case:
     data = Batch(spec(images, *model.input_shape), spec(images, dtype=np.int32))
     state = on_chip(jax.eval_shape(step.init, model.shapes(), data))
-    return _descended(Partial(step, data, key()), state, work, loop=loop)
+    return _descended(Partial(step, data, key()), state, work, loop=loop, trains=True)
 
 
 # ---------------------------------------------------------------- the others

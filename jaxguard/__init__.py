@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from jaxguard.adapters.nnx import from_nnx, to_nnx
     from jaxguard.fusion import fuse
     from jaxguard.ownership import certify, matrix, verify
+    from jaxguard.programs import precision
     from jaxguard.repairs import repair
     from jaxguard.scanning import calibrate, scan
     from jaxguard.suspects import load, save
@@ -60,6 +61,7 @@ _HOMES = {
     "fuse": "fusion",
     "load": "suspects",
     "matrix": "ownership",
+    "precision": "programs",
     "repair": "repairs",
     "save": "suspects",
     "scan": "scanning",
@@ -98,6 +100,7 @@ __all__ = [
     "load",
     "matrix",
     "models",
+    "precision",
     "repair",
     "save",
     "scan",

@@ -7,6 +7,7 @@ another program on another platform says so with `jax.lax.platform_dependent`.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -56,7 +57,12 @@ def devices() -> tuple[Any, ...]:
 
 def is_cpu() -> bool:
     """Whether programs run on the host's own cores."""
-    return (_aims[-1][0].platform if _aims else jax.default_backend()) == "cpu"
+    return platform() == "cpu"
+
+
+def platform() -> str:
+    """What programs run on: `cpu`, `gpu` or `tpu`."""
+    return _aims[-1][0].platform if _aims else jax.default_backend()
 
 
 # ---------------------------------------------------------------- host threads
@@ -74,6 +80,11 @@ def workers() -> int:
     if not is_cpu():
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def carried(function: Callable[..., Result]) -> Callable[..., Result]:
+    """A function for another thread, to be run once, in the context of this one: with its precision."""
+    return functools.partial(contextvars.copy_context().run, function)
 
 
 def in_threads(
@@ -103,7 +114,7 @@ def in_threads(
         raise ValueError(f"expected workers >= 1, got {threads}; leave it out for one per core")
     pool = ThreadPoolExecutor(threads)
     try:
-        for future in [pool.submit(compute_fn, item) for item in items]:
+        for future in [pool.submit(carried(compute_fn), item) for item in items]:
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -118,41 +129,6 @@ def steps_in_one_program() -> bool:
     Not on CPU, where XLA's gradients of convolutions inside a loop take up to 50 times as long.
     """
     return not is_cpu()
-
-
-def chunk_by_chunk(compute_fn: Callable[[Any, jax.Array], Tree], operand: Any, chunks: jax.Array) -> Tree:
-    """Results of a function on every chunk; compiled once for equal functions and shapes.
-
-    On CPU Python calls the compiled function: XLA brings convolutions into the layout that its fast kernels take only
-    outside of loops, so that all but NHWC images with HWIO kernels are up to 30 times slower inside
-    (`experiments/bench_layout.py`). Elsewhere one program loops over the chunks, and no chunk waits for the host.
-
-    Args:
-        compute_fn: `(operand, chunk) -> arrays`; hashable.
-        operand: arrays, the same for every chunk, such as a network.
-        chunks: `[chunks, B, ...]`.
-
-    Returns:
-        NumPy arrays with a leading axis of chunks.
-
-    Example:
-        >>> chunk_by_chunk(jnp.multiply, jnp.float32(2), jnp.arange(4.0).reshape(2, 2)).tolist()
-        [[0.0, 2.0], [4.0, 6.0]]
-    """
-    if not is_cpu():
-        return jax.device_get(_every_chunk(compute_fn, operand, chunks))
-    rows = [_one_chunk(compute_fn, operand, chunk) for chunk in chunks]
-    return jax.tree.map(lambda *parts: np.stack(parts), *jax.device_get(rows))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _one_chunk(compute_fn: Callable[[Any, jax.Array], Tree], operand: Any, chunk: jax.Array) -> Tree:
-    return compute_fn(operand, chunk)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _every_chunk(compute_fn: Callable[[Any, jax.Array], Tree], operand: Any, chunks: jax.Array) -> Tree:
-    return jax.lax.map(functools.partial(compute_fn, operand), chunks)
 
 
 def models_abreast() -> bool:

@@ -13,8 +13,9 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 LONGEST = 360
 
 LEVELS = (
-    {"environment", "errors", "execution", "logs"},
-    {"checkpoints", "conformal", "graph", "kernels", "methods"},
+    {"errors", "execution", "logs", "rounding"},
+    {"programs"},
+    {"checkpoints", "conformal", "environment", "graph", "kernels", "methods"},
     {"types"},
     {"adapters", "attacks", "data", "endpoints", "models", "report", "surgery", "training"},
     {"activations", "evaluation", "inversion", "scores"},
@@ -143,6 +144,14 @@ def test_one_module_knows_the_machine():
     texts = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
     assert {name for name, text in texts.items() if "default_backend" in text} == {"execution.py"}
     assert {name for name, text in texts.items() if "ThreadPoolExecutor" in text} <= THREADS.keys()
+
+
+def test_one_module_compiles():
+    """What is compiled elsewhere, or names a precision of its own, would not follow `jaxguard.precision`."""
+    mine = {"programs.py", "rounding.py"}
+    nodes = [(path, node) for path, tree in TREES.items() for node in ast.walk(tree) if path.name not in mine]
+    assert [path for path, node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node) == "jax.jit"] == []
+    assert [path for path, node in nodes if isinstance(node, ast.keyword) and node.arg == "precision"] == []
 
 
 def test_files_are_short():

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxguard import programs
 from jaxguard.graph import ChannelGraph, Producer
 from jaxguard.graph.program import Value
 from jaxguard.types import Variables
@@ -93,7 +94,7 @@ def mean_activations(
     return (sums / len(images)).reshape(-1, math.prod(sizes)).mean(0).reshape(sizes)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(programs.jit, static_argnums=(0, 1, 2))
 def _means(graph: ChannelGraph, number: int, magnitude: bool, variables: Variables, images: jax.Array) -> jax.Array:
     producer = graph.producers[number]
     (read,) = activations(graph, variables, images, [read_by(producer)])

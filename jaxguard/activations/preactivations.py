@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxguard import programs
 from jaxguard.activations.layer_inputs import activations
 from jaxguard.errors import UnscorableError
 from jaxguard.graph import ChannelGraph
@@ -123,7 +124,7 @@ def _batches(images: jax.Array | np.ndarray, batch_size: int) -> Iterator[jax.Ar
         yield jnp.asarray(images[start : start + batch_size])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(programs.jit, static_argnums=(0, 1))
 def _moments(
     graph: ChannelGraph, layers: tuple[Layer, ...], variables: Variables, images: jax.Array
 ) -> list[jax.Array]:
@@ -135,7 +136,7 @@ def _moments(
     return found
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(programs.jit, static_argnums=(0, 1))
 def _peaks(graph: ChannelGraph, layers: tuple[Layer, ...], variables: Variables, images: jax.Array) -> list[jax.Array]:
     """`[B, C]` per layer."""
     found = []

@@ -123,7 +123,11 @@ def ft_sam(
     gradient_fn = SharpnessAwareGradient(training.CrossEntropyGradient(train_fn, label_smoothing), rho)
     step = training.Step(gradient_fn, optimizer, batch_size, augment)
     last, curves = training.descend(
-        step.on(clean, key), step.init(network.variables, clean), epochs * epoch_steps, progress=data.progress
+        step.on(clean, key),
+        step.init(network.variables, clean),
+        epochs * epoch_steps,
+        progress=data.progress,
+        trains=True,
     )
     training.require_finite_loss(curves["loss"], "ft-sam", "lower learning_rate or rho", DefenseError)
     notes = one_batch(clean, batch_size, epochs, "the paper's setting takes 1,000")

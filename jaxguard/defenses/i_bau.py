@@ -227,6 +227,7 @@ def i_bau(
             search.guided(suspect).init(still, images),
             search_epochs * epoch_steps,
             progress=training.staged(progress, f"searching a perturbation, {count}"),
+            trains=True,
         )
         searching.append(metrics["loss"])
         norms.append(float(jnp.linalg.norm(hunt.params.reshape(-1))))
@@ -236,6 +237,7 @@ def i_bau(
             epoch_steps,
             start=turn * epoch_steps,
             progress=training.staged(progress, f"unlearning it, {count}"),
+            trains=True,
         )
         unlearning.append(metrics["loss"])
     curves = {"search_loss": np.concatenate(searching), "loss": np.concatenate(unlearning), "norm": np.array(norms)}

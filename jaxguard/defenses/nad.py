@@ -165,6 +165,7 @@ def nad(
         lesson.guided(teacher.variables).init(network.variables, clean),
         epochs * epoch_steps,
         progress=training.staged(data.progress, "training the student"),
+        trains=True,
     )
     training.require_finite_loss(curves["loss"], "the student of nad", "lower learning_rate or beta", DefenseError)
     notes = (_note(maps), *one_batch(clean, batch_size, epochs, "BackdoorBench takes 100"))

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxguard import methods, training
+from jaxguard import methods, programs, training
 from jaxguard.defenses.protocol import Data, DefenseReport, require_clean
 from jaxguard.graph import Coalitions, State, cuts, pairing
 from jaxguard.graph.program import is_key
@@ -157,7 +157,7 @@ def shapley(
     uncut = tuple(
         f"The channels of {name} cannot be cut and did not play: {reason}." for name, reason in why.items() if reason
     )
-    start = jax.jit(game.start)(variables, recovered.stamped_others())
+    start = programs.jit(game.start)(variables, recovered.stamped_others())
     value = Partial(AttackValue(game, recovered.target, worth), variables, start)
     whole = float(_values(value, jnp.ones((1, game.players)))[0])
     estimate = _permutations if estimator == "permutations" else functools.partial(_epsilon_greedy, epsilon=epsilon)
@@ -214,7 +214,7 @@ def shapley(
 
 
 # One program each: step by step a game is some hundred.
-@jax.jit
+@programs.jit
 def _values(value: Partial, gates: jax.Array) -> jax.Array:
     return value(gates)
 

@@ -15,6 +15,8 @@ import numpy as np
 from jax import lax
 from scipy import stats
 
+from jaxguard import programs
+
 REACH = 3
 """Half width of a profile, in deltas."""
 
@@ -69,7 +71,7 @@ def profiles(answers: jax.Array, points: int) -> jax.Array:
     own = answers[..., :points, :].astype(jnp.float32)
     # Subtract the middle first: the remainder is small, and so is its rounding error.
     centred = own - own[..., points // 2 : points // 2 + 1, :]
-    return jnp.einsum("st,...tm->...sm", jnp.asarray(without, jnp.float32), centred, precision=lax.Precision.HIGHEST)
+    return programs.einsum("st,...tm->...sm", jnp.asarray(without, jnp.float32), centred)
 
 
 def profile_similarity(owner: jax.Array, suspects: jax.Array) -> jax.Array:
@@ -84,7 +86,7 @@ def profile_similarity(owner: jax.Array, suspects: jax.Array) -> jax.Array:
     """
     first, second = (array.reshape(*array.shape[:-2], -1) for array in (owner, suspects))
     first, second = _unit(first), _unit(second)
-    return jnp.einsum("nd,snd->sn", first, second, precision=lax.Precision.HIGHEST).mean(-1)
+    return programs.einsum("nd,snd->sn", first, second).mean(-1)
 
 
 def profile_cka(owner: jax.Array, suspects: jax.Array) -> jax.Array:
@@ -102,7 +104,7 @@ def profile_cka(owner: jax.Array, suspects: jax.Array) -> jax.Array:
     """
 
     def gram(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.linalg.norm(jnp.matmul(a.T, b, precision=lax.Precision.HIGHEST))
+        return jnp.linalg.norm(programs.matmul(a.T, b))
 
     def similarity(other: jax.Array) -> jax.Array:
         # Scaled as a whole first: CKA does not change, but its products would overflow or underflow.

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxguard import training
+from jaxguard import programs, training
 from jaxguard.activations.layer_inputs import activations
 from jaxguard.fingerprints.hinge_layers import HingeLayer
 from jaxguard.fingerprints.protocol import Space
@@ -210,7 +210,7 @@ class _Measurement:
     space: Space
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(programs.jit, static_argnums=0)
 def _measure(
     of: _Measurement, variables: Variables, units: jax.Array, points: jax.Array, scale: float
 ) -> tuple[jax.Array, ...]:

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from jaxguard import training
+from jaxguard import programs, training
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import owner_images
 from jaxguard.fingerprints.protocol import Fingerprint, Owner, Probes, factory
@@ -223,6 +223,6 @@ def _kept(images: jax.Array, reached: jax.Array, crossing: Crossing, steps: int)
     return Probes(kept, notes=() if len(kept) == len(images) else (note,))
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(programs.jit, static_argnums=0)
 def _forward(apply_fn: ApplyFn, variables: Variables, images: jax.Array) -> jax.Array:
     return apply_fn(variables, images).astype(jnp.float32)

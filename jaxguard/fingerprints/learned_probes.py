@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from jaxguard import training
+from jaxguard import programs, training
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import owner_images, pools
 from jaxguard.fingerprints.protocol import Owner, Probes, Space
@@ -210,7 +210,12 @@ def learn(
 def confidences(verifier: Verifier, space: Space, probes: Probes, outputs: jax.Array) -> jax.Array:
     """The verifier's confidences `[S, ...]`, in [0, 1], that outputs `[S, N, K]` are a copy's."""
     weights = {name: jnp.asarray(value) for name, value in probes.arrays.items()}
-    return jax.nn.sigmoid(jax.vmap(partial(verifier, weights))(to_space(outputs, space)))
+    return jax.nn.sigmoid(_verified(verifier, weights, to_space(outputs, space)))
+
+
+@partial(programs.jit, static_argnums=0)
+def _verified(verifier: Verifier, weights: Arrays, answers: jax.Array) -> jax.Array:
+    return jax.vmap(partial(verifier, weights))(answers)
 
 
 def _note(verifier: Verifier, space: Space, probes: Probes, found: pools.Pools) -> str:
@@ -247,6 +252,6 @@ def _num_outputs(method: str, own: Network, found: pools.Pools) -> int:
     return expected
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(programs.jit, static_argnums=0)
 def _outputs(apply_fn: ApplyFn, variables: Variables, images: jax.Array) -> jax.Array:
     return apply_fn(variables, images)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import endpoints, evaluation, execution
+from jaxguard import endpoints, evaluation, execution, programs
 from jaxguard.endpoints import QueryFn
 from jaxguard.errors import DataError, FingerprintError, GraphError
 from jaxguard.suspects import Suspect
@@ -81,7 +81,7 @@ def _answers(network: Network, images: jax.Array) -> jax.Array:
 def _queried(suspects: Sequence[Any], chunks: jax.Array, count: int) -> list[np.ndarray]:
     def one(suspect: Suspect) -> np.ndarray:
         try:
-            answers = execution.chunk_by_chunk(_answers, suspect.require_network(), chunks)
+            answers = programs.chunk_by_chunk(_answers, suspect.require_network(), chunks)
         except (DataError, TypeError, ValueError) as error:
             raise FingerprintError(
                 f"{suspect.name}: expected a model that takes images {chunks.shape[2:]}, got {type(error).__name__}: "

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxguard import programs
 from jaxguard.endpoints import QueryFn
 from jaxguard.errors import FingerprintError
 from jaxguard.kernels import correlation
@@ -53,7 +54,7 @@ def from_embeddings(embed_fn: QueryFn, references: np.ndarray) -> QueryFn:
             )
         rows = correlation.unit_rows(together)
         probes, anchors = rows[: len(images)], rows[len(images) :]
-        return np.asarray(jnp.matmul(probes, anchors.T, precision="highest"))
+        return np.asarray(programs.matmul(probes, anchors.T))
 
     return query
 

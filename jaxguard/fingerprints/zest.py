@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from annotated_types import Ge
 
+from jaxguard import programs
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints import owner_images
 from jaxguard.fingerprints.protocol import Fingerprint, Owner, Probes, Space, factory
@@ -195,7 +196,7 @@ def zest(
     def signature(probes: Probes, outputs: jax.Array) -> jax.Array:
         solve = jnp.asarray(probes.arrays["solver"])
         answers = to_space(outputs, space).reshape(len(outputs), len(solve), solve.shape[-1], -1)
-        return jnp.einsum("rdt,srtk->srdk", solve, answers, precision=jax.lax.Precision.HIGHEST)
+        return programs.einsum("rdt,srtk->srdk", solve, answers)
 
     return Fingerprint(
         make_fn=make,
@@ -215,4 +216,4 @@ def _distances(owner: jax.Array, suspects: jax.Array, metric: Metric) -> jax.Arr
         order = {"L1": 1, "L2": 2, "Linf": jnp.inf}[metric]
         return jnp.linalg.norm(theirs - ours[None], ord=order, axis=-1)
     ours, theirs = (w / jnp.maximum(jnp.linalg.norm(w, axis=-1, keepdims=True), 1e-12) for w in (ours, theirs))
-    return jnp.maximum(1 - jnp.matmul(theirs, ours, precision=jax.lax.Precision.HIGHEST), 0)
+    return jnp.maximum(1 - programs.matmul(theirs, ours), 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+from jaxguard import execution
 from jaxguard.errors import FleetError, JaxguardError
 from jaxguard.fleet.local import Settings
 from jaxguard.fleet.programs import Scorer, scorer
@@ -30,7 +31,7 @@ class Compiler:
     def begin(self, structure: Structure, rows: int) -> None:
         """Start compiling for stacks of this many rows, unless that was done before."""
         if structure not in self._pending and structure not in self.scorers:
-            self._pending[structure] = self._pool.submit(self._made, structure, rows)
+            self._pending[structure] = self._pool.submit(execution.carried(self._made), structure, rows)
 
     def is_ready(self, structure: Structure) -> bool:
         """Whether `get` will not wait."""

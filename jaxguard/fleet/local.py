@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxguard import checkpoints, models
+from jaxguard import checkpoints, models, programs
 from jaxguard.checkpoints import LeafSpec
 from jaxguard.detection.records import WEIGHTS, Features, Record, cohort_of_leaves, cohort_of_model
 from jaxguard.errors import ArchitectureError, JaxguardError, UnscorableError
@@ -237,8 +237,8 @@ def _by_names(leaves: Any, name: str, how: Pairing) -> tuple[str, tuple[Layer, .
     return cohort_of_leaves(specs, is_traced=False), structural.layers_of(producers), found
 
 
-_of_graph = jax.jit(weights.weight_features, static_argnums=(0, 1))
-_of_producers = jax.jit(weights.structural_features, static_argnums=0)
+_of_graph = programs.jit(weights.weight_features, static_argnums=(0, 1))
+_of_producers = programs.jit(weights.structural_features, static_argnums=0)
 
 
 def _summary(layer: Layer, row: np.ndarray, bounds: jax.Array) -> LayerSummary:

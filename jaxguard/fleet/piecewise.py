@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxguard import programs
 from jaxguard.checkpoints import Checkpoint
 from jaxguard.errors import FleetError
 from jaxguard.fleet.programs import Scorer
@@ -132,6 +133,6 @@ def _as_float32(leaf: np.ndarray) -> np.ndarray:
         return leaf.astype(np.float32, copy=False)
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(programs.jit, static_argnums=1)
 def _reduce(kernel: jax.Array, is_channels_first: bool) -> Reduced:
     return weights.reduce_kernel(kernel, is_channels_first=is_channels_first)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxguard import execution
+from jaxguard import execution, programs
 from jaxguard.fleet.local import Settings
 from jaxguard.fleet.scoring import Recipe, Scope, Scores, recipe_of
 from jaxguard.fleet.structure import Structure
@@ -32,7 +32,7 @@ class Scorer:
 
     structure: Structure
     recipe: Recipe
-    program: jax.stages.Wrapped
+    program: programs.Jitted[Any]
     _compiled: dict[int, Callable[..., tuple[jax.Array, jax.Array, jax.Array]]] = field(default_factory=dict)
 
     @property
@@ -43,7 +43,7 @@ class Scorer:
     @functools.cached_property
     def rest_program(self) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
         """`(leaves by name, reduced kernels by name) -> (layers, features, finite)` of one checkpoint."""
-        return jax.jit(self.recipe.score)
+        return programs.jit(self.recipe.score)
 
     def compile(self, rows: int) -> None:
         """Compile for stacks of this many rows; `launch` compiles for other sizes as they occur."""
@@ -66,7 +66,7 @@ class Scorer:
         share = len(rows) // mesh.size
         # How many of each device's rows hold a checkpoint; the padding is at the end, and its devices stop early.
         counts = np.clip(count - share * np.arange(mesh.size), 0, share).astype(np.int32)
-        program = self._compiled.get(len(rows), self.program)
+        program = self._compiled.get(len(rows)) or self.program
         return program(jax.device_put(rows, _sharding()), jax.device_put(counts, _sharding())), count
 
     def collect(self, launched: Any) -> Scores:
@@ -96,7 +96,7 @@ def scorer(structure: Structure, settings: Settings) -> Scorer:
     return Scorer(structure, recipe, _program(structure, recipe))
 
 
-def _program(structure: Structure, recipe: Recipe) -> jax.stages.Wrapped:
+def _program(structure: Structure, recipe: Recipe) -> programs.Jitted[Any]:
     """Compiled over a stack, sharded over the local devices; each runs through the rows that hold something."""
     most = execution.checkpoints_at_once()
 
@@ -122,7 +122,7 @@ def _program(structure: Structure, recipe: Recipe) -> jax.stages.Wrapped:
 
     split = PartitionSpec(execution.CHECKPOINTS)
     specs = {"in_specs": (split, split), "out_specs": (split, split, split)}
-    return jax.jit(jax.shard_map(of_device, mesh=execution.device_mesh(), **specs))
+    return programs.jit(jax.shard_map(of_device, mesh=execution.device_mesh(), **specs))
 
 
 def width_of(rows: int, most: int) -> int:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxguard import programs
 from jaxguard.errors import GraphError
 from jaxguard.graph import ChannelGraph, Group, LeafView, Member, Producer
 
@@ -182,7 +183,7 @@ def read(leaf: jax.Array, member: Member, unordered: Unordered = "nothing") -> j
     return _read(leaf, member.positions, member.axis, unordered)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "unordered"))
+@functools.partial(programs.jit, static_argnames=("axis", "unordered"))
 def _read(leaf: jax.Array, positions: jax.Array, axis: int, unordered: Unordered) -> jax.Array:
     # positions [R, C]: the leaf becomes [axis, ...], then [R, C, ...], then [C, R, ...].
     found = jnp.moveaxis(jnp.moveaxis(leaf.astype(jnp.float32), axis, 0)[positions], 1, 0)
@@ -203,9 +204,9 @@ def mix(leaf: jax.Array, member: Member, columns: jax.Array) -> jax.Array:
     return _mix(leaf, member.positions, columns, member.axis)
 
 
-@functools.partial(jax.jit, static_argnames="axis")
+@functools.partial(programs.jit, static_argnames="axis")
 def _mix(leaf: jax.Array, positions: jax.Array, columns: jax.Array, axis: int) -> jax.Array:
     moved = jnp.moveaxis(leaf.astype(jnp.float32), axis, 0)
     # Every repeat r of the channels is mixed by the same columns.
-    mixed = jnp.einsum("ij,ri...->rj...", columns, moved[positions], precision=jax.lax.Precision.HIGHEST)
+    mixed = jnp.einsum("ij,ri...->rj...", columns, moved[positions])
     return jnp.moveaxis(moved.at[positions].set(mixed), 0, axis)

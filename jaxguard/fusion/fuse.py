@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxguard import programs
 from jaxguard.errors import GraphError
 from jaxguard.fusion.alignment import Alignment, align, transported
 from jaxguard.fusion.channels import Chain, Channels, find_channels, masses_of
@@ -144,7 +145,7 @@ def blend(
     return jax.tree.unflatten(structure, fused)
 
 
-@jax.jit
+@programs.jit
 def _average(a: jax.Array, b: jax.Array, weight: float) -> jax.Array:
     return (weight * a.astype(jnp.float32) + (1 - weight) * b.astype(jnp.float32)).astype(b.dtype)
 

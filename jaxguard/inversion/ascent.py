@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxguard import execution, training
+from jaxguard import execution, programs, training
 from jaxguard.inversion import memory
 from jaxguard.inversion.batches import rows_of
 from jaxguard.inversion.trigger_models import TriggerModel
@@ -176,7 +176,7 @@ class _Stamped(NamedTuple):
     shown: Any
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(programs.jit, static_argnums=(0, 1))
 def _answers(apply_fn: ApplyFn, model: TriggerModel, variables: Variables, wanted: _Stamped) -> jax.Array:
     """Logits `[R, K]`."""
     given, free = jax.tree.map(lambda leaf: leaf[wanted.own], wanted.candidates)

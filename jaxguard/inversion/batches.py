@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import execution
+from jaxguard import execution, programs
 from jaxguard.errors import DataError
 from jaxguard.inversion import memory
 from jaxguard.types import ApplyFn, Variables
@@ -39,7 +39,7 @@ def in_turn(labels: np.ndarray) -> np.ndarray:
     return np.lexsort((labels, place))
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(programs.jit, static_argnums=0)
 def _logits(apply_fn: ApplyFn, variables: Variables, images: jax.Array) -> jax.Array:
     return apply_fn(variables, images).astype(jnp.float32)
 

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from jaxguard import training
+from jaxguard import programs, training
 from jaxguard.errors import DataError, JaxguardError
 from jaxguard.graph import Affine, ChannelGraph
 from jaxguard.inversion.descent import squash
@@ -132,7 +132,7 @@ def synthesise(
             "model's variables for NaN and overflow, or lower learning_rate"
         )
     images = squash(theta)
-    success = (jax.jit(graph.apply_fn)(variables, images).argmax(-1) == labels).mean()
+    success = (programs.jit(graph.apply_fn)(variables, images).argmax(-1) == labels).mean()
     return Synthesis(
         images=np.asarray(images),
         labels=labels,

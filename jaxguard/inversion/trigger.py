@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxguard import execution, training
+from jaxguard import execution, programs, training
 from jaxguard.errors import DataError, JaxguardError
 from jaxguard.inversion.batches import require_labels, require_unit_range, rows_of
 from jaxguard.inversion.descent import Descent, Patch, State, stamped_logits
@@ -185,10 +185,10 @@ def invert(
     )
 
 
-_start = jax.jit(Descent.start, static_argnums=(0, 2))
+_start = programs.jit(Descent.start, static_argnums=(0, 2))
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(programs.jit, static_argnums=0)
 def _stamped_classes(apply_fn: ApplyFn, variables: Variables, images: jax.Array, patch: Patch) -> jax.Array:
     return stamped_logits(apply_fn, variables, images, patch).argmax(-1)
 
@@ -202,7 +202,7 @@ def _classify(
     return np.block(found)[: len(patch[0]), : len(images)]
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(programs.jit, static_argnums=0)
 def _logits(apply_fn: ApplyFn, variables: Variables, images: jax.Array) -> jax.Array:
     return apply_fn(variables, images)
 

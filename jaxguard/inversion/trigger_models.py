@@ -156,7 +156,7 @@ class Warp:
             jnp.asarray(jax.image.resize(np.eye(self.grid, dtype=np.float32), (length, self.grid), "cubic"))
             for length in (height, width)
         )
-        smooth = jnp.einsum("hi,nijd,wj->nhwd", rows, free, columns, precision=jax.lax.Precision.HIGHEST)
+        smooth = jnp.einsum("hi,nijd,wj->nhwd", rows, free, columns)
         # Cubic interpolation overshoots between points.
         return given[:, None, None, None] * jnp.clip(smooth, -1, 1)
 

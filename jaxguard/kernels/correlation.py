@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxguard import programs
 from jaxguard.kernels import loops
 
 Kernel = Literal["cosine", "rbf"]
@@ -35,7 +36,7 @@ _MOST_ROWS, _MOST_ROWS_ON_CPU = 1024, 160
 _ENTRIES_AT_ONCE = 2**25
 
 
-@jax.jit
+@programs.jit
 def unit_rows(outputs: jax.Array) -> jax.Array:
     """Rows of Euclidean norm one.
 
@@ -54,7 +55,7 @@ def unit_rows(outputs: jax.Array) -> jax.Array:
     return outputs * jnp.where(jnp.isfinite(norms), 1 / jnp.maximum(norms, LEAST_NORM), jnp.nan)
 
 
-@functools.partial(jax.jit, static_argnames="num_classes")
+@functools.partial(programs.jit, static_argnames="num_classes")
 def label_rows(labels: jax.Array | np.ndarray, num_classes: int) -> jax.Array:
     """Unit rows for predicted classes: the softmax of 1 at the class and `OTHER_CLASS` elsewhere.
 
@@ -83,7 +84,7 @@ def label_rows(labels: jax.Array | np.ndarray, num_classes: int) -> jax.Array:
     return jnp.where(known[..., None], rows, jnp.nan)
 
 
-@functools.partial(jax.jit, static_argnames=("kernel", "halved"))
+@functools.partial(programs.jit, static_argnames=("kernel", "halved"))
 def matrix(rows: jax.Array, *, kernel: Kernel = "cosine", halved: bool = False) -> jax.Array:
     """The sample-correlation matrix of one model, whole.
 
@@ -104,7 +105,7 @@ def matrix(rows: jax.Array, *, kernel: Kernel = "cosine", halved: bool = False) 
     return (1 - entries) * _scale(kernel, halved) if kernel == "cosine" else entries
 
 
-@functools.partial(jax.jit, static_argnames=("kernel", "halved", "tile", "batch_size"))
+@functools.partial(programs.jit, static_argnames=("kernel", "halved", "tile", "batch_size"))
 def distances(
     owner: jax.Array,
     suspects: jax.Array,
@@ -209,7 +210,7 @@ def _compare(
 
 def _entries(left: jax.Array, right: jax.Array, far_left: jax.Array, far_right: jax.Array, kernel: Kernel) -> jax.Array:
     """A tile of products, or of `exp(-|u - v|^2)`; `far` is added to the square."""
-    products = jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST)
+    products = jnp.matmul(left, right.T)
     if kernel == "cosine":
         return products
     # Rows need not be of unit norm here: padded ones are zero, and infinitely far by `far`.

@@ -19,6 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxguard import programs
 from jaxguard.kernels import loops
 from jaxguard.kernels.division import or_one
 
@@ -36,7 +37,7 @@ _LARGE, _MOST_ROWS, _TILE = 2**17, 9, (16, 32)
 _MOST_UNROLLED = 16
 
 
-@jax.jit
+@programs.jit
 def gram_matrices(kernel: jax.Array) -> jax.Array:
     """Gram matrices of the smaller side.
 
@@ -67,7 +68,7 @@ def _grams_by_product(rows: jax.Array) -> jax.Array:
 def _grams_of_matrices(matrices: jax.Array) -> jax.Array:
     """Gram matrices `[S, S, C]` of the smaller side of `[C, A, B]`."""
     summed = "csd,ctd->stc" if matrices.shape[1] <= matrices.shape[2] else "cds,cdt->stc"
-    return jnp.einsum(summed, matrices, matrices, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum(summed, matrices, matrices)
 
 
 def _grams_of_channels(kernel: jax.Array) -> jax.Array:
@@ -110,7 +111,7 @@ def _grams_by_tile(rows: jax.Array) -> jax.Array:
     return jnp.transpose(gram, (1, 2, 0, 3)).reshape(size, size, channels)
 
 
-@functools.partial(jax.jit, static_argnames="squarings")
+@functools.partial(programs.jit, static_argnames="squarings")
 def largest_eigenvalues(gram: jax.Array, *, squarings: int = SQUARINGS) -> jax.Array:
     """Largest eigenvalue of each symmetric positive semidefinite matrix.
 
@@ -148,7 +149,7 @@ def _product(left: jax.Array, right: jax.Array) -> jax.Array:
     """
     size = left.shape[0]
     if size > _MOST_UNROLLED:
-        return jnp.einsum("ikn,kjn->ijn", left, right, precision=jax.lax.Precision.HIGHEST)
+        return jnp.einsum("ikn,kjn->ijn", left, right)
     return functools.reduce(operator.add, [left[:, k, None] * right[None, k] for k in range(size)])
 
 
@@ -196,7 +197,7 @@ def spectral_norms(
     return norms_of(grams, squarings=squarings)
 
 
-@functools.partial(jax.jit, static_argnames="squarings")
+@functools.partial(programs.jit, static_argnames="squarings")
 def norms_of(grams: Sequence[Grams], *, squarings: int = SQUARINGS) -> list[jax.Array]:
     """Largest singular values from Gram matrices; equal sizes share a batch.
 
@@ -234,7 +235,7 @@ class Grams(NamedTuple):
     scales: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames="is_channels_first")
+@functools.partial(programs.jit, static_argnames="is_channels_first")
 def scaled_grams(kernel: jax.Array, *, is_channels_first: bool) -> Grams:
     """Gram matrices without overflow or underflow.
 
@@ -300,7 +301,7 @@ def affine_scales(scale: jax.Array | None, var: jax.Array | None, *, eps: float 
     return jnp.where(valid, magnitude / jnp.sqrt(jnp.where(valid, var + eps, 1)), jnp.nan)
 
 
-@jax.jit
+@programs.jit
 def thresholds(scores: jax.typing.ArrayLike, u: jax.typing.ArrayLike) -> jax.Array:
     """CLP's per-layer threshold `mean + u * std`, std with `ddof=1`, over the channels that have a score.
 
@@ -315,7 +316,7 @@ def thresholds(scores: jax.typing.ArrayLike, u: jax.typing.ArrayLike) -> jax.Arr
     return jnp.where(std == 0, mean, mean + jnp.asarray(u) * std)
 
 
-@jax.jit
+@programs.jit
 def z_scores(scores: jax.typing.ArrayLike) -> jax.Array:
     """Distance of each channel above the layer's mean, in the layer's standard deviations (`ddof=1`).
 
@@ -329,7 +330,7 @@ def z_scores(scores: jax.typing.ArrayLike) -> jax.Array:
     return jnp.where(std > 0, (jnp.asarray(scores) - mean) / or_one(std), jnp.nan)
 
 
-@jax.jit
+@programs.jit
 def moments(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and standard deviation (`ddof=1`) of the finite scores.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxguard import programs
 from jaxguard.kernels import lipschitz
 
 
@@ -32,7 +33,7 @@ class Spectrum(NamedTuple):
     above: jax.Array
 
 
-@jax.jit
+@programs.jit
 def spectrum(scores: jax.Array, u: float = 3.0) -> Spectrum:
     """Summarises the scores of a layer.
 
@@ -84,7 +85,7 @@ class Distribution(NamedTuple):
     skewness: jax.Array
 
 
-@jax.jit
+@programs.jit
 def distribution(values: jax.Array) -> Distribution:
     """Summarises each row of numbers.
 

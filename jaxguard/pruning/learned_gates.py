@@ -228,7 +228,7 @@ def learn(
     """
     step = training.Step(gradient_fn, _optimizer(learning_rate, momentum), min(batch_size, len(data.images)), augment)
     carry = step.init({"params": gates, **state}, data)
-    last, curves = training.descend(step.on(data, key), carry, steps, progress=progress)
+    last, curves = training.descend(step.on(data, key), carry, steps, progress=progress, trains=True)
     training.require_finite_loss(curves["loss"], "learning gates", "lower its learning rate", DefenseError)
     return [np.asarray(gate) for gate in last.params], curves
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import surgery
+from jaxguard import programs, surgery
 from jaxguard.graph import Coalitions, pairing
 from jaxguard.inversion.recovery import Recovered
 from jaxguard.types import PruningPath, Variables
@@ -51,8 +51,8 @@ def walk(
     """
     images, stamped = jnp.asarray(recovered.images.images), recovered.stamped_others()
     # Triggered and clean images in one batch: each cut is run once.
-    start = jax.jit(game.start)(variables, jnp.concatenate([stamped, images]))
-    classes = np.asarray(jax.jit(game.logits)(variables, start, gates_of(game, order)).argmax(-1))
+    start = programs.jit(game.start)(variables, jnp.concatenate([stamped, images]))
+    classes = np.asarray(programs.jit(game.logits)(variables, start, gates_of(game, order)).argmax(-1))
     attack = (classes[:, : len(stamped)] == recovered.target).mean(axis=1)
     accuracy = (classes[:, len(stamped) :] == np.asarray(recovered.images.labels)).mean(axis=1)
     chosen, stop = len(order), f"{len(order)} of {game.players} channels are all that may be cut"

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from jaxguard import execution
+from jaxguard import execution, programs
 from jaxguard.kernels import shapley
 
 Progress = Callable[[int, int], None]
@@ -86,9 +86,9 @@ def permutation_sampling(
     return moments.estimate(jnp.asarray(evaluations), is_precise)
 
 
-_add = jax.jit(shapley.add)
+_add = programs.jit(shapley.add)
 
 
-@functools.partial(jax.jit, static_argnames="players")
+@functools.partial(programs.jit, static_argnames="players")
 def _whole(game: Partial, players: int) -> jax.Array:
     return game(jnp.ones((1, players)))[0]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxguard import programs
 from jaxguard.errors import UnscorableError
 from jaxguard.graph import ChannelGraph, LeafView, pairing
 from jaxguard.graph.pairing import Layer, Pairing
@@ -116,7 +117,7 @@ def bounds_of(
     return scores, ~jnp.isfinite(sums).all()
 
 
-_compiled_bounds = jax.jit(bounds_of, static_argnums=(0, 1, 2))
+_compiled_bounds = programs.jit(bounds_of, static_argnums=(0, 1, 2))
 
 
 def layer_scores(bounds: ChannelBounds, u: float) -> tuple[LayerScores, ...]:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxguard import programs
 from jaxguard.errors import DataError
 from jaxguard.graph import ChannelGraph
 from jaxguard.kernels.spectrum import distribution
@@ -139,7 +140,7 @@ def image_shape(graph: ChannelGraph) -> tuple[int, int, int]:
     return height, width, channels
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(programs.jit, static_argnums=0)
 def _answers(apply_fn: ApplyFn, variables: Variables, images: jax.Array, label: jax.Array) -> jax.Array:
     """`[Q]` of one class."""
 

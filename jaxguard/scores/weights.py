@@ -99,7 +99,7 @@ def leaf_sums(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     def sums(leaf: jax.Array) -> jax.Array:
         axes = tuple(range(leaf.ndim))
         # A product of the leaf with itself over all axes: no squared copy of it is made.
-        square = jax.lax.dot_general(leaf, leaf, ((axes, axes), ((), ())), precision=jax.lax.Precision.HIGHEST)
+        square = jax.lax.dot_general(leaf, leaf, ((axes, axes), ((), ())))
         return jnp.stack([jnp.sum(leaf), square])
 
     return {name: sums(leaf.astype(jnp.float32)) for name, leaf in leaves.items()}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxguard import training
+from jaxguard import programs, training
 from jaxguard.errors import TheftError
 from jaxguard.methods import NonNegative, Steps, checked, options_of
 from jaxguard.theft import protocol
@@ -99,9 +99,9 @@ def adversarial_extraction(
         order, batch, begin = draw(answered, key_learn, order, np.int32(index))
         carry = step.init(variables, batch) if carry is None else carry
         # On CPU a convolution's gradient is fast outside of loops only: descend decides, for the attack as well.
-        found, _ = training.descend(Partial(attack, variables, batch), begin, attack_steps)
+        found, _ = training.descend(Partial(attack, variables, batch), begin, attack_steps, trains=True)
         pairs = Batch(jnp.stack([jnp.asarray(batch.images), found], axis=1), batch.labels)
-        carry, metrics = training.descend(step.on(pairs, key_learn), carry, 1, start=index)
+        carry, metrics = training.descend(step.on(pairs, key_learn), carry, 1, start=index, trains=True)
         variables = carry.variables(like=variables)
         rows.append([float(metrics[name][0]) for name in ("loss", "attacked_loss")])
         training.require_finite_loss(np.array(rows)[:, 0], "adversarial extraction", "lower learning_rate", TheftError)
@@ -180,7 +180,7 @@ class _Draw:
     batch_size: int
     noise: float
 
-    @partial(jax.jit, static_argnums=0)
+    @partial(programs.jit, static_argnums=0)
     def __call__(
         self, data: Batch, key: jax.Array, order: jax.Array, index: jax.Array
     ) -> tuple[jax.Array, Batch, jax.Array]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from annotated_types import Ge, Lt
 
-from jaxguard import surgery, training
+from jaxguard import programs, surgery, training
 from jaxguard.errors import TheftError
 from jaxguard.graph import ChannelGraph, Group, Member
 from jaxguard.methods import checked
@@ -177,7 +177,7 @@ def cancels(owner: Network, places: Places, images: jax.Array, rng: np.random.Ge
     return True
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(programs.jit, static_argnums=0)
 def _logits(apply_fn: ApplyFn, variables: Variables, images: jax.Array) -> jax.Array:
     return apply_fn(variables, images)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from annotated_types import Interval
 
-from jaxguard import surgery, training
+from jaxguard import programs, surgery, training
 from jaxguard.errors import TheftError
 from jaxguard.graph import ChannelGraph, pairing
 from jaxguard.methods import Count, NonNegative, Steps, checked, options_of
@@ -153,7 +153,7 @@ def kept(
     return keep
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(programs.jit, static_argnums=(0, 1))
 def activations(
     graph: ChannelGraph, layers: tuple[pairing.Layer, ...], variables: Variables, images: jax.Array
 ) -> list[jax.Array]:

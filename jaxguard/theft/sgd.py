@@ -75,6 +75,6 @@ class SGD:
         step = training.Step(gradient_fn, self.optimizer(num_images), batch_size, self.augment)
         num_steps = self.epochs * training.steps_per_epoch(num_images, batch_size)
         start = step.init(variables, data)
-        end, curves = training.descend(step.on(data, key), start, num_steps, progress=progress)
+        end, curves = training.descend(step.on(data, key), start, num_steps, progress=progress, trains=True)
         training.require_finite_loss(curves["loss"], "a theft", "lower learning_rate", TheftError)
         return end.variables(like=variables), curves["loss"]

@@ -179,7 +179,7 @@ def fine_tune(
         abreast = len(models) > 1 and execution.models_abreast()
     if not abreast:
         ends = [
-            descent.descend(Partial(step_fn, data, key), carry, epochs * epoch_steps, progress=progress)
+            descent.descend(Partial(step_fn, data, key), carry, epochs * epoch_steps, progress=progress, trains=True)
             for carry in carries
         ]
         return [(end.variables(like=model), curves) for (end, curves), model in zip(ends, models, strict=True)]
@@ -188,7 +188,9 @@ def fine_tune(
     told = progress and (
         lambda done, total, metrics: progress(done, total, {name: row.mean() for name, row in metrics.items()})
     )
-    end, curves = descent.descend(Partial(Abreast(step_fn), data, key), stacked, epochs * epoch_steps, progress=told)
+    end, curves = descent.descend(
+        Partial(Abreast(step_fn), data, key), stacked, epochs * epoch_steps, progress=told, trains=True
+    )
     return [
         (_at(end, k).variables(like=model), {name: curve[:, k] for name, curve in curves.items()})
         for k, model in enumerate(models)

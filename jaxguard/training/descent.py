@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from jaxguard import execution
+from jaxguard import execution, programs
 from jaxguard.errors import JaxguardError
 
 Carry = TypeVar("Carry")
@@ -42,23 +42,28 @@ def _step(step_fn: StepFn[Carry], carry: Carry, index: jax.Array) -> tuple[Carry
     return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), new), metrics
 
 
-# At module level, so that the cache is shared: a step function equal to an earlier one is not compiled again.
-_jitted_step = jax.jit(_step, donate_argnums=1)
-
-
-@partial(jax.jit, donate_argnums=1)
-def _jitted_chunk(step_fn: StepFn[Carry], carry: Carry, first: jax.Array, count: jax.Array) -> tuple[Carry, Metrics]:
+def _chunk(
+    jitted_step: Any, step_fn: StepFn[Carry], carry: Carry, first: jax.Array, count: jax.Array
+) -> tuple[Carry, Metrics]:
     """Takes `count <= CHUNK` steps; a traced count lets the last, shorter chunk share the program."""
-    _, scalars = jax.eval_shape(_jitted_step, step_fn, carry, first)
+    _, scalars = jax.eval_shape(jitted_step, step_fn, carry, first)
     # One row of metrics per step; rows from `count` on stay zero and are cut off on the host.
     rows = jax.tree.map(lambda scalar: jnp.zeros((CHUNK, *scalar.shape), scalar.dtype), scalars)
 
     def body(i, state):
         carry, rows = state
-        carry, metrics = _jitted_step(step_fn, carry, first + i)
+        carry, metrics = jitted_step(step_fn, carry, first + i)
         return carry, jax.tree.map(lambda row, value: row.at[i].set(value), rows, metrics)
 
     return lax.fori_loop(0, count, body, (carry, rows))
+
+
+# At module level, so that the cache is shared: a step function equal to an earlier one is not compiled again. By
+# whether they train a network: other descents, such as searches, become scores.
+STEP = {trains: programs.jit(_step, trains=trains, donate_argnums=1) for trains in (False, True)}
+CHUNK_OF_STEPS = {
+    trains: programs.jit(partial(_chunk, step), trains=trains, donate_argnums=1) for trains, step in STEP.items()
+}
 
 
 def _own(leaf: Any) -> jax.Array:
@@ -90,6 +95,7 @@ def descend(
     start: int = 0,
     progress: Progress | None = None,
     scan: bool | None = None,
+    trains: bool = False,
 ) -> tuple[Carry, Metrics]:
     """Takes `num_steps` steps of `step_fn`, compiled once.
 
@@ -105,6 +111,7 @@ def descend(
         start: index of the first step.
         progress: called a few times per second.
         scan: whether a chunk of steps is one device program; by default on every backend except CPU.
+        trains: whether it trains a network, rather than searches what becomes a score; see `jaxguard.programs.jit`.
 
     Returns:
         The last carry, and the metrics as NumPy arrays, each `[num_steps, ...]`.
@@ -124,7 +131,7 @@ def descend(
     step_fn = jax.tree.map(jnp.asarray, step_fn if isinstance(step_fn, Partial) else Partial(step_fn))
     carry = jax.tree.map(_own, carry)
     if num_steps == 0:
-        _, scalars = jax.eval_shape(_jitted_step, step_fn, carry, np.int32(start))
+        _, scalars = jax.eval_shape(STEP[trains], step_fn, carry, np.int32(start))
         return carry, jax.tree.map(lambda scalar: np.zeros((0, *scalar.shape), scalar.dtype), scalars)
 
     stop = start + num_steps
@@ -133,14 +140,14 @@ def descend(
     if scan:
         for first in range(start, stop, CHUNK):
             count = min(CHUNK, stop - first)
-            carry, rows = _jitted_chunk(step_fn, carry, np.int32(first), np.int32(count))
+            carry, rows = CHUNK_OF_STEPS[trains](step_fn, carry, np.int32(first), np.int32(count))
             history.append((rows, count))
             tick(first + count, lambda rows=rows, count=count: jax.tree.map(lambda row: row[count - 1], rows))
         rows = [jax.tree.map(lambda row, n=n: row[:n], jax.device_get(rows)) for rows, n in history]
         return carry, jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
 
     for index in range(start, stop):
-        carry, metrics = _jitted_step(step_fn, carry, np.int32(index))
+        carry, metrics = STEP[trains](step_fn, carry, np.int32(index))
         history.append(metrics)
         tick(index + 1, lambda metrics=metrics: metrics)
     return carry, jax.tree.map(lambda *values: np.stack(values), *jax.device_get(history))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from jaxguard import programs
 from jaxguard.types import ApplyFn, TrainFn, Variables
 
 
@@ -47,7 +48,7 @@ def estimate_statistics(
         >>> round(float(estimate_statistics(centre, {"mean": 0.0}, np.ones((2, 4, 4, 1)))["mean"]), 3)
         0.995
     """
-    observe = jax.jit(train_fn)
+    observe = programs.jit(train_fn, trains=True)
     for _ in range(passes):
         _, variables = observe(variables, images)
     return variables

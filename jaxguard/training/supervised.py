@@ -138,7 +138,7 @@ def fit(
             if not done < stop <= total:
                 continue
             begun = time.perf_counter()
-            carry, metrics = descent.descend(step_fn, carry, stop - done, start=done, progress=report)
+            carry, metrics = descent.descend(step_fn, carry, stop - done, start=done, progress=report, trains=True)
             if stop > first:
                 seconds, timed = seconds + time.perf_counter() - begun, timed + stop - done
             losses = np.concatenate([losses[:done], metrics["loss"], losses[stop:]])

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxguard import programs
 from jaxguard.graph import ChannelGraph
 from jaxguard.types import Variables
 
@@ -46,7 +47,7 @@ def neuron_weight_change(
     return tuple(scores if decimals is None else [np.round(score, decimals) for score in scores])
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(programs.jit, static_argnums=0)
 def weight_change(graph: ChannelGraph, before: Variables, after: Variables) -> list[jax.Array]:
     """`|after - before|` of every weight as it is applied, float32 `[C, weights per channel]` per producer.
 

@@ -111,7 +111,9 @@ def unlearn(
     report = progress and (lambda done, _, metrics: progress(done, total, metrics))
     losses, accuracies = [np.zeros(0, np.float32)], []
     for epoch in range(epochs):
-        carry, curves = training.descend(step_fn, carry, epoch_steps, start=epoch * epoch_steps, progress=report)
+        carry, curves = training.descend(
+            step_fn, carry, epoch_steps, start=epoch * epoch_steps, progress=report, trains=True
+        )
         losses.append(curves["loss"])
         # Ascent has no bound: a loss that overflows ends it here, rather than in an unusable ranking.
         _require_finite(np.concatenate(losses), carry.params)
@@ -164,7 +166,7 @@ def unlearn_noise(
     noise = UniformNoise(tuple(network.input_spec.shape if image_shape is None else image_shape))
     step = _ascent(network, learning_rate, momentum, batch_size, noise)
     carry = step.init(network.variables, data)
-    carry, curves = training.descend(step.on(data, key_noise), carry, steps, progress=progress)
+    carry, curves = training.descend(step.on(data, key_noise), carry, steps, progress=progress, trains=True)
     _require_finite(curves["loss"], carry.params)
     return Unlearned(carry.variables(like=network.variables), curves["loss"], np.zeros(0))
 

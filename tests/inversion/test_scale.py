@@ -49,15 +49,15 @@ def test_eight_devices_give_the_numbers_of_one(tmp_path):
 
 
 def test_a_descent_of_all_candidates_is_one_program_for_every_platform(monkeypatch):
-    chunk, programs = descent._jitted_chunk, []
+    chunk, programs = descent.CHUNK_OF_STEPS[False], []
 
     def lowered(*arguments):
-        programs.append(jax.export.export(chunk, platforms=("cpu", "cuda", "tpu"))(*arguments))
+        programs.append(jax.export.export(jax.jit(chunk), platforms=("cpu", "cuda", "tpu"))(*arguments))
         return chunk(*arguments)
 
     by_steps = found()
     monkeypatch.setattr(execution, "is_cpu", lambda: False)
-    monkeypatch.setattr(descent, "_jitted_chunk", lowered)
+    monkeypatch.setitem(descent.CHUNK_OF_STEPS, False, lowered)
     in_one = found()
     (program,) = programs
     assert program.platforms == ("cpu", "cuda", "tpu") and "while" in program.mlir_module()

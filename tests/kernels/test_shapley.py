@@ -287,7 +287,7 @@ def compiled(games, estimate_fn=shapley.permutation_sampling, **options):
     jitted.clear_cache()
     for game in games:
         estimate_fn(game, 3, KEY, samples=4, **options)
-    return jitted._cache_size()
+    return jitted.cache_size()
 
 
 def test_equal_functions_share_a_program_whatever_they_close_over():

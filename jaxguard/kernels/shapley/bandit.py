@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from jaxguard import programs
 from jaxguard.kernels import loops
 from jaxguard.kernels.shapley.estimate import Estimate, Moments
 from jaxguard.kernels.shapley.game import ValuesFn, traced
@@ -63,7 +64,9 @@ def top_k(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("players", "k", "samples", "threshold", "delta", "value_range", "chunk"))
+@functools.partial(
+    programs.jit, static_argnames=("players", "k", "samples", "threshold", "delta", "value_range", "chunk")
+)
 def _top_k(
     values_fn: Partial,
     key: jax.Array,

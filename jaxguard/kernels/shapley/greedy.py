@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from jaxguard import programs
 from jaxguard.kernels import loops
 from jaxguard.kernels.shapley.estimate import Estimate, Moments
 from jaxguard.kernels.shapley.game import ValuesFn, traced
@@ -83,7 +84,7 @@ def epsilon_greedy(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("players", "samples", "epsilon", "warmup", "threshold", "chunk"))
+@functools.partial(programs.jit, static_argnames=("players", "samples", "epsilon", "warmup", "threshold", "chunk"))
 def _epsilon_greedy(
     values_fn: Partial,
     key: jax.Array,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from jaxguard import programs
 from jaxguard.kernels import loops
 from jaxguard.kernels.shapley.game import ValuesFn, traced
 
@@ -41,7 +42,7 @@ def marginals(
     return _marginals(game, orders, full, threshold, chunk=chunk)
 
 
-@functools.partial(jax.jit, static_argnames="chunk")
+@functools.partial(programs.jit, static_argnames="chunk")
 def _marginals(
     values_fn: Partial, orders: jax.Array, full: jax.Array, threshold: jax.Array | float | None, *, chunk: int
 ) -> tuple[jax.Array, jax.Array]:

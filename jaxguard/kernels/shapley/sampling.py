@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from jaxguard import programs
 from jaxguard.kernels import loops
 from jaxguard.kernels.shapley.estimate import Estimate, Moments
 from jaxguard.kernels.shapley.game import ValuesFn, traced
@@ -77,7 +78,7 @@ class _State(NamedTuple):
     is_precise: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("players", "pairing", "chunk"))
+@functools.partial(programs.jit, static_argnames=("players", "pairing", "chunk"))
 def _sampled(
     values_fn: Partial,
     key: jax.Array,
@@ -160,7 +161,7 @@ def sample(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("players", "pairing", "chunk"))
+@functools.partial(programs.jit, static_argnames=("players", "pairing", "chunk"))
 def _sample(
     values_fn: Partial,
     key: jax.Array,

@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxguard import programs
 from jaxguard.kernels.division import or_one
 from jaxguard.kernels.transport.problem import Problem
 
@@ -21,7 +22,7 @@ ANNEAL_FROM, ANNEAL_BY = 300.0, 0.95
 Result = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-@functools.partial(jax.jit, static_argnames=("threshold", "max_iterations"))
+@functools.partial(programs.jit, static_argnames=("threshold", "max_iterations"))
 def sinkhorn(
     problems: Problem,
     *,
@@ -46,7 +47,7 @@ def sinkhorn(
     return _mapped(solve_one, problems)
 
 
-@jax.jit
+@programs.jit
 def hungarian(problems: Problem) -> Result:
     """Exact transport of equal masses, a permutation.
 
@@ -142,4 +143,4 @@ def _spread(matrix: jax.Array, masses: jax.Array, ties: jax.Array) -> jax.Array:
     # A 0/1 matrix of ties: `equal @ x` sums over each row's equals, in a fixed shape whatever the ties are.
     equal = (ties[:, None] == ties[None]).astype(matrix.dtype)
     share = masses / or_one(equal @ masses)
-    return share[:, None] * jnp.matmul(equal, matrix, precision=jax.lax.Precision.HIGHEST)
+    return share[:, None] * jnp.matmul(equal, matrix)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxguard import programs
+
 
 class Problem(NamedTuple):
     """A transport problem, or a stack of equal size.
@@ -99,7 +101,7 @@ def _masses(masses: jax.typing.ArrayLike | None, shape: tuple[int, ...], name: s
     return np.broadcast_to(found / total, shape)
 
 
-@jax.jit
+@programs.jit
 def distances(source: jax.typing.ArrayLike, target: jax.typing.ArrayLike) -> jax.Array:
     """Euclidean distances between channels, in full float32 precision.
 
@@ -115,7 +117,7 @@ def distances(source: jax.typing.ArrayLike, target: jax.typing.ArrayLike) -> jax
         [[5.0, 1.0], [4.2..., 0.0]]
     """
     source, target = (jnp.asarray(x, jnp.float32) for x in (source, target))
-    product = jnp.matmul(source, target.T, precision=jax.lax.Precision.HIGHEST)
+    product = jnp.matmul(source, target.T)
     # |a - b|^2 expanded: one matrix product instead of N x M differences of length F. Cancellation may leave small
     # negative squares, which the maximum removes.
     squares = jnp.sum(source**2, 1)[:, None] + jnp.sum(target**2, 1)[None] - 2 * product

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxguard import programs
 from jaxguard.errors import UnscorableError
 from jaxguard.graph.pairing import Layer
 from jaxguard.kernels import lipschitz
@@ -118,4 +119,4 @@ def _own(norms: jax.Array, producer: Producer) -> jax.Array:
     return norms.reshape(producer.form.shape[producer.stack], -1)[producer.index]
 
 
-_compiled_bounds = jax.jit(bounds_of, static_argnums=0)
+_compiled_bounds = programs.jit(bounds_of, static_argnums=0)

@@ -222,7 +222,7 @@ def effective(form: Form, leaves: Mapping[str, jax.Array]) -> jax.Array:  # noqa
     if form.kind == "spectral norm":
         rows = 0 if rest[0].size == main.shape[0] else 1
         matrix = jnp.moveaxis(main, rows, 0).reshape(main.shape[rows], -1)
-        sigma = rest[0].reshape(-1) @ jnp.matmul(matrix, rest[1].reshape(-1), precision=jax.lax.Precision.HIGHEST)
+        sigma = rest[0].reshape(-1) @ jnp.matmul(matrix, rest[1].reshape(-1))
         return main / jnp.where(sigma == 0, 1, sigma)
     if form.kind == "mask":
         return main * rest[0]
@@ -239,9 +239,7 @@ def _product(form: Form, down: jax.Array, rest: Sequence[jax.Array]) -> jax.Arra
     is_torch = "of torch" in form.kind
     left, right = (rest[0], down) if is_torch else (down, rest[0])
     rank = down.shape[0] if is_torch else down.shape[1]
-    change = jnp.matmul(left.reshape(-1, rank), right.reshape(rank, -1), precision=jax.lax.Precision.HIGHEST).reshape(
-        form.shape
-    )
+    change = jnp.matmul(left.reshape(-1, rank), right.reshape(rank, -1)).reshape(form.shape)
     if form.kind.endswith("alpha"):
         change = change * (rest[-1].reshape((1,) * change.ndim) / rank)
     whole = rest[1] + change if "on a base" in form.kind else change

@@ -1,0 +1,184 @@
+"""Programs: functions that are compiled, in one precision, and run on many images chunk by chunk.
+
+Everything that jaxguard compiles is compiled by `jit` of this module, so that one setting, `precision`, holds for all
+of it: kernels, scores, the forward passes of models whatever they were traced in, trigger searches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Literal, TypeVar, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxguard import execution, rounding
+from jaxguard.errors import OptionError
+
+Result = TypeVar("Result")
+Tree = TypeVar("Tree")
+
+Precision = Literal["highest", "default", "bfloat16"]
+
+_chosen: contextvars.ContextVar[Precision | None] = contextvars.ContextVar("jaxguard.precision", default=None)
+_is_rewritten: contextvars.ContextVar[bool] = contextvars.ContextVar("jaxguard.is_rewritten", default=False)
+
+
+@contextlib.contextmanager
+def precision(setting: Precision) -> Iterator[None]:
+    """Set how exactly convolutions and products of float32 are computed, in this thread and those that it starts.
+
+    Without it everything that becomes a score or a verdict, model forwards included, is computed as by `highest`, and
+    networks are trained as JAX is configured.
+
+    Args:
+        setting: `highest`: float32 throughout. `default`: what is fastest on the machine: on a TPU one pass of
+            bfloat16, on a GPU TF32 where it has it, on a CPU float32. `bfloat16`: as a TPU does by default: operands
+            are rounded to bfloat16 and products summed in float32; elsewhere that is emulated, which costs time.
+
+    Yields:
+        Nothing; it holds within the context.
+
+    Raises:
+        OptionError: another setting.
+
+    Example:
+        >>> with precision("bfloat16"):
+        ...     jit(jnp.dot)(jnp.float32(1 / 3), jnp.ones(())).item()
+        0.333984375
+    """
+    if setting not in get_args(Precision):
+        raise OptionError(
+            f"expected a precision among {', '.join(get_args(Precision))}, got {setting!r}; highest is the default"
+        )
+    token = _chosen.set(setting)
+    try:
+        # JAX's own setting is part of its key of compiled programs.
+        with jax.default_matmul_precision(setting):
+            yield
+    finally:
+        _chosen.reset(token)
+
+
+def precision_in_force() -> Precision:
+    """The setting that scores are computed by."""
+    return _chosen.get() or "highest"
+
+
+class Jitted(Generic[Result]):
+    """A compiled function, in the precision that is in force when it is called; see `jit`."""
+
+    def __init__(self, function: Callable[..., Result], *, trains: bool, options: dict[str, Any]):
+        functools.update_wrapper(self, function)
+        self._trains = trains
+        self._plain: Any = jax.jit(function, **options)
+        # Another function than the plain one: JAX would take a trace of the one for the other.
+        self._rewritten: Any = jax.jit(functools.wraps(function)(functools.partial(_traced_anew, function)), **options)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """As a method, of which the instance is the first argument."""
+        return self if instance is None else functools.partial(self, instance)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Result:
+        """What the function returns; what it takes as `jax.Array` may be a NumPy array."""
+        with self._in_force() as jitted:
+            return jitted(*args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        """As `jax.jit(function).lower`."""
+        with self._in_force() as jitted:
+            return jitted.lower(*args, **kwargs)
+
+    def cache_size(self) -> int:
+        """Versions that were compiled."""
+        return self._plain._cache_size() + self._rewritten._cache_size()
+
+    def clear_cache(self) -> None:
+        """Forget them."""
+        self._plain.clear_cache()
+        self._rewritten.clear_cache()
+
+    @contextlib.contextmanager
+    def _in_force(self) -> Iterator[Any]:
+        setting = _chosen.get() or (None if self._trains else "highest")
+        if setting is None or _is_rewritten.get():  # all of a program is rewritten at once, after its derivatives
+            yield self._plain
+        else:
+            with jax.default_matmul_precision(setting):
+                yield self._plain if _change(setting) is None else self._rewritten
+
+
+def jit(function: Callable[..., Result], *, trains: bool = False, **options: Any) -> Jitted[Result]:
+    """`jax.jit` under the precision that is in force; all programs of jaxguard are compiled by it.
+
+    Args:
+        function: what to compile.
+        trains: whether it trains a network, which is left to JAX's own configuration unless `precision` is set.
+        **options: of `jax.jit`.
+
+    Returns:
+        The compiled function. A program that is compiled within another shares the precision of the other.
+    """
+    return Jitted(function, trains=trains, options=options)
+
+
+def _traced_anew(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    change = _change(_chosen.get() or "highest")
+    token = _is_rewritten.set(True)
+    try:
+        return (function if change is None else rounding.rewritten(function, change))(*args, **kwargs)
+    finally:
+        _is_rewritten.reset(token)
+
+
+def _change(setting: Precision) -> rounding.Change | None:
+    """What must be changed in a traced program, which may hold parts that were traced before in another precision."""
+    if setting == "bfloat16":
+        return rounding.in_passes(jax.lax.Precision.DEFAULT) if execution.platform() == "tpu" else rounding.in_bfloat16
+    return rounding.in_passes(jax.lax.Precision.HIGHEST) if setting == "highest" and not execution.is_cpu() else None
+
+
+einsum, matmul = jit(jnp.einsum, static_argnums=0), jit(jnp.matmul)
+"""As those of `jax.numpy`, where no compiled function is around."""
+
+
+# ---------------------------------------------------------------- chunks
+
+
+def chunk_by_chunk(compute_fn: Callable[[Any, jax.Array], Tree], operand: Any, chunks: jax.Array) -> Tree:
+    """Results of a function on every chunk; compiled once for equal functions and shapes.
+
+    On CPU Python calls the compiled function: XLA brings convolutions into the layout that its fast kernels take only
+    outside of loops, so that all but NHWC images with HWIO kernels are up to 30 times slower inside
+    (`experiments/bench_layout.py`). Elsewhere one program loops over the chunks, and no chunk waits for the host.
+
+    Args:
+        compute_fn: `(operand, chunk) -> arrays`; hashable.
+        operand: arrays, the same for every chunk, such as a network.
+        chunks: `[chunks, B, ...]`.
+
+    Returns:
+        NumPy arrays with a leading axis of chunks.
+
+    Example:
+        >>> chunk_by_chunk(jnp.multiply, jnp.float32(2), jnp.arange(4.0).reshape(2, 2)).tolist()
+        [[0.0, 2.0], [4.0, 6.0]]
+    """
+    if not execution.is_cpu():
+        return jax.device_get(_every_chunk(compute_fn, operand, chunks))
+    rows = [_one_chunk(compute_fn, operand, chunk) for chunk in chunks]
+    return jax.tree.map(lambda *parts: np.stack(parts), *jax.device_get(rows))
+
+
+@functools.partial(jit, static_argnums=0)
+def _one_chunk(compute_fn: Callable[[Any, jax.Array], Tree], operand: Any, chunk: jax.Array) -> Tree:
+    return compute_fn(operand, chunk)
+
+
+@functools.partial(jit, static_argnums=0)
+def _every_chunk(compute_fn: Callable[[Any, jax.Array], Tree], operand: Any, chunks: jax.Array) -> Tree:
+    return jax.lax.map(functools.partial(compute_fn, operand), chunks)
