@@ -3,8 +3,7 @@
 The upper bound of a channel's Lipschitz constant (UCLC) of Zheng et al., "Data-free Backdoor Removal based on Channel
 Lipschitzness", ECCV 2022, is `s_c * sigma_max(M_c)`: `M_c` is the channel's kernel as a `[taps, fan-in]` matrix and
 `s_c = |gamma_c| / sqrt(var_c)` the scale of the BatchNorm after it. `sigma_max` is the square root of the largest
-eigenvalue of the smaller Gram matrix. Repeated squaring separates that eigenvalue from the rest, and a Rayleigh
-quotient evaluates it: without LAPACK, so it runs on every backend and in several programs at once.
+eigenvalue of the smaller Gram matrix.
 """
 
 from __future__ import annotations
@@ -18,23 +17,18 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxguard import programs
-from jaxguard.kernels import loops
+from jaxguard.kernels import eigenvalues, loops
 from jaxguard.kernels.division import or_one
 
-# The power iterated to is 2^16: an eigenvalue within 1e-4 of the largest is suppressed by about e^-6.
-SQUARINGS = 16
-# Three squarings take the largest eigenvalue from 1/S or more to S^-8 or more, which float32 holds for S < 50,000.
-_SQUARINGS_PER_SCALING = 3
 # The next power of two above 1e37 is still finite in float32, and so is its reciprocal.
 _LARGEST_DIVISOR = 1e37
 # Squared norms in this range are far from where float32 overflows or loses digits.
 _HARMLESS = (1e-24, 1e30)
-# Sums by tiles are for CPU, from 2^17 entries on and for at most 9 rows (a 3x3 window); height and width of a tile.
-_LARGE, _MOST_ROWS, _TILE = 2**17, 9, (16, 32)
-# Up to this size a product is unrolled into sums over vectors, above it is one batched product.
-_MOST_UNROLLED = 16
+# Sums by slabs are for CPU, from 2^15 entries on and for at most 9 rows (a 3x3 window); fan-in positions of a slab.
+_LARGE, _MOST_ROWS, _SLAB = 2**15, 9, 16
 
 
 @programs.jit
@@ -48,11 +42,10 @@ def gram_matrices(kernel: jax.Array) -> jax.Array:
         `[S, S, C]` with `S = min(T, D)`.
     """
     rows = _smaller_side_first(kernel)
-    size, depth, channels = rows.shape
+    size, depth, _ = rows.shape
     if size > _MOST_ROWS:
         return _grams_by_product(rows)
-    is_tiled = rows.size >= _LARGE and depth % _TILE[0] == 0 and channels % _TILE[1] == 0
-    on_cpu = {"cpu": _grams_by_tile} if is_tiled else {}
+    on_cpu = {"cpu": _grams_by_slab} if rows.size >= _LARGE and depth % _SLAB == 0 else {}
     return jax.lax.platform_dependent(rows, tpu=_grams_by_vector, default=_grams_by_product, **on_cpu)
 
 
@@ -90,83 +83,39 @@ def _grams_by_vector(rows: jax.Array) -> jax.Array:
     return (rows[:, None] * rows[None]).sum(2)
 
 
-def _grams_by_tile(rows: jax.Array) -> jax.Array:
-    """Sums of products over long vectors of channels, in the kernel's memory layout.
+def _grams_by_slab(rows: jax.Array) -> jax.Array:
+    """Sums of products over vectors of channels, in the kernel's memory layout, each pair of rows once.
 
-    On CPU a batched product of thin matrices takes twice as long. Every number is read `S` times, so a tile is small
-    enough to stay in the first-level cache.
+    On CPU a batched product of thin matrices takes several times as long. Every number is read `S` times, so a slab is
+    small enough to stay in a core's cache.
     """
     size, depth, channels = rows.shape
-    height, width = _TILE
 
-    def step(number: jax.Array, gram: jax.Array) -> jax.Array:
-        # [S, height, C] -> [height, C / width, S, width]: channels run last, so that every product is a long vector.
-        block = jax.lax.dynamic_slice_in_dim(rows, number * height, height, axis=1)
-        tiles = jnp.transpose(block.reshape(size, height, -1, width), (1, 2, 0, 3))
-        # The outer product of each fan-in position with itself, over the S axis: [C / width, S, S, width].
-        return functools.reduce(operator.add, [tile[:, :, None] * tile[:, None] for tile in tiles], gram)
+    def step(number: jax.Array, sums: jax.Array) -> jax.Array:
+        slab = jax.lax.dynamic_slice_in_dim(rows, number * _SLAB, _SLAB, axis=1)
+        # Each row with itself and the next ones, of each fan-in position: [S, S // 2 + 1, C].
+        products = [slab[:, k, None] * _next_rows(slab[:, k]) for k in range(_SLAB)]
+        return functools.reduce(operator.add, products, sums)
 
-    gram = jnp.zeros((channels // width, size, size, width), rows.dtype)
-    gram = loops.fori_loop(0, depth // height, step, gram)
-    return jnp.transpose(gram, (1, 2, 0, 3)).reshape(size, size, channels)
-
-
-@functools.partial(programs.jit, static_argnames="squarings")
-def largest_eigenvalues(gram: jax.Array, *, squarings: int = SQUARINGS) -> jax.Array:
-    """Largest eigenvalue of each symmetric positive semidefinite matrix.
-
-    Args:
-        gram: `[S, S, N]`.
-        squarings: the power iterated to is `2 ** squarings`; the result is too small by at most
-            `2 ** -(squarings + 2)`, relative, for each eigenvalue close below the largest, and by rounding.
-
-    Returns:
-        `[N]`; 0 for a zero matrix, NaN where an entry is not finite.
-    """
-    chex.assert_rank(gram, 3)
-    if gram.shape[0] == 1:
-        # A 1x1 matrix is its own eigenvalue: depthwise kernels with one tap, and dense layers of fan-in one.
-        return gram[0, 0]
-
-    def squared(power: jax.Array, times: int) -> jax.Array:
-        for _ in range(times):
-            # Without the barrier XLA fuses the products and recomputes every factor for each product that uses it.
-            power = jax.lax.optimization_barrier(_product(power, power))
-        return _scaled(power)
-
-    # Scale before every few squarings: eigenvalues of unscaled powers would overflow after a handful.
-    rounds, rest = divmod(squarings, _SQUARINGS_PER_SCALING)
-    power = squared(_scaled(gram), rest)
-    power = loops.fori_loop(0, rounds, lambda _, power: squared(power, _SQUARINGS_PER_SCALING), power)
-    # The Rayleigh quotient of all columns at once: eigenvalue i weighs in with its (2 * 2**squarings)-th power.
-    return jnp.sum(power * _product(gram, power), axis=(0, 1)) / or_one(jnp.sum(power * power, axis=(0, 1)))
+    sums = jnp.zeros((size, size // 2 + 1, channels), rows.dtype)
+    sums = loops.fori_loop(0, depth // _SLAB, step, sums)
+    # Of rows s and t, either t is among the next rows of s, or s is among those of t.
+    first, second = np.indices((size, size))
+    offset = (second - first) % size
+    is_next = offset <= size // 2
+    return sums[np.where(is_next, first, second), np.where(is_next, offset, size - offset)]
 
 
-def _product(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Matrix products of `[S, S, N]`.
-
-    Small ones are `S` multiply-adds over vectors of length `N`: on CPU that takes half as long as a batched product.
-    """
-    size = left.shape[0]
-    if size > _MOST_UNROLLED:
-        return jnp.einsum("ikn,kjn->ijn", left, right)
-    return functools.reduce(operator.add, [left[:, k, None] * right[None, k] for k in range(size)])
-
-
-def _scaled(matrix: jax.Array) -> jax.Array:
-    """Divide by the trace, which keeps the largest eigenvalue within `[1/S, 1]`."""
-    return matrix / or_one(_trace(matrix))[None, None]
-
-
-def _trace(matrix: jax.Array) -> jax.Array:
-    """`[N]` of `[S, S, N]`; `jnp.trace` reads all of a matrix."""
-    if not 0 < matrix.shape[0] <= _MOST_UNROLLED:
-        return jnp.trace(matrix)
-    return functools.reduce(operator.add, [matrix[k, k] for k in range(matrix.shape[0])])
+def _next_rows(rows: jax.Array) -> jax.Array:
+    """Of each row itself and the `S // 2` rows behind it, around the end: `[S, C] -> [S, S // 2 + 1, C]`."""
+    size, channels = rows.shape
+    # Rows that repeat without end and are read `S + 1` at a time begin one row later each time.
+    endless = jnp.broadcast_to(rows[None], (size + 1, size, channels)).reshape(-1, channels)
+    return endless.reshape(size, size + 1, channels)[:, : size // 2 + 1]
 
 
 def spectral_norms(
-    kernels: Sequence[jax.Array], *, channels_first: Collection[int] = (), squarings: int = SQUARINGS
+    kernels: Sequence[jax.Array], *, channels_first: Collection[int] = (), squarings: int = eigenvalues.SQUARINGS
 ) -> list[jax.Array]:
     """Largest singular value of every channel of many layers; layers with equal Gram sizes share one batch.
 
@@ -176,7 +125,7 @@ def spectral_norms(
         kernels: `[C, T, D]` each; output channel, spatial tap, fan-in; or `[C, D, T]`, which has the same norms.
         channels_first: indices of kernels whose memory layout is `[C, ...]`, as PyTorch's; the others have the
             channels as the last axis in memory, as Flax's. On CPU a wrong entry triples the time that the norms take.
-        squarings: see `largest_eigenvalues`.
+        squarings: see `jaxguard.kernels.eigenvalues.largest`.
 
     Returns:
         `[C]` for each layer; 0 for a dead channel, NaN where an entry is not finite. Right at every scale of normal
@@ -198,12 +147,12 @@ def spectral_norms(
 
 
 @functools.partial(programs.jit, static_argnames="squarings")
-def norms_of(grams: Sequence[Grams], *, squarings: int = SQUARINGS) -> list[jax.Array]:
+def norms_of(grams: Sequence[Grams], *, squarings: int = eigenvalues.SQUARINGS) -> list[jax.Array]:
     """Largest singular values from Gram matrices; equal sizes share a batch.
 
     Args:
         grams: of `scaled_grams`, one for each layer.
-        squarings: see `largest_eigenvalues`.
+        squarings: see `jaxguard.kernels.eigenvalues.largest`.
 
     Returns:
         `[C]` for each layer, see `spectral_norms`.
@@ -215,7 +164,7 @@ def norms_of(grams: Sequence[Grams], *, squarings: int = SQUARINGS) -> list[jax.
     norms: list[jax.Array] = [jnp.zeros(0)] * len(grams)
     for layers in by_size.values():
         stacked = jnp.concatenate([grams[layer].matrices for layer in layers], axis=-1)
-        values = jnp.sqrt(largest_eigenvalues(stacked, squarings=squarings))
+        values = jnp.sqrt(eigenvalues.largest(stacked, squarings=squarings))
         end = 0
         for layer in layers:
             start, end = end, end + grams[layer].scales.shape[0]
@@ -251,7 +200,7 @@ def scaled_grams(kernel: jax.Array, *, is_channels_first: bool) -> Grams:
     shape, axis = kernel.shape, int(is_channels_first)
     flat = kernel.reshape((shape[0], -1) if is_channels_first else (-1, shape[-1]))
     # The trace bounds the largest eigenvalue from above, and every square that went into the matrix.
-    squares = _trace(gram)
+    squares = eigenvalues.trace(gram)
     harmless = loops.in_all(jnp.all((squares > _HARMLESS[0]) & (squares < _HARMLESS[1])))
 
     def divided(flat: jax.Array, gram: jax.Array) -> Grams:

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxguard.graph import channel_graph, pairing
-from jaxguard.kernels import correlation, division, lipschitz, shapley, spectrum, transport
+from jaxguard.kernels import correlation, division, eigenvalues, lipschitz, shapley, spectrum, transport
 from jaxguard.kernels.transport import entropic
 from jaxguard.kernels.transport import problem as problems
 from jaxguard.scores import channel_bounds, head, structural, weights
@@ -113,9 +113,8 @@ def grams(kernel: jax.Array) -> list[jax.Array]:
     return lipschitz.norms_of([lipschitz.scaled_grams(kernel, is_channels_first=False)])
 
 
-def psd(seed: int) -> tuple[jax.Array]:
-    (rows,) = normal((5, 7, 16))(seed)
-    return (lipschitz.gram_matrices(rows),)
+def psd(*shape: int) -> Callable[[int], tuple[jax.Array]]:
+    return lambda seed: (lipschitz.gram_matrices(*normal(shape)(seed)),)
 
 
 SHAPES = {"first": (8, 6), "scale": (6,), "var": (6,), "last": (6, 5)}
@@ -159,8 +158,10 @@ weights_of = positive(*SHAPES.values())
 
 ROWS = (
     Row("lipschitz.gram_matrices", lipschitz.gram_matrices, normal((9, 16, 32)), split=(2,), grad=True),
-    Row("lipschitz.gram_matrices tiles", lipschitz.gram_matrices, normal((9, 128, 256)), grad=True),
-    Row("lipschitz.largest_eigenvalues", lipschitz.largest_eigenvalues, psd, split=(2,), grad=True),
+    Row("lipschitz.gram_matrices slabs", lipschitz.gram_matrices, normal((9, 128, 256)), grad=True),
+    Row("eigenvalues.largest", eigenvalues.largest, psd(5, 7, 16), split=(2,), grad=True),
+    Row("eigenvalues.largest blocks", eigenvalues.largest, psd(3, 7, 2500), grad=True),
+    Row("eigenvalues.trace", eigenvalues.trace, normal((5, 5, 16)), split=(2,), grad=True),
     Row("lipschitz.scaled_grams", scaled, normal((16, 9, 4)), split=(0,)),
     Row("lipschitz.norms_of", grams, normal((9, 4, 16)), split=(2,), grad=True),
     Row(

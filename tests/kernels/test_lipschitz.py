@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxguard.kernels import lipschitz
+from jaxguard.kernels import eigenvalues, lipschitz
 
 RNG = np.random.default_rng(0)
 U = np.array([0.0, 0.5, 1.0, 3.0, 10.0], np.float32)
@@ -75,7 +75,7 @@ def test_the_stated_error_bound_holds_for_the_worst_gap(squarings):
     gap = np.linspace(0.01, 3, 200) / exponent
     gram = np.zeros((2, 2, len(gap)), np.float32)
     gram[0, 0], gram[1, 1] = 1, 1 - gap
-    shortfall = 1 - np.asarray(lipschitz.largest_eigenvalues(gram, squarings=squarings), np.float64)
+    shortfall = 1 - np.asarray(eigenvalues.largest(gram, squarings=squarings), np.float64)
     rounding = 3e-7
     assert shortfall.min() > -rounding
     assert shortfall.max() < 2.0 ** -(squarings + 2) + rounding
@@ -272,3 +272,18 @@ def test_in_a_batch_the_common_case_stays_a_branch_and_one_extreme_kernel_scales
     expected = np.linalg.norm(np.transpose(kernels.astype(np.float64), (0, 3, 1, 2)), 2, axis=(2, 3))
     np.testing.assert_allclose(batched, expected, rtol=1e-4)
     assert "cond[" in str(jax.make_jaxpr(jax.vmap(norms))(jnp.asarray(kernels)))
+
+
+@pytest.mark.parametrize("size", range(1, 10))
+def test_gram_matrices_by_slab_are_those_of_products(size):
+    rows = np.random.default_rng(0).normal(size=(size, 32, 5)).astype(np.float32)
+    expected = np.einsum("sdc,tdc->stc", rows, rows)
+    np.testing.assert_allclose(lipschitz._grams_by_slab(jnp.asarray(rows)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_eigenvalues_of_many_matrices_are_found_in_blocks_of_which_the_last_is_not_full():
+    rows = np.random.default_rng(0).normal(size=(2700, 4, 6)).astype(np.float32)
+    gram = rows @ rows.swapaxes(1, 2)
+    assert gram.size > 2 * eigenvalues._BLOCK and gram.size % eigenvalues._BLOCK
+    expected = np.linalg.eigvalsh(gram.astype(np.float64))[:, -1]
+    np.testing.assert_allclose(eigenvalues.largest(np.moveaxis(gram, 0, -1)), expected, rtol=2e-6)
