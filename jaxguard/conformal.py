@@ -14,6 +14,10 @@ from numpy.typing import ArrayLike
 
 from jaxguard.errors import DataError
 
+TOLERANCE = 0.05
+"""What scores may move by between two machines or precisions, in standard deviations of the references' scores, for
+p-values to hold: were scores normal, and all suspects' moved by as much, an error rate of 5 % would become 5.5 %."""
+
 
 def p_values(scores: ArrayLike, references: ArrayLike) -> np.ndarray:
     """How often an innocent model would score as high: `(1 + #{references >= score}) / (R + 1)`.

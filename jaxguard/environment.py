@@ -10,7 +10,7 @@ from typing import Any
 
 
 def environment(**more: Any) -> dict[str, str]:
-    """Versions, backend, machine, date.
+    """Versions, backend, precision, machine, date.
 
     Args:
         **more: further entries, such as seeds.
@@ -20,6 +20,8 @@ def environment(**more: Any) -> dict[str, str]:
     """
     import jax
 
+    from jaxguard import programs
+
     packages = ("jaxguard", "jax", "flax", "numpy")
     device = jax.devices()[0]
     return {
@@ -27,6 +29,7 @@ def environment(**more: Any) -> dict[str, str]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "precision": programs.numerics().precision,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         **{name: str(value) for name, value in more.items()},
     }

@@ -10,23 +10,24 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import conformal, methods
+from jaxguard import conformal, methods, programs
 from jaxguard.endpoints import Endpoint, QueryFn
 from jaxguard.errors import FingerprintError
-from jaxguard.fingerprints import FINGERPRINTS, Fingerprint, Owner
+from jaxguard.fingerprints import FINGERPRINTS, Fingerprint, Owner, witness
 from jaxguard.fingerprints.certificate import Certificate, Reference
 from jaxguard.fingerprints.queries import outputs_of, require_classes
 from jaxguard.fingerprints.spaces import to_space
 from jaxguard.fingerprints.verification import ALPHA, compare, judge
 from jaxguard.suspects import Suspect, load
 from jaxguard.training import Progress
-from jaxguard.types import Batch, FingerprintMatrix, Network, OwnershipReport
+from jaxguard.types import Batch, FingerprintMatrix, Network, OwnershipReport, Verdict
 
 Gives = Literal["logits", "probs"]
 """What an endpoint answers; a checkpoint gives logits."""
@@ -87,7 +88,16 @@ def certify(
     names = [_name(model, k) for k, model in enumerate(independents)]
     references = tuple(Reference(*name, float(score)) for name, score in zip(names, scores, strict=True))
     return Certificate(
-        method, fingerprint.options, probes, signature, num_classes, known.name, known.sha256, references
+        method,
+        fingerprint.options,
+        probes,
+        signature,
+        num_classes,
+        known.name,
+        known.sha256,
+        references,
+        programs.numerics(),
+        witness.score(fingerprint, probes, signature, num_classes),
     )
 
 
@@ -132,6 +142,9 @@ def verify(
         references=references,
         alpha=alpha,
     )
+    is_comparable, remarks = witness.compared(certificate, fingerprint)
+    if not is_comparable:
+        verifications = [replace(one, verdict=Verdict.INCONCLUSIVE) for one in verifications]
     return OwnershipReport(
         owner=certificate.owner,
         owner_sha256=certificate.owner_sha256,
@@ -145,7 +158,7 @@ def verify(
         verifications=tuple(verifications),
         sees=fingerprint.sees,
         blind=fingerprint.blind,
-        notes=(*_doubts(certificate, alpha), *certificate.probes.notes),
+        notes=(*remarks, *_doubts(certificate, alpha), *certificate.probes.notes),
         seconds=time.perf_counter() - start,
     )
 

@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -64,9 +64,29 @@ def precision(setting: Precision) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def precision_in_force() -> Precision:
-    """The setting that scores are computed by."""
-    return _chosen.get() or "highest"
+class Numerics(NamedTuple):
+    """What numbers depend on beside the program: they compare where it is the same, or was shown not to matter.
+
+    Attributes:
+        backend: `cpu`, `gpu` or `tpu`.
+        precision: see `precision`.
+    """
+
+    backend: str = "cpu"
+    precision: str = "highest"
+
+    def __str__(self) -> str:
+        """As in `the highest precision of a cpu`."""
+        return f"{self.precision} precision on {self.backend}"
+
+
+USUAL = Numerics()
+"""Of what does not say: the references that ship with the package, older profiles and certificates."""
+
+
+def numerics() -> Numerics:
+    """What scores are computed by, here and now."""
+    return Numerics(execution.platform(), _chosen.get() or "highest")
 
 
 class Jitted(Generic[Result]):

@@ -29,6 +29,7 @@ from jaxguard.detection.profile import Profile
 from jaxguard.detection.records import TRIGGERS
 from jaxguard.environment import environment
 from jaxguard.errors import CheckpointError, DataError, JaxguardError
+from jaxguard.fleet import witnesses
 from jaxguard.fleet.discovery import Model, Target, discover
 from jaxguard.fleet.examination import FEW, Examination, Listener, compared, examined
 from jaxguard.fleet.executors import Executor, Ray, Stream
@@ -125,7 +126,7 @@ def scan(
         >>> finding.verdict.name, finding.reason
         ('INCONCLUSIVE', 'no statement on triggers: its inputs float32[4] are no images [H, W, C]')
     """
-    start, notes, is_interrupted = time.perf_counter(), list[str](), False
+    start, is_interrupted = time.perf_counter(), False
     listener, most = listener or Listener(), _most(deep)
     judging.require_rates(alpha, control)
     known, source = _opened(profile)
@@ -138,8 +139,10 @@ def scan(
     compares = compared(content_hash, is_needed=known is not None or most not in (None, 0) or len(found.models) <= FEW)
     names, rates = patches.names if patches else (), {"alpha": alpha, "control": control}
     with examined(found.models, executor, pairing=pairing, listener=listener, known=cohorts, compares=compares) as seen:
+        known, notes = witnesses.comparable(known, seen, [*cheap, *([patches] if patches else [])], pairing)
         for look in cheap:
-            seen.take(look, [k for k in seen.runnable() if look.name in _looks_of(cohorts, seen.records[k].cohort)])
+            alike = {name for name, one in cohorts.items() if look.name in one.looks}
+            seen.take(look, [k for k in seen.runnable() if seen.records[k].cohort in alike])
         findings = judging.judge(seen.records, known, trigger_names=names, **rates)
         if patches is not None and known is not None:
             undecided = _undecided(findings, seen, known, alpha)
@@ -213,7 +216,7 @@ def calibrate(
     """
     from jaxguard.detection import calibration
 
-    listener, sides = listener or Listener(), []
+    listener, sides, examples = listener or Listener(), [], {}
     for truth, suspects in (("clean", clean), ("backdoored", backdoored)):
         models, title = discover(suspects, options=options, **_place(executor)).models, f"scanning {truth} references"
         with examined(models, executor, pairing=pairing, listener=listener, title=title) as seen:
@@ -223,7 +226,8 @@ def calibrate(
             for look in looks_table.ordered(looks):
                 seen.take(look, seen.runnable())
             sides.append([one for one in seen.records if not one.error])
-    return calibration.calibrate(*sides)
+            examples |= {one.cohort: model for one, model in zip(seen.records, models, strict=True) if not one.error}
+    return witnesses.witnessed(calibration.calibrate(*sides), examples, looks_table.ordered(looks), pairing)
 
 
 def _opened(profile: Profile | str | os.PathLike[str] | None) -> tuple[Profile | None, str]:
@@ -255,10 +259,6 @@ def _chosen(looks: Sequence[str | Look] | None, known: Profile | None) -> tuple[
             "looks=('weights', 'triggers') in calibrate(), or `jaxguard calibrate --deep`"
         )
     return [look for look in taken if look.name != TRIGGERS], search
-
-
-def _looks_of(cohorts: Mapping[str, profiles.CohortProfile], cohort: str) -> tuple[str, ...]:
-    return cohorts[cohort].looks if cohort in cohorts else ()
 
 
 def _undecided(findings: Sequence[Finding], seen: Examination, known: Profile, alpha: float) -> list[int]:

@@ -89,6 +89,18 @@ def test_scan_prints_json_and_writes_a_page(jaxguard, checkpoint, tmp_path):
     assert json.loads((folder / "report.json").read_text())["findings"][0]["z"] == scan["z"]
 
 
+def test_the_precision_of_the_command_line_is_used_and_named(jaxguard, checkpoint):
+    found = {}
+    for precision in ("highest", "default", "bfloat16"):
+        code, out, _ = jaxguard("scan", checkpoint, "--quick", "--json", "--precision", precision)
+        assert code == 0
+        report = json.loads(out)
+        assert report["environment"]["precision"] == precision
+        found[precision] = report["findings"][0]["z"]
+    assert found["highest"] == found["default"] != found["bfloat16"]
+    assert found["bfloat16"] == pytest.approx(found["highest"], rel=0.1)
+
+
 def test_the_two_pairings_differ_on_a_preactivation_network(jaxguard, tmp_path):
     model = models.build("preactresnet18:width=0.125", num_classes=10, input_shape=(32, 32, 3))
     path = tmp_path / "preact.safetensors"
@@ -382,6 +394,7 @@ def test_nothing_to_score_is_code_3(jaxguard, model, tmp_path):
         ("scan", "x", "--input", "32x32"),
         ("scan", "x", "--mean", "a,b"),
         ("scan", "x", "--pairing", "random"),
+        ("scan", "x", "--precision", "float32"),
         ("scan", "x", "--attack", "badnets"),
         ("repair", "x"),
         ("repair", "x", "--out", "y", "--set", "u"),

@@ -12,7 +12,7 @@ from jaxguard import endpoints, models, ownership, programs
 from jaxguard.errors import ArchitectureError, FingerprintError, OptionError
 from jaxguard.fingerprints import FINGERPRINTS, certificate, queries
 from jaxguard.suspects import Suspect
-from jaxguard.types import Batch
+from jaxguard.types import Batch, Verdict
 
 RNG = np.random.default_rng(0)
 SHAPE = (8, 8, 1)
@@ -86,6 +86,43 @@ def test_a_certificate_judges_alike_after_a_round_trip(tmp_path):
     found = certificate.load(tmp_path / "mine.safetensors")
     one, other = (ownership.verify(each, [COPY, suspect(99)]).verifications for each in (made, found))
     assert one == other
+
+
+def made_by(held, numerics, **changes):
+    return dataclasses.replace(held, numerics=numerics, **changes)
+
+
+def test_a_certificate_of_another_machine_is_used_where_a_fixed_network_agrees():
+    held, chip = certify(), programs.Numerics("tpu", "highest")
+    assert held.numerics == ("cpu", "highest")
+    here, there = (ownership.verify(one, [OWNER]) for one in (held, made_by(held, chip)))
+    assert here.verifications == there.verifications
+    assert not any("agree" in note for note in here.notes)
+    assert (
+        "made by highest precision on tpu, suspects were asked by highest precision on cpu; they agree"
+        in there.notes[0]
+    )
+    spread = np.std([one.score for one in held.references])
+    for witness, told in ((held.witness + 0.1 * spread, "moves by 0.1 of"), (np.nan, "could not be shown")):
+        report = ownership.verify(made_by(held, chip, witness=witness), [OWNER])
+        assert report.verifications[0].verdict is Verdict.INCONCLUSIVE
+        assert told in report.notes[0]
+        assert report.notes[0].endswith("so there is no verdict; make the certificate again here.")
+
+
+def test_an_older_certificate_is_read_and_what_is_assumed_is_said(tmp_path):
+    held = certify()
+    older = made_by(held, None, witness=np.nan)
+    certificate.save(older, tmp_path / "older.safetensors")
+    again = certificate.load(tmp_path / "older.safetensors")
+    assert again.numerics is None and again.digest == older.digest != held.digest
+    assert "witness" not in again.settings
+    report = ownership.verify(again, [OWNER])
+    assert report.verifications == ownership.verify(held, [OWNER]).verifications
+    assert "does not say how its scores were computed; highest precision on cpu is assumed" in report.notes[0]
+    with programs.precision("bfloat16"):
+        (one,) = ownership.verify(again, [OWNER]).verifications
+    assert one.verdict is Verdict.INCONCLUSIVE
 
 
 def test_a_function_is_judged_as_its_checkpoint_is():

@@ -168,7 +168,7 @@ def test_threads_inherit_the_setting():
         found = list(execution.in_threads(lambda k: float(programs.matmul(x * k, x)), [1.0, 2.0], threads=2))
     expected = [float(rounded(x * np.float32(k)) @ rounded(x)) for k in (1, 2)]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert programs.precision_in_force() == "highest"
+    assert programs.numerics() == ("cpu", "highest")
 
 
 def test_training_is_left_to_jax_unless_the_setting_says_more():
@@ -188,8 +188,8 @@ def test_training_is_left_to_jax_unless_the_setting_says_more():
 def test_settings_nest_and_end_with_their_context():
     with jaxguard.precision("default"):
         with jaxguard.precision("bfloat16"):
-            assert programs.precision_in_force() == "bfloat16"
-        assert programs.precision_in_force() == "default"
+            assert programs.numerics().precision == "bfloat16"
+        assert programs.numerics().precision == "default"
         assert jax.config.jax_default_matmul_precision == "default"
     assert jax.config.jax_default_matmul_precision is None
     told = "expected a precision among highest, default, bfloat16, got 'float32'"

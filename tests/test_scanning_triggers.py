@@ -13,9 +13,12 @@ import pytest
 from jaxguard import inversion, scanning, suspects
 from jaxguard.attacks import patch
 from jaxguard.checkpoints import save
+from jaxguard.detection.trigger_reference import ReferenceNetwork, TriggerReference
 from jaxguard.errors import DataError
 from jaxguard.fingerprints import certificate
 from jaxguard.inversion import ascent
+from jaxguard.inversion.kinds import KINDS
+from jaxguard.programs import precision
 from jaxguard.report import files, schema
 from jaxguard.scanning import ModelOptions, scan
 from jaxguard.types import Batch, Network, TriggerSearch, Verdict
@@ -54,6 +57,18 @@ def test_a_planted_trigger_is_the_verdict_and_a_network_without_one_is_not_acqui
     report.raise_for(Verdict.CONFIRMED)
     (quick,) = scan(network(40.0), deep=0).findings
     assert quick.verdict is Verdict.INCONCLUSIVE and quick.search is None
+
+
+@pytest.mark.usefixtures("searching")
+def test_a_search_in_bfloat16_does_not_use_references_of_float32():
+    version = KINDS["patch"].version
+    known = TriggerReference(tuple(ReferenceNetwork(f"{k}", "mlp", {"patch": (version, k / 100)}) for k in range(40)))
+    with precision("bfloat16"):
+        (one,) = scan(network(40.0), kinds=("patch",), reference=known).findings
+    assert one.verdict is Verdict.INCONCLUSIVE and np.isnan(one.p_value)
+    assert "were searched by highest precision on cpu, this one by bfloat16 precision on cpu" in one.reason
+    (one,) = scan(network(40.0), kinds=("patch",), reference=known).findings
+    assert one.verdict is Verdict.SUSPECTED and one.p_value == 1 / 41
 
 
 @pytest.mark.usefixtures("searching")

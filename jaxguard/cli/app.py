@@ -162,7 +162,7 @@ def evaluate(
 
 
 @app.command()
-@takes_models("mean", "std")
+@takes_models("mean", "std", "precision")
 def inspect(
     checkpoint: options.Checkpoint,
     models: Models = NO_OPTIONS,

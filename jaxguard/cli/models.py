@@ -1,7 +1,8 @@
-"""How models are opened: the options that every command takes, declared once."""
+"""How models are opened and computed: the options that every command takes, declared once."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
+import jaxguard
 from jaxguard.cli import console
 
 if TYPE_CHECKING:
@@ -45,6 +47,14 @@ Weights = Annotated[
     typer.Option(
         help="Which weights, where a file holds several: raw, ema, or the name of a group of arrays.",
         show_default="raw",
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="How exactly convolutions and products are computed: highest, default (the machine's fastest), or "
+        "bfloat16 (as a TPU does by default, emulated elsewhere). Profiles and certificates name theirs.",
+        show_default="highest; as JAX is configured where networks are trained",
     ),
 ]
 Manifest = Annotated[
@@ -152,15 +162,15 @@ NO_OPTIONS = Models()
 
 
 def takes_models(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorates a command: its parameter `models` becomes the options of `Models`.
+    """Decorates a command: its parameter `models` becomes the options of `Models`, and `--precision` holds around it.
 
     Args:
-        without: fields that the command has no use for.
+        without: options that the command has no use for.
     """
     hints = get_type_hints(Models, include_extras=True)
     fields = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in hints.items()
+        for name, annotation in (hints | {"precision": Precision}).items()
         if name not in without
     ]
 
@@ -173,8 +183,9 @@ def takes_models(*without: str) -> Callable[[Callable[..., None]], Callable[...,
 
         @functools.wraps(command)
         def call(**given: Any) -> None:
-            models = Models(**{field.name: given.pop(field.name) for field in fields})
-            command(**given, models=models)
+            chosen = {field.name: given.pop(field.name) for field in fields}
+            with _in(chosen.pop("precision", None)):
+                command(**given, models=Models(**chosen))
 
         # What typer reads: the parameters that the command line has.
         vars(call)["__signature__"] = own.replace(parameters=parameters)
@@ -182,6 +193,11 @@ def takes_models(*without: str) -> Callable[[Callable[..., None]], Callable[...,
         return call
 
     return decorate
+
+
+def _in(precision: Any) -> contextlib.AbstractContextManager[None]:
+    """The setting of the command line, if any; JAX is not imported for none."""
+    return contextlib.nullcontext() if precision is None else jaxguard.precision(precision)
 
 
 def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:

@@ -73,8 +73,8 @@ def unusable(known: CohortProfile | None, record: Record, trigger_names: Sequenc
     Returns:
         The reason, or nothing.
     """
-    if known is None:
-        return "the reference profile has no checkpoints of its cohort"
+    if known is None or known.refused:
+        return known.refused if known is not None else "the reference profile has no checkpoints of its cohort"
     count, needed = len(known.first.clean.sha256), max(conformal.needed_references(alpha), FEWEST_CLEAN)
     if count < needed:
         return f"its cohort has {count} references, at least {needed} are needed at alpha {alpha:g}"

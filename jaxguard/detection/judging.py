@@ -137,7 +137,7 @@ def references(profile: Profile, alpha: float = ALPHA, *, searched: bool = False
         for cohort in sorted(profile.cohorts):
             known = profile.cohorts[cohort]
             null = comparison.nulls(known if searched or stage == SEARCH else replace(known, triggers=None), alpha)
-            if stage in null and known.first.combinations:
+            if stage in null and known.first.combinations and not known.refused:
                 one, suspects = null[stage], null[stage].backdoored.scores
                 power = conformal.power(comparison.backdoored_p_values(one), alpha)
                 name = cohort + SEARCHED * (stage == SEARCH)

@@ -10,13 +10,14 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from jaxguard.detection.combination import FITTED, ONE_CLASS, Combination
 from jaxguard.errors import DataError
+from jaxguard.programs import Numerics
 
 NAME = "jaxguard reference profile"
 
@@ -65,12 +66,16 @@ class CohortProfile:
         looks: what the first stage combines: the weights, perhaps the responses.
         first: by the features of these looks.
         triggers: by `first score` and the features of a trigger search; None without enough of them.
+        witness: by look, features of a fixed network, see `jaxguard.detection.agreement`; none in older profiles.
+        refused: why it must not be used here, in words; is not written.
     """
 
     cohort: str
     looks: tuple[str, ...]
     first: Stage
     triggers: Stage | None
+    witness: Mapping[str, np.ndarray] = field(default_factory=dict)
+    refused: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +85,12 @@ class Profile:
     Attributes:
         cohorts: by name.
         notes: caveats for the reader, in full sentences: checkpoints and cohorts that were left out.
+        numerics: what its features were computed by; None in older profiles, which do not say.
     """
 
     cohorts: Mapping[str, CohortProfile]
     notes: tuple[str, ...] = ()
+    numerics: Numerics | None = None
 
     @property
     def digest(self) -> str:
@@ -137,7 +144,8 @@ def from_json(text: str | bytes, source: str) -> Profile:
         )
     try:
         cohorts = {name: _cohort(name, entry) for name, entry in body["cohorts"].items()}
-        return Profile(cohorts, tuple(map(str, body["notes"])))
+        numerics = Numerics(*map(str, body["numerics"])) if "numerics" in body else None
+        return Profile(cohorts, tuple(map(str, body["notes"])), numerics)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{source}: expected the contents of a {NAME}, got them incomplete or inconsistent ({error}); "
@@ -155,10 +163,13 @@ def _body(profile: Profile) -> dict[str, Any]:
             "looks": list(one.looks),
             "first": _plain(asdict(one.first)),
             "triggers": None if one.triggers is None else _plain(asdict(one.triggers)),
+            **({"witness": _plain(dict(one.witness))} if one.witness else {}),
         }
         for name, one in profile.cohorts.items()
     }
-    return {"cohorts": cohorts, "notes": list(profile.notes)}
+    # What older profiles do not have is left out, so that their digest stays.
+    numerics = {} if profile.numerics is None else {"numerics": list(profile.numerics)}
+    return {"cohorts": cohorts, "notes": list(profile.notes), **numerics}
 
 
 def _plain(value: Any) -> Any:
@@ -174,7 +185,8 @@ def _plain(value: Any) -> Any:
 
 def _cohort(name: str, entry: Mapping[str, Any]) -> CohortProfile:
     triggers = None if entry["triggers"] is None else _stage(entry["triggers"])
-    return CohortProfile(name, tuple(map(str, entry["looks"])), _stage(entry["first"]), triggers)
+    witness = {str(look): _numbers(values) for look, values in entry.get("witness", {}).items()}
+    return CohortProfile(name, tuple(map(str, entry["looks"])), _stage(entry["first"]), triggers, witness)
 
 
 def _stage(entry: Mapping[str, Any]) -> Stage:

@@ -158,11 +158,12 @@ def cohort_of_leaves(leaves: Mapping[str, LeafSpec], *, is_traced: bool) -> str:
         ('traced, leaves 2d12c32e44c8', True)
     """
     rows = sorted(
-        (_plain(name), spec.shape) for name, spec in leaves.items() if jnp.issubdtype(spec.dtype, jnp.floating)
+        (plain(name), spec.shape) for name, spec in leaves.items() if jnp.issubdtype(spec.dtype, jnp.floating)
     )
     digest = hashlib.sha256(json.dumps(rows).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     return f"{'traced' if is_traced else 'structural'}, leaves {digest}"
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A leaf's name, whatever separates its parts and whichever collections Flax puts around it."""
     return "/".join(part for part in re.split(r"[./]", name) if part not in _COLLECTIONS)

@@ -59,6 +59,11 @@ class ReferenceNetwork:
         """The architecture without its options."""
         return self.architecture.partition(":")[0]
 
+    def gap_of(self, result: KindResult) -> float:
+        """Its gap by the kind and version of a result; NaN where it has none."""
+        version, gap = self.gaps.get(result.kind, (None, math.nan))
+        return gap if version == result.version else math.nan
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -132,7 +137,7 @@ class TriggerReference:
         """
         others = [one for one in self.networks if one.sha256 != sha256]
         stated = [one for one in results if not one.problem and math.isfinite(one.gap)]
-        table = {one.kind: [_gap(other, one) for other in others] for one in stated}
+        table = {one.kind: [other.gap_of(one) for other in others] for one in stated}
         known = {kind: gaps for kind, gaps in table.items() if not np.isnan(gaps).all()}
         unknown = tuple(kind for kind in table if kind not in known)
         if not known:
@@ -150,12 +155,6 @@ class TriggerReference:
         """Rates that were measured with the kinds of a search; None where they were not."""
         kinds = {one.kind: one.version for one in results}
         return next((one for one in self.rates if one.kinds == kinds), None)
-
-
-def _gap(other: ReferenceNetwork, result: KindResult) -> float:
-    """Of a reference, by the same kind and version."""
-    version, gap = other.gaps.get(result.kind, (None, math.nan))
-    return gap if version == result.version else math.nan
 
 
 def load(path: pathlib.Path | None = None) -> TriggerReference | None:

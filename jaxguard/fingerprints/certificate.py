@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from jaxguard import checkpoints
 from jaxguard.errors import FingerprintError
 from jaxguard.fingerprints.protocol import Probes
+from jaxguard.programs import Numerics
 
 NAME = "jaxguard fingerprint certificate"
 
@@ -52,6 +54,8 @@ class Certificate:
         owner: name of the owner's checkpoint.
         owner_sha256: its content hash.
         references: independent models and their scores.
+        numerics: what these were computed by; None in older certificates, which do not say.
+        witness: score of a fixed network by the same, see `jaxguard.fingerprints.witness`; NaN where it has none.
     """
 
     method: str
@@ -62,6 +66,8 @@ class Certificate:
     owner: str
     owner_sha256: str
     references: tuple[Reference, ...] = ()
+    numerics: Numerics | None = None
+    witness: float = math.nan
 
     @property
     def leaves(self) -> dict[str, np.ndarray]:
@@ -81,6 +87,12 @@ class Certificate:
             "notes": list(self.probes.notes),
             "references": [list(reference) for reference in self.references],
         }
+        # What older certificates do not have is left out, so that their digest stays.
+        if self.numerics is not None:
+            described |= {
+                "numerics": list(self.numerics),
+                "witness": None if math.isnan(self.witness) else self.witness,
+            }
         return {"kind": KIND, **{name: json.dumps(value, sort_keys=True) for name, value in described.items()}}
 
     @property
@@ -154,6 +166,8 @@ def load(path: str | os.PathLike[str]) -> Certificate:
             owner=str(values["owner"]),
             owner_sha256=str(values["owner_sha256"]),
             references=references,
+            numerics=Numerics(*map(str, values["numerics"])) if "numerics" in values else None,
+            witness=math.nan if values.get("witness") is None else float(values["witness"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FingerprintError(

@@ -49,15 +49,19 @@ class Settings:
     Attributes:
         options: how they are opened; by default each one's leaves name its architecture.
         pairing: see `jaxguard.graph.pairing.layers`.
+        numerics: by which they are scored.
     """
 
     options: ModelOptions = field(default_factory=ModelOptions)
     pairing: Pairing = "dataflow"
+    numerics: programs.Numerics = field(default_factory=programs.numerics)
 
     @property
     def key(self) -> str:
         """Short name: rows of equal ones can be compared."""
-        named = json.dumps([weights.VERSION, self.options.key, self.pairing])
+        # By the usual numerics the name is what it was before there were others.
+        others = [] if self.numerics == programs.USUAL else [list(self.numerics)]
+        named = json.dumps([weights.VERSION, self.options.key, self.pairing, *others])
         return hashlib.sha256(named.encode()).hexdigest()[:16]
 
 
@@ -159,7 +163,7 @@ def examine(suspect: Suspect, how: Pairing = "dataflow", known: Collection[str] 
         ArchitectureError: another pairing where the architecture is not known.
         GraphError: the channel graph cannot be derived.
     """
-    cohort, layers, found, remarks = _scored(suspect, how, known)
+    cohort, layers, found, remarks = scored(suspect, how, known)
     summaries = np.stack([np.asarray(field) for field in found.layers], axis=1)
     z = float(weights.largest_z(summaries[None])[0])
     if not found.finite:
@@ -194,10 +198,10 @@ def size_of(checkpoint: checkpoints.Checkpoint) -> int:
     return sum(os.path.getsize(file) for file in checkpoints.parts(checkpoint.location))
 
 
-def _scored(
+def scored(
     suspect: Suspect, how: Pairing, known: Collection[str]
 ) -> tuple[str, tuple[Layer, ...], WeightFeatures, tuple[str, ...]]:
-    """Cohort, layers, features, and remarks about the channel graph."""
+    """Cohort, layers, features, and remarks about the channel graph; arguments and errors as of `examine`."""
     if suspect.network is None:
         return *_by_names(suspect.leaves, suspect.name, how), ()
     network, cohort = suspect.network, ""

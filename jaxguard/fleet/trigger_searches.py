@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from jaxguard import inversion
-from jaxguard.detection import judging, search_verdicts
+from jaxguard import inversion, programs
+from jaxguard.detection import agreement, judging, search_verdicts
 from jaxguard.detection.trigger_reference import TriggerReference
 from jaxguard.errors import JaxguardError
+from jaxguard.fleet import witnesses
 from jaxguard.fleet.examination import Examination
 from jaxguard.inversion.kinds import DEFAULT, KINDS
 from jaxguard.types import Batch, Finding, TriggerSearch, Verdict
@@ -44,12 +45,15 @@ class Searches:
     Attributes:
         found: number of the model -> its search.
         left_out: number of the model -> why there was none.
+        errors: number of the model -> how far its logits differ from those that the references would have, see
+            `jaxguard.detection.agreement`; where they may.
         reused: results of an earlier scan among those found.
         is_interrupted: whether the user stopped them.
     """
 
     found: dict[int, TriggerSearch] = field(default_factory=dict)
     left_out: dict[int, str] = field(default_factory=dict)
+    errors: dict[int, float] = field(default_factory=dict)
     reused: int = 0
     is_interrupted: bool = False
 
@@ -65,7 +69,8 @@ class Searches:
             control: what it is of, see `jaxguard.detection.judging`.
         """
         is_each = control == judging.EACH
-        judged = search_verdicts.judge(findings, self.found, reference, alpha=alpha, is_each=is_each)
+        found = {k: agreement.doubted(one, reference, self.errors.get(k, 0.0)) for k, one in self.found.items()}
+        judged = search_verdicts.judge(findings, found, reference, alpha=alpha, is_each=is_each)
         for k, why in self.left_out.items():
             is_open = judged[k].verdict is Verdict.INCONCLUSIVE and math.isnan(judged[k].p_value)
             reason = {"reason": f"no trigger was searched: {why}"} if is_open else {}
@@ -137,6 +142,8 @@ def searched(
         how = _How(seen, k, kinds or DEFAULT, clean, synthesised=synthesised, seed=seed)
         try:
             found = how.searched(title, budgeted.share(len(chosen) - done))
+            if programs.numerics() != programs.USUAL:
+                made.errors |= dict.fromkeys(same, witnesses.logit_error(seen.models[k].load().require_network()))
         except KeyboardInterrupt:  # before its first kind, or while it was opened
             made.left_out |= dict.fromkeys(same, "the search was interrupted before it began")
             found = None

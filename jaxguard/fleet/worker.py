@@ -85,16 +85,17 @@ class Worker:
         from jaxguard.fleet.stream import stream
 
         start = time.perf_counter()
-        results = stream(
-            uris,
-            self.settings,
-            memory=self.memory,
-            readers=self.readers,
-            is_known=lambda uri, stamp: known.get(uri) == stamp,
-            scorers=self.scorers,
-            algorithm=self.algorithm,
-        )
-        return [_explained(result) for result in results], time.perf_counter() - start
+        with jaxguard.precision(self.settings.numerics.precision):  # pyright: ignore[reportArgumentType]  # it checks
+            results = stream(
+                uris,
+                self.settings,
+                memory=self.memory,
+                readers=self.readers,
+                is_known=lambda uri, stamp: known.get(uri) == stamp,
+                scorers=self.scorers,
+                algorithm=self.algorithm,
+            )
+            return [_explained(result) for result in results], time.perf_counter() - start
 
 
 def _explained(result: Scored | Known | Failure) -> Scored | Known | Failure:
