@@ -102,8 +102,10 @@ def _moved(line: Line, types: dict[str, str], computations: dict[str, list[Line]
         return _fused(line, operands, computations[_called(line, "calls")[0]])
     if operation in ("slice-start", "copy-start"):
         return _copied(line)
-    if operation in _SLICES or operation == "dynamic-update-slice":
-        return 2 * in_hbm(line.type if operation in _SLICES else operands[1])
+    if operation in _SLICES:
+        return (in_hbm(operands[0]) > 0) * _logical(line.type) + in_hbm(line.type)
+    if operation == "dynamic-update-slice":
+        return in_hbm(operands[1]) + (in_hbm(line.type) > 0) * _logical(operands[1])
     return sum(map(in_hbm, operands)) + in_hbm(line.type)
 
 
