@@ -33,7 +33,7 @@ import machine
 import numpy as np
 import third_party
 
-from jaxguard import execution, inversion, models
+from jaxguard import inversion, meshes, models
 from jaxguard.inversion import drawings, kinds, patch_search, procedural
 from jaxguard.inversion.ascent import GRADIENT, Candidates, Clock, Task, climb
 from jaxguard.inversion.patches import Patches, edges_of
@@ -71,7 +71,7 @@ def whole(network: Network) -> dict[str, Any]:
 def probe(network: Network) -> dict[str, Any]:
     """One program of screening and one step of a climb, after they were compiled, and what the whole would cost."""
     shape, num_classes = network.input_spec.shape, network.num_classes
-    variables = execution.everywhere(network.variables)
+    variables = meshes.everywhere(network.variables)
     made = procedural.pictures(network.apply_fn, variables, shape, 8, per_class=2, number=16)  # no more than memory
     task = Task(network.apply_fn, variables, made.images, made.labels, Clock(0))
     edge = edges_of(*shape[:2])[1]

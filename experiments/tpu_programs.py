@@ -19,13 +19,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from jaxguard import checkpoints, execution, models, training
+from jaxguard import checkpoints, execution, memory, meshes, models, training
 from jaxguard.defenses.shapley import AttackValue
 from jaxguard.fleet import programs, stream
 from jaxguard.fleet.local import MEMORY, Settings
 from jaxguard.fleet.structure import structure_of
 from jaxguard.graph import Coalitions
-from jaxguard.inversion import ascent, memory, trigger
+from jaxguard.inversion import ascent, trigger
 from jaxguard.inversion.descent import Descent
 from jaxguard.inversion.trigger_models import Patch
 from jaxguard.kernels import correlation, transport
@@ -103,8 +103,8 @@ def fleet(name: str) -> Case:
         raise LookupError(
             f"a stack of {structure.nbytes / 1e6:.0f} MB rows is over the scan's memory: kernel by kernel"
         )
-    mesh = execution.device_mesh()
-    place = NamedSharding(mesh, PartitionSpec(execution.CHECKPOINTS))
+    mesh = meshes.device_mesh()
+    place = NamedSharding(mesh, PartitionSpec(meshes.DEVICES))
     share = rows // mesh.size
     width = programs.width_of(share, execution.checkpoints_at_once())
     return Case(

@@ -102,11 +102,16 @@ def _moved(line: Line, types: dict[str, str], computations: dict[str, list[Line]
         return _fused(line, operands, computations[_called(line, "calls")[0]])
     if operation in ("slice-start", "copy-start"):
         return _copied(line)
-    if operation in _SLICES:
-        return (in_hbm(operands[0]) > 0) * _logical(line.type) + in_hbm(line.type)
-    if operation == "dynamic-update-slice":
-        return in_hbm(operands[1]) + (in_hbm(line.type) > 0) * _logical(operands[1])
+    if operation in _SLICES or operation == "dynamic-update-slice":
+        return _sliced(line, operands)
     return sum(map(in_hbm, operands)) + in_hbm(line.type)
+
+
+def _sliced(line: Line, operands: list[str]) -> float:
+    """Of a slice that is cut out, or put in place: what it is cut from or put into counts by the slice."""
+    if line.operation in _SLICES:
+        return _logical(line.type) * (in_hbm(operands[0]) > 0) + in_hbm(line.type)
+    return in_hbm(operands[1]) + _logical(operands[1]) * (in_hbm(line.type) > 0)
 
 
 def _copied(line: Line) -> float:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import programs
+from jaxguard import meshes
 from jaxguard.attacks import Attack
 from jaxguard.errors import DataError
 from jaxguard.types import Batch, Metrics, Network, TriggerExample
@@ -46,7 +46,7 @@ def _predict(network: Network, images: jax.Array | np.ndarray, batch_size: int) 
             f"expected at least one test image and batch_size >= 1, got {num_images} images, {batch_size=} "
             "in evaluation; check how the test set was made"
         )
-    classes, num_classes = programs.chunk_by_chunk(_classes, network, chunked(images, batch_size))
+    classes, num_classes = meshes.chunk_by_chunk(_classes, network, chunked(images, batch_size))
     return np.asarray(classes).reshape(-1)[:num_images], int(num_classes[0])
 
 

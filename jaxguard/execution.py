@@ -15,17 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Tree = TypeVar("Tree")
-
-CHECKPOINTS = "checkpoints"
-"""Axis of `device_mesh`, whatever is divided along it."""
-
 
 _aims: list[tuple[Any, ...]] = []
 """Devices that are decided for instead of those at hand: the last ones."""
@@ -132,11 +125,23 @@ def steps_in_one_program() -> bool:
 
 
 def models_abreast() -> bool:
-    """Whether models of one structure take a training step together.
+    """Whether models of one structure take a training step, or answer images, in one program.
 
     Not on CPU, where stacked convolutions are slower than one after the other.
     """
     return not is_cpu()
+
+
+def networks_at_once(bytes_each: int = 0) -> int:
+    """Networks of one structure that take a training step together.
+
+    Args:
+        bytes_each: of intermediate arrays of one network's step.
+
+    Returns:
+        As many for each device as fit into a share of its memory, at least one.
+    """
+    return len(devices()) * max(1, search_bytes() // max(bytes_each, 1))
 
 
 def coalitions_abreast() -> int:
@@ -197,48 +202,3 @@ def stack_bytes() -> int:
 def transfers() -> bool:
     """Whether arrays are copied to a device; if not, memory of a stack that is never written costs nothing."""
     return not is_cpu()
-
-
-# ---------------------------------------------------------------- devices
-
-
-def device_mesh() -> Mesh:
-    """All devices of this process along one axis."""
-    return _mesh_of(devices())
-
-
-@functools.lru_cache(maxsize=4)
-def _mesh_of(devices: tuple[Any, ...]) -> Mesh:
-    return Mesh(np.array(devices), (CHECKPOINTS,))
-
-
-def divisible(number: int) -> int:
-    """The least multiple of the number of devices that is not below a number."""
-    return -(-number // len(devices())) * len(devices())
-
-
-def everywhere(tree: Tree) -> Tree:
-    """Arrays on the device, or a copy of them on each of several."""
-    if len(devices()) == 1:
-        return jax.tree.map(jnp.asarray, tree)
-    return jax.device_put(tree, NamedSharding(device_mesh(), PartitionSpec()))
-
-
-def spread(tree: Tree) -> Tree:
-    """Arrays whose leading axis is divided among all devices; as they are where there is one.
-
-    Args:
-        tree: arrays with leading axes that are multiples of the number of devices; others go everywhere.
-
-    Returns:
-        The same values.
-    """
-    number = len(devices())
-    if number == 1:
-        return tree
-
-    def place(leaf: Any) -> jax.Array:
-        is_divided = np.ndim(leaf) > 0 and np.shape(leaf)[0] % number == 0
-        return jax.device_put(leaf, NamedSharding(device_mesh(), PartitionSpec(*[CHECKPOINTS] * is_divided)))
-
-    return jax.tree.map(place, tree)

@@ -1,4 +1,4 @@
-"""Programs: functions that are compiled, in one precision, and run on many images chunk by chunk.
+"""Programs: functions that are compiled, in one precision.
 
 Everything that jaxguard compiles is compiled by `jit` of this module, so that one setting, `precision`, holds for all
 of it: kernels, scores, the forward passes of models whatever they were traced in, trigger searches.
@@ -14,13 +14,11 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxguard import execution, rounding
 from jaxguard.errors import OptionError
 
 Result = TypeVar("Result")
-Tree = TypeVar("Tree")
 
 Precision = Literal["highest", "default", "bfloat16"]
 
@@ -164,41 +162,3 @@ def _change(setting: Precision) -> rounding.Change | None:
 
 einsum, matmul = jit(jnp.einsum, static_argnums=0), jit(jnp.matmul)
 """As those of `jax.numpy`, where no compiled function is around."""
-
-
-# ---------------------------------------------------------------- chunks
-
-
-def chunk_by_chunk(compute_fn: Callable[[Any, jax.Array], Tree], operand: Any, chunks: jax.Array) -> Tree:
-    """Results of a function on every chunk; compiled once for equal functions and shapes.
-
-    On CPU Python calls the compiled function: XLA brings convolutions into the layout that its fast kernels take only
-    outside of loops, so that all but NHWC images with HWIO kernels are up to 30 times slower inside
-    (`experiments/bench_layout.py`). Elsewhere one program loops over the chunks, and no chunk waits for the host.
-
-    Args:
-        compute_fn: `(operand, chunk) -> arrays`; hashable.
-        operand: arrays, the same for every chunk, such as a network.
-        chunks: `[chunks, B, ...]`.
-
-    Returns:
-        NumPy arrays with a leading axis of chunks.
-
-    Example:
-        >>> chunk_by_chunk(jnp.multiply, jnp.float32(2), jnp.arange(4.0).reshape(2, 2)).tolist()
-        [[0.0, 2.0], [4.0, 6.0]]
-    """
-    if not execution.is_cpu():
-        return jax.device_get(_every_chunk(compute_fn, operand, chunks))
-    rows = [_one_chunk(compute_fn, operand, chunk) for chunk in chunks]
-    return jax.tree.map(lambda *parts: np.stack(parts), *jax.device_get(rows))
-
-
-@functools.partial(jit, static_argnums=0)
-def _one_chunk(compute_fn: Callable[[Any, jax.Array], Tree], operand: Any, chunk: jax.Array) -> Tree:
-    return compute_fn(operand, chunk)
-
-
-@functools.partial(jit, static_argnums=0)
-def _every_chunk(compute_fn: Callable[[Any, jax.Array], Tree], operand: Any, chunks: jax.Array) -> Tree:
-    return jax.lax.map(functools.partial(compute_fn, operand), chunks)

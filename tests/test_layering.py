@@ -14,7 +14,8 @@ LONGEST = 360
 
 LEVELS = (
     {"errors", "execution", "logs", "rounding"},
-    {"programs"},
+    {"memory", "programs"},
+    {"meshes"},
     {"checkpoints", "conformal", "environment", "graph", "kernels", "methods"},
     {"types"},
     {"adapters", "attacks", "data", "endpoints", "models", "report", "surgery", "training"},

@@ -13,7 +13,7 @@ import tpu_programs
 import tpu_table
 import tpu_traffic
 
-from jaxguard import execution
+from jaxguard import execution, meshes
 
 
 def test_sizes_are_decided_for_the_devices_aimed_at():
@@ -22,11 +22,11 @@ def test_sizes_are_decided_for_the_devices_aimed_at():
     with execution.aimed_at([chip] * 8):
         assert not execution.is_cpu()
         assert len(execution.devices()) == 8
-        assert execution.divisible(9) == 16
+        assert meshes.divisible(9) == 16
         assert execution.stamped_images_at_once() == 8 * 1024
         assert execution.coalitions_abreast() > 64
         with execution.aimed_at([chip]):
-            assert execution.divisible(9) == 9
+            assert meshes.divisible(9) == 9
         assert len(execution.devices()) == 8
     assert (execution.is_cpu(), execution.devices(), execution.stack_bytes()) == here
 
@@ -58,19 +58,21 @@ ENTRY %main (a: f32[1000,128], k: s32[]) -> f32[8,128] {
   %k = s32[]{:T(128)S(6)} parameter(1)
   %start = (s32[]{:T(128)}, f32[4,100]{1,0:T(4,128)}) tuple(%k, %a)
   %loop = (s32[]{:T(128)}, f32[4,100]{1,0:T(4,128)}) while(%start), condition=%condition, body=%body
+  %cut = f32[2,128]{1,0:T(2,128)S(1)} dynamic-slice(%a, %k, %k), dynamic_slice_sizes={2,128}
+  %put = f32[2,128]{1,0:T(2,128)S(1)} dynamic-update-slice(%cut, %cut, %k, %k)
   ROOT %part = f32[8,128]{1,0:T(8,128)S(1)} fusion(%a, %k), kind=kLoop, calls=%fused
 }
 """
 
 
 def test_traffic_counts_hbm_alone_with_padding_turns_and_slices():
-    # Three turns of reading and writing 4 x 100 numbers, padded to 4 x 128; then 8 rows of 128 of the thousand.
-    assert tpu_traffic.hbm_bytes(HLO) == 3 * 2 * 4 * 128 * 4 + 8 * 128 * 4
+    # Three turns of reading and writing 4 x 100 numbers, padded to 4 x 128; then 2 and 8 rows of 128 of the thousand.
+    assert tpu_traffic.hbm_bytes(HLO) == 3 * 2 * 4 * 128 * 4 + (2 + 8) * 128 * 4
     assert tpu_traffic.unknown_loops(HLO) == 0
     unknown = HLO.replace(
         "%limit = s32[]{:T(128)} constant(3)", "%limit = s32[]{:T(128)} get-tuple-element(%p), index=0"
     )
-    assert tpu_traffic.hbm_bytes(unknown) == 2 * 4 * 128 * 4 + 8 * 128 * 4
+    assert tpu_traffic.hbm_bytes(unknown) == 2 * 4 * 128 * 4 + (2 + 8) * 128 * 4
     assert tpu_traffic.unknown_loops(unknown) == 1
 
 

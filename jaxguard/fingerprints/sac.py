@@ -169,21 +169,24 @@ def distances(
     halved: bool = False,
     workers: int | None = None,
 ) -> jax.Array:
-    """`jaxguard.kernels.correlation.distances`, with the suspects distributed over host threads.
+    """`jaxguard.kernels.correlation.distances`, with the suspects distributed over host threads and devices.
 
-    `workers` is their number, by default `jaxguard.execution.workers()`; the result does not depend on it.
+    `workers` is the number of threads, by default `jaxguard.execution.workers()`, at least one for each device; the
+    result does not depend on it.
     """
-    owner, suspects = jnp.asarray(owner), jnp.asarray(suspects)
-    workers = max(1, min(execution.workers() if workers is None else workers, len(suspects)))
+    places = execution.devices()
+    workers = max(execution.workers() if workers is None else workers, len(places))
+    workers = max(1, min(workers, len(suspects)))
     share = -(-len(suspects) // workers)
     # Shares of equal length compile once: the last ones overlap if workers do not divide the suspects.
     starts = [min(worker * share, len(suspects) - share) for worker in range(workers)]
 
-    def compare(start: int) -> jax.Array:
-        own = suspects[start : start + share]
-        return jax.block_until_ready(correlation.distances(owner, own, kernel=kernel, halved=halved))
+    def compare(worker: int) -> np.ndarray:
+        own = suspects[starts[worker] : starts[worker] + share]
+        given = jax.device_put((owner, own), places[worker % len(places)])
+        return np.asarray(correlation.distances(*given, kernel=kernel, halved=halved))
 
-    parts = execution.in_threads(compare, starts, threads=workers)
+    parts = execution.in_threads(compare, range(workers), threads=workers)
     return jnp.concatenate([part[worker * share - starts[worker] :] for worker, part in enumerate(parts)])
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxguard import execution, programs
+from jaxguard import execution, meshes, programs
 from jaxguard.fleet.local import Settings
 from jaxguard.fleet.scoring import Recipe, Scope, Scores, recipe_of
 from jaxguard.fleet.structure import Structure
@@ -49,7 +49,7 @@ class Scorer:
         """Compile for stacks of this many rows; `launch` compiles for other sizes as they occur."""
         sharding, width = _sharding(), self.structure.length
         stack = jax.ShapeDtypeStruct((rows, width), np.float32, sharding=sharding)
-        counts = jax.ShapeDtypeStruct((execution.device_mesh().size,), np.int32, sharding=sharding)
+        counts = jax.ShapeDtypeStruct((meshes.device_mesh().size,), np.int32, sharding=sharding)
         self._compiled[rows] = self.program.lower(stack, counts).compile()
 
     def launch(self, rows: np.ndarray, count: int) -> Any:
@@ -62,7 +62,7 @@ class Scorer:
         Returns:
             For `collect`.
         """
-        mesh = execution.device_mesh()
+        mesh = meshes.device_mesh()
         share = len(rows) // mesh.size
         # How many of each device's rows hold a checkpoint; the padding is at the end, and its devices stop early.
         counts = np.clip(count - share * np.arange(mesh.size), 0, share).astype(np.int32)
@@ -76,7 +76,7 @@ class Scorer:
 
 
 def _sharding() -> NamedSharding:
-    return NamedSharding(execution.device_mesh(), PartitionSpec(execution.CHECKPOINTS))
+    return NamedSharding(meshes.device_mesh(), PartitionSpec(meshes.DEVICES))
 
 
 def scorer(structure: Structure, settings: Settings) -> Scorer:
@@ -109,7 +109,7 @@ def _program(structure: Structure, recipe: Recipe) -> programs.Jitted[Any]:
         shapes = jax.eval_shape(functools.partial(some, width=width), rows, 0)
         # Results of all rows, filled in one after the other: the loop's length is traced, its arrays are not.
         empty = tuple(jnp.zeros((len(rows), *shape.shape[1:]), shape.dtype) for shape in shapes)
-        empty = jax.lax.pcast(empty, (execution.CHECKPOINTS,), to="varying")
+        empty = jax.lax.pcast(empty, (meshes.DEVICES,), to="varying")
 
         def step(block: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             start = block * width
@@ -120,9 +120,9 @@ def _program(structure: Structure, recipe: Recipe) -> programs.Jitted[Any]:
 
         return jax.lax.fori_loop(0, -(-count[0] // width), step, empty)
 
-    split = PartitionSpec(execution.CHECKPOINTS)
+    split = PartitionSpec(meshes.DEVICES)
     specs = {"in_specs": (split, split), "out_specs": (split, split, split)}
-    return programs.jit(jax.shard_map(of_device, mesh=execution.device_mesh(), **specs))
+    return programs.jit(jax.shard_map(of_device, mesh=meshes.device_mesh(), **specs))
 
 
 def width_of(rows: int, most: int) -> int:

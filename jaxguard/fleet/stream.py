@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxguard import checkpoints, execution
+from jaxguard import checkpoints, execution, meshes
 from jaxguard.checkpoints.hashing import Algorithm
 from jaxguard.errors import FleetError, JaxguardError, NonFiniteError
 from jaxguard.fleet import piecewise, reading
@@ -240,7 +240,7 @@ def _rows(count: int, most: int) -> int:
     """
     if not execution.transfers():
         return most
-    devices = execution.device_mesh().size
+    devices = meshes.device_mesh().size
     return min(devices * 2 ** (max(-(-count // devices), 1) - 1).bit_length(), most)
 
 
@@ -279,7 +279,7 @@ def _most_rows(structure: Structure, memory: int) -> int:
     if structure.length >= 2**31:
         return 0
     wanted = min(execution.stack_bytes(), memory)
-    devices = execution.device_mesh().size
+    devices = meshes.device_mesh().size
     rows = min(wanted // structure.nbytes, _MOST_ROWS)
     if rows >= devices:
         # A power of two per device: few sizes to compile, and every device gets as many rows.

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxguard import execution, programs, training
-from jaxguard.inversion import memory
+from jaxguard import execution, memory, meshes, programs, training
 from jaxguard.inversion.batches import rows_of
 from jaxguard.inversion.trigger_models import TriggerModel
 from jaxguard.types import ApplyFn, Variables
@@ -146,10 +145,10 @@ def stamped_logits(
     Returns:
         float32 `[N, B, K]`, or `[N, B', K]`.
     """
-    per, plain = len(images) if shown is None else shown.shape[1], execution.everywhere(images)
+    per, plain = len(images) if shown is None else shown.shape[1], meshes.everywhere(images)
     bytes_each = memory.of_forward(task.apply_fn, task.variables, images.shape[1:])
     size = execution.stamped_images_at_once(bytes_each)
-    size = size if number * per >= size // 4 else execution.divisible(number * per)
+    size = size if number * per >= size // 4 else meshes.divisible(number * per)
     # So many candidates a row of stamped images has at most: whole ones, the two it cuts, and one after a new start.
     most = size // per + 3
 
@@ -158,8 +157,8 @@ def stamped_logits(
         # A row holds stamped images of a few candidates: each is made once, and repeated for its images on the device.
         own, inverse = np.unique(row // per, return_inverse=True)
         candidates = make_fn(np.resize(own, most))
-        at = execution.spread((inverse, row % per if shown is None else shown.reshape(-1)[row]))
-        stamped = _Stamped(execution.everywhere(candidates), plain, *at)
+        at = meshes.spread((inverse, row % per if shown is None else shown.reshape(-1)[row]))
+        stamped = _Stamped(meshes.everywhere(candidates), plain, *at)
         return np.asarray(_answers(task.apply_fn, model, task.variables, stamped))
 
     rows, threads = rows_of(number * per, size), execution.searches_at_once(size * bytes_each)
@@ -249,19 +248,19 @@ def climb(
     per = len(task.images) if shown is None else shown.shape[1]
     wanted = np.broadcast_to(targets.reshape(number, -1), (number, per)).astype(np.int32)
     bytes_each = memory.of_gradient(task.apply_fn, task.variables, task.shape)
-    at_once = execution.divisible(max(1, execution.stamped_images_at_once(bytes_each) // per))
+    at_once = meshes.divisible(max(1, execution.stamped_images_at_once(bytes_each) // per))
     step = _Climb(task.apply_fn, model)
 
     def climbed(row: np.ndarray) -> Climbed:
         task.clock.spend(row.size * per * steps * (1 + GRADIENT))
-        given, start = execution.spread(candidates.take(row))
+        given, start = meshes.spread(candidates.take(row))
         images, labels = (leaf[None] if shown is None else leaf[shown[row]] for leaf in (task.images, task.labels))
         # Images of a target for all are there already: they weigh nothing, and the batch keeps its shape.
         weights = ((labels != wanted[row]) | (targets.ndim > 1)).astype(np.float32)
-        setting = execution.spread(_Setting(given, images, weights, wanted[row], np.array(steps, np.float32)))
+        setting = meshes.spread(_Setting(given, images, weights, wanted[row], np.array(steps, np.float32)))
         blank = jax.tree.map(np.zeros_like, candidates.take(row).free)
         state = _State(start, blank, start, np.full(len(row), -np.inf, np.float32))
-        state, _ = training.descend(Partial(step, task.variables, setting), execution.spread(state), steps)
+        state, _ = training.descend(Partial(step, task.variables, setting), meshes.spread(state), steps)
         return jax.device_get(Climbed(state.best, state.score, state.momentum))
 
     threads = execution.searches_at_once(at_once * per * bytes_each)

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import execution, programs
+from jaxguard import execution, memory, meshes, programs
 from jaxguard.errors import DataError
-from jaxguard.inversion import memory
 from jaxguard.types import ApplyFn, Variables
 
 
@@ -59,7 +58,7 @@ def logits_of(apply_fn: ApplyFn, variables: Variables, images: np.ndarray) -> np
     size = execution.stamped_images_at_once(bytes_each)
 
     def logits(row: np.ndarray) -> np.ndarray:
-        return np.asarray(_logits(apply_fn, variables, execution.spread(images[row])))
+        return np.asarray(_logits(apply_fn, variables, meshes.spread(images[row])))
 
     threads = execution.searches_at_once(size * bytes_each)
     parts = execution.in_threads(logits, rows_of(len(images), size), threads=threads)

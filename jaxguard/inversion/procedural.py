@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxguard import execution, training
-from jaxguard.inversion import drawings, memory
+from jaxguard import execution, memory, meshes, training
+from jaxguard.inversion import drawings
 from jaxguard.inversion.batches import logits_of, rows_of
 from jaxguard.types import ApplyFn, Variables
 
@@ -97,7 +97,9 @@ def pictures(
         def pulled(row: np.ndarray, unsure: np.ndarray = unsure) -> np.ndarray:
             at = unsure[row]
             moved, _ = training.descend(
-                Partial(pull, variables, execution.spread(labels[at])), execution.spread(images[at]), _AT_ONCE
+                Partial(pull, variables, meshes.spread(labels[at])),
+                meshes.spread(images[at]),
+                _AT_ONCE,
             )
             return np.asarray(moved)
 

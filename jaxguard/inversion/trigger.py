@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxguard import execution, programs, training
+from jaxguard import execution, meshes, programs, training
 from jaxguard.errors import DataError, JaxguardError
 from jaxguard.inversion.batches import require_labels, require_unit_range, rows_of
 from jaxguard.inversion.descent import Descent, Patch, State, stamped_logits
@@ -111,7 +111,7 @@ def invert(
         stop_ratio: progress is a norm below this share of the previous best.
         classes_at_once: classes in one forward pass; by default what suits the backend. When a class stops, the next
             one takes its place.
-        workers: concurrent descents; by default `jaxguard.execution.workers()`.
+        workers: concurrent descents; by default one for each core, or one over several devices.
         progress: called a few times per second; the total is an upper bound.
 
     Raises:
@@ -144,9 +144,9 @@ def invert(
     if not targets or min(targets) < 0 or max(targets) >= num_classes:
         raise DataError(f"expected classes in [0, {num_classes}), got {targets[:10]} in invert(); pass others")
     batch_size = min(batch_size, len(data.images))
-    workers = min(workers or execution.workers(), len(targets))
+    workers = min(workers or execution.searches_at_once(), len(targets))
     share = -(-len(targets) // workers)
-    slots = min(classes_at_once or max(1, execution.stamped_images_at_once() // batch_size), share)
+    slots = meshes.divisible(min(classes_at_once or max(1, execution.stamped_images_at_once() // batch_size), share))
     epoch_steps = epoch_steps or int(np.clip(training.steps_per_epoch(len(data.images), batch_size), *EPOCH_STEPS))
     descent = Descent(
         apply_fn=apply_fn,
@@ -168,7 +168,12 @@ def invert(
         return _start(descent, jnp.asarray(classes), data.images.shape[1:], key_start)
 
     rows = run(
-        Partial(descent, variables, data, key_batch), start, targets, slots=slots, workers=workers, progress=progress
+        Partial(descent, *meshes.everywhere((variables, data, key_batch))),
+        start,
+        targets,
+        slots=slots,
+        workers=workers,
+        progress=progress,
     )
     masks, patterns = (np.stack([row.best[part] for row in rows]) for part in (0, 1))
     classify = partial(_stamped_classes, apply_fn, variables)

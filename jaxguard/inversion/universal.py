@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import execution, training
+from jaxguard import meshes, training
 from jaxguard.errors import DataError, GraphError
 from jaxguard.inversion import known_images, margins, procedural, transferability
 from jaxguard.inversion.ascent import Clock, OutOfTimeError, Task, UnsearchableError
@@ -99,7 +99,7 @@ def search(
     if problem:
         return TriggerSearch(problem=problem, shape=tuple(shape), seconds=clock.seconds)
     num_classes = network.num_classes
-    network = replace(network, variables=execution.everywhere(network.variables))
+    network = replace(network, variables=meshes.everywhere(network.variables))
     variables = network.variables
     of = {"num_classes": num_classes, "shape": tuple(shape)}
     if images is None:

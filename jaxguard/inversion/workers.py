@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxguard import execution, training
+from jaxguard import execution, meshes, training
 from jaxguard.errors import JaxguardError
 from jaxguard.inversion.descent import State, where
 
@@ -48,7 +48,7 @@ class _Queue:
         """
         steps: int = self.step_fn.func.steps  # pyright: ignore[reportFunctionMemberAccess]
         held = np.array([self._next() for _ in range(slots)])
-        state = self._started(held)._replace(stopped=jnp.asarray(held == FREE))
+        state = self._started(held)._replace(stopped=meshes.spread(jnp.asarray(held == FREE)))
         rows: dict[int, State] = {}
         done, chunk = 0, min(CHUNK, steps)
         while (held != FREE).any():
@@ -66,7 +66,7 @@ class _Queue:
                 held[slot] = self._next()
             renewed = ended & (held != FREE)
             if renewed.any():
-                state = where(jnp.asarray(renewed), self._started(held), state)
+                state = where(meshes.spread(jnp.asarray(renewed)), self._started(held), state)
         return rows
 
     def _next(self) -> int:
@@ -76,7 +76,7 @@ class _Queue:
             return FREE
 
     def _started(self, held: np.ndarray) -> State:
-        return self.start([self.classes[int(number)] for number in held])
+        return meshes.spread(self.start([self.classes[int(number)] for number in held]))
 
 
 def run(

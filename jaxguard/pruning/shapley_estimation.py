@@ -48,7 +48,7 @@ def permutation_sampling(
         threshold: as there.
         tolerance: as there.
         chunk: as there.
-        devices: among which samples are shared out, each with its copy of the arrays in `values_fn`; by default JAX's.
+        devices: among which samples are shared out, each with its copy of the arrays in `values_fn`; all by default.
         workers: samples drawn at once on each device, >= 1; by default `jaxguard.execution.workers()`.
         progress: called after each sample.
 
@@ -61,7 +61,8 @@ def permutation_sampling(
     game = shapley.traced(values_fn, players, shapley.rows(pairing, chunk))
     shared = (game, _whole(game, players))
     workers = execution.workers() if workers is None else workers
-    places = [jax.device_put(shared, device) for device in devices] or [shared]
+    devices = devices or execution.devices()
+    places = [shared] if len(devices) == 1 else [jax.device_put(shared, device) for device in devices]
 
     def draw(number: int) -> tuple[jax.Array, jax.Array]:
         # Samples go round the devices. Their number, not their place, draws the orders, so that any number of workers

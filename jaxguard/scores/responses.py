@@ -12,12 +12,13 @@ The images are smooth noise of several scales and brightnesses, the same for eve
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import programs
+from jaxguard import meshes
 from jaxguard.errors import DataError
 from jaxguard.graph import ChannelGraph
 from jaxguard.kernels.spectrum import distribution
@@ -111,12 +112,9 @@ def class_responses(graph: ChannelGraph, variables: Variables) -> np.ndarray:
         DataError: the model's inputs are no images.
         GraphError: its outputs are no classes.
     """
-    images = noise_images(image_shape(graph))
-    num_classes = count_classes(graph.logits)
-    variables, images = jax.device_put((variables, images))
-    # Class by class from Python: in a loop of the compiled program the gradient of a convolution is slow on CPU.
-    columns = [_answers(graph.apply_fn, variables, images, number) for number in range(num_classes)]
-    return np.stack([np.asarray(column) for column in columns], axis=1)
+    operand = jax.device_put((variables, noise_images(image_shape(graph))))
+    labels = jnp.arange(count_classes(graph.logits))
+    return meshes.chunk_by_chunk(ClassResponse(graph.apply_fn), operand, labels).T
 
 
 def image_shape(graph: ChannelGraph) -> tuple[int, int, int]:
@@ -140,10 +138,22 @@ def image_shape(graph: ChannelGraph) -> tuple[int, int, int]:
     return height, width, channels
 
 
-@functools.partial(programs.jit, static_argnums=0)
-def _answers(apply_fn: ApplyFn, variables: Variables, images: jax.Array, label: jax.Array) -> jax.Array:
-    """`[Q]` of one class."""
+@dataclass(frozen=True)
+class ClassResponse:
+    """What is asked of one class; a value, so that equal models share a compiled program.
 
+    Attributes:
+        apply_fn: the model in evaluation mode.
+    """
+
+    apply_fn: ApplyFn
+
+    def __call__(self, operand: tuple[Variables, jax.Array], label: jax.Array) -> jax.Array:
+        """`[Q]` of a class, named by `QUANTITIES`, of variables and images `[B, H, W, C]`."""
+        return _answers(self.apply_fn, *operand, label)
+
+
+def _answers(apply_fn: ApplyFn, variables: Variables, images: jax.Array, label: jax.Array) -> jax.Array:
     def lead(shift: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = apply_fn(variables, images + shift[None]).astype(jnp.float32)
         return (logits[:, label] - logits.mean(1)).mean(), logits

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxguard import evaluation, programs, training
+from jaxguard import evaluation, meshes, training
 from jaxguard.errors import TheftError
 from jaxguard.methods import NonNegative, Positive, Share, Steps, checked, options_of
 from jaxguard.theft import protocol
@@ -178,7 +178,7 @@ def query(
         [0, 1, 2]
     """
     num_images = len(images)
-    answers = jnp.asarray(programs.chunk_by_chunk(answer_fn, variables, evaluation.chunked(images, batch_size)))
+    answers = jnp.asarray(meshes.chunk_by_chunk(answer_fn, variables, evaluation.chunked(images, batch_size)))
     answers = answers.reshape(-1, *answers.shape[2:])[:num_images]
     if not bool(jnp.isfinite(answers).all()) or (answer_fn.labels_only and bool((answers < 0).any())):
         raise TheftError(

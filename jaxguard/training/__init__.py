@@ -1,7 +1,8 @@
 """The one training loop: every gradient descent in jaxguard goes through `descend`.
 
-`descend` runs a step function on the default backend, `Step` is a step on shuffled and augmented data, and `fit` is
-supervised training with both. A method with another gradient defines only that:
+`descend` runs a step function on the default backend, `Step` is a step on shuffled and augmented data, `fit` is
+supervised training with both, and `fit_many` that of many networks at once. A method with another gradient defines only
+that:
 
     step = Step(gradient_fn, sgd(0.01), batch_size=256)
     state, metrics = descend(step.on(data, key), step.init(variables, data), num_steps)
@@ -21,6 +22,7 @@ from jaxguard.training.objective import (
     sgd,
     update,
 )
+from jaxguard.training.population import fit_many
 from jaxguard.training.sampling import draw, steps_per_epoch
 from jaxguard.training.statistics import RunningStatistics, estimate_statistics
 from jaxguard.training.step import Step, TrainState
@@ -47,6 +49,7 @@ __all__ = [
     "draw",
     "estimate_statistics",
     "fit",
+    "fit_many",
     "partition",
     "require_finite_loss",
     "sgd",

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 
-from jaxguard import execution
-from jaxguard.training import descent, objective, sampling
+from jaxguard.training import abreast, objective, sampling
 from jaxguard.training.augmentation import Augment
+from jaxguard.training.descent import Progress
 from jaxguard.training.step import Step, TrainState
 from jaxguard.types import Batch, TrainFn, Variables
 
@@ -109,18 +108,18 @@ class StatisticsAfterwards:
 
 
 @dataclass(frozen=True)
-class Abreast:
-    """A step of several models at once, on the same batches.
+class _OnSameBatches:
+    """A step that is the same for all networks but for their states.
 
     Attributes:
-        step_fn: of one model.
+        step_fn: of one network.
     """
 
     step_fn: Any
 
-    def __call__(self, data: Batch, key: jax.Array, carry: Any, step: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        """Takes one step of each: states are stacked on a leading axis, and so is what the step records."""
-        return jax.vmap(self.step_fn, in_axes=(None, None, 0, None))(data, key, carry, step)
+    def __call__(self, shared: tuple[Batch, jax.Array], own: Any, carry: Any, index: jax.Array) -> Any:
+        del own
+        return self.step_fn(*shared, carry, index)
 
 
 def fine_tune(
@@ -139,8 +138,8 @@ def fine_tune(
     norm: Norm = "global",
     statistics: Statistics = "after",
     augment: Augment | None = None,
-    abreast: bool | None = None,
-    progress: descent.Progress | None = None,
+    side_by_side: bool | None = None,
+    progress: Progress | None = None,
 ) -> list[tuple[Variables, dict[str, np.ndarray]]]:
     """Fine-tunes models of one structure on the same batches, with one compiled step.
 
@@ -160,8 +159,7 @@ def fine_tune(
         statistics: whether running statistics come from a forward pass of the weights `after` each step, as in the
             reference code, or, a pass less, of those `before` it.
         augment: `(key, images) -> images`.
-        abreast: whether all models take a step together; by default on every backend except CPU, where stacked
-            convolutions are slower than one after the other.
+        side_by_side: see `jaxguard.training.abreast.descend_all`.
         progress: called as the work proceeds.
 
     Returns:
@@ -174,31 +172,18 @@ def fine_tune(
     optimizer = objective.sgd(rate, momentum=momentum, weight_decay=0.0)
     step = Step(gradient_fn, optimizer, batch_size, augment)
     step_fn = StatisticsAfterwards(step, train_fn) if statistics == "after" else step
-    data, carries = jax.device_put(clean), [step.init(variables, clean) for variables in models]
-    if abreast is None:
-        abreast = len(models) > 1 and execution.models_abreast()
-    if not abreast:
-        ends = [
-            descent.descend(Partial(step_fn, data, key), carry, epochs * epoch_steps, progress=progress, trains=True)
-            for carry in carries
-        ]
-        return [(end.variables(like=model), curves) for (end, curves), model in zip(ends, models, strict=True)]
-    # Models side by side on a leading axis: one program trains them all on the same batches.
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)
-    told = progress and (
-        lambda done, total, metrics: progress(done, total, {name: row.mean() for name, row in metrics.items()})
+    carries = [step.init(variables, clean) for variables in models]
+    ends = abreast.descend_all(
+        _OnSameBatches(step_fn),
+        (clean, key),
+        [()] * len(models),
+        carries,
+        epochs * epoch_steps,
+        bytes_fn=lambda: abreast.bytes_of_step(train_fn, models[0], clean, batch_size),
+        side_by_side=side_by_side,
+        progress=progress,
     )
-    end, curves = descent.descend(
-        Partial(Abreast(step_fn), data, key), stacked, epochs * epoch_steps, progress=told, trains=True
-    )
-    return [
-        (_at(end, k).variables(like=model), {name: curve[:, k] for name, curve in curves.items()})
-        for k, model in enumerate(models)
-    ]
-
-
-def _at(tree: Any, k: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[k], tree)
+    return [(end.variables(like=model), curves) for (end, curves), model in zip(ends, models, strict=True)]
 
 
 def _float32(leaf: jax.Array) -> jax.Array:

@@ -24,7 +24,9 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return -(-num_images // batch_size)
 
 
-def draw(key: jax.Array, order: jax.Array, step: jax.Array, data: Batch, batch_size: int) -> tuple[jax.Array, Batch]:
+def draw(
+    key: jax.Array, order: jax.Array, step: jax.Array, data: Batch, batch_size: int, *, rows: jax.Array | None = None
+) -> tuple[jax.Array, Batch]:
     """Draws the batch of one step; an epoch's permutation depends only on `key` and the epoch.
 
     If `batch_size` does not divide the number of images, the epoch's first images fill up its last batch.
@@ -33,8 +35,9 @@ def draw(key: jax.Array, order: jax.Array, step: jax.Array, data: Batch, batch_s
         key: the same key in every step.
         order: int32 `[N]`, what the previous step returned; ignored at the first step of an epoch.
         step: int32 `[]`, counted from 0 over all epochs.
-        data: `N` images.
+        data: `N` images, or those that `rows` are taken from.
         batch_size: images per step, at most `N`.
+        rows: int `[N]`, which images are drawn from; all by default.
 
     Returns:
         The order to carry to the next step, and the batch.
@@ -49,4 +52,5 @@ def draw(key: jax.Array, order: jax.Array, step: jax.Array, data: Batch, batch_s
     )
     # The last batch wraps around to the first images of the epoch: batches have one shape.
     indices = order[(position * batch_size + jnp.arange(batch_size)) % num_images]
+    indices = indices if rows is None else rows[indices]
     return order, Batch(data.images[indices], data.labels[indices])

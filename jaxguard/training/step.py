@@ -67,15 +67,22 @@ class Step:
         """
         return Partial(self, jax.device_put(data), key)
 
+    def draw(
+        self, data: Batch, key: jax.Array, order: jax.Array, step: jax.Array, *, rows: jax.Array | None = None
+    ) -> tuple[jax.Array, Batch]:
+        """The batch of a step, augmented, and the order to carry on; see `sampling.draw`."""
+        key_order, key_augment = jax.random.split(key)
+        order, batch = sampling.draw(key_order, order, step, data, self.batch_size, rows=rows)
+        if self.augment is not None:
+            key_step = jax.random.fold_in(key_augment, step)
+            batch = batch._replace(images=self.augment(key_step, jnp.asarray(batch.images)))
+        return order, batch
+
     def __call__(
         self, data: Batch, key: jax.Array, carry: TrainState, step: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """Takes one step, counted from 0 over all epochs: the new state, and the metrics of `gradient_fn`."""
-        key_order, key_augment = jax.random.split(key)
-        order, batch = sampling.draw(key_order, carry.order, step, data, self.batch_size)
-        if self.augment is not None:
-            key_step = jax.random.fold_in(key_augment, step)
-            batch = batch._replace(images=self.augment(key_step, jnp.asarray(batch.images)))
+        order, batch = self.draw(data, key, carry.order, step)
         metrics, state, gradient = self.gradient_fn(carry.params, carry.state, batch)
         updates, opt_state = objective.update(self.optimizer, gradient, carry.opt_state, carry.params)
         return TrainState(optax.apply_updates(carry.params, updates), state, opt_state, order), metrics

@@ -1,9 +1,5 @@
 """Samples shared out among threads and devices are those of the kernel, to the bit whatever their number."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,29 +23,6 @@ def test_the_estimate_is_the_kernels(options):
     theirs = shapley.permutation_sampling(GAME, PLAYERS, KEY, samples=200, **options)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-
-
-SHARDED = """
-import jax, jax.numpy as jnp, numpy as np
-from jaxguard.pruning.shapley_estimation import permutation_sampling
-worth = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
-game = jax.tree_util.Partial(lambda worth, gates: jnp.tanh(gates @ worth).sum(-1), worth)
-one = permutation_sampling(game, 6, jax.random.key(0), samples=24)
-for workers in (1, 3):
-    many = permutation_sampling(
-        game, 6, jax.random.key(0), samples=24, devices=jax.devices(), workers=workers
-    )
-    for ours, theirs in zip(one, many, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-print(len(jax.devices()))
-"""
-
-
-def test_samples_shared_out_among_eight_devices_are_the_same():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout == "8\n", done.stderr
 
 
 def test_workers_draw_the_same_samples_and_stop_at_the_same_one():

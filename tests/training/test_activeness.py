@@ -140,10 +140,10 @@ def test_statistics_afterwards_see_the_batch_of_the_step():
 def test_models_abreast_are_those_one_after_the_other():
     models = [tiny.init(jax.random.key(seed)) for seed in range(3)]
     kwargs = {"epochs": 2, "batch_size": 8, "learning_rate": 0.05}
-    apart = fine_tune(models, tiny.train_fn, DATA, KEY, abreast=False, **kwargs)
+    apart = fine_tune(models, tiny.train_fn, DATA, KEY, side_by_side=False, **kwargs)
     progress = []
     together = fine_tune(
-        models, tiny.train_fn, DATA, KEY, abreast=True, progress=lambda *told: progress.append(told), **kwargs
+        models, tiny.train_fn, DATA, KEY, side_by_side=True, progress=lambda *told: progress.append(told), **kwargs
     )
     for (ours, our_curves), (theirs, their_curves) in zip(together, apart, strict=True):
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -151,11 +151,11 @@ def test_models_abreast_are_those_one_after_the_other():
         for name in ("loss", "gradient_norm"):
             assert our_curves[name].shape == (6,)
             np.testing.assert_allclose(our_curves[name], their_curves[name], rtol=1e-3)
-    assert progress[-1][:2] == (6, 6) and np.ndim(progress[-1][2]["loss"]) == 0
+    assert progress[-1][:2] == (18, 18) and np.ndim(progress[-1][2]["loss"]) == 0
 
 
 def test_one_trace_for_all_models_of_a_sweep():
     train_fn = tiny.Counted(tiny.train_fn)
     models = [tiny.init(jax.random.key(seed)) for seed in range(3)]
-    fine_tune(models, train_fn, DATA, KEY, epochs=2, abreast=False)
+    fine_tune(models, train_fn, DATA, KEY, epochs=2, side_by_side=False)
     assert train_fn.calls == 3  # two gradients and the statistics, of one traced step

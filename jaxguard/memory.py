@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
-
-from jaxguard.types import ApplyFn, Variables
 
 GRADIENT_SHARE, FORWARD_SHARE = 1 / 2, 1 / 8
 """Of all intermediate arrays, those that XLA keeps for a gradient, and at once in a forward pass.
@@ -20,7 +19,7 @@ ConvNeXt-T at 224 pixels.
 """
 
 
-def of_gradient(apply_fn: ApplyFn, variables: Variables, shape: tuple[int, ...]) -> int:
+def of_gradient(apply_fn: Callable[..., Any], variables: Any, shape: tuple[int, ...]) -> int:
     """Bytes per image of a program with the gradient of the inputs, about.
 
     Args:
@@ -38,18 +37,18 @@ def of_gradient(apply_fn: ApplyFn, variables: Variables, shape: tuple[int, ...])
     return int(_intermediate(apply_fn, variables, shape) * GRADIENT_SHARE)
 
 
-def of_forward(apply_fn: ApplyFn, variables: Variables, shape: tuple[int, ...]) -> int:
+def of_forward(apply_fn: Callable[..., Any], variables: Any, shape: tuple[int, ...]) -> int:
     """Bytes per image of a forward pass, about; see `of_gradient`."""
     return int(_intermediate(apply_fn, variables, shape) * FORWARD_SHARE)
 
 
-def _intermediate(apply_fn: ApplyFn, variables: Variables, shape: tuple[int, ...]) -> int:
+def _intermediate(apply_fn: Callable[..., Any], variables: Any, shape: tuple[int, ...]) -> int:
     leaves, structure = jax.tree.flatten(variables)
     return _cached(apply_fn, structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves), shape)
 
 
 @functools.lru_cache(maxsize=64)
-def _cached(apply_fn: ApplyFn, structure: Any, specs: tuple[Any, ...], shape: tuple[int, ...]) -> int:
+def _cached(apply_fn: Callable[..., Any], structure: Any, specs: tuple[Any, ...], shape: tuple[int, ...]) -> int:
     variables = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*spec) for spec in specs])
 
     def total(number: int) -> int:
