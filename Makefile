@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
 # Libraries are compiled once, at their first import, and not by each of the processes that tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all test-newest newest environment environment-newest tpu lint types clean
+.PHONY: demo test test-all test-newest newest environment environment-newest tpu test-tpu lint types clean
 
 demo: $(STAMP)
 	$(BIN)/jaxguard demo --out demo
@@ -51,12 +51,19 @@ newest: $(STAMP)
 
 # Every hot program is compiled for TPUs, on a CPU: libtpu, some 700 MB, lies beside the environment and is no part of it.
 TPU := .venv-tpu
+define with-libtpu
+@wheel="$$($(BIN)/python experiments/tpu.py --wheel)"; \
+if { command -v uv > /dev/null && uv pip install --quiet --python $(BIN)/python --no-deps --target $(TPU) "$$wheel"; } \
+  || $(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(TPU) "$$wheel"; then \
+  PYTHONPATH=$(TPU) $(BIN)/python -m pytest -n 0 tests/test_tpu.py && PYTHONPATH=$(TPU) $(BIN)/python experiments/tpu.py $(1); \
+else echo "$@: skipped, $$wheel cannot be installed here"; fi
+endef
+
 tpu: $(STAMP)
-	@wheel="$$($(BIN)/python experiments/tpu.py --wheel)"; \
-	if { command -v uv > /dev/null && uv pip install --quiet --python $(BIN)/python --no-deps --target $(TPU) "$$wheel"; } \
-	  || $(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(TPU) "$$wheel"; then \
-	  PYTHONPATH=$(TPU) $(BIN)/python -m pytest -n 0 tests/test_tpu.py && PYTHONPATH=$(TPU) $(BIN)/python experiments/tpu.py; \
-	else echo "tpu: skipped, $$wheel cannot be installed here"; fi
+	$(call with-libtpu)
+
+test-tpu: $(STAMP)
+	$(call with-libtpu,--quick)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

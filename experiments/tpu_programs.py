@@ -22,7 +22,7 @@ from jax.tree_util import Partial
 from jaxguard import checkpoints, execution, memory, meshes, models, training
 from jaxguard.defenses.shapley import AttackValue
 from jaxguard.fleet import programs, stream
-from jaxguard.fleet.local import MEMORY, Settings
+from jaxguard.fleet.local import Settings
 from jaxguard.fleet.structure import structure_of
 from jaxguard.graph import Coalitions
 from jaxguard.inversion import ascent, trigger
@@ -34,11 +34,15 @@ from jaxguard.kernels.transport import entropic
 from jaxguard.kernels.transport.problem import Problem
 from jaxguard.models import layouts
 from jaxguard.scores import responses
-from jaxguard.training import descent
+from jaxguard.training import abreast, descent
+from jaxguard.training.population import Own, OwnStep
 from jaxguard.types import Batch
 from jaxguard.weight_change import unlearning
 
 IMAGES, CLASSES = (32, 32, 3), 10
+LARGE = ("resnet50", "vit-base-16")
+"""Models of 224 pixels and a thousand classes."""
+
 SEARCHED = 16
 """Images that a trigger search of ten classes works on."""
 
@@ -81,7 +85,7 @@ def key() -> Any:
 
 
 def model_of(name: str, *, dtype: str | None = None) -> models.Model:
-    size, classes = (IMAGES, CLASSES) if not name.startswith("vit") else ((224, 224, 3), 1000)
+    size, classes = ((224, 224, 3), 1000) if name in LARGE else (IMAGES, CLASSES)
     return models.build(name, num_classes=classes, input_shape=size, dtype=dtype)
 
 
@@ -98,7 +102,7 @@ def fleet(name: str) -> Case:
     )
     structure = structure_of(file)
     made = programs.scorer(structure, Settings())
-    rows = stream._most_rows(structure, MEMORY)
+    rows = stream._most_rows(structure, execution.staging_bytes())
     if rows == 0:
         raise LookupError(
             f"a stack of {structure.nbytes / 1e6:.0f} MB rows is over the scan's memory: kernel by kernel"
@@ -257,6 +261,22 @@ def train(name: str, *, loop: bool, dtype: str | None = None, batch: int = 128) 
     return _trained(step, model, 50_000, f"{batch} images in {dtype or 'float32'}, crops and flips", loop=loop)
 
 
+def population(name: str, networks: int = 64, batch: int = 64) -> Case:
+    """`training.fit_many` of small networks, each with rows and a rate of its own, of 2,000 images."""
+    model, images = model_of(name), 2000
+    optimizer = training.sgd(training.cosine(1.0, 1000), momentum=0.9, weight_decay=0.0)
+    step = training.Step(training.CrossEntropyGradient(model.train_fn), optimizer, batch)
+    data = Batch(spec(images, *model.input_shape), spec(images, dtype=np.int32))
+
+    def stacked(one: Any) -> Any:
+        return jax.tree.map(lambda leaf: spec(networks, *leaf.shape, dtype=leaf.dtype), one)
+
+    own = Own(jax.eval_shape(lambda: jax.random.key(0)), spec(images, dtype=np.int32), spec(), spec())
+    state = stacked(jax.eval_shape(step.init, model.shapes(), data))
+    partial = Partial(abreast._SideBySide(OwnStep(step)), data, stacked(own))
+    return _descended(partial, state, f"{networks} networks, {batch} images each", loop=True)
+
+
 def unlearn(name: str) -> Case:
     """TSBD's first stage: gradient ascent on the defender's images."""
     model = model_of(name)
@@ -275,9 +295,11 @@ def _trained(step: training.Step, model: models.Model, images: int, work: str, *
 
 def response(name: str) -> Case:
     model = model_of(name)
-    images = spec(responses.IMAGES, *model.input_shape)
-    arguments = (model.apply_fn, on_chip(model.shapes()), images, spec(dtype=np.int32))
-    return Case(responses._answers, arguments, f"{responses.IMAGES} noise images, one class")
+    operand = on_chip(model.shapes()), spec(responses.IMAGES, *model.input_shape)
+    labels = spec(CLASSES, dtype=np.int32)
+    arguments = (responses.ClassResponse(model.apply_fn), meshes.device_mesh(), operand, labels)
+    work = f"{responses.IMAGES} noise images, {CLASSES} classes"
+    return Case(meshes._every_chunk, arguments, work, turns="one class")
 
 
 def correlated(suspects: int = 64, probes: int = 800) -> Case:
@@ -304,21 +326,19 @@ class Program:
     Attributes:
         make: the case, for the chips aimed at.
         chips: how many.
-        is_slow: takes over three minutes to compile on two cores; only done when asked for.
+        is_quick: compiled in a quarter of a minute or less, on two idle cores.
     """
 
     make: Callable[[], Case]
     chips: int = 1
-    is_slow: bool = False
-
-
-def _fleet(name: str, chips: int) -> Program:
-    return Program(functools.partial(fleet, name), chips)
+    is_quick: bool = False
 
 
 PROGRAMS: dict[str, Program] = {
     **{
-        f"fleet scoring, {name}, {chips} chip{'s' * (chips > 1)}": _fleet(name, chips)
+        f"fleet scoring, {name}, {chips} chip{'s' * (chips > 1)}": Program(
+            functools.partial(fleet, name), chips, is_quick=name == "resnet20"
+        )
         for name in ("resnet20", "preactresnet18", "vit-base-16")
         for chips in (1, 8)
     },
@@ -326,13 +346,16 @@ PROGRAMS: dict[str, Program] = {
     "coalitions, preactresnet18": Program(functools.partial(coalitions, "preactresnet18")),
     **{
         f"{what}, {name}": Program(functools.partial(make, name))
-        for name in ("resnet20", "preactresnet18")
+        for name in ("resnet20", "preactresnet18", *LARGE)
         for what, make in {
             "trigger search, screen": screen,
             "trigger search, climb": functools.partial(climb, loop=False),
-            "neural cleanse": functools.partial(cleanse, loop=False),
             "responses": response,
         }.items()
+    },
+    **{
+        f"neural cleanse, {name}": Program(functools.partial(cleanse, name, loop=False))
+        for name in ("resnet20", "preactresnet18")
     },
     "trigger search, chunk of a climb, resnet20": Program(functools.partial(climb, "resnet20", loop=True)),
     "training step, preactresnet18, float32": Program(functools.partial(train, "preactresnet18", loop=False)),
@@ -340,10 +363,11 @@ PROGRAMS: dict[str, Program] = {
         functools.partial(train, "preactresnet18", loop=False, dtype="bfloat16")
     ),
     "training chunk, resnet20, float32": Program(functools.partial(train, "resnet20", loop=True)),
+    "training chunk, 64 of cnn:width=0.5": Program(functools.partial(population, "cnn:width=0.5"), is_quick=True),
     "unlearning step, preactresnet18": Program(functools.partial(unlearn, "preactresnet18")),
-    "correlation": Program(correlated),
-    "transport costs": Program(costs),
-    "sinkhorn": Program(sinkhorn),
+    "correlation": Program(correlated, is_quick=True),
+    "transport costs": Program(costs, is_quick=True),
+    "sinkhorn": Program(sinkhorn, is_quick=True),
 }
 """Name in the table -> program."""
 

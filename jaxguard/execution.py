@@ -10,9 +10,10 @@ import contextlib
 import contextvars
 import functools
 import os
+import pathlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -20,23 +21,33 @@ import numpy as np
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_aims: list[tuple[Any, ...]] = []
+
+class _Aim(NamedTuple):
+    devices: tuple[Any, ...]
+    memory: int
+
+
+_aims: list[_Aim] = []
 """Devices that are decided for instead of those at hand: the last ones."""
+
+UNKNOWN_MEMORY = 16 * 10**9
+"""Bytes of a device that does not say how much memory it has: those of a TPU v5e, the smallest in use."""
 
 
 @contextlib.contextmanager
-def aimed_at(devices: Sequence[Any]) -> Iterator[None]:
+def aimed_at(devices: Sequence[Any], *, memory: int = UNKNOWN_MEMORY) -> Iterator[None]:
     """Decide for devices that are not at hand, so that programs can be compiled for them ahead of time.
 
     Programs that were traced before stay as they are: aim first, and at one kind of device in a process.
 
     Args:
         devices: of one process, such as those of `jax.experimental.topologies.get_topology_desc`; at least one.
+        memory: bytes of each.
 
     Yields:
         Nothing; within the context nothing can be run.
     """
-    _aims.append(tuple(devices))
+    _aims.append(_Aim(tuple(devices), memory))
     try:
         yield
     finally:
@@ -45,7 +56,7 @@ def aimed_at(devices: Sequence[Any]) -> Iterator[None]:
 
 def devices() -> tuple[Any, ...]:
     """The devices of this process, or those that are aimed at."""
-    return _aims[-1] if _aims else tuple(jax.local_devices())
+    return _aims[-1].devices if _aims else tuple(jax.local_devices())
 
 
 def is_cpu() -> bool:
@@ -55,7 +66,29 @@ def is_cpu() -> bool:
 
 def platform() -> str:
     """What programs run on: `cpu`, `gpu` or `tpu`."""
-    return _aims[-1][0].platform if _aims else jax.default_backend()
+    return _aims[-1].devices[0].platform if _aims else jax.default_backend()
+
+
+# ---------------------------------------------------------------- memory
+
+
+def device_bytes() -> int:
+    """Memory of one device; the host's on CPU."""
+    if _aims:
+        return _aims[-1].memory
+    if is_cpu():
+        return host_bytes()
+    return int((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", UNKNOWN_MEMORY))
+
+
+@functools.cache
+def host_bytes() -> int:
+    """Memory of the machine, or of the container that this process runs in."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in map(pathlib.Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
 
 
 # ---------------------------------------------------------------- host threads
@@ -185,8 +218,12 @@ def searches_at_once(program_bytes: int = 0) -> int:
 
 
 def search_bytes() -> int:
-    """What intermediate arrays of a trigger search or of coalitions may take: on CPU in all, else on each device."""
-    return 2**32
+    """What intermediate arrays of a search, of coalitions or of training may take: on CPU in all, else on each device.
+
+    A quarter of the memory, as what is counted beforehand is less than what a compiled program takes: coalitions of
+    PreActResNet-18 take 14 GB of a TPU that has 16 (`experiments/results/tpu.json`). On CPU no more than 4 GiB.
+    """
+    return min(2**32, device_bytes() // 4) if is_cpu() else device_bytes() // 4
 
 
 def checkpoints_at_once() -> int:
@@ -194,9 +231,25 @@ def checkpoints_at_once() -> int:
     return 1 if is_cpu() else 8
 
 
+def cuts_plain_numbers() -> bool:
+    """Whether a leaf is cut out of a row as plain numbers, and shaped only where it is used.
+
+    A TPU pads the shapes of small kernels to many times their size; on CPU shapes cost nothing.
+    """
+    return not is_cpu()
+
+
 def stack_bytes() -> int:
-    """Size of a stack of checkpoints, in bytes."""
-    return 2**27 if is_cpu() else 2**28
+    """Size of a stack of checkpoints, in bytes: on an accelerator a small share of each device's memory."""
+    return 2**27 if is_cpu() else len(devices()) * min(device_bytes() // 64, 2**29)
+
+
+def staging_bytes() -> int:
+    """What stacks of checkpoints may take together on the host: three for each of the devices, or 768 MiB.
+
+    Never more than a quarter of the host's memory.
+    """
+    return min(max(3 * 2**28, 0 if is_cpu() else 3 * stack_bytes()), host_bytes() // 4)
 
 
 def transfers() -> bool:

@@ -70,7 +70,8 @@ FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "to
 
 FILE_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "memmap", "fromfile", "tofile"}
 NUMPY_FILE_CALLS = {"load", "save", "savez", "savez_compressed", "loadtxt", "savetxt", "genfromtxt"}
-OPENS_FILES = {"checkpoints", "data", "report", "cli"}
+OPENS_FILES = {"checkpoints", "data", "report", "cli", "execution"}
+"""Units that may; execution reads how much memory a container has."""
 
 
 def unit_of(path: pathlib.Path) -> str:

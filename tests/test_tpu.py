@@ -31,6 +31,32 @@ def test_sizes_are_decided_for_the_devices_aimed_at():
     assert (execution.is_cpu(), execution.devices(), execution.stack_bytes()) == here
 
 
+def test_memory_decides_sizes(monkeypatch):
+    chip = types.SimpleNamespace(platform="tpu")
+    monkeypatch.setattr(execution, "host_bytes", lambda: 64 * 10**9)
+    with execution.aimed_at([chip] * 8):
+        assert execution.search_bytes() == 4 * 10**9
+        assert execution.stack_bytes() == 8 * 250 * 10**6 and execution.staging_bytes() == 6 * 10**9
+        assert execution.networks_at_once(10**9) == 8 * 4 and execution.networks_at_once(10**11) == 8
+    with execution.aimed_at([chip], memory=95 * 10**9):
+        assert execution.search_bytes() == 95 * 10**9 // 4
+        assert execution.stamped_images_at_once(10**9) == 23
+        assert execution.stack_bytes() == 2**29  # no more, however large
+    assert execution.search_bytes() == 2**32 and execution.staging_bytes() == 3 * 2**28
+    monkeypatch.setattr(execution, "host_bytes", lambda: 10**9)  # of a small container
+    assert execution.search_bytes() == execution.staging_bytes() == 25 * 10**7
+
+
+def test_a_containers_memory_is_its_limit(monkeypatch, tmp_path):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(execution.pathlib, "Path", lambda _: limit)
+    whole = execution.host_bytes.__wrapped__()
+    limit.write_text("max\n")
+    assert execution.host_bytes.__wrapped__() == whole > 2**28
+    limit.write_text("1000000\n")
+    assert execution.host_bytes.__wrapped__() == 10**6
+
+
 HLO = """
 %body (p: (s32[], f32[4,100])) -> (s32[], f32[4,100]) {
   %p = (s32[]{:T(128)}, f32[4,100]{1,0:T(4,128)}) parameter(0)
@@ -79,14 +105,14 @@ def test_traffic_counts_hbm_alone_with_padding_turns_and_slices():
 def test_a_program_that_does_not_compile_is_a_line_of_the_table():
     row = {"chips": 1, "work": "all", "error": "Error: 17 GB of 16", "fits": False}
     lines = list(tpu_table.table({"programs": {"large": {"v5e": row}}}, "v5e"))
-    assert lines[2] == "| large | all | **does not compile**: Error: 17 GB of 16 | | | | | |"
+    assert lines[2] == "| large | all | **does not compile**: Error: 17 GB of 16 | | | | | | |"
 
 
 @pytest.mark.parametrize(
     ("make", "reads"),
     [
         (functools.partial(tpu_programs.correlated, suspects=2, probes=40), None),
-        (functools.partial(tpu_programs.fleet, "cnn:width=0.25"), 3),
+        (functools.partial(tpu_programs.fleet, "resnet20"), 3),
     ],
 )
 def test_it_compiles_for_a_chip_and_fits(make, reads):

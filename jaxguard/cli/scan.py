@@ -52,7 +52,11 @@ Shard = Annotated[
     str, typer.Option(help="i/n: the part of the checkpoints that this process scans; 0/4 is the first of four.")
 ]
 Memory = Annotated[
-    str | None, typer.Option(help="Memory for checkpoints that are read ahead: 512MB, 2GiB.", show_default="768MiB")
+    str | None,
+    typer.Option(
+        help="Memory for checkpoints that are read ahead: 512MB, 2GiB.",
+        show_default="768MiB, more with accelerators",
+    ),
 ]
 Readers = Annotated[int | None, typer.Option(help="Threads that read; four per core by default.", min=1)]
 Hash = Annotated[

@@ -18,7 +18,7 @@ from jaxguard import checkpoints
 from jaxguard.checkpoints.hashing import Algorithm
 from jaxguard.errors import FleetError
 from jaxguard.fleet.chunks import Chunks
-from jaxguard.fleet.local import MEMORY, Settings
+from jaxguard.fleet.local import Settings
 from jaxguard.fleet.pool import Pool
 from jaxguard.fleet.reading import Failure, Known, Stamp, stamp_of
 from jaxguard.fleet.stream import Scored
@@ -37,7 +37,7 @@ def stream(
     settings: Settings,
     *,
     address: str,
-    memory: int = MEMORY,
+    memory: int | None = None,
     readers: int | None = None,
     known: Mapping[str, Stamp] | None = None,
     algorithm: Algorithm = "sha256",
@@ -49,7 +49,7 @@ def stream(
         settings: how they are scored.
         address: `auto` for the cluster this machine belongs to, `local` for one of its own, `host:port`,
             `ray://host:port`. A program that is connected to Ray already stays with its cluster.
-        memory: bytes that stacks may take together, per worker.
+        memory: bytes that stacks may take together, per worker; by default what suits its machine.
         readers: threads that read, per worker.
         known: state of checkpoints of which there are results, or that workers were lost with; zeros for a URL of the
             latter, which nobody downloads to see whether it has changed.

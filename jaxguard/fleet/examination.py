@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxguard import execution
 from jaxguard.detection.looks import Look
 from jaxguard.detection.records import Features, Record
 from jaxguard.errors import DataError, JaxguardError
 from jaxguard.fleet.discovery import Model
 from jaxguard.fleet.executors import Executor, Stream
-from jaxguard.fleet.local import MEMORY, Local, Results, Settings
+from jaxguard.fleet.local import Local, Results, Settings
 from jaxguard.fleet.progress import Progress, Watch
 from jaxguard.graph.pairing import Pairing
 from jaxguard.suspects import UNKNOWN, ModelOptions
@@ -182,7 +183,7 @@ def examined(
 def _suitable(names: Sequence[str]) -> Executor:
     """One after the other where there are few and they fit the memory."""
     size = sum(os.path.getsize(name) for name in names[:FEW] if os.path.isfile(name))
-    return Local() if len(names) <= FEW and size <= MEMORY else Stream()
+    return Local() if len(names) <= FEW and size <= execution.staging_bytes() else Stream()
 
 
 def _write(look: Look, fresh: dict[Results, dict[str, np.ndarray]]) -> None:

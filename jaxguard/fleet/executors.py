@@ -17,7 +17,7 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jaxguard.fleet.local import MEMORY, Local, Results, Settings
+from jaxguard.fleet.local import Local, Results, Settings
 from jaxguard.fleet.progress import Progress, Watch
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class Stream:
     Attributes:
         out: folder of results, from which a stopped scan resumes; None for one that lasts as long as the scan.
         shard: `(i, n)`: the i-th of n parts, so that several processes divide a store.
-        memory: bytes that stacks of checkpoints may take together, in each process.
+        memory: bytes that stacks of checkpoints may take together, in each process; by default
+            `jaxguard.execution.staging_bytes()`.
         readers: threads that read, in each process; four per core by default.
         verify_content: read every checkpoint, also those whose results are in `out` and whose size and time of change
             are the same, by which an unchanged one is recognised otherwise.
@@ -42,7 +43,7 @@ class Stream:
 
     out: str | os.PathLike[str] | None = None
     shard: tuple[int, int] = (0, 1)
-    memory: int = MEMORY
+    memory: int | None = None
     readers: int | None = None
     verify_content: bool = False
 

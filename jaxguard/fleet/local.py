@@ -38,9 +38,6 @@ from jaxguard.types import LayerSummary, Provenance, TriggerSearch
 if TYPE_CHECKING:
     from jaxguard.fleet.store import Store
 
-MEMORY = 3 * 2**28
-"""Bytes that stacks of checkpoints may take together, by default."""
-
 
 @dataclass(frozen=True)
 class Settings:

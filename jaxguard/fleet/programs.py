@@ -98,11 +98,12 @@ def scorer(structure: Structure, settings: Settings) -> Scorer:
 
 def _program(structure: Structure, recipe: Recipe) -> programs.Jitted[Any]:
     """Compiled over a stack, sharded over the local devices; each runs through the rows that hold something."""
-    most = execution.checkpoints_at_once()
+    # Decided here, not while the program is traced.
+    most, plain = execution.checkpoints_at_once(), execution.cuts_plain_numbers()
 
     def some(rows: jax.Array, first: jax.Array, width: int) -> tuple[jax.Array, ...]:
-        leaves = structure.unpack(rows, first, count=width, without=recipe.kernels)
-        return _mapped(recipe.score, width)(leaves, _reduced(structure, recipe, rows, first, width))
+        leaves = structure.unpack(rows, first, count=width, without=recipe.kernels, plain=plain)
+        return _mapped(recipe.score, width)(leaves, _reduced(structure, recipe, rows, first, width=width, plain=plain))
 
     def of_device(rows: jax.Array, count: jax.Array) -> tuple[jax.Array, ...]:
         width = width_of(len(rows), most)
@@ -150,7 +151,9 @@ def _mapped(score_fn: Callable[..., Any], width: int) -> Callable[..., Any]:
     return of_one
 
 
-def _reduced(structure: Structure, recipe: Recipe, rows: jax.Array, first: jax.Array, width: int) -> dict[str, Reduced]:
+def _reduced(
+    structure: Structure, recipe: Recipe, rows: jax.Array, first: jax.Array, *, width: int, plain: bool
+) -> dict[str, Reduced]:
     """The kernels in some rows of a stack, by name.
 
     Kernels of one shape are reduced in a loop: they share a program, and the memory of the one that is being read.
@@ -164,7 +167,7 @@ def _reduced(structure: Structure, recipe: Recipe, rows: jax.Array, first: jax.A
 
         def reduce_at(offset: jax.Array, shape=shape, is_channels_first=is_channels_first) -> Reduced:
             reduce_fn = functools.partial(weights.reduce_kernel, is_channels_first=is_channels_first)
-            return _mapped(reduce_fn, width)(structure.cut(rows, first, offset, shape, count=width))
+            return _mapped(reduce_fn, width)(structure.cut(rows, first, offset, shape, count=width, plain=plain))
 
         # Kernels of one shape share the code that reduces them: deep networks compile in the time of a shallow one.
         stacked = jax.lax.map(reduce_at, np.array([offsets[name] for name in names], np.int32))

@@ -16,7 +16,7 @@ from jaxguard.checkpoints.hashing import Algorithm
 from jaxguard.errors import FleetError, JaxguardError, NonFiniteError
 from jaxguard.fleet import piecewise, reading
 from jaxguard.fleet.compiling import Compiler, unscorable
-from jaxguard.fleet.local import MEMORY, Settings
+from jaxguard.fleet.local import Settings
 from jaxguard.fleet.programs import Scorer
 from jaxguard.fleet.reading import Failure, File, Known, Opened, Stamp
 from jaxguard.fleet.scoring import Scope, Scores
@@ -73,7 +73,7 @@ def stream(
     uris: Iterable[str],
     settings: Settings | None = None,
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
     readers: int | None = None,
     is_known: Callable[[str, Stamp], bool] = lambda *_: False,
     scorers: dict[Structure, Scorer | JaxguardError] | None = None,
@@ -84,7 +84,7 @@ def stream(
     Args:
         uris: paths and URLs.
         settings: how they are scored.
-        memory: bytes that stacks may take together.
+        memory: bytes that stacks may take together; by default `jaxguard.execution.staging_bytes()`.
         readers: threads that read; by default four per core, sixteen at most.
         is_known: whether there are results of a checkpoint in that state; it is then not read.
         scorers: programs of these settings by structure, kept here for the next call.
@@ -93,6 +93,7 @@ def stream(
     Yields:
         Every checkpoint once, scored, known or failed, in an order of the stream's own.
     """
+    memory = execution.staging_bytes() if memory is None else memory
     staging, compiler = Staging(memory), Compiler(settings or Settings(), {} if scorers is None else scorers)
     threads = readers or min(16, 4 * (os.cpu_count() or 1))
     filling, running = list[_Batch](), deque[_Running]()

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxguard import execution
 from jaxguard.checkpoints import Checkpoint, LeafSpec
 from jaxguard.errors import CheckpointError
 from jaxguard.suspects import described
@@ -68,6 +67,7 @@ class Structure:
         shape: tuple[int, ...],
         *,
         count: int = 1,
+        plain: bool = False,
     ) -> jax.Array:
         """A leaf in some rows of a stack, copied out of it; traceable.
 
@@ -77,19 +77,25 @@ class Structure:
             offset: where the leaf begins in each of them.
             shape: its own, or another of as many numbers.
             count: of the rows.
+            plain: see `jaxguard.execution.cuts_plain_numbers`.
 
         Returns:
             The leaf in that shape, `[count, *shape]`.
         """
         numbers = jax.lax.dynamic_slice(rows, (first, offset), (count, math.prod(shape)))
         # Without the barrier the slices become part of every loop that reads them, which triples the time to compile.
-        if execution.is_cpu():
-            return jax.lax.optimization_barrier(numbers.reshape(count, *shape))
-        # It holds plain numbers: a TPU would pad the shapes of small kernels to many times their size.
-        return jax.lax.optimization_barrier(numbers).reshape(count, *shape)
+        if plain:
+            return jax.lax.optimization_barrier(numbers).reshape(count, *shape)
+        return jax.lax.optimization_barrier(numbers.reshape(count, *shape))
 
     def unpack(
-        self, rows: jax.Array, first: jax.typing.ArrayLike, *, count: int = 1, without: Container[str] = ()
+        self,
+        rows: jax.Array,
+        first: jax.typing.ArrayLike,
+        *,
+        count: int = 1,
+        without: Container[str] = (),
+        plain: bool = False,
     ) -> dict[str, jax.Array]:
         """The floating-point leaves in some rows of a stack; traceable.
 
@@ -98,12 +104,13 @@ class Structure:
             first: number of the first of the rows.
             count: of the rows.
             without: names of leaves to pass over.
+            plain: as in `cut`.
 
         Returns:
             Arrays by name, `[count, ...]`.
         """
         return {
-            name: self.cut(rows, first, offset, shape, count=count)
+            name: self.cut(rows, first, offset, shape, count=count, plain=plain)
             for (name, shape, _), offset in zip(self.leaves, self.offsets, strict=True)
             if offset >= 0 and name not in without
         }
