@@ -38,7 +38,7 @@ import machine
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxguard import evaluation, inversion, programs, repairs
+from jaxguard import evaluation, inversion, meshes, repairs
 from jaxguard.fingerprints import queries
 from jaxguard.graph import Coalitions, coalitions, program
 from jaxguard.suspects import Suspect, load
@@ -80,6 +80,11 @@ def opened(folder: pathlib.Path, layout: str, seed: int) -> Suspect:
     path = folder / f"{layout}{seed}.safetensors"
     save_file({name: np.ascontiguousarray(leaf, np.float32) for name, leaf in leaves.items()}, path)
     return load(path, apply_fn=LAYOUTS[layout], input_shape=SHAPE)
+
+
+def in_a_loop(compute_fn: Callable, operand: Any, chunks: Any) -> Any:
+    """`meshes.chunk_by_chunk` as it is on accelerators."""
+    return jax.device_get(meshes._every_chunk(compute_fn, meshes.device_mesh(), operand, chunks))
 
 
 @contextlib.contextmanager

@@ -8,12 +8,12 @@ libtpu holds the TPU's compiler; it compiles for a named topology and runs nothi
 `tpu_programs.PROGRAMS` is a function of the product with the sizes that it would choose on the chip, compiled for a v5e
 and a v5p. Recorded: flops as XLA counts them, bytes accessed in any memory as XLA counts them and in HBM
 (`tpu_traffic`), memory, the roofline, which is the larger of flops / peak and HBM bytes / bandwidth: a lower bound of
-the time, no measurement; and where there is no loop the compiler's own estimate. XLA counts one turn of every loop; HBM
+the time, no measurement; and the compiler's own estimate, where it is positive. XLA counts one turn of every loop; HBM
 bytes count all turns of loops whose length is known when they are compiled. `counted` says what the figures are of.
 Exits with an error where a program does not compile or fit.
 
 Hardware: a CPU to compile on, named in the result. Time: an hour or two on two cores, see compile_seconds; `--quick`
-compiles the quick ones for a v5e, records nothing and takes two minutes. Result: results/tpu.json.
+compiles the quick ones for a v5e, records nothing and takes a minute. Result: results/tpu.json.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def compiled(case: Case, chip: Chip) -> dict[str, Any]:
         "memory_gigabytes": rounded(needed / 1e9),
         "fits": needed < chip.memory,
         "roofline_ms": rounded(1e3 * max(flops / chip.flops, traffic / chip.bandwidth)),
-        # Of loops the compiler's own estimate is negative, and says nothing.
+        # Of most loops and convolutions the compiler's own estimate is negative, and says nothing.
         "estimated_ms": rounded(1e3 * estimate) if estimate > 0 else None,
         "bound_by": "flops" if flops / chip.flops > traffic / chip.bandwidth else "memory",
         "loops_of_unknown_length": tpu_traffic.unknown_loops(text),

@@ -6,17 +6,7 @@ from typing import Any
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "accelerators.md"
 BEGIN, END = "<!-- written by experiments/tpu.py --report -->", "<!-- to here -->"
-HEADINGS = (
-    "program",
-    "what it does",
-    "GFLOP",
-    "HBM",
-    "memory",
-    "at least",
-    "bound by",
-    "compiler's estimate",
-    "compiled in",
-)
+HEADINGS = ("program", "what it does", "GFLOP", "HBM", "memory", "at least", "bound by", "compiled in")
 
 
 def table(result: dict[str, Any], chip: str) -> Iterator[str]:
@@ -31,7 +21,7 @@ def table(result: dict[str, Any], chip: str) -> Iterator[str]:
         if row.get("counted", "all of it") != "all of it":
             work += f"; figures for {row['counted']}"
         if "error" in row:
-            yield f"| {name} | {work} | **does not compile**: {row['error'].replace('|', '/')[:160]} | | | | | | |"
+            yield f"| {name} | {work} | **does not compile**: {row['error'].replace('|', '/')[:160]} | | | | | |"
             continue
         reads = f" ({row['weight_reads']:.1f} x the weights)" if "weight_reads" in row else ""
         cells = (
@@ -42,7 +32,6 @@ def table(result: dict[str, Any], chip: str) -> Iterator[str]:
             f"{row['memory_gigabytes']:,} GB{'' if row['fits'] else ', **does not fit**'}",
             f"{row['roofline_ms']:,} ms",
             row["bound_by"],
-            f"{row['estimated_ms']:,} ms" if row["estimated_ms"] else "",
             f"{row['compile_seconds']:,.0f} s",
         )
         yield f"| {' | '.join(cells)} |"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxguard import endpoints, models, ownership, programs
+from jaxguard import endpoints, meshes, models, ownership
 from jaxguard.errors import ArchitectureError, FingerprintError, OptionError
 from jaxguard.fingerprints import FINGERPRINTS, certificate, queries
 from jaxguard.suspects import Suspect
@@ -225,9 +225,9 @@ def test_models_of_one_structure_share_a_program_and_order_is_kept():
     wide = models.build("mlp:hidden=16", num_classes=6, input_shape=SHAPE)
     several = [suspect(1), suspect(2, wide), suspect(3, twin), lambda images: np.ones((len(images), 2)), suspect(4)]
     images = RNG.random((37, *SHAPE), np.float32)
-    before = programs._one_chunk.cache_size()
+    before = meshes._one_chunk.cache_size()
     found = queries.outputs_of(several, images)
-    assert programs._one_chunk.cache_size() - before == 2
+    assert meshes._one_chunk.cache_size() - before == 2
     assert [one.shape for one in found] == [(37, 4), (37, 6), (37, 4), (37, 2), (37, 4)]
     for k in (0, 1, 2, 4):
         np.testing.assert_allclose(found[k], several[k].network(images), atol=1e-5)

@@ -105,7 +105,7 @@ def test_traffic_counts_hbm_alone_with_padding_turns_and_slices():
 def test_a_program_that_does_not_compile_is_a_line_of_the_table():
     row = {"chips": 1, "work": "all", "error": "Error: 17 GB of 16", "fits": False}
     lines = list(tpu_table.table({"programs": {"large": {"v5e": row}}}, "v5e"))
-    assert lines[2] == "| large | all | **does not compile**: Error: 17 GB of 16 | | | | | | |"
+    assert lines[2] == "| large | all | **does not compile**: Error: 17 GB of 16 | | | | | |"
 
 
 @pytest.mark.parametrize(

@@ -86,13 +86,13 @@ def test_no_network_is_an_error():
 
 def test_a_step_of_many_is_one_program_for_every_platform(monkeypatch):
     monkeypatch.setattr(execution, "is_cpu", lambda: False)
-    chunk, programs = training.descent._jitted_chunk, []
+    chunk, programs = training.descent.CHUNK_OF_STEPS[True], []
 
     def lowered(*arguments):
-        programs.append(jax.export.export(chunk, platforms=("cpu", "cuda", "tpu"))(*arguments))
+        programs.append(jax.export.export(chunk._plain, platforms=("cpu", "cuda", "tpu"))(*arguments))
         return chunk(*arguments)
 
-    monkeypatch.setattr(training.descent, "_jitted_chunk", lowered)
+    monkeypatch.setitem(training.descent.CHUNK_OF_STEPS, True, lowered)
     assert len(many(None)) == 3
     (program,) = programs
     assert "while" in program.mlir_module()
