@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxguard import endpoints, meshes, models, ownership
+from jaxguard import endpoints, meshes, models, ownership, programs
 from jaxguard.errors import ArchitectureError, FingerprintError, OptionError
 from jaxguard.fingerprints import FINGERPRINTS, certificate, queries
 from jaxguard.suspects import Suspect
