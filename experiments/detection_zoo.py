@@ -4,9 +4,10 @@
     python experiments/detection_zoo.py npz:fashion_mnist.npz fleets/fashion_mnist --images 6000 --steps 300
 
 Every network has its own seed, initialisation, nine tenths of the training images, and every backdoored one its own
-target, trigger and poison rate. They are trained one after another by one compiled step: on CPU a batch of convolution
-weights costs five times as much as a loop over them. Start one process per core with `--shard i/n`; a network that is
-there already is not trained again. Networks are numbered: `fleet_detection.py` calibrates on the even, judges on the
+target, trigger and poison rate. `training.fit_many` trains them, `--together` so many at once: side by side on an
+accelerator, on CPU one after another by one compiled step, as a batch of convolution weights costs five times as much
+as a loop over them there. Start one process per core with `--shard i/n`; a network that is there already is not trained
+again. Networks are numbered: `fleet_detection.py` calibrates on the even, judges on the
 odd ones. A backdoored network whose trigger works on less than 80 % of the test images is kept aside as failed.
 
 Hardware: any. Time: half an hour for the digits on two CPU cores.
@@ -17,7 +18,8 @@ import argparse
 import json
 import pathlib
 import time
-from typing import get_args
+from collections.abc import Sequence
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -45,6 +47,51 @@ def attack_of(group: str, draw: np.random.Generator, num_classes: int) -> Attack
     return None
 
 
+class Drawn(NamedTuple):
+    """What is a network's own."""
+
+    seed: list[int]
+    attack: Attack | None
+    rate: float
+    rows: np.ndarray
+    poisoned: Batch
+    is_poisoned: np.ndarray
+    key_init: jax.Array
+    key_fit: jax.Array
+
+
+def draw(train: Batch, number: int, group: str, seed: int, num_classes: int) -> Drawn:
+    own = [seed, GROUPS.index(group), number]
+    rng = np.random.default_rng(own)
+    attack, rate = attack_of(group, rng, num_classes), float(rng.choice(RATES))
+    rows = rng.permutation(len(train.labels))[: round(SHARE * len(train.labels))]
+    batch, is_poisoned = (
+        Batch(np.asarray(train.images)[rows], np.asarray(train.labels)[rows]),
+        np.zeros(len(rows), bool),
+    )
+    key_init, key_poison, key_fit = jax.random.split(jax.random.key(int(rng.integers(2**31))), 3)
+    if attack is not None:
+        batch, is_poisoned = poison(attack, batch, rate, key_poison)
+    return Drawn(own, attack, rate, rows, batch, np.asarray(is_poisoned), key_init, key_fit)
+
+
+def together(train: Batch, drawn: Sequence[Drawn]) -> dict[str, Any]:
+    """All images, with the poisoned ones of every network at the end; keys, and each network's rows."""
+    images, labels, rows = [np.asarray(train.images)], [np.asarray(train.labels)], []
+    for one in drawn:
+        first = sum(map(len, labels))
+        images.append(np.asarray(one.poisoned.images)[one.is_poisoned])
+        labels.append(np.asarray(one.poisoned.labels)[one.is_poisoned])
+        rows.append(one.rows.copy())
+        rows[-1][one.is_poisoned] = first + np.arange(one.is_poisoned.sum())
+    data = Batch(np.concatenate(images), np.concatenate(labels))
+    return {"data": data, "keys": [one.key_fit for one in drawn], "rows": rows}
+
+
+def path_of(folder: pathlib.Path, number: int, group: str) -> pathlib.Path:
+    return folder / f"{group}-{number:03d}.safetensors"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="digits or npz:PATH")
@@ -54,6 +101,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--each", type=int, default=128, help="networks per group; half of them calibrate")
     parser.add_argument("--shard", default="0/1", help="i/n: this process's part")
+    parser.add_argument("--together", type=int, default=32, help="networks that are trained together")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     index, count = map(int, arguments.shard.split("/"))
@@ -64,33 +112,32 @@ def main() -> None:
     shape = tuple(train.images.shape[1:])
     model = models.build(arguments.arch, num_classes=found.num_classes, input_shape=shape)
     numbers = range(index, arguments.each, count)
-    todo = [(number, group) for number in numbers for group in GROUPS]
-    for number, group in track(todo, f"training {arguments.shard}"):
-        path = arguments.folder / f"{group}-{number:03d}.safetensors"
-        if path.with_suffix(".json").exists():
-            continue
-        seed = [arguments.seed, GROUPS.index(group), number]
-        draw = np.random.default_rng(seed)
-        attack, rate = attack_of(group, draw, found.num_classes), float(draw.choice(RATES))
-        kept = draw.permutation(len(train.labels))[: round(SHARE * len(train.labels))]
-        batch = Batch(np.asarray(train.images)[kept], np.asarray(train.labels)[kept])
-        key_init, key_poison, key_fit = jax.random.split(jax.random.key(int(draw.integers(2**31))), 3)
-        if attack is not None:
-            batch, _ = poison(attack, batch, rate, key_poison)
+    every = [(number, group) for number in numbers for group in GROUPS]
+    todo = [one for one in every if not path_of(arguments.folder, *one).with_suffix(".json").exists()]
+    groups = [todo[first : first + arguments.together] for first in range(0, len(todo), arguments.together)]
+    for some in track(groups, f"training {arguments.shard}"):
+        drawn = [draw(train, number, group, arguments.seed, found.num_classes) for number, group in some]
         start = time.perf_counter()
-        result = training.fit(
-            model.train_fn, model.init(key_init), batch, key_fit, steps=arguments.steps, batch_size=BATCH_SIZE
+        trained = training.fit_many(
+            model.train_fn,
+            [model.init(one.key_init) for one in drawn],
+            **together(train, drawn),
+            steps=arguments.steps,
+            batch_size=BATCH_SIZE,
         )
-        metrics = evaluation.evaluate(model.network(result.variables), found.test, attack)
-        leaves = checkpoints.flatten(result.variables)
-        checkpoints.save(path, leaves, metadata=suspects.description(model), overwrite=True)
-        record = {"file": path.name, "group": group, "number": number, "acc": round(metrics.acc, 4)}
-        record |= {"seed": seed, "steps": arguments.steps, "architecture": model.spec, "data": found.name}
-        if attack is not None and metrics.asr is not None:
-            record |= {"asr": round(metrics.asr, 4), "target": attack.target, "rate": rate}
-            record |= {"failed": metrics.asr < WORKS}
-        record |= {"seconds": round(time.perf_counter() - start, 1)}
-        path.with_suffix(".json").write_text(json.dumps(record) + "\n")
+        seconds = (time.perf_counter() - start) / len(some)
+        for (number, group), one, (variables, _) in zip(some, drawn, trained, strict=True):
+            path = path_of(arguments.folder, number, group)
+            metrics = evaluation.evaluate(model.network(variables), found.test, one.attack)
+            leaves = checkpoints.flatten(variables)
+            checkpoints.save(path, leaves, metadata=suspects.description(model), overwrite=True)
+            record = {"file": path.name, "group": group, "number": number, "acc": round(metrics.acc, 4)}
+            record |= {"seed": one.seed, "steps": arguments.steps, "architecture": model.spec, "data": found.name}
+            if one.attack is not None and metrics.asr is not None:
+                record |= {"asr": round(metrics.asr, 4), "target": one.attack.target, "rate": one.rate}
+                record |= {"failed": metrics.asr < WORKS}
+            record |= {"seconds": round(seconds, 1)}
+            path.with_suffix(".json").write_text(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

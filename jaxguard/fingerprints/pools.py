@@ -108,11 +108,10 @@ class Source:
                     copy, _ = theft.THEFTS[name](owner.network, owner.data, key_copy, **settings, **student)
                     positives.append(copy)
             if negatives is None:
-                keys = [jax.random.split(jax.random.fold_in(key_independents, i)) for i in range(self.independents)]
-                negatives = [
-                    theft.independent(model, theft.halves(owner.data, half)[0], train, **settings)[0]
-                    for half, train in keys
-                ]
+                drawn = [jax.random.split(jax.random.fold_in(key_independents, i)) for i in range(self.independents)]
+                rows = [np.flatnonzero(theft.owners_share(owner.data, half)) for half, _ in drawn]
+                keys = [train for _, train in drawn]
+                negatives = [one for one, _ in theft.independents(model, owner.data, keys, rows=rows, **settings)]
         return Pools(tuple(positives), tuple(negatives))
 
 

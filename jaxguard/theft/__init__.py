@@ -18,7 +18,7 @@ from jaxguard.theft.equivalence import permutation, rescaling
 from jaxguard.theft.extraction import distillation, label_extraction
 from jaxguard.theft.fine_pruning import fine_pruning
 from jaxguard.theft.fine_tuning import fine_tuning, head_reset, transfer
-from jaxguard.theft.independents import halves, independent
+from jaxguard.theft.independents import halves, independent, independents, owners_share
 from jaxguard.theft.protocol import Blueprint, Theft, TheftReport
 from jaxguard.theft.quantisation import quantisation
 from jaxguard.theft.sgd import SGD
@@ -47,4 +47,6 @@ __all__ = [
     "TheftReport",
     "halves",
     "independent",
+    "independents",
+    "owners_share",
 ]

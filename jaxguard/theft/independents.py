@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jaxguard.methods import NonNegative, Share, Steps, checked, options_of
 from jaxguard.theft import protocol
 from jaxguard.theft.protocol import Blueprint, TheftReport
 from jaxguard.theft.sgd import SGD, Schedule
-from jaxguard.training import CrossEntropyGradient, Progress
+from jaxguard.training import Progress
 from jaxguard.types import Batch, Network
 
 
@@ -37,12 +38,18 @@ def halves(data: Batch, key: jax.Array, *, share: Share = 0.5) -> tuple[Batch, B
         >>> sorted(owner.labels.tolist()), sorted(thief.labels.tolist())
         ([0, 0, 1, 1], [0, 0, 1, 1])
     """
-    protocol.require_data(data)
     images, labels = np.asarray(data.images), np.asarray(data.labels)
+    first = owners_share(data, key, share=share)
+    return Batch(images[first], labels[first]), Batch(images[~first], labels[~first])
+
+
+def owners_share(data: Batch, key: jax.Array, *, share: float = 0.5) -> np.ndarray:
+    """Which images are the owner's, bool `[N]`; see `halves`."""
+    protocol.require_data(data)
+    labels = np.asarray(data.labels)
     counts = np.round(share * np.bincount(labels)).astype(int)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
-    first = splits.draw(labels, counts, rng)
-    return Batch(images[first], labels[first]), Batch(images[~first], labels[~first])
+    return splits.draw(labels, counts, rng)
 
 
 @checked
@@ -77,10 +84,57 @@ def independent(
         TheftError: the loss diverged.
         DataError: no images, or labels the model has no class for.
     """
+    sgd = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule, **sgd}
+    return independents(model, data, [key], progress=progress, **sgd)[0]
+
+
+@checked
+@options_of(SGD)
+def independents(
+    model: Blueprint,
+    data: Batch | None,
+    keys: Sequence[jax.Array],
+    *,
+    rows: Sequence[np.ndarray] | None = None,
+    epochs: Steps = 200,
+    learning_rate: NonNegative = 0.05,
+    schedule: Schedule = "cosine",
+    progress: Progress | None = None,
+    **sgd: Any,
+) -> list[tuple[Network, TheftReport]]:
+    """Trains several such networks, side by side on accelerators; each is what `independent` makes of its key.
+
+    Args:
+        model: the architecture of all.
+        data: images and labels.
+        keys: of each network, at least one.
+        rows: int `[N]`, which images each is trained on, equally many; all by default.
+        epochs: see `independent`, as for the next two.
+        learning_rate: of the first step.
+        schedule: how it falls.
+        progress: called with the steps of all networks together.
+        sgd: other fields of `SGD`.
+
+    Returns:
+        Network and report of each.
+
+    Raises:
+        TheftError: a loss diverged.
+        DataError: no images, or labels the model has no class for.
+    """
     data, how = protocol.require_data(data), SGD(epochs, learning_rate, schedule=schedule, **sgd)
-    key_init, key_learn = jax.random.split(key)
-    start = model.network(model.init(key_init))
-    protocol.require_labels(data, start.num_classes)
-    gradient_fn = CrossEntropyGradient(protocol.require_training(start))
-    trained, losses = how.learn(gradient_fn, start.variables, data, key_learn, progress=progress)
-    return start.with_variables(trained), TheftReport({"loss": losses})
+    drawn = [jax.random.split(key) for key in keys]
+    starts = [model.network(model.init(key_init)) for key_init, _ in drawn]
+    protocol.require_labels(data, starts[0].num_classes)
+    trained = how.learn_all(
+        protocol.require_training(starts[0]),
+        [start.variables for start in starts],
+        data,
+        [np.arange(len(data.images))] * len(keys) if rows is None else rows,
+        [key_learn for _, key_learn in drawn],
+        progress=progress,
+    )
+    return [
+        (start.with_variables(variables), TheftReport({"loss": losses}))
+        for start, (variables, losses) in zip(starts, trained, strict=True)
+    ]

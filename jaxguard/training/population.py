@@ -130,14 +130,10 @@ def fit_many(
     rate = objective.cosine(1.0, total) if schedule == "cosine" else 1.0
     optimizer = objective.sgd(rate, momentum=momentum, weight_decay=0.0)
     step = Step(objective.CrossEntropyGradient(train_fn, label_smoothing), optimizer, size, augment)
-    own = [
-        Own(key, jnp.asarray(row, jnp.int32), jnp.asarray(rates[k]), jnp.asarray(decays[k]))
-        for k, (key, row) in enumerate(zip(keys, chosen, strict=True))
-    ]
     ends = abreast.descend_all(
         OwnStep(step),
         data,
-        own,
+        own_of(keys, chosen, rates, decays),
         [step.init(one, Batch(chosen[0], chosen[0])) for one in variables],
         total,
         bytes_fn=lambda: abreast.bytes_of_step(train_fn, variables[0], data, size),
@@ -148,6 +144,16 @@ def fit_many(
         where = f"fit_many(), network {k} of {number}"
         descent.require_finite_loss(curves["loss"], where, "lower learning_rate", JaxguardError)
     return [(end.variables(like=one), curves["loss"]) for one, (end, curves) in zip(variables, ends, strict=True)]
+
+
+def own_of(
+    keys: Sequence[jax.Array], rows: Sequence[np.ndarray], rates: Sequence[float], decays: Sequence[float]
+) -> list[Own]:
+    """What differs between networks, one entry each; see `Own`."""
+    return [
+        Own(key, jnp.asarray(row, jnp.int32), jnp.float32(rate), jnp.float32(decay))
+        for key, row, rate, decay in zip(keys, rows, rates, decays, strict=True)
+    ]
 
 
 def _check(data: Batch, rows: Sequence[np.ndarray], number: int) -> None:
