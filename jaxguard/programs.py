@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 import jax
 import jax.numpy as jnp
 
-from jaxguard import execution, rounding
+from jaxguard import execution, program_cache, rounding
 from jaxguard.errors import OptionError
 
 Result = TypeVar("Result")
@@ -122,6 +122,7 @@ class Jitted(Generic[Result]):
 
     @contextlib.contextmanager
     def _in_force(self) -> Iterator[Any]:
+        program_cache.keep()
         setting = _chosen.get() or (None if self._trains else "highest")
         if setting is None or _is_rewritten.get():  # all of a program is rewritten at once, after its derivatives
             yield self._plain

@@ -13,7 +13,7 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 LONGEST = 360
 
 LEVELS = (
-    {"errors", "execution", "logs", "rounding"},
+    {"errors", "execution", "logs", "program_cache", "rounding"},
     {"memory", "programs"},
     {"meshes"},
     {"checkpoints", "conformal", "environment", "graph", "kernels", "methods"},

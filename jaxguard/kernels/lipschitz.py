@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +27,7 @@ _LARGEST_DIVISOR = 1e37
 # Squared norms in this range are far from where float32 overflows or loses digits.
 _HARMLESS = (1e-24, 1e30)
 # Sums by slabs are for CPU, from 2^15 entries on and for at most 9 rows (a 3x3 window); fan-in positions of a slab.
-_LARGE, _MOST_ROWS, _SLAB = 2**15, 9, 16
+_LARGE, _MOST_ROWS, _SLAB = 2**15, 9, 8
 
 
 @programs.jit
@@ -50,8 +49,8 @@ def gram_matrices(kernel: jax.Array) -> jax.Array:
 
 
 def _smaller_side_first(kernel: jax.Array) -> jax.Array:
-    chex.assert_rank(kernel, 3)
-    return kernel if kernel.shape[0] <= kernel.shape[1] else kernel.swapaxes(0, 1)
+    rows, depth, _ = kernel.shape
+    return kernel if rows <= depth else kernel.swapaxes(0, 1)
 
 
 def _grams_by_product(rows: jax.Array) -> jax.Array:
@@ -94,8 +93,8 @@ def _grams_by_slab(rows: jax.Array) -> jax.Array:
     def step(number: jax.Array, sums: jax.Array) -> jax.Array:
         slab = jax.lax.dynamic_slice_in_dim(rows, number * _SLAB, _SLAB, axis=1)
         # Each row with itself and the next ones, of each fan-in position: [S, S // 2 + 1, C].
-        products = [slab[:, k, None] * _next_rows(slab[:, k]) for k in range(_SLAB)]
-        return functools.reduce(operator.add, products, sums)
+        positions = [jax.lax.index_in_dim(slab, k, axis=1, keepdims=False) for k in range(_SLAB)]
+        return functools.reduce(operator.add, [rows[:, None] * _next_rows(rows) for rows in positions], sums)
 
     sums = jnp.zeros((size, size // 2 + 1, channels), rows.dtype)
     sums = loops.fori_loop(0, depth // _SLAB, step, sums)
@@ -111,7 +110,7 @@ def _next_rows(rows: jax.Array) -> jax.Array:
     size, channels = rows.shape
     # Rows that repeat without end and are read `S + 1` at a time begin one row later each time.
     endless = jnp.broadcast_to(rows[None], (size + 1, size, channels)).reshape(-1, channels)
-    return endless.reshape(size, size + 1, channels)[:, : size // 2 + 1]
+    return jax.lax.slice_in_dim(endless.reshape(size, size + 1, channels), 0, size // 2 + 1, axis=1)
 
 
 def spectral_norms(

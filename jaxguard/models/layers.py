@@ -19,7 +19,8 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
 }
 
-he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+unfilled = nn.initializers.zeros
+"""`Model.init` fills kernels by their names; a module's own initialisers are only traced, for shapes: cheap ones do."""
 
 
 class Classifier(nn.Module, kw_only=True):
@@ -105,7 +106,7 @@ def conv(
         padding=((kernel_size // 2, kernel_size // 2),) * 2,
         feature_group_count=groups,
         use_bias=use_bias,
-        kernel_init=he_normal,
+        kernel_init=unfilled,
         dtype=dtype,
         name=name,
     )
@@ -122,7 +123,7 @@ def patch_conv(x: jax.Array, features: int, size: int, *, name: str, dtype: Any 
             f"expected at least {size}x{size} pixels for the patches of {name}, got {x.shape[1]}x{x.shape[2]}; use "
             "larger images or an architecture with smaller patches, such as resnet20"
         )
-    conv = nn.Conv(features, (size, size), (size, size), padding="VALID", kernel_init=he_normal, dtype=dtype, name=name)
+    conv = nn.Conv(features, (size, size), (size, size), padding="VALID", kernel_init=unfilled, dtype=dtype, name=name)
     return conv(x)
 
 
@@ -163,7 +164,7 @@ def mean_pool(x: jax.Array) -> jax.Array:
 
 def logits(x: jax.Array, num_classes: int, *, name: str) -> jax.Array:
     """Dense head, `[B, D] -> [B, K]`, in at least float32."""
-    return nn.Dense(num_classes, name=name)(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    return nn.Dense(num_classes, kernel_init=unfilled, name=name)(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
 
 
 def global_mean(x: jax.Array) -> jax.Array:
