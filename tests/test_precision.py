@@ -1,6 +1,8 @@
 """One setting of precision: emulated bfloat16 against rounding by hand, and where the setting reaches."""
 
+import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -17,6 +19,10 @@ from jaxguard import execution, programs, training
 from jaxguard.errors import OptionError
 from jaxguard.kernels import correlation, lipschitz
 from jaxguard.types import Network
+
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+import precision_table  # noqa: E402
 
 RNG = np.random.default_rng(0)
 
@@ -237,6 +243,16 @@ def shared():
     mapped = jax.shard_map(lambda x: jnp.sin(x @ w), mesh=mesh, in_specs=split, out_specs=split)
     with jaxguard.precision("bfloat16"):
         return np.stack([programs.jit(mapped)(x), np.sin(programs.matmul(execution.spread(x), w))])
+
+
+def test_the_page_shows_what_was_measured(tmp_path, monkeypatch):
+    result = json.loads((EXPERIMENTS / "results" / "precision.json").read_text())
+    monkeypatch.setattr(precision_table, "PAGE", tmp_path / "page.md")
+    shown = (EXPERIMENTS.parent / "docs" / "accelerators.md").read_text()
+    (tmp_path / "page.md").write_text(shown)
+    precision_table.write(result)
+    assert (tmp_path / "page.md").read_text() == shown
+    assert f"{result['parts']['clp']['decisions']:,} channels" in shown
 
 
 if __name__ == "__main__":
