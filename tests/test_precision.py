@@ -15,7 +15,7 @@ import zoo
 from jax.tree_util import Partial
 
 import jaxguard
-from jaxguard import execution, programs, training
+from jaxguard import execution, meshes, programs, training
 from jaxguard.errors import OptionError
 from jaxguard.kernels import correlation, lipschitz
 from jaxguard.types import Network
@@ -238,11 +238,11 @@ def shared():
     """Products of rows that all devices share, and within a shard_map."""
     rng = np.random.default_rng(1)
     x, w = (rng.normal(size=shape).astype(np.float32) for shape in ((16, 7), (7, 5)))
-    mesh = execution.device_mesh()
-    split = jax.sharding.PartitionSpec(execution.CHECKPOINTS)
+    mesh = meshes.device_mesh()
+    split = jax.sharding.PartitionSpec(meshes.DEVICES)
     mapped = jax.shard_map(lambda x: jnp.sin(x @ w), mesh=mesh, in_specs=split, out_specs=split)
     with jaxguard.precision("bfloat16"):
-        return np.stack([programs.jit(mapped)(x), np.sin(programs.matmul(execution.spread(x), w))])
+        return np.stack([programs.jit(mapped)(x), np.sin(programs.matmul(meshes.spread(x), w))])
 
 
 def test_the_page_shows_what_was_measured(tmp_path, monkeypatch):
