@@ -23,7 +23,7 @@ from jaxguard import checkpoints, execution, memory, meshes, models, training
 from jaxguard.defenses.shapley import AttackValue
 from jaxguard.fleet import programs, stream
 from jaxguard.fleet.local import Settings
-from jaxguard.fleet.structure import structure_of
+from jaxguard.fleet.structure import Structure, structure_of
 from jaxguard.graph import Coalitions
 from jaxguard.inversion import ascent, trigger
 from jaxguard.inversion.descent import Descent
@@ -92,15 +92,21 @@ def model_of(name: str, *, dtype: str | None = None) -> models.Model:
 # ---------------------------------------------------------------- fleet
 
 
-def fleet(name: str) -> Case:
-    """A stack of checkpoints in torch's layout, as a scan of a store fills it."""
-    model = model_of(name)
-    leaves = {leaf: checkpoints.LeafSpec(one.shape, np.dtype(np.float32)) for leaf, one in torch_leaves(model)}
+def stored(name: str) -> Structure:
+    """Of checkpoints in torch's layout."""
+    listed = layouts.expected(model_of(name), "torch").items()
+    leaves = {leaf: checkpoints.LeafSpec(one.shape, np.dtype(np.float32)) for leaf, one in listed}
     first = dict(zip(leaves, np.cumsum([0, *(one.nbytes for one in leaves.values())]).tolist(), strict=False))
-    file = checkpoints.Checkpoint(
-        name, "safetensors", leaves, {}, pathlib.Path(name), lambda names: iter(()), first_bytes=first
+    return structure_of(
+        checkpoints.Checkpoint(
+            name, "safetensors", leaves, {}, pathlib.Path(name), lambda names: iter(()), first_bytes=first
+        )
     )
-    structure = structure_of(file)
+
+
+def fleet(name: str) -> Case:
+    """A stack of checkpoints, as a scan of a store fills it."""
+    structure = stored(name)
     made = programs.scorer(structure, Settings())
     rows = stream._most_rows(structure, execution.staging_bytes())
     if rows == 0:
@@ -122,10 +128,6 @@ def fleet(name: str) -> Case:
         weights=width * structure.nbytes,
         more={"checkpoints_per_turn": width},
     )
-
-
-def torch_leaves(model: models.Model) -> Any:
-    return layouts.expected(model, "torch").items()
 
 
 # ---------------------------------------------------------------- coalitions
