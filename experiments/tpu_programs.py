@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from jaxguard import checkpoints, execution, memory, meshes, models, training
+from jaxguard import checkpoints, evaluation, execution, memory, meshes, models, training
 from jaxguard.defenses.shapley import AttackValue
 from jaxguard.fleet import programs, stream
 from jaxguard.fleet.local import Settings
@@ -304,6 +304,15 @@ def response(name: str) -> Case:
     return Case(meshes._every_chunk, arguments, work, turns="one class")
 
 
+def evaluated(name: str, batch: int = 500) -> Case:
+    """Classes of a test set, batch by batch."""
+    model = model_of(name)
+    network = model.network(on_chip(model.shapes()))
+    chunks = spec(1, batch, *model.input_shape)
+    arguments = (evaluation._classes, meshes.device_mesh(), network, chunks)
+    return Case(meshes._every_chunk, arguments, f"classes of {batch} images")
+
+
 def correlated(suspects: int = 64, probes: int = 800) -> Case:
     arguments = (spec(probes, CLASSES), spec(suspects, probes, CLASSES))
     return Case(correlation.distances, arguments, f"{suspects} suspects on {probes} probes", options={"halved": True})
@@ -344,6 +353,7 @@ PROGRAMS: dict[str, Program] = {
         for name in ("resnet20", "preactresnet18", "vit-base-16")
         for chips in (1, 8)
     },
+    **{f"evaluation, {name}": Program(functools.partial(evaluated, name)) for name in ("preactresnet18", *LARGE)},
     "coalitions, resnet20": Program(functools.partial(coalitions, "resnet20")),
     "coalitions, preactresnet18": Program(functools.partial(coalitions, "preactresnet18")),
     **{

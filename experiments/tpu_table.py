@@ -1,10 +1,13 @@
-"""The tables of docs/accelerators.md, written from results/tpu.json between two marks."""
+"""The tables of docs/accelerators.md and of the README, written from results/tpu.json between two marks."""
 
 import pathlib
 from collections.abc import Collection, Iterator
 from typing import Any
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "accelerators.md"
+ROOT = pathlib.Path(__file__).parent.parent
+SHOWN = ("fleet scoring", "coalitions", "trigger search, climb", "training step", "training chunk, 64", "correlation")
+"""Beginnings of the programs in the README's table."""
+
 BEGIN, END = "<!-- written by experiments/tpu.py --report -->", "<!-- to here -->"
 HEADINGS = ("program", "what it does", "GFLOP", "HBM", "memory", "at least", "bound by", "compiled in")
 
@@ -54,8 +57,23 @@ def tables(result: dict[str, Any], names: Collection[str]) -> str:
     return "\n\n".join(parts)
 
 
+def compact(result: dict[str, Any], chip: str) -> str:
+    """The main programs on one chip, for the README."""
+    known = result["chips"][chip]
+    flops, bandwidth = f"{known['flops'] / 1e12:.0f} TFLOP/s", f"{known['bandwidth'] / 1e9:,.0f} GB/s"
+    lines = [f"| TPU {chip} ({flops}, {bandwidth}) | memory | HBM | at least | bound by |", "|---|---|---|---|---|"]
+    for name, rows in result["programs"].items():
+        row = rows.get(chip)
+        if row and "error" not in row and name.startswith(SHOWN) and row["chips"] == 1:
+            size = f"{row['memory_gigabytes']:,} GB | {row['gigabytes_from_hbm']:,} GB"
+            lines.append(f"| {name}: {row['work']} | {size} | {row['roofline_ms']:,} ms | {row['bound_by']} |")
+    return "\n".join(lines)
+
+
 def write(result: dict[str, Any], names: Collection[str]) -> None:
-    """Replace what stands between the marks of the page."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(result, names)}\n\n{END}{after}")
+    """Replace what stands between the marks of the pages."""
+    pages = {ROOT / "docs" / "accelerators.md": tables(result, names), ROOT / "README.md": compact(result, "v5e")}
+    for page, text in pages.items():
+        before, _, rest = page.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
