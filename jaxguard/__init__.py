@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from jaxguard.fusion import fuse
     from jaxguard.ownership import certify, matrix, verify
     from jaxguard.programs import precision
-    from jaxguard.repairs import repair
+    from jaxguard.repairs import repair, repair_all
     from jaxguard.scanning import calibrate, scan
     from jaxguard.suspects import load, save
     from jaxguard.types import Network, Verdict
@@ -63,6 +63,7 @@ _HOMES = {
     "matrix": "ownership",
     "precision": "programs",
     "repair": "repairs",
+    "repair_all": "repairs",
     "save": "suspects",
     "scan": "scanning",
     "to_equinox": "adapters.equinox",
@@ -102,6 +103,7 @@ __all__ = [
     "models",
     "precision",
     "repair",
+    "repair_all",
     "save",
     "scan",
     "scores",

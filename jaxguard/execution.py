@@ -54,8 +54,31 @@ def aimed_at(devices: Sequence[Any], *, memory: int = UNKNOWN_MEMORY) -> Iterato
         _aims.pop()
 
 
+_own: contextvars.ContextVar[Any] = contextvars.ContextVar("jaxguard.device", default=None)
+
+
+@contextlib.contextmanager
+def confined_to(device: Any) -> Iterator[None]:
+    """Run on one device alone, in this thread and those that it starts; others may run on the others meanwhile.
+
+    Args:
+        device: one of `devices()`.
+
+    Yields:
+        Nothing; it holds within the context.
+    """
+    token = _own.set(device)
+    try:
+        with jax.default_device(device):
+            yield
+    finally:
+        _own.reset(token)
+
+
 def devices() -> tuple[Any, ...]:
-    """The devices of this process, or those that are aimed at."""
+    """The devices of this process, or those that are aimed at, or the one that this thread is confined to."""
+    if _own.get() is not None:
+        return (_own.get(),)
     return _aims[-1].devices if _aims else tuple(jax.local_devices())
 
 
@@ -109,8 +132,10 @@ def workers() -> int:
 
 
 def carried(function: Callable[..., Result]) -> Callable[..., Result]:
-    """A function for another thread, to be run once, in the context of this one: with its precision."""
-    return functools.partial(contextvars.copy_context().run, function)
+    """A function for another thread, to be run once, in the context of this one: its precision, and its device."""
+    # JAX's own settings do not follow to other threads.
+    confined = function if _own.get() is None else jax.default_device(_own.get())(function)
+    return functools.partial(contextvars.copy_context().run, confined)
 
 
 def in_threads(

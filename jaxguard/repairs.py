@@ -5,17 +5,19 @@ repaired, report = repair(suspect, "clp", jax.random.key(0))
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxguard import evaluation, methods
+from jaxguard import evaluation, execution, methods
 from jaxguard.attacks import Attack
 from jaxguard.defenses import DEFENSES, Data
-from jaxguard.errors import DefenseError
+from jaxguard.errors import DefenseError, JaxguardError
 from jaxguard.graph.program import is_key
 from jaxguard.suspects import Suspect, load
 from jaxguard.training import Progress
@@ -83,6 +85,61 @@ def repair(
         trigger=report.trigger,
         path=report.path,
     )
+
+
+def repair_all(
+    suspects: Sequence[Suspect | Network],
+    method: str,
+    key: jax.Array,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
+) -> list[tuple[Suspect, Repair] | JaxguardError]:
+    """Apply a defense to several suspects, one on each device at a time.
+
+    Args:
+        suspects: as `repair` takes them, of any architectures.
+        method: as there.
+        key: as there; the same for all, so that each is repaired as by `repair`.
+        progress: `(suspects done, suspects in all)`.
+        **settings: other arguments of `repair`, for all.
+
+    Returns:
+        What `repair` returns, or the error that it raises, of each.
+
+    Raises:
+        OptionError: an unknown method or option, or a value out of range.
+
+    Example:
+        >>> mlp = lambda v, x: jax.nn.relu(x @ v["w1"]) @ v["w2"]
+        >>> rng = np.random.default_rng(0)
+        >>> v = {"w1": rng.normal(size=(4, 8)).astype("f4"), "w2": rng.normal(size=(8, 3)).astype("f4")}
+        >>> ((repaired, report),) = repair_all([Network(v, mlp, (4,))], "clp", jax.random.key(0))
+        >>> report.method
+        'clp'
+    """
+    methods.find(DEFENSES, method, "defense").options(settings.get("options"))
+    places = execution.devices()
+    free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for place in places:
+        free.put(place)
+
+    def one(suspect: Suspect | Network) -> tuple[Suspect, Repair] | JaxguardError:
+        place = free.get()
+        try:
+            with execution.confined_to(place) if len(places) > 1 else contextlib.nullcontext():
+                return repair(suspect, method, key, **settings)
+        except JaxguardError as error:
+            return error
+        finally:
+            free.put(place)
+
+    results = []
+    for result in execution.in_threads(one, suspects, threads=len(places)):
+        results.append(result)
+        if progress is not None:
+            progress(len(results), len(suspects))
+    return results
 
 
 def relative_change(before: Variables, after: Variables) -> dict[str, float]:

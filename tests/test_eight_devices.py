@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from jaxguard import evaluation, execution, inversion, meshes, training
+from jaxguard import evaluation, execution, inversion, meshes, repairs, training
+from jaxguard.errors import JaxguardError
 from jaxguard.fingerprints import queries
 from jaxguard.fingerprints.sac import distances
 from jaxguard.inversion.ascent import Candidates, Clock, Task, climb, stamped_logits
@@ -114,6 +115,25 @@ def shapley_values():
     return [jnp.asarray(leaf) for leaf in permutation_sampling(game, 6, jax.random.key(0), samples=24)]
 
 
+def repaired(method, **settings):
+    """Three suspects, each repaired on a device of its own; a fourth that cannot be."""
+    networks = [Network(drawn(seed), nonlinear, SHAPE, train_fn=trained) for seed in range(3)]
+    broken = Network({**drawn(3), "first": np.full((36, 8), np.nan, np.float32)}, nonlinear, SHAPE, train_fn=trained)
+    options = {"batch_size": 4, **settings}
+    clean = Batch(IMAGES, LABELS)
+    found = repairs.repair_all([*networks, broken], method, jax.random.key(0), clean=clean, options=options)
+    assert isinstance(found.pop(), JaxguardError)
+    return [leaf for suspect, _ in found for leaf in jax.tree.leaves(suspect.network.variables)]
+
+
+def otbr():
+    return repaired("otbr", steps=3)
+
+
+def tsbd():
+    return repaired("tsbd", unlearn_epochs=2, epochs=2)
+
+
 WORK = {
     "trigger search": search,
     "neural cleanse": neural_cleanse,
@@ -123,6 +143,8 @@ WORK = {
     "correlation": correlations,
     "training": population,
     "shapley": shapley_values,
+    "otbr": otbr,
+    "tsbd": tsbd,
 }
 ONE_PROGRAM = {"evaluation", "responses", "fingerprint", "neural cleanse"}
 """Work that takes another way on accelerators, which is taken here too."""
@@ -166,5 +188,14 @@ def test_one_program_gives_the_numbers_of_many(both, name):
         np.testing.assert_allclose(together, separate, rtol=1e-4, atol=1e-5)
 
 
+def check_that_threads_stay_on_their_device():
+    for device in jax.devices():
+        with execution.confined_to(device):
+            assert execution.devices() == (device,)
+            (found,) = execution.in_threads(lambda _: jnp.ones(1).devices(), [None], threads=1)
+        assert found == {device}
+
+
 if __name__ == "__main__":
+    check_that_threads_stay_on_their_device()
     np.savez(sys.argv[1], devices=len(jax.devices()), **found())

@@ -9,7 +9,7 @@ import pytest
 
 import jaxguard
 
-FLAT = {"load", "scan", "calibrate", "repair", "certify", "verify", "matrix", "precision", "fuse", "save"}
+FLAT = {"load", "scan", "calibrate", "repair", "repair_all", "certify", "verify", "matrix", "precision", "fuse", "save"}
 ADAPTERS = {"from_nnx", "to_nnx", "from_linen", "from_equinox", "to_equinox", "from_haiku", "to_haiku"}
 VALUES = {"Network", "Verdict"}
 NAMESPACES = {
