@@ -103,12 +103,14 @@ class Jitted(Generic[Result]):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Result:
         """What the function returns; what it takes as `jax.Array` may be a NumPy array."""
-        with self._in_force() as jitted:
+        jitted, precision_in_force = self._in_force()
+        with precision_in_force:
             return jitted(*args, **kwargs)
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """As `jax.jit(function).lower`."""
-        with self._in_force() as jitted:
+        jitted, precision_in_force = self._in_force()
+        with precision_in_force:
             return jitted.lower(*args, **kwargs)
 
     def cache_size(self) -> int:
@@ -120,15 +122,14 @@ class Jitted(Generic[Result]):
         self._plain.clear_cache()
         self._rewritten.clear_cache()
 
-    @contextlib.contextmanager
-    def _in_force(self) -> Iterator[Any]:
+    def _in_force(self) -> tuple[Any, contextlib.AbstractContextManager[Any]]:
+        """What is called, and the context that it is called in."""
         program_cache.keep()
         setting = _chosen.get() or (None if self._trains else "highest")
         if setting is None or _is_rewritten.get():  # all of a program is rewritten at once, after its derivatives
-            yield self._plain
-        else:
-            with jax.default_matmul_precision(setting):
-                yield self._plain if _change(setting) is None else self._rewritten
+            return self._plain, contextlib.nullcontext()
+        jitted = self._plain if _change(setting) is None else self._rewritten
+        return jitted, jax.default_matmul_precision(setting)
 
 
 def jit(function: Callable[..., Result], *, trains: bool = False, **options: Any) -> Jitted[Result]:

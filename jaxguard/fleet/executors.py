@@ -94,7 +94,8 @@ class Stream:
             with contextlib.closing(self._results(models, settings, states, errors, algorithm)) as results:
                 last = keep(results, store, len(models), watch, start=start)
             records = store.records()
-            yield Results([records[name] for name in names.values()], last.bytes_read, last.reused, store)
+            ordered = [records[name] for name in names.values()]
+            yield Results(ordered, last.bytes_read, last.reused, store, isinstance(self, Ray))
 
     def _results(
         self,

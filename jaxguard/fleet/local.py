@@ -71,12 +71,14 @@ class Results:
         bytes_read: of the checkpoints that were read.
         reused: checkpoints whose results an earlier scan had left.
         store: where records and layers are kept; None where the records hold all there is.
+        by_workers: whether processes of a cluster computed them, perhaps by another backend than this one's.
     """
 
     records: list[Record]
     bytes_read: int = 0
     reused: int = 0
     store: Store | None = None
+    by_workers: bool = False
     _looks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def searches(self, title: str, hashes: Sequence[str]) -> dict[str, TriggerSearch]:

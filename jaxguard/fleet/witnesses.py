@@ -20,6 +20,10 @@ from jaxguard.fleet.examination import Examination
 from jaxguard.graph.pairing import Pairing
 from jaxguard.types import Network
 
+UNCHECKED = (
+    "Workers of the cluster computed the weights' features; whether their backend is that of this machine, {}, was not "
+    "checked."
+)
 IMAGES = 32
 """Of noise, on which logits are compared."""
 
@@ -61,7 +65,10 @@ def comparable(
         return features(examples[cohort], wanted, how, known)
 
     searched = any(look.name == TRIGGERS for look in looks)
-    return agreement.checked(profile, examples.keys(), witness_fn, searched=searched)
+    checked, notes = agreement.checked(profile, examples.keys(), witness_fn, searched=searched)
+    if any(one.by_workers for one in seen.results):
+        notes.append(UNCHECKED.format(programs.numerics().backend))
+    return checked, notes
 
 
 def logit_error(network: Network) -> float:

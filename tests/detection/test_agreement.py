@@ -10,13 +10,13 @@ import pytest
 
 import jaxguard
 from jaxguard import checkpoints, programs
-from jaxguard.detection import agreement
+from jaxguard.detection import agreement, looks
 from jaxguard.detection.calibration import calibrate
 from jaxguard.detection.profile import Profile, from_json, to_json
 from jaxguard.detection.records import Features, Record
 from jaxguard.detection.trigger_reference import ReferenceNetwork, TriggerReference
 from jaxguard.errors import DataError
-from jaxguard.fleet import witnesses
+from jaxguard.fleet import discovery, examination, witnesses
 from jaxguard.programs import Numerics
 from jaxguard.suspects import load
 from jaxguard.types import KindResult, Network, Provenance, TriggerSearch, Verdict
@@ -239,3 +239,12 @@ def test_logits_are_compared_in_both_precisions(store):
     with jaxguard.precision("bfloat16"):
         error = witnesses.logit_error(network)
     assert 1e-4 < error < 0.2
+
+
+def test_results_of_a_cluster_say_what_was_not_checked(profile, store):
+    (model,) = discovery.discover(store / "0000.safetensors").models
+    with examination.examined([model], None, pairing="dataflow", listener=examination.Listener()) as seen:
+        assert witnesses.comparable(profile, seen, looks.ordered(()), "dataflow")[1] == []
+        seen.results[0].by_workers = True
+        (note,) = witnesses.comparable(profile, seen, looks.ordered(()), "dataflow")[1]
+    assert "whether their backend is that of this machine, cpu, was not checked" in note
