@@ -43,6 +43,12 @@ class NonFiniteError(CheckpointError):
     kind = "not finite"
 
 
+class DeviceMemoryError(JaxguardError):
+    """A program that needs more memory than a device has."""
+
+    kind = "out of memory"
+
+
 class InternalError(JaxguardError):
     """jaxguard contradicts itself, as where an account of leaves does not add up to the file: a bug to be reported."""
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxguard import execution, program_cache, rounding
-from jaxguard.errors import OptionError
+from jaxguard.errors import DeviceMemoryError, OptionError
 
 Result = TypeVar("Result")
 
@@ -102,10 +102,23 @@ class Jitted(Generic[Result]):
         return self if instance is None else functools.partial(self, instance)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Result:
-        """What the function returns; what it takes as `jax.Array` may be a NumPy array."""
+        """What the function returns; what it takes as `jax.Array` may be a NumPy array.
+
+        Raises:
+            DeviceMemoryError: the program does not fit the device.
+        """
         jitted, precision_in_force = self._in_force()
-        with precision_in_force:
-            return jitted(*args, **kwargs)
+        try:
+            with precision_in_force:
+                return jitted(*args, **kwargs)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            room, told = execution.device_bytes() / 1e9, str(error).strip().splitlines()[0][:200]
+            raise DeviceMemoryError(
+                f"expected a program within the {room:.1f} GB of a device, got one that needs more ({told}) in "
+                f"{getattr(self, '__name__', 'a program')}; lower the batch size, or take fewer images"
+            ) from error
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """As `jax.jit(function).lower`."""

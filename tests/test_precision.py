@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 
 import jaxguard
 from jaxguard import execution, meshes, programs, training
-from jaxguard.errors import OptionError
+from jaxguard.errors import DeviceMemoryError, OptionError
 from jaxguard.kernels import correlation, lipschitz
 from jaxguard.types import Network
 
@@ -257,3 +257,20 @@ def test_the_page_shows_what_was_measured(tmp_path, monkeypatch):
 
 if __name__ == "__main__":
     np.save(sys.argv[1], shared())
+
+
+def test_a_program_too_large_for_the_device_is_one_clear_error(monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError(f"{reason}: ran out of memory in memory space hbm.\nmore")
+
+    program = programs.jit(jnp.dot)
+    monkeypatch.setattr(program, "_plain", full)
+    reason = "RESOURCE_EXHAUSTED"
+    message = (
+        r"within the [\d.]+ GB of a device, got one .*RESOURCE_EXHAUSTED: ran out of memory .* hbm.\) in dot; lower"
+    )
+    with pytest.raises(DeviceMemoryError, match=message):
+        program(1.0, 2.0)
+    reason = "INTERNAL"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        program(1.0, 2.0)
