@@ -103,8 +103,7 @@ def scan(
             procedural ones otherwise.
         test: labelled images to measure the accuracy on.
         attack: a trigger to measure on them, if one is known; one that works on nearly all confirms a backdoor.
-        reference: clean networks that trigger searches are compared with, of `jaxguard.extending` or a file of it; None
-            for those that ship with the package.
+        reference: clean networks that searches are compared with, of `jaxguard.extending`; None for those that ship.
         seed: of the images that triggers are searched on.
         listener: receives progress, remarks, and the findings before triggers are searched.
 
@@ -126,7 +125,7 @@ def scan(
         >>> finding.verdict.name, finding.reason
         ('INCONCLUSIVE', 'no statement on triggers: its inputs float32[4] are no images [H, W, C]')
     """
-    start, is_interrupted = time.perf_counter(), False
+    start, notes, is_interrupted = time.perf_counter(), list[str](), False
     listener, most = listener or Listener(), _most(deep)
     judging.require_rates(alpha, control)
     known, source = _opened(profile)
@@ -139,7 +138,8 @@ def scan(
     compares = compared(content_hash, is_needed=known is not None or most not in (None, 0) or len(found.models) <= FEW)
     names, rates = patches.names if patches else (), {"alpha": alpha, "control": control}
     with examined(found.models, executor, pairing=pairing, listener=listener, known=cohorts, compares=compares) as seen:
-        known, notes = witnesses.comparable(known, seen, [*cheap, *([patches] if patches else [])], pairing)
+        if known is not None:
+            known, notes = witnesses.comparable(known, seen, [*cheap, *([patches] if patches else [])], pairing)
         for look in cheap:
             alike = {name for name, one in cohorts.items() if look.name in one.looks}
             seen.take(look, [k for k in seen.runnable() if seen.records[k].cohort in alike])

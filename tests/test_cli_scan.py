@@ -456,7 +456,10 @@ print(*sorted(file.rpartition("/jaxguard/")[2] for file in files), file=sys.stde
 
 
 def test_a_scan_runs_few_files_and_imports_no_defense(tmp_path):
-    """Channel graph 15, checkpoints 15, architecture 8; the others are the pipeline. A bound against growth."""
+    """Channel graph 15, checkpoints 15, architecture 8, compiling 3; the others are the pipeline.
+
+    A bound against growth: how programs are compiled (programs, program_cache, execution) and eigenvalues came to it.
+    """
     path = stores.write(tmp_path / "model.safetensors", stores.leaves(), described=stores.MLP)
     done = subprocess.run(
         [sys.executable, "-c", COUNTING, "scan", str(path), "--quick", "--format", "jsonl"],
@@ -465,4 +468,4 @@ def test_a_scan_runs_few_files_and_imports_no_defense(tmp_path):
     code, count, *loaded = done.stdout.splitlines()[-1].split()
     assert code == "0"
     assert not {"defenses", "inversion", "fusion", "attacks", "weight_change", "theft", "training"} & set(loaded)
-    assert int(count) <= 72, done.stderr
+    assert int(count) <= 76, done.stderr

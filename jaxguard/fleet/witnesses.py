@@ -44,19 +44,15 @@ def witnessed(profile: Profile, examples: Mapping[str, Model], looks: Sequence[L
     return replace(profile, cohorts=cohorts, numerics=programs.numerics())
 
 
-def comparable(
-    profile: Profile | None, seen: Examination, looks: Sequence[Look], how: Pairing
-) -> tuple[Profile | None, list[str]]:
+def comparable(profile: Profile, seen: Examination, looks: Sequence[Look], how: Pairing) -> tuple[Profile, list[str]]:
     """A profile as far as it may be used with numbers that are computed here, and notes for the reader.
 
     Args:
-        profile: that suspects will be judged by; None for none.
+        profile: that suspects will be judged by.
         seen: the suspects.
         looks: that they are examined by.
         how: see `jaxguard.graph.pairing.layers`.
     """
-    if profile is None:
-        return None, []
     known = profile.cohorts
     examples = {one.cohort: model for one, model in zip(seen.records, seen.models, strict=True) if not one.error}
 
