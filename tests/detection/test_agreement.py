@@ -248,3 +248,22 @@ def test_results_of_a_cluster_say_what_was_not_checked(profile, store):
         seen.results[0].by_workers = True
         (note,) = witnesses.comparable(profile, seen, looks.ordered(()), "dataflow")[1]
     assert "whether their backend is that of this machine, cpu, was not checked" in note
+
+
+def test_networks_of_unknown_function_have_a_witness_by_names_and_shapes(tmp_path):
+    shapes = {"enc.0.weight": (6, 5), "enc.1.weight": (8, 6), "enc.2.weight": (4, 8)}
+    for k in range(12):
+        random = np.random.default_rng(k)
+        leaves = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+        checkpoints.save(tmp_path / f"{k:02d}.safetensors", leaves)
+    paths = sorted(tmp_path.iterdir())
+    made = jaxguard.calibrate(paths[:11])
+    ((name, known),) = made.cohorts.items()
+    assert name.startswith("structural") and known.witness.keys() == {"weights"}
+    reports = [
+        jaxguard.scan(paths[11], profile=one, deep=0, alpha=0.1)
+        for one in (made, made_by(made, CHIP), made_by(made, CHIP, 1.2))
+    ]
+    first, second, third = (report.findings[0] for report in reports)
+    assert 0 < first.p_value == second.p_value
+    assert third.verdict is Verdict.INCONCLUSIVE and "their features disagree" in third.reason
