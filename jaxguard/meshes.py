@@ -113,7 +113,7 @@ def abreast(compute_fn: Callable[[Any, Any], Tree], stack: Any, shared: Any) -> 
     )
 
 
-def chunk_by_chunk(compute_fn: Callable[[Any, Any], Tree], operand: Any, chunks: Any) -> Tree:
+def chunk_by_chunk(compute_fn: Callable[[Any, Any], Any], operand: Any, chunks: Any) -> Any:
     """Results of a function on every chunk; compiled once for equal functions and shapes.
 
     On CPU Python calls the compiled function: XLA brings convolutions into the layout that its fast kernels take only

@@ -174,6 +174,7 @@ def distances(
     `workers` is the number of threads, by default `jaxguard.execution.workers()`, at least one for each device; the
     result does not depend on it.
     """
+    owner, suspects = jnp.asarray(owner), jnp.asarray(suspects)
     places = execution.devices()
     workers = max(execution.workers() if workers is None else workers, len(places))
     workers = max(1, min(workers, len(suspects)))

@@ -49,7 +49,7 @@ def descend_all(
     bytes_fn: Callable[[], int] = int,
     side_by_side: bool | None = None,
     progress: descent.Progress | None = None,
-) -> list[tuple[Carry, Mapping[str, np.ndarray]]]:
+) -> list[tuple[Carry, dict[str, np.ndarray]]]:
     """Takes the same number of steps of every network.
 
     Args:
@@ -77,16 +77,19 @@ def descend_all(
     shared, total = meshes.everywhere(shared), num_steps * len(carries)
     if not side_by_side:
 
-        def alone(number: int) -> tuple[Carry, Mapping[str, np.ndarray]]:
-            told = progress and (lambda done, _, scalars: progress(number * num_steps + done, total, scalars))
+        def alone(number: int) -> tuple[Carry, dict[str, np.ndarray]]:
+            def told(done: int, _: int, scalars: Mapping[str, Any]) -> None:
+                if progress:
+                    progress(number * num_steps + done, total, scalars)
+
             one = Partial(step_fn, shared, own[number])
-            return descent.descend(one, carries[number], num_steps, progress=told, trains=True)
+            return descent.descend(one, carries[number], num_steps, progress=told if progress else None, trains=True)
 
         return [alone(number) for number in range(len(carries))]
 
     at_once = min(meshes.divisible(len(carries)), execution.networks_at_once(bytes_fn()))
 
-    def together(first: int) -> list[tuple[Carry, Mapping[str, np.ndarray]]]:
+    def together(first: int) -> list[tuple[Carry, dict[str, np.ndarray]]]:
         some = list(zip(own, carries, strict=True))[first : first + at_once]
         # Places that the devices have too many repeat the last network; what they find is dropped.
         stacked = meshes.filled_up(jax.tree.map(lambda *leaves: jnp.stack(leaves), *some), at_once)
@@ -98,7 +101,7 @@ def descend_all(
                 progress(first * num_steps + len(some) * done, total, means)
 
         step = Partial(_SideBySide(step_fn), shared, theirs)
-        end, curves = descent.descend(step, carry, num_steps, progress=mean, trains=True)
+        end, curves = descent.descend(step, carry, num_steps, progress=mean if progress else None, trains=True)
         return [
             (jax.tree.map(lambda leaf, k=k: leaf[k], end), {name: curve[:, k] for name, curve in curves.items()})
             for k in range(len(some))

@@ -133,7 +133,7 @@ def fit_many(
     ends = abreast.descend_all(
         OwnStep(step),
         data,
-        own_of(keys, chosen, rates, decays),
+        own_of(keys, chosen, rates.tolist(), decays.tolist()),
         [step.init(one, Batch(chosen[0], chosen[0])) for one in variables],
         total,
         bytes_fn=lambda: abreast.bytes_of_step(train_fn, variables[0], data, size),
