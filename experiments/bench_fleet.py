@@ -1,6 +1,8 @@
 """At what part of the storage's speed does a store of checkpoints get scanned, and what does one more cost?
 
     python experiments/bench_fleet.py STORE                      # writes 31 GB below STORE
+    python -m venv /tmp/tools && /tmp/tools/bin/pip install torch safetensors modelscan modelaudit
+    python experiments/bench_fleet.py STORE --python /tmp/tools/bin/python
     python experiments/bench_fleet.py STORE --large 16 --small 300 --out experiments/results/fleet_hash.json
 
 Two stores of random weights in torch's layout: PreActResNet-18 (45 MB each), and ResNet-20 (1.1 MB). Every scan is the
@@ -8,8 +10,9 @@ command, `jaxguard scan FOLDER --out FRESH`, in a process of its own, so all fig
 scoring and results on disk; programs are compiled beforehand, once, and that time is reported apart. Before it the same
 files are read by as many threads into memory that is used again, which is the fastest anything could be: cold (the page
 cache is told to drop them) and warm. `scan sha256` is the scan with `--hash sha256`; without it contents are named by
-BLAKE3. On a busy machine CPU seconds say more than the clock's. The reference is its authors' way for one file after
-the other: load, one SVD per channel (torch, where it is installed).
+BLAKE3. On a busy machine CPU seconds say more than the clock's. Beside it, in turns on a few files of the large store,
+what a user would run instead (`fleet_tools.py`, in an environment of its own): CLP's published loop, modelscan and
+ModelAudit. Seconds per file are then without start-up and imports, for all.
 
 Hardware: whatever it runs on, named in the result. Time: 20 minutes on 2 CPU cores, half of it writing the stores.
 Expected: on two cores at least 300 small checkpoints per second, cost per checkpoint flat from 100 to 20,000, peak
@@ -37,14 +40,9 @@ from rich.progress import track
 from jaxguard import checkpoints, models
 from jaxguard.models import layouts
 
-try:
-    import torch
-except ImportError:
-    torch = None
-
 STORES = {"large": "preactresnet18", "small": "resnet20"}
 THREADS = min(16, 4 * (os.cpu_count() or 1))
-REFERENCE_FILES = 5
+TOOLS, TOOL_FILES = ("clp", "modelscan", "modelaudit"), 24
 RESULT = pathlib.Path(__file__).parent / "results" / "fleet.json"
 
 
@@ -127,23 +125,38 @@ def manifest(folder: pathlib.Path, paths: list[pathlib.Path]) -> pathlib.Path:
     return path
 
 
-def reference(paths: list[pathlib.Path]) -> float | None:
-    """Median seconds of the published way for a file: load it, one SVD per channel of each convolution."""
-    if torch is None:
-        return None
-    seconds = []
-    for path in paths[:REFERENCE_FILES]:
-        start = time.perf_counter()
-        state = {name: torch.from_numpy(np.array(leaf)) for name, leaf in checkpoints.load(path).read_all().items()}
-        for kernel in state.values():
-            if kernel.ndim == 4:
-                for channel in kernel:
-                    torch.linalg.svd(channel.reshape(len(channel), -1), full_matrices=False)[1].max()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+def tool(name: str, python: str, paths: list[pathlib.Path]) -> dict[str, Any]:
+    """What `fleet_tools.py` says of a few files, or why it does not run."""
+    with tempfile.TemporaryDirectory() as folder:
+        listed = pathlib.Path(folder) / "files.txt"
+        listed.write_text("".join(f"{path.absolute()}\n" for path in paths))
+        command = [python, str(pathlib.Path(__file__).with_name("fleet_tools.py")), name, str(listed)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"skipped": done.stderr.strip().splitlines()[-1]}
+    row = json.loads(done.stdout)
+    return row | {"files": len(paths)}
 
 
-def measure(name: str, folder: pathlib.Path, paths: list[pathlib.Path], cache: str, rounds: int) -> dict[str, Any]:
+def beside(python: str, paths: list[pathlib.Path], cache: str, rounds: int) -> dict[str, Any]:
+    """Seconds per file of the other tools and of scans of the same few files, warm and in turns; medians."""
+    many, one = (manifest(paths[0].parent, chosen) for chosen in (paths, paths[:1]))
+    rows: dict[str, dict[str, Any]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in ("jaxguard scan", *TOOLS)}
+    read_all(paths)
+    for _ in range(rounds):
+        for name in TOOLS:
+            rows[name] = tool(name, python, paths)
+            seconds[name] += [rows[name].pop("seconds") / len(paths)] if "seconds" in rows[name] else []
+        more = scan(many, cache, "--quick")["seconds"] - scan(one, cache, "--quick")["seconds"]
+        seconds["jaxguard scan"].append(more / (len(paths) - 1))
+    each = {name: {"seconds_each": round(statistics.median(row), 5)} if row else {} for name, row in seconds.items()}
+    return {name: {**rows.get(name, {}), **each[name]} for name in each}
+
+
+def measure(
+    name: str, folder: pathlib.Path, paths: list[pathlib.Path], cache: str, *, rounds: int, start: float
+) -> dict[str, Any]:
     total = sum(path.stat().st_size for path in paths)
     target = manifest(folder, paths)
     ways: dict[str, list[str]] = {"raw": [], "scan": [], "scan sha256": ["--hash", "sha256"]}
@@ -174,6 +187,9 @@ def measure(name: str, folder: pathlib.Path, paths: list[pathlib.Path], cache: s
         "bytes_per_second": {row: round(total / seconds) for row, seconds in medians.items()},
         "checkpoints_per_second": {row: round(len(paths) / seconds, 2) for row, seconds in medians.items()},
         "share_of_raw": {s: round(medians[f"raw {s}"] / medians[f"scan {s}"], 3) for s in ("cold", "warm")},
+        "share_of_raw_after_start": {
+            state: round(medians[f"raw {state}"] / (medians[f"scan {state}"] - start), 3) for state in ("cold", "warm")
+        },
         "peak_bytes": max(peaks),
     }
 
@@ -184,6 +200,7 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=200)
     parser.add_argument("--small", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--python", help="of an environment with the other tools, see fleet_tools.py")
     parser.add_argument("--out", type=pathlib.Path, default=RESULT)
     arguments = parser.parse_args()
     counts = {"large": arguments.large, "small": arguments.small}
@@ -205,16 +222,19 @@ def main() -> None:
             milliseconds = 1000 * (one["seconds"] - found["small"]["start_seconds"]) / count
             found["small"].setdefault("milliseconds_each", {})[count] = round(milliseconds, 3)
         for name in STORES:
-            found[name] |= measure(name, folders[name], paths[name], cache, arguments.rounds)
+            start = found[name]["start_seconds"]
+            found[name] |= measure(name, folders[name], paths[name], cache, rounds=arguments.rounds, start=start)
         each = found["small"]["seconds"]["scan warm"]
         whole = 1000 * (statistics.median(each) - found["small"]["start_seconds"]) / counts["small"]
         found["small"].setdefault("milliseconds_each", {})[counts["small"]] = round(whole, 3)
-        loop = reference(paths["large"])
-        if loop is not None:
-            per_file = statistics.median(found["large"]["seconds"]["scan warm"]) / counts["large"]
-            found["large"] |= {"reference_seconds": round(loop, 3), "times_reference": round(loop / per_file, 1)}
-    packages = ("torch", "pyarrow") if torch is not None else ("pyarrow",)
-    result = {"environment": machine.environment(*packages, rounds=arguments.rounds, readers=THREADS), "stores": found}
+        if arguments.python:
+            found["tools"] = beside(arguments.python, paths["large"][:TOOL_FILES], cache, arguments.rounds)
+            loop = found["tools"]["clp"].get("seconds_each")
+            if loop is not None:
+                per_file = statistics.median(found["large"]["seconds"]["scan warm"]) / counts["large"]
+                found["large"] |= {"reference_seconds": loop, "times_reference": round(loop / per_file, 1)}
+    environment = machine.environment("pyarrow", rounds=arguments.rounds, readers=THREADS)
+    result = {"environment": environment, "stores": found}
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

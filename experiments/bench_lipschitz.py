@@ -13,6 +13,7 @@ which uses one core. Scores within 1e-5, here 4e-7, and no channel cut that the 
 Result: experiments/results/lipschitz.json.
 """
 
+import functools
 import json
 import pathlib
 import statistics
@@ -43,6 +44,8 @@ U = 3.0
 NETWORKS = ("preactresnet18", "resnet18", "vgg19", "wideresnet-16-1")
 RESULT = pathlib.Path(__file__).parent / "results" / "lipschitz.json"
 OURS = "jaxguard channel_bounds"
+DATAFLOW = "batched torch, dataflow pairing"
+"""The kernels that `jaxguard, dataflow pairing` reads; without the maxima over residual sums."""
 
 
 class Scored(NamedTuple):
@@ -108,14 +111,26 @@ def random_network(spec: str) -> tuple[ChannelGraph, Variables]:
     return channel_graph(model.apply_fn, variables, jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)), variables
 
 
-def scored_layers(graph: ChannelGraph, variables: Variables) -> list[Scored]:
-    def leaf(path: str) -> np.ndarray:
-        value: Any = variables
-        for key in path.split("/"):
-            value = value[key]
-        return np.asarray(value)
+def leaf_of(variables: Variables, path: str) -> np.ndarray:
+    value: Any = variables
+    for key in path.split("/"):
+        value = value[key]
+    return np.asarray(value)
 
-    found = []
+
+def every_kernel(graph: ChannelGraph, variables: Variables) -> list[Scored]:
+    """The convolutions of dataflow pairing, each with scales of one."""
+    numbers = sorted({producer for layer in pairing.layers(graph, "dataflow") for producer, _ in layer.sources})
+    kernels = [leaf_of(variables, graph.producers[k].kernel.path) for k in numbers]
+    ones = [np.ones(kernel.shape[-1], np.float32) for kernel in kernels]
+    return [
+        Scored(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)), one, one)
+        for kernel, one in zip(kernels, ones, strict=True)
+    ]
+
+
+def scored_layers(graph: ChannelGraph, variables: Variables) -> list[Scored]:
+    leaf, found = functools.partial(leaf_of, variables), []
     for layer in pairing.layers(graph, "module_order"):
         ((producer, _),), affine = layer.sources, graph.affines[layer.affine]
         kernel = leaf(graph.producers[producer].kernel.path).transpose(3, 2, 0, 1)
@@ -132,10 +147,14 @@ def ways(graph: ChannelGraph, variables: Variables, layers: list[Scored]) -> dic
     found: dict[str, Callable[[], Any]] = {"NumPy, SVD per channel": lambda: numpy_loop(layers)}
     if torch is not None:
         tensors = [Scored(*(torch.from_numpy(np.array(array)) for array in layer)) for layer in layers]
+        all_tensors = [
+            Scored(*(torch.from_numpy(np.array(array)) for array in layer)) for layer in every_kernel(graph, variables)
+        ]
         found |= {
             "torch, SVD per channel": lambda: torch_loop(tensors),
             "torch, singular values per channel": lambda: torch_loop(tensors, values_only=True),
             "torch, batched Gram and eigvalsh": lambda: torch_batched(tensors),
+            DATAFLOW: lambda: torch_batched(all_tensors),
         }
     return found | {
         "NumPy, batched Gram and eigvalsh": lambda: numpy_batched(layers),
