@@ -29,7 +29,7 @@ from jaxguard.detection.profile import Profile
 from jaxguard.detection.records import TRIGGERS
 from jaxguard.environment import environment
 from jaxguard.errors import CheckpointError, DataError, JaxguardError
-from jaxguard.fleet import witnesses
+from jaxguard.fleet import contents, witnesses
 from jaxguard.fleet.discovery import Model, Target, discover
 from jaxguard.fleet.examination import FEW, Examination, Listener, compared, examined
 from jaxguard.fleet.executors import Executor, Ray, Stream
@@ -95,7 +95,7 @@ def scan(
         pairing: which kernel belongs to which BatchNorm, see `jaxguard.graph.pairing.layers`.
         deep: networks in which universal triggers are searched, the most suspicious first; 0 for none, `all`, or None
             for all where there are at most four, else none. With `Stream(out=...)` a stopped scan goes on.
-        content_hash: what contents are named by; None for BLAKE3 in fleets without profile and trigger search.
+        content_hash: what contents are named by; None for BLAKE3 in fleets where nothing is compared by SHA-256.
         kinds: of triggers, of `jaxguard.inversion.kinds.KINDS`; None for those of `DEFAULT` there.
         budget: seconds for all searches together; sizes that are not searched to the end by then are left out.
         clean: a few labelled clean images to search triggers on; by default they are made.
@@ -134,8 +134,7 @@ def scan(
     cheap, patches = _chosen(looks, known)
     found = discover(suspects, options=options, **_place(executor))
     cohorts = {} if known is None else known.cohorts
-    # Contents are compared with those of other scans where there are references, or networks are searched for triggers.
-    compares = compared(content_hash, is_needed=known is not None or most not in (None, 0) or len(found.models) <= FEW)
+    compares = compared(content_hash, known, few=len(found.models) <= FEW or most not in (None, 0))
     names, rates = patches.names if patches else (), {"alpha": alpha, "control": control}
     with examined(found.models, executor, pairing=pairing, listener=listener, known=cohorts, compares=compares) as seen:
         if known is not None:
@@ -227,7 +226,8 @@ def calibrate(
                 seen.take(look, seen.runnable())
             sides.append([one for one in seen.records if not one.error])
             examples |= {one.cohort: model for one, model in zip(seen.records, models, strict=True) if not one.error}
-    return witnesses.witnessed(calibration.calibrate(*sides), examples, looks_table.ordered(looks), pairing)
+    made = contents.with_blake3(calibration.calibrate(*sides), [*sides[0], *sides[1]])
+    return witnesses.witnessed(made, examples, looks_table.ordered(looks), pairing)
 
 
 def _opened(profile: Profile | str | os.PathLike[str] | None) -> tuple[Profile | None, str]:

@@ -63,7 +63,7 @@ Hash = Annotated[
     str | None,
     typer.Option(
         "--hash",
-        help="What contents are named by; blake3 is faster, sha256 is needed with --profile and for trigger searches.",
+        help="What contents are named by; searches, and profiles without blake3, need the slower sha256.",
         show_default="sha256, of more than 16 checkpoints blake3 where it can be",
     ),
 ]

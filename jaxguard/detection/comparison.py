@@ -137,15 +137,16 @@ def compare(records: Sequence[Record], known: CohortProfile, alpha: float) -> li
     """
     rows = feature_rows(records, known.looks, known.first.names)
     by_fold = cross_scores(known.first.combinations, rows)
+    hashes = [known.known_as(one.sha256, one.provenance.blake3) for one in records]
     null, stages = nulls(known, alpha), [FIRST] * len(records)
     incomplete: list[int] = []
     if SEARCH in null:
-        searched, search_by_fold = _searched(records, known, by_fold)
+        searched, search_by_fold = _searched(records, hashes, known, by_fold)
         complete = np.asarray(~np.isnan(search_by_fold).any(axis=1))
         stages = [SEARCH if is_complete else FIRST for is_complete in complete]
         incomplete = [k for k in searched if not complete[k]]
         by_fold = cascade(known).higher(by_fold, np.where(complete[:, None], search_by_fold, np.nan))
-    found = _compared([one.sha256 for one in records], null, stages, by_fold, conformal.needed_references(alpha))
+    found = _compared(hashes, null, stages, by_fold, conformal.needed_references(alpha))
     for k in incomplete:
         why = "its trigger search is incomplete, so it is judged without"
         found[k] = found[k]._replace(note=f"{why}{': ' * bool(found[k].note)}{found[k].note}")
@@ -170,7 +171,9 @@ def backdoored_p_values(null: Null) -> np.ndarray:
     return found
 
 
-def _searched(records: Sequence[Record], known: CohortProfile, by_fold: np.ndarray) -> tuple[list[int], np.ndarray]:
+def _searched(
+    records: Sequence[Record], hashes: Sequence[str], known: CohortProfile, by_fold: np.ndarray
+) -> tuple[list[int], np.ndarray]:
     """Rows of the checkpoints in which triggers were searched, and scores of the search `[M, K]`; NaN for the others.
 
     One that the first stage was fitted on counts only where the trigger stage holds a score of its own for it.
@@ -185,7 +188,7 @@ def _searched(records: Sequence[Record], known: CohortProfile, by_fold: np.ndarr
         for k, one in enumerate(records)
         if TRIGGERS in one.features
         and not np.isnan(one.features[TRIGGERS].values).all()
-        and (one.sha256 in eligible or one.sha256 not in fitted_on)
+        and (hashes[k] in eligible or hashes[k] not in fitted_on)
     ]
     rows = feature_rows([records[k] for k in searched], (TRIGGERS,), known.triggers.names[1:])
     found[searched] = cross_scores(known.triggers.combinations, rows, by_fold[searched])

@@ -67,6 +67,7 @@ class CohortProfile:
         first: by the features of these looks.
         triggers: by `first score` and the features of a trigger search; None without enough of them.
         witness: by look, features of a fixed network, see `jaxguard.detection.agreement`; none in older profiles.
+        blake3: BLAKE3 -> SHA-256 of its references; None where they are known by SHA-256 alone, as in older profiles.
         refused: why it must not be used here, in words; is not written.
     """
 
@@ -75,7 +76,18 @@ class CohortProfile:
     first: Stage
     triggers: Stage | None
     witness: Mapping[str, np.ndarray] = field(default_factory=dict)
+    blake3: Mapping[str, str] | None = None
     refused: str = ""
+
+    @property
+    def contents(self) -> frozenset[str]:
+        """SHA-256 of all references."""
+        stages = [one for one in (self.first, self.triggers) if one is not None]
+        return frozenset(sha256 for one in stages for part in (one.clean, one.backdoored) for sha256 in part.sha256)
+
+    def known_as(self, sha256: str, blake3: str) -> str:
+        """The SHA-256 of a content that is named by either hash, or nothing where it is no reference's."""
+        return sha256 or (self.blake3 or {}).get(blake3, "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +103,11 @@ class Profile:
     cohorts: Mapping[str, CohortProfile]
     notes: tuple[str, ...] = ()
     numerics: Numerics | None = None
+
+    @property
+    def needs_sha256(self) -> bool:
+        """Whether some references would not be recognised by their BLAKE3."""
+        return any(one.blake3 is None for one in self.cohorts.values())
 
     @property
     def digest(self) -> str:
@@ -164,6 +181,7 @@ def _body(profile: Profile) -> dict[str, Any]:
             "first": _plain(asdict(one.first)),
             "triggers": None if one.triggers is None else _plain(asdict(one.triggers)),
             **({"witness": _plain(dict(one.witness))} if one.witness else {}),
+            **({} if one.blake3 is None else {"blake3": dict(one.blake3)}),
         }
         for name, one in profile.cohorts.items()
     }
@@ -186,7 +204,9 @@ def _plain(value: Any) -> Any:
 def _cohort(name: str, entry: Mapping[str, Any]) -> CohortProfile:
     triggers = None if entry["triggers"] is None else _stage(entry["triggers"])
     witness = {str(look): _numbers(values) for look, values in entry.get("witness", {}).items()}
-    return CohortProfile(name, tuple(map(str, entry["looks"])), _stage(entry["first"]), triggers, witness)
+    named = entry.get("blake3")
+    blake3 = None if named is None else {str(one): str(sha256) for one, sha256 in named.items()}
+    return CohortProfile(name, tuple(map(str, entry["looks"])), _stage(entry["first"]), triggers, witness, blake3)
 
 
 def _stage(entry: Mapping[str, Any]) -> Stage:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxguard import execution
 from jaxguard.detection.looks import Look
+from jaxguard.detection.profile import Profile
 from jaxguard.detection.records import Features, Record
 from jaxguard.errors import DataError, JaxguardError
 from jaxguard.fleet.discovery import Model
@@ -113,12 +114,13 @@ class Examination:
             _write(look, fresh)
 
 
-def compared(content_hash: str | None, *, is_needed: bool) -> bool:
+def compared(content_hash: str | None, profile: Profile | None, *, few: bool) -> bool:
     """Whether contents are named by SHA-256, so that they can be compared with those of other scans.
 
     Args:
         content_hash: what was asked for, `sha256` or `blake3`, which takes a quarter of the time.
-        is_needed: whether they will be compared.
+        profile: whose references they are compared with; those may be known by SHA-256 alone.
+        few: whether they are few, or triggers are searched in some: searches are compared by SHA-256.
 
     Returns:
         Whether they are.
@@ -128,10 +130,11 @@ def compared(content_hash: str | None, *, is_needed: bool) -> bool:
     """
     if content_hash not in (None, "sha256", "blake3"):
         raise DataError(f"expected sha256 or blake3, got {content_hash!r} in scan(content_hash=...)")
+    is_needed = few or (profile is not None and profile.needs_sha256)
     if is_needed and content_hash == "blake3":
         raise DataError(
-            f"expected contents named by sha256 with a profile, up to {FEW} checkpoints or a trigger search, got "
-            "blake3 in scan(content_hash=...); leave it out (--hash)"
+            f"expected contents named by sha256 in trigger searches, of up to {FEW} checkpoints, and with a profile "
+            "that has no BLAKE3 of its references, got blake3 in scan(content_hash=...); leave it out (--hash)"
         )
     return is_needed or content_hash == "sha256"
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import replace
 
 import blake3
 import pyarrow.parquet as pq
@@ -10,7 +11,9 @@ import stores
 from stores import MLP
 
 from jaxguard import checkpoints, scanning
+from jaxguard.detection import profile as profiles
 from jaxguard.errors import DataError
+from jaxguard.fleet.contents import with_blake3
 from jaxguard.fleet.executors import Stream
 from jaxguard.fleet.local import Results, Settings
 from jaxguard.suspects import ModelOptions
@@ -92,7 +95,7 @@ def test_a_scan_chooses(tmp_path, monkeypatch):
         return [bool(one.provenance.sha256) for one in report.findings]
 
     assert hashes(deep=0) == [True] * 3  # few
-    with pytest.raises(DataError, match="sha256 with a profile, up to 16 checkpoints or a trigger search, got blake3"):
+    with pytest.raises(DataError, match="sha256 in trigger searches, of up to 16 checkpoints, and with a profile"):
         hashes(deep=0, content_hash="blake3")
     monkeypatch.setattr(scanning, "FEW", 2)
     assert hashes(deep=0) == hashes(deep=0, content_hash="blake3") == [False] * 3
@@ -101,3 +104,41 @@ def test_a_scan_chooses(tmp_path, monkeypatch):
         hashes(content_hash="md5")
     with pytest.raises(DataError, match="leave it out"):
         hashes(deep=1, content_hash="blake3")
+
+
+def test_references_are_recognised_by_blake3_too(tmp_path):
+    paths, options = stores.store(tmp_path / "store", 23), ModelOptions(arch=MLP)
+    made = scanning.calibrate([str(path) for path in paths[:20]], options=options)
+    (cohort,) = made.cohorts.values()
+    contents = {blake3.blake3(path.read_bytes()).hexdigest() for path in paths[:20]}
+    assert cohort.blake3.keys() == contents and set(cohort.blake3.values()) == cohort.contents
+    profile = profiles.from_json(profiles.to_json(made), "text")
+    assert profile.digest == made.digest and not profile.needs_sha256
+
+    def scan(profile, **more):
+        found = scanning.scan(
+            [str(path) for path in paths], profile=profile, options=options, executor=Stream(), deep=0, **more
+        ).findings
+        return [one.provenance.blake3 != "" for one in found], [(one.verdict, one.reason, one.p_value) for one in found]
+
+    by_blake3, judged = scan(profile)
+    by_sha256, expected = scan(profile, content_hash="sha256")
+    assert by_blake3 == [True] * 23 and by_sha256 == [False] * 23
+    assert judged == expected
+    assert sum("one of the references" in reason for _, reason, _ in judged) == 20
+    older = replace(profile, cohorts={name: replace(one, blake3=None) for name, one in profile.cohorts.items()})
+    assert older.needs_sha256 and profiles.from_json(profiles.to_json(older), "text").needs_sha256
+    assert scan(older) == (by_sha256, expected)
+    with pytest.raises(DataError, match="a profile that has no BLAKE3"):
+        scan(older, content_hash="blake3")
+
+
+def test_references_that_are_gone_or_far_are_known_by_sha256_alone(tmp_path):
+    paths = stores.store(tmp_path / "store", 3)
+    made = scanning.calibrate([str(path) for path in paths], options=SETTINGS.options)
+    records = run(paths, compares=True).records
+    assert not with_blake3(made, records).needs_sha256
+    url = replace(records[1].provenance, name="https://example.org/1.safetensors")
+    assert with_blake3(made, [records[0], records[1]._replace(provenance=url), records[2]]).needs_sha256
+    paths[2].unlink()
+    assert with_blake3(made, records).needs_sha256
