@@ -18,8 +18,8 @@ from jax.extend import core as jex
 Change = Callable[[Any], list[Any]]
 """A product's equation -> the equations in its place, the last of which has its outputs."""
 
-PRODUCTS = frozenset({"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"})
-"""Primitives whose first two operands are multiplied and summed."""
+PRODUCT = frozenset({"precision", "preferred_element_type"})
+"""Parameters that JAX gives to primitives whose first two operands are multiplied and summed, and to no others."""
 
 (_ROUNDING,) = jax.make_jaxpr(lambda x: lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7))(0.0).eqns
 
@@ -98,7 +98,7 @@ class _Changer:
     def jaxpr(self, jaxpr: Any) -> Any:
         equations = []
         for eqn in jaxpr.eqns:
-            if eqn.primitive.name in PRODUCTS:
+            if eqn.params.keys() >= PRODUCT:
                 equations += self.change(eqn)
             elif "pallas" in eqn.primitive.name:
                 equations.append(eqn)
