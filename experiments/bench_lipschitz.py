@@ -8,7 +8,7 @@ matrices, and `channel_bounds` on variables that are on the device. The floor is
 turns in one run; scores are held against SVDs in float64. Torch is optional: without it its rows are left out.
 
 Hardware: whatever it runs on, named in the result. Time: 2 minutes on 2 CPU cores.
-Expected: on two CPU cores 9 to 19 times as fast as the reference's loop and, by the least times, 1.1 to 2.3 times as
+Expected: on two idle CPU cores 12 to 18 times as fast as the reference's loop and 1.1 to 1.3 times as
 fast as batched torch; 2 was the aim. Scores within 1e-5, here 5e-7, and no channel cut that the float64 scores would
 not cut. Other work slows the ways that use both cores most.
 Result: experiments/results/lipschitz.json.

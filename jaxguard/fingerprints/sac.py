@@ -184,7 +184,7 @@ def distances(
 
     def compare(worker: int) -> np.ndarray:
         own = suspects[starts[worker] : starts[worker] + share]
-        given = jax.device_put((owner, own), places[worker % len(places)])
+        given = (owner, own) if len(places) == 1 else jax.device_put((owner, own), places[worker % len(places)])
         return np.asarray(correlation.distances(*given, kernel=kernel, halved=halved))
 
     parts = execution.in_threads(compare, range(workers), threads=workers)
