@@ -4,6 +4,7 @@ One table for all formats.
 """
 
 import collections
+import functools
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
@@ -61,9 +62,10 @@ _MAX_PLACES = 64
 _BOXES = frozenset({"value", "raw_value", "_raw_value"})  # under which NNX keeps the array of a variable
 
 
-def words_of(key: str) -> list[str]:
-    """The words of a name such as `state_dict_ema` or `lr-scheduler`."""
-    return re.split(r"[_\-. ]", re.sub(r"([a-z])([A-Z])", r"\1_\2", key).lower())
+@functools.lru_cache(maxsize=2**16)
+def words_of(key: str) -> tuple[str, ...]:
+    """The words of a name such as `state_dict_ema` or `lr-scheduler`; the files of a store have the same names."""
+    return tuple(re.split(r"[_\-. ]", re.sub(r"([a-z])([A-Z])", r"\1_\2", key).lower()))
 
 
 def reason(key: str, below: Stored) -> str:
@@ -81,7 +83,7 @@ def reason(key: str, below: Stored) -> str:
     heads = {path[0] for path in below}
     if "param_groups" in heads or {"exp_avg", "exp_avg_sq"} <= heads:
         return "optimizer state"
-    if words == ["state"] or key.lower() in ("train_state", "training_state"):
+    if words == ("state",) or key.lower() in ("train_state", "training_state"):
         return ""
     return next((_REASON_OF[word] for word in words if word in _REASON_OF), "")
 
