@@ -375,7 +375,7 @@ PROGRAMS: dict[str, Program] = {
         functools.partial(train, "preactresnet18", loop=False, dtype="bfloat16")
     ),
     "training chunk, resnet20, float32": Program(functools.partial(train, "resnet20", loop=True)),
-    "training chunk, 64 of cnn:width=0.5": Program(functools.partial(population, "cnn:width=0.5"), is_quick=True),
+    "training chunk, 64 of cnn:width=0.5": Program(functools.partial(population, "cnn:width=0.5")),
     "unlearning step, preactresnet18": Program(functools.partial(unlearn, "preactresnet18")),
     "correlation": Program(correlated, is_quick=True),
     "transport costs": Program(costs, is_quick=True),
