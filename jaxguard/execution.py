@@ -67,12 +67,18 @@ def confined_to(device: Any) -> Iterator[None]:
     Yields:
         Nothing; it holds within the context.
     """
-    token = _own.set(device)
+    with held(_own, device), jax.default_device(device):
+        yield
+
+
+@contextlib.contextmanager
+def held(variable: contextvars.ContextVar[Item], value: Item) -> Iterator[None]:
+    """A context variable has a value within the context, in this thread and those that `in_threads` starts."""
+    token = variable.set(value)
     try:
-        with jax.default_device(device):
-            yield
+        yield
     finally:
-        _own.reset(token)
+        variable.reset(token)
 
 
 def devices() -> tuple[Any, ...]:

@@ -53,13 +53,9 @@ def precision(setting: Precision) -> Iterator[None]:
         raise OptionError(
             f"expected a precision among {', '.join(get_args(Precision))}, got {setting!r}; highest is the default"
         )
-    token = _chosen.set(setting)
-    try:
-        # JAX's own setting is part of its key of compiled programs.
-        with jax.default_matmul_precision(setting):
-            yield
-    finally:
-        _chosen.reset(token)
+    # JAX's own setting is part of its key of compiled programs.
+    with execution.held(_chosen, setting), jax.default_matmul_precision(setting):
+        yield
 
 
 class Numerics(NamedTuple):
@@ -161,11 +157,8 @@ def jit(function: Callable[..., Result], *, trains: bool = False, **options: Any
 
 def _traced_anew(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     change = _change(_chosen.get() or "highest")
-    token = _is_rewritten.set(True)
-    try:
+    with execution.held(_is_rewritten, True):
         return (function if change is None else rounding.rewritten(function, change))(*args, **kwargs)
-    finally:
-        _is_rewritten.reset(token)
 
 
 def _change(setting: Precision) -> rounding.Change | None:
